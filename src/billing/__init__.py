@@ -1,0 +1,1 @@
+"""The contract of billing-svc for those who call it: `billing.v1`."""

@@ -1,0 +1,1 @@
+"""The billing service: decisions, counting, and the pipeline to and from Stripe."""

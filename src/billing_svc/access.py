@@ -1,0 +1,117 @@
+"""Who may call what. Closed by default: an RPC without an entry here, and a caller without its group, is refused."""
+
+import enum
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from billing_svc import errors
+
+
+class Group(enum.StrEnum):
+    """What a caller can be given."""
+
+    CHECK = "check"
+    RECORD = "record"
+    SUBSCRIPTION = "subscription"
+    ADMIN = "admin"
+    WEBHOOK = "webhook"
+
+
+class Open(enum.Enum):
+    """RPCs that belong to no group."""
+
+    # Probes carry no token, and learn nothing but whether the service serves.
+    ANYONE = enum.auto()
+    # The shape of the API, to any caller with a token.
+    ANY_CALLER = enum.auto()
+
+
+def _rpcs(service: str, group: Group, *names: str) -> dict[str, Group | Open]:
+    return {f"/billing.v1.{service}/{name}": group for name in names}
+
+
+# Every RPC that the server answers has an entry; a test compares this with the contract.
+ENTRIES: Mapping[str, Group | Open] = {
+    **_rpcs("QuotaService", Group.CHECK, "CheckQuota", "ReleaseReservation"),
+    **_rpcs("UsageService", Group.RECORD, "RecordUsage", "BatchRecordUsage"),
+    # It takes money back, so it is not for whoever may record.
+    **_rpcs("UsageService", Group.ADMIN, "CorrectUsage"),
+    **_rpcs("UsageService", Group.SUBSCRIPTION, "GetUsage"),
+    **_rpcs(
+        "SubscriptionService",
+        Group.SUBSCRIPTION,
+        "GetSubscription",
+        "CreateCheckout",
+        "CreatePortalSession",
+        "SetPayAsYouGo",
+        "ChangePlan",
+        "CancelSubscription",
+        "ResumeSubscription",
+        "ListPlans",
+        "PreviewCost",
+        "ListInvoices",
+        "ListAlerts",
+        "AcknowledgeAlert",
+    ),
+    **_rpcs(
+        "AdminService",
+        Group.ADMIN,
+        "ListAccounts",
+        "GetAccount",
+        "SetOverride",
+        "RemoveOverride",
+        "ListAllInvoices",
+        "ListAuditEntries",
+        "ListStripeEvents",
+        "ReplayStripeEvents",
+    ),
+    **_rpcs("StripeEventService", Group.WEBHOOK, "AcceptStripeEvent"),
+    "/grpc.health.v1.Health/Check": Open.ANYONE,
+    "/grpc.health.v1.Health/List": Open.ANYONE,
+    "/grpc.health.v1.Health/Watch": Open.ANYONE,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Open.ANY_CALLER,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Open.ANY_CALLER,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated caller and the groups that it was given."""
+
+    name: str
+    groups: frozenset[Group]
+
+
+ANONYMOUS = Caller("anonymous", frozenset())
+
+
+class Tokens:
+    """The callers' bearer tokens, kept as SHA-256 only."""
+
+    def __init__(self, callers: Iterable[tuple[Caller, Iterable[str]]]) -> None:
+        """Take each caller with the hex SHA-256 of its tokens (several, for rotation)."""
+        self._callers = {bytes.fromhex(digest): caller for caller, digests in callers for digest in digests}
+
+    def caller(self, authorization: str | None) -> Caller:
+        """Return whose token an `authorization` value carries. Raises Unauthenticated."""
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise errors.Unauthenticated("send a token as `authorization: Bearer <token>`")
+        digest = hashlib.sha256(token.strip().encode()).digest()
+        # A look-up by digest leaks no timing of use: nobody can choose a token by the prefix of its hash.
+        caller = self._callers.get(digest)
+        if caller is None:
+            raise errors.Unauthenticated("the token is not known")
+        return caller
+
+
+def authorize(method: str, authorization: str | None, tokens: Tokens) -> Caller:
+    """Return the caller of an RPC, or raise Unauthenticated or RpcNotAllowed."""
+    entry = ENTRIES.get(method)
+    if entry is Open.ANYONE:
+        return ANONYMOUS
+    caller = tokens.caller(authorization)
+    if entry is not Open.ANY_CALLER and entry not in caller.groups:
+        raise errors.RpcNotAllowed(f"caller {caller.name!r} was not given this RPC")
+    return caller

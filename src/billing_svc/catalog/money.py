@@ -1,0 +1,41 @@
+"""Currencies and their minor units, and what Stripe can charge in them."""
+
+from decimal import Decimal
+
+from billing_svc.catalog.notation import EXACT
+
+# ISO 4217 exponents as Stripe applies them. Left out on purpose: ISK and UGX (whole amounts written as hundredths) and
+# the three-decimal currencies (the last digit must be 0), whose rules no product needs yet.
+EXPONENTS = {
+    **dict.fromkeys(
+        (
+            *("aud", "brl", "cad", "chf", "czk", "dkk", "eur", "gbp", "hkd", "huf", "ils", "inr", "mxn"),
+            *("nok", "nzd", "pln", "ron", "sek", "sgd", "thb", "usd", "zar"),
+        ),
+        2,
+    ),
+    **dict.fromkeys(("clp", "jpy", "krw", "vnd"), 0),
+}
+# Stripe's bound for `unit_amount`: eight digits.
+MINOR_UNITS_MAX = 99_999_999
+# Stripe's bound for `unit_amount_decimal`, counted in minor units.
+UNIT_PRICE_PLACES_MAX = 12
+
+
+def in_minor_units(amount: Decimal, currency: str) -> Decimal:
+    """Return an amount of major units in minor ones, exact, so possibly with a fraction."""
+    return EXACT.scaleb(amount, EXPONENTS[currency])
+
+
+def whole_minor_units(amount: Decimal, currency: str) -> int:
+    """Return an amount of major units in minor ones; raises ValueError if it is no whole number of them."""
+    minor = in_minor_units(amount, currency)
+    if minor != minor.to_integral_value():
+        raise ValueError(f"{amount} {currency} is no whole number of minor units")
+    return int(minor)
+
+
+def decimal_places(number: Decimal) -> int:
+    """Return how many places behind the point a number needs."""
+    exponent = number.normalize(EXACT).as_tuple().exponent
+    return max(0, -int(exponent))

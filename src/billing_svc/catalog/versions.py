@@ -1,0 +1,99 @@
+"""Catalog versions in the database: each publishing of something new gets the next number and never changes.
+
+Sold subscriptions point to old versions for years, so a later release must still load what an earlier one stored: the
+model may gain optional fields and lose rules, but not the other way round.
+"""
+
+import hashlib
+import json
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import loading, model
+from billing_svc.database import tables
+from billing_svc.database.transactions import RetryTransaction
+
+_VERSIONS = tables.catalog_versions
+
+
+def canonical_text(catalog: model.Catalog) -> str:
+    """Return the content as JSON, defaults written out, amounts and durations in one notation.
+
+    Keys stay in the file's order, because a plan's first price and the order of plans mean something.
+    """
+    return json.dumps(catalog.model_dump(mode="json", by_alias=True), separators=(",", ":"), ensure_ascii=False)
+
+
+async def publish(conn: AsyncConnection, catalog: model.Catalog, created_by: str, now: datetime) -> tuple[int, bool]:
+    """Keep a catalog as the newest version; returns its number and whether it is a new one.
+
+    The same content as the newest version makes none; an older content again does. Of two publishers at once one
+    inserts; the other raises RetryTransaction, and then finds the content there, or takes the next number.
+    """
+    text = canonical_text(catalog)
+    content_hash = hashlib.sha256(text.encode()).hexdigest()
+    query = sa.select(_VERSIONS.c.version, _VERSIONS.c.content_hash).order_by(_VERSIONS.c.version.desc()).limit(1)
+    last = (await conn.execute(query)).one_or_none()
+    if last is not None and last.content_hash == content_hash:
+        return last.version, False
+    row = {
+        "version": 1 if last is None else last.version + 1,
+        "name": catalog.name,
+        "content_hash": content_hash,
+        # A JSON string, not an object: jsonb would put the keys into an order of its own.
+        "document": text,
+        "created_at": now,
+        "created_by": created_by,
+    }
+    statement = insert(_VERSIONS).values(row).on_conflict_do_nothing().returning(_VERSIONS.c.version)
+    version = (await conn.execute(statement)).scalar_one_or_none()
+    if version is None:
+        raise RetryTransaction
+    return version, True
+
+
+async def newest(conn: AsyncConnection) -> int | None:
+    """Return the number of the newest version; None before the first."""
+    version: int | None = (await conn.execute(sa.select(sa.func.max(_VERSIONS.c.version)))).scalar_one()
+    return version
+
+
+async def load(conn: AsyncConnection, version: int) -> model.Catalog:
+    """Return the catalog of a version; raises LookupError if it was never published."""
+    query = sa.select(_VERSIONS.c.document).where(_VERSIONS.c.version == version)
+    text = (await conn.execute(query)).scalar_one_or_none()
+    if text is None:
+        raise LookupError(f"catalog version {version} was never published")
+    return loading.load_document(json.loads(text), f"catalog version {version}")
+
+
+class CatalogCache:
+    """Loaded catalogs by version.
+
+    A version never changes, so an entry never grows stale. Nothing is evicted: there are as many entries as versions
+    that were ever published, by hand and seldom, and subscriptions keep old ones in use.
+    """
+
+    def __init__(self) -> None:
+        self._catalogs: dict[int, model.Catalog] = {}
+
+    async def get(self, conn: AsyncConnection, version: int) -> model.Catalog:
+        """Return the catalog of a version, loaded at most once (or once each by callers that meet)."""
+        if version not in self._catalogs:
+            self._catalogs[version] = await load(conn, version)
+        return self._catalogs[version]
+
+    async def latest(self, conn: AsyncConnection) -> model.Catalog:
+        """Return the newest catalog that this process has met; another process may have published a newer one.
+
+        Raises LookupError if none was ever published.
+        """
+        if not self._catalogs:
+            number = await newest(conn)
+            if number is None:
+                raise LookupError("no catalog was ever published")
+            await self.get(conn, number)
+        return self._catalogs[max(self._catalogs)]

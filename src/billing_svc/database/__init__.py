@@ -1,0 +1,1 @@
+"""Postgres: connections, transactions, the schema, and the embedded server for development."""

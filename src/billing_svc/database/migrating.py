@@ -1,0 +1,79 @@
+"""Brings a database's schema to this code's version.
+
+All steps run in one transaction under one lock, so that any number of processes may migrate at once, and a failure in
+the middle changes nothing. Schemas only move forward: a newer one than this code knows is accepted, as servers of the
+last version go on while a new one is rolled out.
+"""
+
+from pathlib import Path
+
+import alembic.command
+import alembic.config
+import alembic.migration
+import alembic.script
+import sqlalchemy as sa
+
+from billing_svc.database import engine
+
+# Any number that nothing else in the database takes for an advisory lock.
+LOCK_KEY = 0x62_69_6C_6C  # "bill"
+# Another process that migrates may be at it for a while.
+_OTHER_MIGRATION_SECONDS_MAX = 300
+# Behind a table lock that we wait for, every other query of that table queues: give up soon, and be run again.
+_TABLE_LOCK_SECONDS_MAX = 5
+# Building an index on a big table takes its time; nothing waits for its answer.
+_STATEMENT_SECONDS_MAX = 3_600.0
+
+
+def upgrade(url: str) -> str:
+    """Apply every migration that is missing, and return the schema's revision."""
+    with _connect(url) as connection, connection.begin():
+        # For this transaction only, so that it also works behind a pooler that hands out sessions by transaction.
+        connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_OTHER_MIGRATION_SECONDS_MAX}s'"))
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK_KEY)))
+        connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_TABLE_LOCK_SECONDS_MAX}s'"))
+        revision = _revision(connection)
+        if not _is_current(revision):
+            config = _config()
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+            revision = _revision(connection)
+        return revision or ""
+
+
+def current(url: str) -> str | None:
+    """Return the revision of the database's schema, or None where nothing was ever migrated."""
+    with _connect(url) as connection:
+        return _revision(connection)
+
+
+def is_current(url: str) -> bool:
+    """Tell whether this code may run on the database: its schema is this code's, or a newer one."""
+    return _is_current(current(url))
+
+
+def _is_current(revision: str | None) -> bool:
+    scripts = alembic.script.ScriptDirectory.from_config(_config())
+    known = {script.revision for script in scripts.walk_revisions()}
+    return revision is not None and (revision == scripts.get_current_head() or revision not in known)
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    return alembic.migration.MigrationContext.configure(connection).get_current_revision()
+
+
+def _connect(url: str) -> sa.Connection:
+    arguments = engine.connect_arguments(
+        url, statement_seconds_max=_STATEMENT_SECONDS_MAX, lock_seconds_max=_TABLE_LOCK_SECONDS_MAX
+    )
+    # No pool: closing the connection is the end of it.
+    return sa.create_engine(
+        engine.driver_url(url), connect_args=arguments, poolclass=sa.NullPool, hide_parameters=True
+    ).connect()
+
+
+def _config() -> alembic.config.Config:
+    config = alembic.config.Config()
+    # A percent sign in the path would begin an interpolation.
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config

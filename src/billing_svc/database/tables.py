@@ -1,0 +1,416 @@
+"""The whole schema, with its reasons.
+
+Rules that hold for every table:
+
+- It must shard by account (Citus): `account_id` comes first in the primary key and in every unique key of a table that
+  grows, foreign keys stay within an account, rows without an account use the empty string. The exceptions are
+  `stripe_events`, `stripe_objects` and `stripe_customers`, which are found by Stripe's ids, and the catalog's tables,
+  which do not grow with use.
+- Quantities are int64 in the meter's unit; money is never stored as floating point; times are UTC instants that the
+  service passes as parameters.
+- Checks repeat what the code promises, so that a bug becomes an error instead of wrong money.
+"""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    },
+)
+
+_INSTANT = sa.DateTime(timezone=True)
+
+# One row for an account that ever mutated anything. A check of an unknown account writes none.
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    # The anchor of free periods where the catalog counts them from signup.
+    sa.Column("created_at", _INSTANT, nullable=False),
+    # The account's customer at Stripe; stripe_customers is the way back.
+    sa.Column("customer_id", sa.Text),
+    sa.Column("pay_as_you_go", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.CheckConstraint("account_id <> ''", name="named"),
+)
+
+# A version is immutable once stored; sold subscriptions refer to it for ever.
+catalog_versions = sa.Table(
+    "catalog_versions",
+    metadata,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, nullable=False),
+    # Not unique: going back to an older content is a new version.
+    sa.Column("content_hash", sa.Text, nullable=False),
+    sa.Column("document", JSONB, nullable=False),
+    sa.Column("created_at", _INSTANT, nullable=False),
+    sa.Column("created_by", sa.Text, nullable=False),
+)
+
+# What we know of a Stripe subscription, as of the last fetch. Never written but by `subscriptions.store.save`.
+subscriptions = sa.Table(
+    "subscriptions",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("subscription_id", sa.Text, primary_key=True),
+    sa.Column("customer_id", sa.Text, nullable=False),
+    # Stripe's own word, also one that this version does not know.
+    sa.Column("status", sa.Text, nullable=False),
+    # What was sold: the plan with the catalog version and the price that it was sold under.
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("price", sa.Text, nullable=False),
+    sa.Column("catalog_version", sa.Integer, nullable=False),
+    # False for a metered-only one that carries pay-as-you-go; such a one is no plan subscription.
+    sa.Column("is_plan", sa.Boolean, nullable=False),
+    sa.Column("quantity", sa.BigInteger, nullable=False),
+    # Quota months are counted from here, always.
+    sa.Column("anchor", _INSTANT, nullable=False),
+    # Stripe's billing period, of the base item.
+    sa.Column("billing_period_start", _INSTANT, nullable=False),
+    sa.Column("billing_period_end", _INSTANT, nullable=False),
+    sa.Column("trial_end", _INSTANT),
+    sa.Column("cancel_at_period_end", sa.Boolean, nullable=False),
+    sa.Column("cancel_at", _INSTANT),
+    sa.Column("ended_at", _INSTANT),
+    # The half-open interval in which it gives the account its plan, derived from all of the above on each save: it is
+    # what every decision reads. Equal bounds: it never did (incomplete).
+    sa.Column("effective_from", _INSTANT, nullable=False),
+    sa.Column("effective_until", _INSTANT),
+    sa.Column("updated_at", _INSTANT, nullable=False),
+    sa.CheckConstraint("quantity >= 0", name="quantity"),
+    sa.CheckConstraint("effective_until IS NULL OR effective_until >= effective_from", name="effective"),
+    # A decision reads those in force and those that ended within its horizon, however many there ever were.
+    sa.Index("ix_subscriptions_effective", "account_id", "effective_until"),
+)
+
+# The totals of one account, meter and quota period. All mutations of a counter lock its row first.
+usage_counters = sa.Table(
+    "usage_counters",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("meter", sa.Text, primary_key=True),
+    sa.Column("period_start", _INSTANT, primary_key=True),
+    sa.Column("period_end", _INSTANT, nullable=False),
+    # Consumable: the sum of the period's events. Gauge: the period's peak.
+    sa.Column("used", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("reserved", sa.BigInteger, nullable=False, server_default="0"),
+    # The units that fell beyond the included quantity under the terms in force when they were recorded.
+    sa.Column("billable", sa.BigInteger, nullable=False, server_default="0"),
+    # How much of `billable` is in usage_reports rows.
+    sa.Column("sealed", sa.BigInteger, nullable=False, server_default="0"),
+    # The terms under which it was last written: late events of this period are counted under them.
+    sa.Column("catalog_version", sa.Integer, nullable=False),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("subscription_id", sa.Text),
+    sa.Column("quantity", sa.BigInteger, nullable=False),
+    sa.Column("pay_as_you_go", sa.Boolean, nullable=False),
+    # When usage first went beyond the included quantity in this period; a grace counts from here.
+    sa.Column("exceeded_at", _INSTANT),
+    sa.Column("updated_at", _INSTANT, nullable=False),
+    sa.CheckConstraint("period_start < period_end", name="period"),
+    sa.CheckConstraint("used >= 0", name="used"),
+    sa.CheckConstraint("reserved >= 0", name="reserved"),
+    sa.CheckConstraint("billable BETWEEN 0 AND used", name="billable"),
+    # The reporting worker looks for what is not sealed yet, and finds only that.
+    sa.Index("ix_usage_counters_unsealed", "account_id", postgresql_where=sa.text("billable <> sealed")),
+)
+
+# One immutable fact each. The key is promise 1: an event id counts once in its account, for as long as it is kept.
+usage_events = sa.Table(
+    "usage_events",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("event_id", sa.Text, primary_key=True),
+    # What was sent, as sent; a repeat is compared with these.
+    sa.Column("sent_meter", sa.Text),
+    sa.Column("sent_operation", sa.Text),
+    sa.Column("sent_quantity", sa.BigInteger),
+    sa.Column("sent_level", sa.BigInteger),
+    sa.Column("sent_occurred_at", _INSTANT),
+    sa.Column("properties", JSONB),
+    # What it meant: `units` went into the counter (meter, period_start), `billable` of them beyond the included.
+    sa.Column("meter", sa.Text, nullable=False),
+    sa.Column("period_start", _INSTANT, nullable=False),
+    sa.Column("units", sa.BigInteger, nullable=False),
+    sa.Column("billable", sa.BigInteger, nullable=False),
+    sa.Column("occurred_at", _INSTANT, nullable=False),
+    sa.Column("recorded_at", _INSTANT, nullable=False),
+    sa.Column("retry_attempt", sa.Integer, nullable=False, server_default="0"),
+    # A correction points to the event that it lowers or voids.
+    sa.Column("corrects_event_id", sa.Text),
+    sa.Column("reservation_id", sa.Text),
+    sa.Column("reservation_outcome", sa.Text),
+    # Who sent it, in which request: usage is its own audit.
+    sa.Column("caller", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    # The answer's numbers, so that a repeat is given the first answer again.
+    sa.Column("period_end", _INSTANT, nullable=False),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("catalog_version", sa.Integer, nullable=False),
+    sa.Column("used_after", sa.BigInteger, nullable=False),
+    sa.Column("reserved_after", sa.BigInteger, nullable=False),
+    sa.Column("billable_after", sa.BigInteger, nullable=False),
+    # Null: unlimited.
+    sa.Column("included", sa.BigInteger),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.CheckConstraint("account_id <> '' AND event_id <> ''", name="named"),
+    # A correction finds what is left of its event.
+    sa.Index(
+        "ix_usage_events_corrections",
+        "account_id",
+        "corrects_event_id",
+        postgresql_where=sa.text("corrects_event_id IS NOT NULL"),
+    ),
+)
+
+# Gauges have one level per account and meter, without a period.
+gauge_levels = sa.Table(
+    "gauge_levels",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("meter", sa.Text, primary_key=True),
+    sa.Column("level", sa.BigInteger, nullable=False),
+    # A set that is older than this is stored without effect.
+    sa.Column("set_at", _INSTANT),
+    sa.CheckConstraint("level >= 0", name="level"),
+)
+
+reservations = sa.Table(
+    "reservations",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("reservation_id", sa.Text, primary_key=True),
+    sa.Column("request_id", sa.Text, nullable=False),
+    # The counter that holds it, and is relieved of it.
+    sa.Column("meter", sa.Text, nullable=False),
+    sa.Column("period_start", _INSTANT, nullable=False),
+    sa.Column("units", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("created_at", _INSTANT, nullable=False),
+    sa.Column("expires_at", _INSTANT, nullable=False),
+    sa.Column("closed_at", _INSTANT),
+    sa.Column("event_id", sa.Text),
+    sa.Column("caller", sa.Text, nullable=False),
+    # The same request is the same reservation.
+    sa.UniqueConstraint("account_id", "request_id"),
+    sa.CheckConstraint("units > 0", name="units"),
+    sa.CheckConstraint("state IN ('held', 'settled', 'released', 'expired')", name="state"),
+    sa.CheckConstraint("(state = 'held') = (closed_at IS NULL)", name="closed"),
+    # Expired holds must never stand in the way, so each decision finds those of its counter.
+    sa.Index(
+        "ix_reservations_held",
+        "account_id",
+        "meter",
+        "period_start",
+        "expires_at",
+        postgresql_where=sa.text("state = 'held'"),
+    ),
+)
+
+# A contiguous slice (from_units, to_units] of a counter's billable total, sent to Stripe under one identifier.
+usage_reports = sa.Table(
+    "usage_reports",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("report_id", sa.Text, primary_key=True),
+    sa.Column("meter", sa.Text, nullable=False),
+    sa.Column("period_start", _INSTANT, nullable=False),
+    sa.Column("slice", sa.Integer, nullable=False),
+    sa.Column("from_units", sa.BigInteger, nullable=False),
+    sa.Column("to_units", sa.BigInteger, nullable=False),
+    sa.Column("subscription_id", sa.Text),
+    sa.Column("customer_id", sa.Text, nullable=False),
+    sa.Column("stripe_event_name", sa.Text, nullable=False),
+    sa.Column("reported_for", _INSTANT, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("next_attempt_at", _INSTANT),
+    sa.Column("first_attempt_at", _INSTANT),
+    sa.Column("error", sa.Text),
+    sa.Column("sealed_at", _INSTANT, nullable=False),
+    sa.Column("closed_at", _INSTANT),
+    # Slices of a counter follow each other without gap or overlap: the next one takes the next number.
+    sa.UniqueConstraint("account_id", "meter", "period_start", "slice"),
+    sa.CheckConstraint("from_units <> to_units", name="slice"),
+    sa.CheckConstraint("from_units >= 0 AND to_units >= 0", name="bounds"),
+    sa.CheckConstraint("state IN ('sealed', 'sent', 'invoiced', 'failed')", name="state"),
+    sa.Index("ix_usage_reports_open", "account_id", "next_attempt_at", postgresql_where=sa.text("state = 'sealed'")),
+)
+
+usage_alerts = sa.Table(
+    "usage_alerts",
+    metadata,
+    # The key is "exactly once": a new included quantity opens the thresholds again.
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("meter", sa.Text, primary_key=True),
+    sa.Column("period_start", _INSTANT, primary_key=True),
+    sa.Column("threshold_percent", sa.Integer, primary_key=True),
+    sa.Column("included", sa.BigInteger, primary_key=True),
+    sa.Column("severity", sa.Text, nullable=False),
+    sa.Column("used", sa.BigInteger, nullable=False),
+    sa.Column("raised_at", _INSTANT, nullable=False),
+    sa.Column("acknowledged_at", _INSTANT),
+    sa.Column("acknowledged_by", sa.Text),
+    sa.CheckConstraint("severity IN ('warning', 'critical', 'exceeded')", name="severity"),
+)
+
+# As of the last fetch. No foreign key to subscriptions: an invoice may arrive before its subscription.
+invoices = sa.Table(
+    "invoices",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("invoice_id", sa.Text, primary_key=True),
+    sa.Column("subscription_id", sa.Text),
+    sa.Column("customer_id", sa.Text, nullable=False),
+    sa.Column("number", sa.Text),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("currency", sa.Text, nullable=False),
+    # Minor units.
+    sa.Column("total", sa.BigInteger, nullable=False),
+    sa.Column("amount_due", sa.BigInteger, nullable=False),
+    sa.Column("amount_paid", sa.BigInteger, nullable=False),
+    sa.Column("period_start", _INSTANT, nullable=False),
+    sa.Column("period_end", _INSTANT, nullable=False),
+    sa.Column("lines", JSONB, nullable=False),
+    sa.Column("hosted_url", sa.Text),
+    sa.Column("pdf_url", sa.Text),
+    sa.Column("created_at", _INSTANT, nullable=False),
+    sa.Column("updated_at", _INSTANT, nullable=False),
+)
+
+# The one look-up from Stripe's side to ours.
+stripe_customers = sa.Table(
+    "stripe_customers",
+    metadata,
+    sa.Column("customer_id", sa.Text, primary_key=True),
+    sa.Column("account_id", sa.Text, nullable=False),
+    sa.Column("linked_at", _INSTANT, nullable=False),
+    sa.Column("deleted_at", _INSTANT),
+)
+
+# Every price ever made, for ever: a subscription may hold one whose lookup key has moved on.
+stripe_prices = sa.Table(
+    "stripe_prices",
+    metadata,
+    sa.Column("price_id", sa.Text, primary_key=True),
+    sa.Column("lookup_key", sa.Text, nullable=False),
+    sa.Column("product_id", sa.Text, nullable=False),
+    sa.Column("catalog_version", sa.Integer, nullable=False),
+    sa.Column("plan", sa.Text, nullable=False),
+    # The plan's price for a base item; empty for a metered one, which names its meter instead.
+    sa.Column("price", sa.Text, nullable=False),
+    sa.Column("meter", sa.Text, nullable=False),
+    sa.Column("pay_as_you_go", sa.Boolean, nullable=False),
+    sa.Column("stripe_event_name", sa.Text),
+    # False once a newer price took over its lookup key.
+    sa.Column("is_current", sa.Boolean, nullable=False),
+    sa.Column("created_at", _INSTANT, nullable=False),
+    sa.CheckConstraint("(price = '') <> (meter = '')", name="base_or_metered"),
+    sa.Index("uq_stripe_prices_current", "lookup_key", unique=True, postgresql_where=sa.text("is_current")),
+)
+
+# One checkout page. At most one is open for an account, whatever races.
+checkouts = sa.Table(
+    "checkouts",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("checkout_id", sa.Text, primary_key=True),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("price", sa.Text, nullable=False),
+    sa.Column("quantity", sa.BigInteger, nullable=False),
+    sa.Column("success_url", sa.Text, nullable=False),
+    sa.Column("cancel_url", sa.Text, nullable=False),
+    sa.Column("catalog_version", sa.Integer, nullable=False),
+    # 'opening': the intent is stored, Stripe has not answered yet.
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("session_id", sa.Text),
+    sa.Column("url", sa.Text),
+    sa.Column("expires_at", _INSTANT),
+    sa.Column("created_at", _INSTANT, nullable=False),
+    sa.Column("closed_at", _INSTANT),
+    sa.CheckConstraint("state IN ('opening', 'open', 'complete', 'expired')", name="state"),
+    sa.CheckConstraint("(state = 'open') <= (session_id IS NOT NULL AND url IS NOT NULL)", name="open"),
+    sa.Index(
+        "uq_checkouts_one_open",
+        "account_id",
+        unique=True,
+        postgresql_where=sa.text("state IN ('opening', 'open')"),
+    ),
+)
+
+# The intent before a Stripe write, its result after. The idempotency key and the exact parameters come from here, so
+# that a crash anywhere can be repeated.
+stripe_requests = sa.Table(
+    "stripe_requests",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    # What it is for, as a key: 'customer', 'checkout:<id>', ... One intent for each purpose.
+    sa.Column("purpose", sa.Text, primary_key=True),
+    sa.Column("idempotency_key", sa.Text, nullable=False),
+    sa.Column("operation", sa.Text, nullable=False),
+    sa.Column("params", JSONB, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("result", JSONB),
+    sa.Column("error", sa.Text),
+    sa.Column("created_at", _INSTANT, nullable=False),
+    sa.Column("closed_at", _INSTANT),
+    sa.CheckConstraint("state IN ('open', 'done', 'refused')", name="state"),
+    sa.CheckConstraint("(state = 'open') = (closed_at IS NULL)", name="closed"),
+)
+
+# The inbox: webhook events as received. The key is Stripe's own event id.
+stripe_events = sa.Table(
+    "stripe_events",
+    metadata,
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("type", sa.Text, nullable=False),
+    # The Stripe object that applying it refreshes; one worker at a time works on an object.
+    sa.Column("object_id", sa.Text, nullable=False),
+    sa.Column("account_id", sa.Text, nullable=False, server_default=""),
+    sa.Column("livemode", sa.Boolean, nullable=False),
+    sa.Column("api_version", sa.Text),
+    sa.Column("created_at", _INSTANT, nullable=False),
+    sa.Column("received_at", _INSTANT, nullable=False),
+    # The verified bytes.
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("next_attempt_at", _INSTANT, nullable=False),
+    sa.Column("note", sa.Text),
+    sa.Column("closed_at", _INSTANT),
+    sa.CheckConstraint("event_id <> ''", name="named"),
+    sa.CheckConstraint("state IN ('waiting', 'applied', 'ignored', 'failed')", name="state"),
+    sa.CheckConstraint("(state = 'waiting') = (closed_at IS NULL)", name="closed"),
+    sa.Index("ix_stripe_events_waiting", "next_attempt_at", postgresql_where=sa.text("state = 'waiting'")),
+    sa.Index("ix_stripe_events_object", "object_id", postgresql_where=sa.text("state = 'waiting'")),
+    sa.Index("ix_stripe_events_received", "received_at", "event_id"),
+)
+
+# The lease of a Stripe object: who may apply its events now. A holder whose number was passed has lost it.
+stripe_objects = sa.Table(
+    "stripe_objects",
+    metadata,
+    sa.Column("object_id", sa.Text, primary_key=True),
+    sa.Column("fence", sa.BigInteger, nullable=False),
+    sa.Column("leased_until", _INSTANT, nullable=False),
+)
+
+# One row per mutation that is not usage, in its transaction.
+audit_log = sa.Table(
+    "audit_log",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("entry_id", sa.Text, primary_key=True),
+    sa.Column("at", _INSTANT, nullable=False),
+    # 'caller:<name>', 'operator:<login>' or 'stripe:<event id>'.
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("changes", JSONB, nullable=False),
+    sa.Index("ix_audit_log_account_at", "account_id", "at", "entry_id"),
+)

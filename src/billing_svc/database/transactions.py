@@ -1,0 +1,193 @@
+"""The one way in which the service runs transactions.
+
+A transaction runs in a task of its own: a caller that goes away (a client's deadline, a closed connection) does not
+tear it apart. It has a time budget of its own instead, and repeats where Postgres says that a repetition may succeed.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from typing import Never, TypeVar
+
+import psycopg
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from billing_svc import errors
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+# Longer than a statement may take, shorter than what a client usually waits.
+BUDGET_SECONDS = 5.0
+# After the budget the statement is cancelled and the connection put in order; a server that is frozen does not answer
+# even that, and the caller is told all the same.
+CLEANUP_SECONDS_MAX = 1.0
+# With the pauses below, this outlasts a burst of conflicts; a conflict that persists is the caller's to repeat.
+ATTEMPTS_MAX = 6
+# The pause before the second attempt; it doubles, up to the most. Random, so that rivals part.
+PAUSE_SECONDS = 0.005
+PAUSE_SECONDS_MAX = 0.1
+# After a restart of Postgres every pooled connection is dead; the first one found so empties the pool, so one
+# repetition is enough.
+LOST_CONNECTIONS_MAX = 1
+
+# Postgres undid the transaction because of others; the same again may succeed.
+_CONFLICTS = frozenset({"40001", "40P01"})
+# Not now: lock_timeout, a read-only standby after a failover, and the two time-outs that end a session.
+_NOT_NOW = frozenset({"55P03", "25006", "25P03", "25P04"})
+# Not now, whole classes: connection, insufficient resources, operator intervention (shutdown, statement_timeout).
+_NOT_NOW_CLASSES = frozenset({"08", "53", "57"})
+
+
+class RetryTransaction(Exception):  # noqa: N818 - a request to the runner, not an error of its own
+    """A store lost a race that the same work, done again, would see: undo it all and begin anew."""
+
+
+class _ConnectionLost(Exception):  # noqa: N818 - never leaves this file
+    """The connection went before COMMIT was sent: nothing was written."""
+
+
+class Transactions:
+    """Runs work on connections of one engine."""
+
+    def __init__(self, engine: AsyncEngine, budget_seconds: float = BUDGET_SECONDS) -> None:
+        """`budget_seconds` bounds a whole run: waiting for a connection, all attempts, and the commit."""
+        self._engine = engine
+        # Each statement is its own transaction, which saves the round trips of BEGIN and COMMIT.
+        self._autocommit_engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._budget_seconds = budget_seconds
+        # asyncio itself keeps only weak references to tasks.
+        self._under_way: set[asyncio.Task[object]] = set()
+
+    async def run(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run `work` in one transaction (READ COMMITTED) and commit it.
+
+        `work` may run several times and must touch nothing but its connection. What it raises undoes the transaction.
+        Raises `errors.LostRace` when conflicts persist, and `errors.Unavailable` when Postgres is away or too slow: the
+        outcome is then unknown, and the caller repeats with the same ids.
+        """
+        return await self._shielded(lambda: self._attempts(lambda: self._transaction(work)))
+
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run `work`, which only reads. Each of its statements sees what is committed when it begins."""
+        return await self._shielded(lambda: self._attempts(lambda: self._reading(work)))
+
+    async def drain(self) -> None:
+        """Wait for what is under way, including what nobody waits for any more."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+
+    async def _shielded(self, attempts: Callable[[], Awaitable[T]]) -> T:
+        task: asyncio.Task[T] = asyncio.create_task(self._in_budget(attempts))
+        self._under_way.add(task)
+        task.add_done_callback(self._forget)
+        try:
+            # Unlike awaiting the task, this leaves it alone when the caller is cancelled.
+            done, _ = await asyncio.wait({task}, timeout=self._budget_seconds + CLEANUP_SECONDS_MAX)
+        except asyncio.CancelledError:
+            task.add_done_callback(_report_abandoned)
+            raise
+        if not done:
+            task.add_done_callback(_report_abandoned)
+            raise _too_slow()
+        return task.result()
+
+    def _forget(self, task: asyncio.Task[T]) -> None:
+        self._under_way.discard(task)
+
+    async def _in_budget(self, attempts: Callable[[], Awaitable[T]]) -> T:
+        try:
+            async with asyncio.timeout(self._budget_seconds):
+                return await attempts()
+        except TimeoutError:
+            raise _too_slow() from None
+
+    async def _attempts(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        lost_connections = 0
+        conflicts = 0
+        while True:
+            try:
+                return await attempt()
+            except _ConnectionLost as error:
+                lost_connections += 1
+                if lost_connections > LOST_CONNECTIONS_MAX:
+                    raise _away() from error
+            except RetryTransaction as error:
+                conflicts += 1
+                if conflicts == ATTEMPTS_MAX:
+                    raise errors.LostRace("concurrent changes won every time; send the same call again") from error
+                pause_seconds_max = min(PAUSE_SECONDS * 2**conflicts, PAUSE_SECONDS_MAX)
+                await asyncio.sleep(random.uniform(0, pause_seconds_max))  # noqa: S311 - a pause is no secret
+
+    async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async with contextlib.aclosing(await _connect(self._engine)) as connection:
+            try:
+                result = await work(connection)
+            except sa.exc.DBAPIError as error:
+                _raise_for(error)
+            await _refuse_if_failed(connection)
+            try:
+                await connection.commit()
+            except sa.exc.DBAPIError as error:
+                if error.connection_invalidated:
+                    # It may have been committed: only the caller's id tells, so only the caller may repeat.
+                    raise _away() from error
+                _raise_for(error)
+            return result
+
+    async def _reading(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async with contextlib.aclosing(await _connect(self._autocommit_engine)) as connection:
+            try:
+                return await work(connection)
+            except sa.exc.DBAPIError as error:
+                _raise_for(error)
+
+
+async def _connect(engine: AsyncEngine) -> AsyncConnection:
+    try:
+        return await engine.connect()
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+        # Refused, unreachable, too many, wrong password; or the pool is exhausted.
+        raise _away() from error
+
+
+async def _refuse_if_failed(connection: AsyncConnection) -> None:
+    """Raise if a statement failed and `work` went on: Postgres would answer COMMIT with a silent ROLLBACK."""
+    driver_connection = (await connection.get_raw_connection()).driver_connection
+    if isinstance(driver_connection, psycopg.AsyncConnection) and (
+        driver_connection.info.transaction_status is psycopg.pq.TransactionStatus.INERROR
+    ):
+        raise RuntimeError("work went on after a failed statement; undo that with a savepoint, or raise")
+
+
+def _raise_for(error: sa.exc.DBAPIError) -> Never:
+    """Say what a statement's failure means to the transaction; a defect of ours stays what it is."""
+    if error.connection_invalidated:
+        raise _ConnectionLost from error
+    sqlstate: str = getattr(error.orig, "sqlstate", None) or ""
+    if sqlstate in _CONFLICTS:
+        raise RetryTransaction from error
+    if sqlstate in _NOT_NOW or sqlstate[:2] in _NOT_NOW_CLASSES:
+        raise _away() from error
+    raise error
+
+
+def _away() -> errors.Unavailable:
+    return errors.Unavailable("the database is not available now; send the same call again")
+
+
+def _too_slow() -> errors.Unavailable:
+    return errors.Unavailable("the database took too long; the outcome is unknown, so send the same call again")
+
+
+def _report_abandoned(task: asyncio.Task[T]) -> None:
+    """Take the outcome that no caller will; a defect must not vanish with its caller."""
+    if task.cancelled():
+        return
+    error = task.exception()
+    if error is not None and not isinstance(error, errors.BillingError):
+        _log.error("abandoned_transaction_failed", exc_info=error)

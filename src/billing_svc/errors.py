@@ -1,0 +1,165 @@
+"""Every error that a caller can meet, named after the situation.
+
+`code` is the gRPC status, `reason` the `ErrorReason` value without its prefix, `metadata` what a program may want to
+read. `interceptors.py` turns them into a status with details, once; messages are written for the caller and never carry
+a driver's or the SDK's text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import grpc
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field of a request that breaks a rule; `field` is its path in the message."""
+
+    field: str
+    description: str
+
+
+class BillingError(Exception):
+    """What a caller is told; a subclass for each situation."""
+
+    code: ClassVar[grpc.StatusCode]
+    reason: ClassVar[str]
+
+    def __init__(self, message: str, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata: Mapping[str, str] = metadata or {}
+
+
+class InvalidRequest(BillingError):
+    """The request breaks rules that do not depend on state; all of them are named."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "INVALID_REQUEST"
+
+    def __init__(self, violations: Sequence[FieldViolation]) -> None:
+        super().__init__("; ".join(f"{violation.field}: {violation.description}" for violation in violations))
+        self.violations = tuple(violations)
+
+
+class MalformedMessage(BillingError):
+    """The bytes are no message of the RPC's type."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "MALFORMED_MESSAGE"
+
+
+class Unauthenticated(BillingError):
+    """No token, or one that nobody was given."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class RpcNotAllowed(BillingError):
+    """A known caller without the RPC's group."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "RPC_NOT_ALLOWED"
+
+
+class MeterNotFound(BillingError):
+    """The catalog has no such meter."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "METER_NOT_FOUND"
+
+
+class OperationNotFound(BillingError):
+    """The catalog has no such operation."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "OPERATION_NOT_FOUND"
+
+
+class PlanNotFound(BillingError):
+    """The catalog has no such plan."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "PLAN_NOT_FOUND"
+
+
+class PriceNotFound(BillingError):
+    """The plan has no such price."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "PRICE_NOT_FOUND"
+
+
+class PlanNotSold(BillingError):
+    """The plan cannot be bought: it has no price."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "PLAN_NOT_SOLD"
+
+
+class AlreadySubscribed(BillingError):
+    """A checkout for an account whose plan subscription is not over."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "ALREADY_SUBSCRIBED"
+
+
+class PlanNotApplied(BillingError):
+    """The newest catalog's prices are not at Stripe yet: `billing-svc catalog apply` has not run."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "PLAN_NOT_APPLIED"
+
+
+class EventIdReused(BillingError):
+    """A known event id with other content."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "EVENT_ID_REUSED"
+
+
+class LostRace(BillingError):
+    """A concurrent change won every time; the same call may be sent again."""
+
+    code = grpc.StatusCode.ABORTED
+    reason = "LOST_RACE"
+
+
+class Unavailable(BillingError):
+    """Postgres is away or too slow; the same call may be sent again after `retry_after_seconds`."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "DATABASE_UNAVAILABLE"
+
+    def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class StripeUnavailable(Unavailable):
+    """Stripe is away, too slow or refuses for now; the same call may be sent again."""
+
+    reason = "STRIPE_UNAVAILABLE"
+
+
+class NotAvailableYet(BillingError):
+    """The contract has it, this version does not."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+    reason = "NOT_IMPLEMENTED"
+
+
+class DeadlineExceeded(BillingError):
+    """The server's own deadline passed. The outcome is unknown: repeat with the same id."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
+
+class StripeRefused(BillingError):
+    """Stripe answered that the request itself is wrong; repeating it would not help."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "STRIPE_REFUSED"

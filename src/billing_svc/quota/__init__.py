@@ -1,0 +1,1 @@
+"""The quota decision: may this account do this now?"""

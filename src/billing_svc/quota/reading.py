@@ -1,0 +1,89 @@
+"""From what a caller names to what a decision needs: the meter, the facts, and the catalogs of their terms."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc import errors
+from billing_svc.catalog import model, versions
+from billing_svc.quota import store, terms
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An account, and a meter or an operation (the other one is empty)."""
+
+    account_id: str
+    meter: str
+    operation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The answer to `Asked`: enough to derive the terms at any instant."""
+
+    asked: Asked
+    meter: str
+    facts: store.Facts
+    catalogs: Mapping[int, model.Catalog]
+
+    @property
+    def newest(self) -> model.Catalog:
+        """The catalog that says which meters and operations there are."""
+        return self.catalogs[self.facts.standing.newest_catalog]
+
+    def terms_at(self, at: datetime) -> terms.Terms:
+        """Return the terms in force at `at`."""
+        return terms.at_instant(self.facts.standing, self.catalogs, at)
+
+    def units(self, under: terms.Terms, quantity: int) -> int:
+        """Return the units that a quantity comes to: an operation costs what it cost when the plan was sold."""
+        if not self.asked.operation:
+            return quantity
+        meter, cost = self.newest.meter_of_operation(self.asked.operation)
+        sold = self.catalogs[under.catalog_version].meters.get(meter)
+        return quantity * (cost if sold is None else sold.operations.get(self.asked.operation, cost))
+
+
+async def read(
+    conn: AsyncConnection, catalogs: versions.CatalogCache, asked: Sequence[Asked], now: datetime
+) -> list[Known | errors.BillingError]:
+    """Return what is known for each one asked, in order; in its place the error of one that names nothing known.
+
+    One statement, and one more only when another process has published a catalog since the last time.
+    """
+    catalog = await catalogs.latest(conn)
+    while True:
+        meters = [_meter(catalog, one) for one in asked]
+        facts = await store.read_facts(
+            conn, [(one.account_id, meter or "") for one, meter in zip(asked, meters, strict=True)], now
+        )
+        newest = await catalogs.get(conn, max(one.standing.newest_catalog for one in facts))
+        if newest is catalog:
+            break
+        catalog = newest
+    loaded = {
+        version: await catalogs.get(conn, version) for one in facts for version in one.standing.catalog_versions()
+    }
+    return [
+        _unknown(one) if meter is None else Known(one, meter, fact, loaded)
+        for one, meter, fact in zip(asked, meters, facts, strict=True)
+    ]
+
+
+def _meter(catalog: model.Catalog, asked: Asked) -> str | None:
+    try:
+        meter = catalog.meter_of_operation(asked.operation)[0] if asked.operation else asked.meter
+    except KeyError:
+        return None
+    return meter if meter in catalog.meters else None
+
+
+def _unknown(asked: Asked) -> errors.BillingError:
+    if asked.operation:
+        return errors.OperationNotFound(
+            f"operation: the catalog has no operation {asked.operation!r}", {"operation": asked.operation}
+        )
+    return errors.MeterNotFound(f"meter: the catalog has no meter {asked.meter!r}", {"meter": asked.meter})

@@ -1,0 +1,117 @@
+"""Terms: which plan holds for an account at an instant, and for which period.
+
+Derived afresh for every decision from the account's subscriptions and the clock; nothing is remembered, so a quota
+resets on time even when Stripe's renewal event is late.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from billing_svc.catalog import model
+from billing_svc.quota import periods
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A plan subscription, as far as a decision needs it; in force in [effective_from, effective_until)."""
+
+    subscription_id: str
+    status: str
+    plan: str
+    catalog_version: int
+    quantity: int
+    anchor: datetime
+    effective_from: datetime
+    effective_until: datetime | None
+
+    def covers(self, at: datetime) -> bool:
+        """Say whether it gives the plan at `at`."""
+        return self.effective_from <= at and (self.effective_until is None or at < self.effective_until)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What an account is, before the clock is asked. `created_at` is None for an account that was never written."""
+
+    newest_catalog: int
+    created_at: datetime | None
+    pay_as_you_go: bool
+    subscriptions: tuple[Subscription, ...]
+
+    def catalog_versions(self) -> Iterable[int]:
+        """Return the numbers of all catalogs that its terms may come from."""
+        return {self.newest_catalog, *(subscription.catalog_version for subscription in self.subscriptions)}
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for an account at one instant."""
+
+    catalog_version: int
+    plan: model.Plan
+    subscription: Subscription | None
+    quantity: int
+    pay_as_you_go: bool
+    period: periods.Period
+
+    @property
+    def past_due(self) -> bool:
+        """Say whether a payment is overdue; the plan stays in force meanwhile."""
+        return self.subscription is not None and self.subscription.status == "past_due"
+
+    def limit(self, meter: str) -> model.Limit | None:
+        """Return the limit of a meter, None if the plan does not have it."""
+        return self.plan.limit(meter, pay_as_you_go=self.pay_as_you_go)
+
+    def included(self, meter: str) -> int | None:
+        """Return the included units of a meter: None if unlimited, 0 if the plan does not have it."""
+        limit = self.limit(meter)
+        return 0 if limit is None else limit.included_for(self.quantity)
+
+
+def at_instant(standing: Standing, catalogs: Mapping[int, model.Catalog], at: datetime) -> Terms:
+    """Return the terms of an account at `at`.
+
+    With several subscriptions in force the latest one decides. Without one, the default plan of the newest catalog
+    does, in a period that no subscription's interval reaches into: going from one to another, or to none, ends the old
+    period at that instant.
+    """
+    covering = [subscription for subscription in standing.subscriptions if subscription.covers(at)]
+    if not covering:
+        return _default_terms(standing, catalogs[standing.newest_catalog], at)
+    subscription = max(covering, key=lambda one: (one.effective_from, one.subscription_id))
+    plan = catalogs[subscription.catalog_version].plan(subscription.plan)
+    month = (
+        periods.calendar_month(at)
+        if plan.quota_period == "calendar_month"
+        else periods.anchored_month(subscription.anchor, at)
+    )
+    return Terms(
+        catalog_version=subscription.catalog_version,
+        plan=plan,
+        subscription=subscription,
+        quantity=subscription.quantity,
+        pay_as_you_go=standing.pay_as_you_go,
+        period=month.clipped(subscription.effective_from, subscription.effective_until),
+    )
+
+
+def _default_terms(standing: Standing, catalog: model.Catalog, at: datetime) -> Terms:
+    month = (
+        periods.calendar_month(at)
+        if catalog.free_period == "calendar_month"
+        else periods.anchored_month(standing.created_at or at, at)
+    )
+    # One that never gave a plan (its bounds are equal) ends no period.
+    real = [one for one in standing.subscriptions if one.effective_from != one.effective_until]
+    ends = [one.effective_until for one in real if one.effective_until is not None and one.effective_until <= at]
+    starts = [one.effective_from for one in real if one.effective_from > at]
+    return Terms(
+        catalog_version=standing.newest_catalog,
+        plan=catalog.default,
+        subscription=None,
+        quantity=1,
+        pay_as_you_go=standing.pay_as_you_go,
+        period=month.clipped(max(ends, default=None), min(starts, default=None)),
+    )

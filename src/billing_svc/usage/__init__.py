@@ -1,0 +1,1 @@
+"""Usage: immutable events, and the counters that they add up to."""

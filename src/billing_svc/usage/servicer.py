@@ -1,0 +1,70 @@
+"""UsageService: gRPC in, one transaction, gRPC out."""
+
+from collections.abc import Sequence
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing.v1 import usage_pb2, usage_pb2_grpc
+from billing_svc import clock, errors, fields, interceptors
+from billing_svc.catalog import versions
+from billing_svc.database import transactions
+from billing_svc.quota import reading
+from billing_svc.quota import rules as quota_rules
+from billing_svc.usage import conversions, recording, rules
+
+
+class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
+    """Records what happened, and says how much that is."""
+
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        catalogs: versions.CatalogCache,
+        now: clock.Clock,
+    ) -> None:
+        self._database = database
+        self._catalogs = catalogs
+        self._clock = now
+
+    async def RecordUsage(
+        self, request: usage_pb2.RecordUsageRequest, context: interceptors.Context
+    ) -> usage_pb2.RecordUsageResponse:
+        """Record one event: once, whatever is repeated."""
+        call = interceptors.current_call()
+        if request.reservation_id:
+            raise errors.NotAvailableYet("reservation_id: reservations are not available yet")
+        event = conversions.from_proto_event(request, call.caller.name, call.request_id)
+        outcome = (await self._record([event]))[0]
+        if isinstance(outcome, errors.BillingError):
+            raise outcome
+        return conversions.to_proto_outcome(outcome)
+
+    async def GetUsage(
+        self, request: usage_pb2.GetUsageRequest, context: interceptors.Context
+    ) -> usage_pb2.GetUsageResponse:
+        """Say where the account's meters stand in the present period."""
+        conversions.from_proto_get(request)
+        now = self._clock.now()
+
+        async def work(conn: AsyncConnection) -> list[reading.Known | errors.BillingError]:
+            meters = request.meters or (await self._catalogs.latest(conn)).meters
+            asked = [reading.Asked(request.account_id, meter, "") for meter in meters]
+            return await reading.read(conn, self._catalogs, asked, now)
+
+        response = usage_pb2.GetUsageResponse()
+        for known in await self._database.read(work):
+            if isinstance(known, errors.BillingError):
+                raise known
+            under = known.terms_at(now)
+            counter = known.facts.counters.get(under.period.start, quota_rules.Counter())
+            response.plan, response.plan_name = under.plan.key, under.plan.name
+            response.pay_as_you_go, response.past_due = under.pay_as_you_go, under.past_due
+            response.catalog_version = under.catalog_version
+            response.period_start.CopyFrom(fields.to_proto_instant(under.period.start))
+            response.period_end.CopyFrom(fields.to_proto_instant(under.period.end))
+            response.meters.append(conversions.to_proto_meter_usage(known, under, counter))
+        return response
+
+    async def _record(self, events: Sequence[rules.NewEvent]) -> list[recording.Outcome]:
+        now = self._clock.now()
+        return await self._database.run(lambda conn: recording.record(conn, self._catalogs, events, now))

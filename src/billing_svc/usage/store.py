@@ -1,0 +1,230 @@
+"""Usage events and counters in Postgres. Every function takes a batch and costs one statement for all of it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.database import tables
+from billing_svc.quota import rules as quota_rules
+from billing_svc.quota import terms
+from billing_svc.usage import rules
+
+# Account, meter, start of the period.
+CounterKey: TypeAlias = tuple[str, str, datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class LockedCounter:
+    """A counter whose row this transaction holds, with the terms that it was last written under."""
+
+    counter: quota_rules.Counter
+    period_end: datetime
+    catalog_version: int
+    plan: str
+    quantity: int
+    pay_as_you_go: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event with the answer that it was given."""
+
+    event: rules.NewEvent
+    occurred_at: datetime
+    recorded_at: datetime
+    recorded: rules.Recorded
+
+
+_SELECT_EVENTS = sa.text("""
+    SELECT e.account_id, e.event_id,
+           e.sent_meter, e.sent_operation, e.sent_quantity, e.sent_level, e.sent_occurred_at, e.properties,
+           e.meter, e.units, e.billable, e.period_start, e.period_end, e.plan,
+           e.catalog_version, e.used_after, e.reserved_after, e.billable_after, e.included, e.reason
+      FROM unnest(CAST(:account_ids AS text[]), CAST(:event_ids AS text[])) AS asked (account_id, event_id)
+      JOIN usage_events e USING (account_id, event_id)
+""")
+
+# In key order, so that processes cannot deadlock.
+_LOCK_COUNTERS = sa.text("""
+    SELECT c.account_id, c.meter, c.period_start, c.used, c.reserved, c.billable, c.exceeded_at,
+           c.period_end, c.catalog_version, c.plan, c.quantity, c.pay_as_you_go
+      FROM usage_counters c
+     WHERE (c.account_id, c.meter, c.period_start) IN
+           (SELECT * FROM unnest(CAST(:account_ids AS text[]), CAST(:meters AS text[]), CAST(:starts AS timestamptz[])))
+     ORDER BY c.account_id, c.meter, c.period_start
+       FOR UPDATE OF c
+""")
+
+_UPDATE_COUNTERS = sa.text("""
+    UPDATE usage_counters c
+       SET used = new.used, billable = new.billable, exceeded_at = new.exceeded_at,
+           period_end = new.period_end, catalog_version = new.catalog_version, plan = new.plan,
+           subscription_id = new.subscription_id, quantity = new.quantity, pay_as_you_go = new.pay_as_you_go,
+           updated_at = :now
+      FROM unnest(CAST(:account_ids AS text[]), CAST(:meters AS text[]), CAST(:starts AS timestamptz[]),
+                  CAST(:used AS bigint[]), CAST(:billable AS bigint[]), CAST(:exceeded_at AS timestamptz[]),
+                  CAST(:period_ends AS timestamptz[]), CAST(:catalog_versions AS integer[]), CAST(:plans AS text[]),
+                  CAST(:subscription_ids AS text[]), CAST(:quantities AS bigint[]), CAST(:pay_as_you_go AS boolean[]))
+           AS new (account_id, meter, period_start, used, billable, exceeded_at,
+                   period_end, catalog_version, plan, subscription_id, quantity, pay_as_you_go)
+     WHERE (c.account_id, c.meter, c.period_start) = (new.account_id, new.meter, new.period_start)
+""")
+
+
+async def find_events(
+    conn: AsyncConnection, keys: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[rules.Sent, rules.Recorded]]:
+    """Return what was sent and what was answered for each (account, event id) that is stored."""
+    rows = await conn.execute(
+        _SELECT_EVENTS,
+        {"account_ids": [account_id for account_id, _ in keys], "event_ids": [event_id for _, event_id in keys]},
+    )
+    return {
+        (row.account_id, row.event_id): (
+            rules.Sent(
+                meter=row.sent_meter,
+                operation=row.sent_operation,
+                quantity=row.sent_quantity,
+                level=row.sent_level,
+                occurred_at=row.sent_occurred_at,
+                properties=row.properties,
+            ),
+            rules.Recorded(
+                meter=row.meter,
+                units=row.units,
+                billable=row.billable,
+                period_start=row.period_start,
+                period_end=row.period_end,
+                plan=row.plan,
+                catalog_version=row.catalog_version,
+                used=row.used_after,
+                reserved=row.reserved_after,
+                total_billable=row.billable_after,
+                included=row.included,
+                reason=quota_rules.Reason(row.reason),
+            ),
+        )
+        for row in rows
+    }
+
+
+async def insert_counters(
+    conn: AsyncConnection, missing: Mapping[CounterKey, terms.Terms], now: datetime
+) -> None:
+    """Create counters at zero under their terms; one that another process made meanwhile stays as it is."""
+    await conn.execute(
+        postgresql.insert(tables.usage_counters).on_conflict_do_nothing(),
+        [
+            {
+                "account_id": account_id,
+                "meter": meter,
+                "period_start": period_start,
+                "updated_at": now,
+                **_terms_columns(under),
+            }
+            for (account_id, meter, period_start), under in sorted(missing.items(), key=lambda item: item[0])
+        ],
+    )
+
+
+async def lock_counters(conn: AsyncConnection, keys: Collection[CounterKey]) -> dict[CounterKey, LockedCounter]:
+    """Lock counters until the end of the transaction, in key order, and return them as they are now."""
+    rows = await conn.execute(
+        _LOCK_COUNTERS,
+        {
+            "account_ids": [key[0] for key in keys],
+            "meters": [key[1] for key in keys],
+            "starts": [key[2] for key in keys],
+        },
+    )
+    return {
+        (account_id, meter, start): LockedCounter(
+            quota_rules.Counter(used, reserved, billable, exceeded_at), *terms_columns
+        )
+        for account_id, meter, start, used, reserved, billable, exceeded_at, *terms_columns in rows
+    }
+
+
+async def update_counters(
+    conn: AsyncConnection,
+    counters: Mapping[CounterKey, tuple[quota_rules.Counter, terms.Terms]],
+    now: datetime,
+) -> None:
+    """Write the totals of locked counters, and the terms that they are now kept under."""
+    columns = [_terms_columns(under) for _, under in counters.values()]
+    await conn.execute(
+        _UPDATE_COUNTERS,
+        {
+            "now": now,
+            "account_ids": [key[0] for key in counters],
+            "meters": [key[1] for key in counters],
+            "starts": [key[2] for key in counters],
+            "used": [counter.used for counter, _ in counters.values()],
+            "billable": [counter.billable for counter, _ in counters.values()],
+            "exceeded_at": [counter.exceeded_at for counter, _ in counters.values()],
+            "period_ends": [column["period_end"] for column in columns],
+            "catalog_versions": [column["catalog_version"] for column in columns],
+            "plans": [column["plan"] for column in columns],
+            "subscription_ids": [column["subscription_id"] for column in columns],
+            "quantities": [column["quantity"] for column in columns],
+            "pay_as_you_go": [column["pay_as_you_go"] for column in columns],
+        },
+    )
+
+
+async def insert_events(conn: AsyncConnection, events: Sequence[StoredEvent]) -> int:
+    """Insert events in key order and return how many were new: fewer than given means that a concurrent
+    transaction stored the same id first.
+    """
+    result = await conn.execute(
+        postgresql.insert(tables.usage_events).on_conflict_do_nothing(),
+        [_event_row(stored) for stored in sorted(events, key=lambda one: one.event.key)],
+    )
+    return result.rowcount
+
+
+def _terms_columns(under: terms.Terms) -> dict[str, object]:
+    return {
+        "period_end": under.period.end,
+        "catalog_version": under.catalog_version,
+        "plan": under.plan.key,
+        "subscription_id": under.subscription.subscription_id if under.subscription else None,
+        "quantity": under.quantity,
+        "pay_as_you_go": under.pay_as_you_go,
+    }
+
+
+def _event_row(stored: StoredEvent) -> dict[str, object]:
+    event, recorded = stored.event, stored.recorded
+    return {
+        "account_id": event.account_id,
+        "event_id": event.event_id,
+        "sent_meter": event.sent.meter,
+        "sent_operation": event.sent.operation,
+        "sent_quantity": event.sent.quantity,
+        "sent_level": event.sent.level,
+        "sent_occurred_at": event.sent.occurred_at,
+        "properties": dict(event.sent.properties),
+        "meter": recorded.meter,
+        "period_start": recorded.period_start,
+        "units": recorded.units,
+        "billable": recorded.billable,
+        "occurred_at": stored.occurred_at,
+        "recorded_at": stored.recorded_at,
+        "retry_attempt": event.retry_attempt,
+        "caller": event.caller,
+        "request_id": event.request_id,
+        "period_end": recorded.period_end,
+        "plan": recorded.plan,
+        "catalog_version": recorded.catalog_version,
+        "used_after": recorded.used,
+        "reserved_after": recorded.reserved,
+        "billable_after": recorded.total_billable,
+        "included": recorded.included,
+        "reason": recorded.reason.value,
+    }

@@ -1,0 +1,68 @@
+"""Stripe's error answers, named after the situation."""
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """Becomes `{"error": {type, code, message, param}}` with its status.
+
+    `remembered` says whether an idempotency key keeps the answer: Stripe forgets what failed before execution began.
+    """
+
+    status = 400
+    type = "invalid_request_error"
+    remembered = True
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+    def body(self) -> dict[str, Any]:
+        """Give the answer's JSON."""
+        fields = {"type": self.type, "code": self.code, "message": self.message, "param": self.param}
+        return {"error": {name: value for name, value in fields.items() if value is not None}}
+
+
+class InvalidParameter(ApiError):  # noqa: N818 - named after the situation, as all errors of this project
+    """The parameters are wrong whatever the state is."""
+
+    remembered = False
+
+
+class Refused(ApiError):  # noqa: N818
+    """The parameters are fine, the state is not."""
+
+
+class NotFound(ApiError):  # noqa: N818
+    """The path names nothing that exists."""
+
+    status = 404
+
+
+class Unauthenticated(ApiError):  # noqa: N818
+    """No key, or not a test key."""
+
+    status = 401
+    remembered = False
+
+
+class KeyReused(ApiError):  # noqa: N818
+    """One idempotency key, two requests."""
+
+    type = "idempotency_error"
+    remembered = False
+
+
+class KeyInUse(KeyReused):
+    """The first request with this idempotency key is not answered yet."""
+
+    status = 409
+
+
+class Broken(ApiError):  # noqa: N818
+    """A fault of the sandbox itself."""
+
+    status = 500
+    type = "api_error"

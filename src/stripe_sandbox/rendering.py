@@ -1,0 +1,100 @@
+"""From the stored form of an object to the one that an answer shows.
+
+Stored objects name others by id. Some are always shown in full (a subscription item's price), most only on `expand[]`.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from stripe_sandbox import errors
+from stripe_sandbox.state import Json, Work
+
+DEPTH_MAX = 4
+"""Stripe's bound on the levels of one expansion."""
+
+ALWAYS = {"subscription": "items.data.price", "item": "price"}
+UNLESS_EXPANDED = {"checkout.session": "line_items"}
+NEVER = {"checkout.session": ("subscription_data",)}
+
+
+def render(work: Work, stored: Json, expand: Sequence[str] = ()) -> Json:
+    """Give the object as Stripe shows it. Raises InvalidParameter for what cannot be expanded."""
+    shown = copy.deepcopy(stored)
+    kind = shown["object"]
+    for private in NEVER.get(kind, ()):
+        shown.pop(private, None)
+    hidden = UNLESS_EXPANDED.get(kind)
+    if hidden and not any(path.split(".")[0] == hidden for path in expand):
+        shown.pop(hidden, None)
+    elif hidden:
+        shown[hidden]["data"] = [render(work, item) for item in shown[hidden]["data"]]
+    if always := ALWAYS.get(kind):
+        _expand(work, shown, always.split("."), param="")
+    if kind == "subscription":
+        for item in shown["items"]["data"]:
+            item["plan"] = legacy_plan(item["price"])
+    for index, path in enumerate(expand):
+        steps = path.split(".")
+        if len(steps) > DEPTH_MAX:
+            raise errors.InvalidParameter(f"You cannot expand more than {DEPTH_MAX} levels.", param=f"expand[{index}]")
+        _expand(work, shown, steps, param=f"expand[{index}]")
+    return shown
+
+
+def render_page(work: Work, found: tuple[list[Json], bool], url: str, expand: Sequence[str] = ()) -> Json:
+    """Give a list, whose objects are expanded by paths that begin with `data.`."""
+    objects, has_more = found
+    for index, path in enumerate(expand):
+        if not path.startswith("data."):
+            raise errors.InvalidParameter(f"This property cannot be expanded ({path}).", param=f"expand[{index}]")
+    inner = [path.removeprefix("data.") for path in expand]
+    return {**listed([render(work, each, inner) for each in objects], url), "has_more": has_more}
+
+
+def listed(objects: list[Json], url: str) -> Json:
+    """Give a complete list."""
+    return {"object": "list", "data": objects, "has_more": False, "url": url}
+
+
+def _expand(work: Work, at: Any, steps: list[str], param: str) -> None:  # noqa: ANN401 - JSON
+    if isinstance(at, list):
+        for each in at:
+            _expand(work, each, steps, param)
+        return
+    step, *rest = steps
+    if not isinstance(at, dict) or step not in at:
+        raise errors.InvalidParameter(f"This property cannot be expanded ({step}).", param=param)
+    if isinstance(at[step], str):
+        found = work.find_any(at[step])
+        if found is None:
+            raise errors.InvalidParameter(f"This property cannot be expanded ({step}).", param=param)
+        at[step] = render(work, found)
+    if rest and at[step] is not None:
+        _expand(work, at[step], rest, param)
+
+
+def legacy_plan(price: Json) -> Json:
+    """Give the older form of a price, which subscription items still carry beside it."""
+    recurring = price["recurring"]
+    return {
+        "id": price["id"],
+        "object": "plan",
+        "active": price["active"],
+        "amount": price["unit_amount"],
+        "amount_decimal": price["unit_amount_decimal"],
+        "billing_scheme": price["billing_scheme"],
+        "created": price["created"],
+        "currency": price["currency"],
+        "interval": recurring["interval"],
+        "interval_count": recurring["interval_count"],
+        "livemode": False,
+        "metadata": price["metadata"],
+        "meter": recurring["meter"],
+        "nickname": price["nickname"],
+        "product": price["product"],
+        "tiers_mode": None,
+        "transform_usage": None,
+        "trial_period_days": None,
+        "usage_type": recurring["usage_type"],
+    }

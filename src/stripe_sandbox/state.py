@@ -1,0 +1,224 @@
+"""Everything the sandbox knows, in one SQLite file.
+
+One request is one transaction: its objects, its events, their deliveries and its idempotency row are written together
+or not at all, so killing the process at any point is harmless.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import pathlib
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from stripe_sandbox import errors
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+
+SCHEMA = """
+CREATE TABLE objects (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order of lists: `created` has whole seconds
+  id TEXT NOT NULL UNIQUE,
+  kind TEXT NOT NULL,
+  created INTEGER NOT NULL,
+  body TEXT NOT NULL
+) STRICT;
+CREATE INDEX objects_by_kind ON objects (kind, seq DESC);
+-- NULLs are distinct, so these bind only those that have a key.
+CREATE UNIQUE INDEX price_lookup_key ON objects (json_extract(body, '$.lookup_key')) WHERE kind = 'price';
+CREATE UNIQUE INDEX active_meter_event_name ON objects (json_extract(body, '$.event_name'))
+  WHERE kind = 'billing.meter' AND json_extract(body, '$.status') = 'active';
+
+CREATE TABLE meter_events (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  identifier TEXT NOT NULL,
+  event_name TEXT NOT NULL,
+  customer TEXT NOT NULL,
+  value INTEGER NOT NULL,
+  timestamp INTEGER NOT NULL,
+  created INTEGER NOT NULL,
+  problem TEXT  -- why it will not be billed; NULL: it will
+) STRICT;
+CREATE INDEX meter_events_by_identifier ON meter_events (identifier);
+CREATE INDEX meter_events_by_meter ON meter_events (event_name, customer, timestamp);
+
+CREATE TABLE idempotency (
+  key TEXT PRIMARY KEY,
+  fingerprint TEXT NOT NULL,
+  created INTEGER NOT NULL,
+  status INTEGER NOT NULL,
+  response TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE deliveries (
+  event TEXT PRIMARY KEY REFERENCES objects (id),
+  attempts INTEGER NOT NULL,
+  first_attempt_at REAL NOT NULL,  -- the wall's time, not the sandbox's
+  next_attempt_at REAL,            -- NULL: nothing more to do
+  delivered_at REAL
+) STRICT;
+CREATE INDEX deliveries_due ON deliveries (next_attempt_at) WHERE next_attempt_at IS NOT NULL;
+
+CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+"""
+
+LOCK_WAIT_SECONDS = 5.0
+"""How long a transaction waits for another process that looks into the file."""
+
+
+def new_id(prefix: str) -> str:
+    """Make an id like Stripe's, unguessable because the pages are opened by it."""
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Page:
+    """Which part of a list is wanted."""
+
+    limit: int = 10
+    starting_after: str | None = None
+    ending_before: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Work:
+    """One transaction. Objects go in and out as the JSON that Stripe would store."""
+
+    connection: sqlite3.Connection
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Undo what was written within, and only that, if it raises."""
+        self.connection.execute("SAVEPOINT attempt")
+        try:
+            yield
+        except BaseException:
+            self.connection.execute("ROLLBACK TO attempt")
+            raise
+        finally:
+            self.connection.execute("RELEASE attempt")
+
+    def insert(self, kind: str, body: Json) -> Json:
+        """Raise sqlite3.IntegrityError if the id, or what must be unique of this kind, exists."""
+        self.connection.execute(
+            "INSERT INTO objects (id, kind, created, body) VALUES (?, ?, ?, ?)",
+            (body["id"], kind, body["created"], json.dumps(body)),
+        )
+        return body
+
+    def replace(self, body: Json) -> Json:
+        """Store the new form of an object. Raises sqlite3.IntegrityError as `insert` does."""
+        self.connection.execute("UPDATE objects SET body = ? WHERE id = ?", (json.dumps(body), body["id"]))
+        return body
+
+    def find(self, kind: str, object_id: str) -> Json | None:
+        """Give the object, or None."""
+        row = self.connection.execute(
+            "SELECT body FROM objects WHERE id = ? AND kind = ?", (object_id, kind)
+        ).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def find_any(self, object_id: str) -> Json | None:
+        """Give the object of whatever kind, or None."""
+        row = self.connection.execute("SELECT body FROM objects WHERE id = ?", (object_id,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def get(self, kind: str, object_id: str, *, param: str | None = None) -> Json:
+        """Give the object; without one raise NotFound for a path's id, Refused for a parameter's."""
+        found = self.find(kind, object_id)
+        if found is not None:
+            return found
+        message = f"No such {kind.rpartition('.')[2]}: '{object_id}'"
+        if param is None:
+            raise errors.NotFound(message, param="id", code="resource_missing")
+        raise errors.Refused(message, param=param, code="resource_missing")
+
+    def fact(self, name: str) -> int:
+        """Give a number that is kept about the sandbox itself; 0 if it was never set."""
+        row = self.connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def select(
+        self, kind: str, where: Mapping[str, Any], page: Page, created: Mapping[str, int] | int | None = None
+    ) -> tuple[list[Json], bool]:
+        """Give a page, newest first, and whether there is more.
+
+        `where` maps paths within the object to a value (None: absent), or to a list of which one must match.
+        """
+        conditions: list[str] = ["kind = ?"]
+        values: list[Any] = [kind]
+        for path, wanted in where.items():
+            if wanted is None:
+                conditions.append("json_extract(body, ?) IS NULL")
+                values.append(f"$.{path}")
+                continue
+            options = wanted if isinstance(wanted, list) else [wanted]
+            conditions.append(f"json_extract(body, ?) IN ({', '.join('?' * len(options))})")
+            values += [f"$.{path}", *options]
+        comparisons = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+        bounds = {"": created} if isinstance(created, int) else created or {}
+        for name, bound in bounds.items():
+            conditions.append(f"created {comparisons.get(name, '=')} ?")
+            values.append(bound)
+        backwards = page.ending_before is not None
+        cursor = page.ending_before or page.starting_after
+        if cursor:
+            beyond = "seq > (SELECT seq FROM objects WHERE id = ?)", "seq < (SELECT seq FROM objects WHERE id = ?)"
+            conditions.append(beyond[0] if backwards else beyond[1])
+            values.append(cursor)
+        rows = self.connection.execute(
+            f"SELECT body FROM objects WHERE {' AND '.join(conditions)}"  # noqa: S608 - fixed text only, values are bound
+            f" ORDER BY seq {'ASC' if backwards else 'DESC'} LIMIT ?",
+            (*values, page.limit + 1),
+        ).fetchall()
+        found = [json.loads(row[0]) for row in rows[: page.limit]]
+        return (found[::-1] if backwards else found), len(rows) > page.limit
+
+
+class State:
+    """The file, one connection to it, and the one thread that uses it: transactions run one after another."""
+
+    def __init__(self, file: pathlib.Path) -> None:
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="stripe-sandbox-state")
+        self._connection = self._thread.submit(_open, file).result()
+
+    async def run(self, work: Callable[[Work], T]) -> T:
+        """Run one transaction: committed if the work returns, without any effect if it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
+
+    def _transact(self, work: Callable[[Work], T]) -> T:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(Work(self._connection))
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+        return result
+
+    def close(self) -> None:
+        """Finish what is under way and close the file."""
+        self._thread.submit(self._connection.close).result()
+        self._thread.shutdown()
+
+
+def _open(file: pathlib.Path) -> sqlite3.Connection:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(file, timeout=LOCK_WAIT_SECONDS, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    elif version != SCHEMA_VERSION:
+        connection.close()
+        raise ValueError(f"{file} was written by another version of the sandbox; delete it to start afresh")
+    return connection

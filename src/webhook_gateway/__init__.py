@@ -1,0 +1,1 @@
+"""The sidecar that Stripe calls: verifies the signature, forwards the event over gRPC, answers."""

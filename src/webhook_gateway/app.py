@@ -1,0 +1,159 @@
+"""The HTTP side: receive, verify, forward, answer."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from webhook_gateway import body, event, forwarding, signature
+
+RETRY_AFTER_SECONDS = 5  # for whoever repeats by hand or through a proxy; Stripe keeps its own schedule
+
+_ANSWER_KEY = "webhook_gateway.answer"  # where in the ASGI scope the log line finds what was answered
+
+_log = structlog.get_logger("webhook_gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request is told and what is logged of it. `event_id` is there only once the signature was verified."""
+
+    status: HTTPStatus
+    reason: str
+    level: int = logging.INFO
+    event_id: str | None = None
+    grpc_code: str | None = None
+
+
+_ANSWERS: Mapping[forwarding.Outcome, tuple[HTTPStatus, str, int]] = {
+    forwarding.Outcome.STORED: (HTTPStatus.OK, "stored", logging.INFO),
+    forwarding.Outcome.DUPLICATE: (HTTPStatus.OK, "duplicate", logging.INFO),
+    forwarding.Outcome.REFUSED: (HTTPStatus.BAD_REQUEST, "refused_by_service", logging.WARNING),
+    # Our own mistake: Stripe must repeat until somebody has mended it, and somebody must hear of it.
+    forwarding.Outcome.MISCONFIGURED: (HTTPStatus.SERVICE_UNAVAILABLE, "gateway_misconfigured", logging.ERROR),
+    forwarding.Outcome.AWAY: (HTTPStatus.SERVICE_UNAVAILABLE, "service_unavailable", logging.WARNING),
+}
+
+
+class Gateway:
+    """The endpoints, around one forwarder."""
+
+    def __init__(self, secrets: Sequence[bytes], forwarder: forwarding.Forwarder, body_seconds_max: float) -> None:
+        self._secrets = secrets
+        self._body_seconds_max = body_seconds_max
+        self._forwarder = forwarder
+
+    async def receive_webhook(self, request: Request) -> ASGIApp:
+        """Answer 200 once the event is stored, and never before."""
+        answer = await self._judge(request)
+        response = _respond(request, answer)
+        return body.AnswerThenDiscard(response) if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else response
+
+    async def _judge(self, request: Request) -> Answer:
+        try:
+            raw = await body.read(request, self._body_seconds_max)
+        except body.BodyRefusedError as refusal:
+            return Answer(refusal.status, refusal.reason)
+        # A repeated header counts as one list, as HTTP has it; then its second timestamp makes it malformed.
+        header = b",".join(value for name, value in request.scope["headers"] if name == b"stripe-signature")
+        fault = signature.find_fault(raw, header, self._secrets, datetime.now(UTC))
+        if fault is not None:
+            return Answer(HTTPStatus.BAD_REQUEST, fault.value)
+        try:
+            event_id = event.read_id(raw)
+        except event.NotAnEventError as error:
+            return Answer(HTTPStatus.BAD_REQUEST, error.reason, logging.WARNING)
+        delivery = await self._forwarder.forward(raw, event_id)
+        status, reason, level = _ANSWERS[delivery.outcome]
+        return Answer(status, reason, level, event_id, delivery.code)
+
+    async def answer_alive(self, request: Request) -> ASGIApp:
+        """Say that this process answers; nothing about the service."""
+        return _respond(request, Answer(HTTPStatus.OK, "alive", logging.DEBUG))
+
+    async def answer_ready(self, request: Request) -> ASGIApp:
+        """Say whether a delivery would find the service serving."""
+        if await self._forwarder.is_service_serving():
+            return _respond(request, Answer(HTTPStatus.OK, "ready", logging.DEBUG))
+        return _respond(request, Answer(HTTPStatus.SERVICE_UNAVAILABLE, "service_unavailable", logging.WARNING))
+
+
+class RequestLog:
+    """Writes one line for each request: no body, header, path or secret, at any level."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request, then log it."""
+        started = time.monotonic()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            answer: Answer = scope.get(_ANSWER_KEY) or Answer(
+                HTTPStatus.INTERNAL_SERVER_ERROR, "internal", logging.ERROR
+            )
+            _log.log(
+                answer.level,
+                "request",
+                status=answer.status,
+                reason=answer.reason,
+                event_id=answer.event_id,
+                grpc_code=answer.grpc_code,
+                duration_ms=round((time.monotonic() - started) * 1000, 1),
+            )
+
+
+def create_app(
+    secrets: Sequence[bytes], forwarder: forwarding.Forwarder, body_seconds_max: float = body.READ_SECONDS_MAX
+) -> ASGIApp:
+    """Build the application. The forwarder stays its builder's, to be closed after the last request."""
+    gateway = Gateway(secrets, forwarder, body_seconds_max)
+    app = Starlette(
+        routes=[
+            Route("/stripe/webhook", gateway.receive_webhook, methods=["POST"]),
+            Route("/healthz", gateway.answer_alive, methods=["GET"]),
+            Route("/readyz", gateway.answer_ready, methods=["GET"]),
+        ],
+        middleware=[Middleware(RequestLog)],
+        exception_handlers={HTTPException: _answer_no_route, Exception: _answer_defect},
+    )
+    app.router.redirect_slashes = False  # any other path is a 404, and Stripe counts a redirect as a failure
+    return app
+
+
+def _respond(request: Request, answer: Answer) -> JSONResponse:
+    request.scope[_ANSWER_KEY] = answer
+    content = {"status": answer.reason} if answer.status == HTTPStatus.OK else {"error": answer.reason}
+    headers = {}
+    if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+    if answer.status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["connection"] = "close"  # the rest of that body must not be read as the next request
+    return JSONResponse(content, answer.status, headers)
+
+
+async def _answer_no_route(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    reasons = {404: "not_found", 405: "method_not_allowed"}
+    response = _respond(request, Answer(HTTPStatus(error.status_code), reasons.get(error.status_code, "refused")))
+    response.headers.update(error.headers or {})  # a 405 names the methods that are
+    return response
+
+
+async def _answer_defect(_request: Request, _error: Exception) -> JSONResponse:
+    return JSONResponse(
+        {"error": "internal"}, HTTPStatus.INTERNAL_SERVER_ERROR
+    )  # Stripe repeats; the traceback goes to the log

@@ -1,0 +1,105 @@
+"""Fixtures for every test: a real Postgres, and a database of its own for each test that asks for one."""
+
+import asyncio
+import secrets
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import FrameType
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from psycopg import sql
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from billing_svc.database import embedded, migrating, transactions
+from billing_svc.database import engine as engines
+
+# Generous for a busy machine; a test that needs longer is stuck.
+_DRAIN_SECONDS_MAX = 20
+
+
+def pytest_configure() -> None:
+    """Let SIGTERM end a run as Ctrl-C does, so that fixtures clean up: `timeout` sends it."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="session")
+def postgres_folder() -> Iterator[Path]:
+    """A folder for the run's server. Not pytest's: those stay behind, and keep the server's user out."""
+    with tempfile.TemporaryDirectory(prefix="billing-svc-tests-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_folder: Path) -> Iterator[embedded.EmbeddedPostgres]:
+    """The run's server. Tests that stop or harm one start their own."""
+    with embedded.EmbeddedPostgres(postgres_folder / "postgres", embedded.free_port(), durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres: embedded.EmbeddedPostgres) -> str:
+    """A migrated database that each test clones; nobody connects to it."""
+    name = "template_migrated"
+    with _administrator(postgres) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    migrating.upgrade(_url_of(postgres, name))
+    return name
+
+
+@pytest.fixture
+def empty_database_url(postgres: embedded.EmbeddedPostgres) -> Iterator[str]:
+    """A database without a schema."""
+    yield from _database(postgres, "template1")
+
+
+@pytest.fixture
+def database_url(postgres: embedded.EmbeddedPostgres, template_database: str) -> Iterator[str]:
+    """A migrated, empty database of the test's own."""
+    yield from _database(postgres, template_database)
+
+
+@pytest.fixture(name="engine")
+async def database_engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """An engine in the test's event loop, as the service makes it."""
+    test_engine = engines.create_engine(database_url)
+    yield test_engine
+    await test_engine.dispose()
+
+
+@pytest.fixture(name="transactions")
+async def database_transactions(engine: AsyncEngine) -> AsyncIterator[transactions.Transactions]:
+    """The service's way to run transactions, on the test's database."""
+    runner = transactions.Transactions(engine)
+    yield runner
+    async with asyncio.timeout(_DRAIN_SECONDS_MAX):
+        await runner.drain()
+
+
+def _database(postgres: embedded.EmbeddedPostgres, template: str) -> Iterator[str]:
+    name = f"test_{secrets.token_hex(8)}"
+    with _administrator(postgres) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+        yield _url_of(postgres, name)
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _administrator(postgres: embedded.EmbeddedPostgres) -> psycopg.Connection:
+    # What psycopg reads, without SQLAlchemy's name of the driver.
+    conninfo = sa.make_url(postgres.start()).set(drivername="postgresql").render_as_string(hide_password=False)
+    return psycopg.connect(conninfo, autocommit=True)
+
+
+def _url_of(postgres: embedded.EmbeddedPostgres, database: str) -> str:
+    return sa.make_url(postgres.start()).set(database=database).render_as_string(hide_password=False)

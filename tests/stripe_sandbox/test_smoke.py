@@ -1,0 +1,2 @@
+async def test_x(sandbox, offer):
+    pass
