@@ -4,8 +4,13 @@ import enum
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-from billing_svc import errors
+import pydantic
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from billing_svc import errors, settings
 
 
 class Group(enum.StrEnum):
@@ -104,6 +109,48 @@ class Tokens:
         if caller is None:
             raise errors.Unauthenticated("the token is not known")
         return caller
+
+
+class _CallerEntry(pydantic.BaseModel):
+    """A caller in the callers' file."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    name: Annotated[str, pydantic.Field(min_length=1, max_length=64)]
+    groups: frozenset[Group]
+    token_sha256: Annotated[
+        tuple[Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")], ...], pydantic.Field(min_length=1)
+    ]
+
+
+class _CallersFile(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    callers: tuple[_CallerEntry, ...]
+
+
+def read_tokens(options: settings.Settings) -> Tokens:
+    """Return the callers that the settings name; in `dev`, one with the well-known token. Raises SettingsError."""
+    callers: list[tuple[Caller, tuple[str, ...]]] = []
+    if options.callers_file is not None:
+        try:
+            entries = _CallersFile.model_validate(YAML(typ="safe").load(options.callers_file.read_text()))
+        except (OSError, YAMLError, UnicodeDecodeError):
+            raise settings.SettingsError(
+                f"BILLING_CALLERS_FILE: {options.callers_file} cannot be read as YAML"
+            ) from None
+        except pydantic.ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise settings.SettingsError(f"BILLING_CALLERS_FILE: {options.callers_file}: {problems}") from None
+        callers = [(Caller(entry.name, entry.groups), entry.token_sha256) for entry in entries.callers]
+    dev_digest = hashlib.sha256(settings.DEV_TOKEN.encode()).hexdigest()
+    if options.dev:
+        callers.append((Caller("dev", frozenset(Group)), (dev_digest,)))
+    elif any(dev_digest in digests for _, digests in callers):
+        raise settings.SettingsError("BILLING_CALLERS_FILE: the token of `dev` is known to everyone; choose another")
+    if not callers:
+        raise settings.SettingsError("BILLING_CALLERS_FILE is not set: nobody could call")
+    return Tokens(callers)
 
 
 def authorize(method: str, authorization: str | None, tokens: Tokens) -> Caller:

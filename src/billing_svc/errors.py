@@ -50,6 +50,13 @@ class MalformedMessage(BillingError):
     reason = "MALFORMED_MESSAGE"
 
 
+class InvalidPageToken(BillingError):
+    """A page token that this list did not give out."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "INVALID_PAGE_TOKEN"
+
+
 class Unauthenticated(BillingError):
     """No token, or one that nobody was given."""
 

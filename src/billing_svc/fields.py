@@ -3,6 +3,7 @@
 A request is read through one `Fields`, which collects every violation, so that one answer names them all.
 """
 
+import base64
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ ACCOUNT_ID_LENGTH_MAX = 128
 ID_LENGTH_MAX = 255
 URL_LENGTH_MAX = 2048
 EMAIL_LENGTH_MAX = 254
+PAGE_TOKEN_LENGTH_MAX = 512
 PROPERTIES_MAX = 50
 PROPERTY_KEY_BYTES_MAX = 64
 PROPERTY_VALUE_BYTES_MAX = 512
@@ -138,6 +140,21 @@ class Fields:
         if value and (len(value) > EMAIL_LENGTH_MAX or not _EMAIL.fullmatch(value)):
             self.refuse(field, "is no e-mail address")
         return value
+
+
+def to_page_token(after: str) -> str:
+    """Return the opaque token of the page that comes after an entry."""
+    return base64.urlsafe_b64encode(after.encode()).decode().rstrip("=")
+
+
+def from_page_token(token: str) -> str:
+    """Return the entry that a page comes after; "" for the first page. Raises InvalidPageToken."""
+    if len(token) > PAGE_TOKEN_LENGTH_MAX:
+        raise errors.InvalidPageToken(f"page_token: is longer than {PAGE_TOKEN_LENGTH_MAX} characters")
+    try:
+        return base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
+    except ValueError:
+        raise errors.InvalidPageToken("page_token: is none that this service gave out") from None
 
 
 def origin(url: str) -> str:

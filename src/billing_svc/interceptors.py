@@ -20,8 +20,10 @@ from grpc_status import rpc_status
 
 from billing_svc import access, errors
 
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+# In quotes: these classes take their parameters in the type checker alone.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Handler: TypeAlias = "Callable[[Any, Context], Awaitable[Any]]"
 Layer: TypeAlias = Callable[[str, Handler], Handler]
 
 ERROR_DOMAIN = "billing.internal"
@@ -60,34 +62,34 @@ class Interceptors(grpc.aio.ServerInterceptor):
     def __init__(self, layers: Sequence[Layer], tokens: access.Tokens) -> None:
         self._layers = layers
         self._tokens = tokens
-        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._wrapped: dict[str, MethodHandler] = {}
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[MethodHandler | None]]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> "MethodHandler | None":
         """Return the wrapped handler of the called method."""
         method = handler_call_details.method
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             handler = await continuation(handler_call_details)
             if handler is None:  # grpc answers UNIMPLEMENTED; not kept, or names could fill the memory
-                return handler
+                return None
             wrapped = self._wrap_stream(method, handler) if handler.response_streaming else self._wrap(method, handler)
             self._wrapped[method] = wrapped
         return wrapped
 
-    def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        # The bytes are parsed inside the layers: grpc would parse them before, and send the parser's text to the caller.
+    def _wrap(self, method: str, handler: MethodHandler) -> MethodHandler:
+        # Parsed inside the layers: grpc would parse before, and send the parser's text to the caller.
         run = _parse(handler)
         for layer in reversed(self._layers):
             run = layer(method, run)
         return grpc.unary_unary_rpc_method_handler(run, None, handler.response_serializer)
 
-    def _wrap_stream(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    def _wrap_stream(self, method: str, handler: MethodHandler) -> MethodHandler:
         # Only the standard services stream (health, reflection): what they need is the access check.
-        inner = handler.stream_stream or handler.unary_stream
+        inner: Any = handler.stream_stream or handler.unary_stream
 
         async def run(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401 - any message
             try:
@@ -97,7 +99,9 @@ class Interceptors(grpc.aio.ServerInterceptor):
             async for response in inner(request, context):
                 yield response
 
-        make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        make = (
+            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        )
         return make(run, handler.request_deserializer, handler.response_serializer)
 
 
@@ -115,7 +119,7 @@ def identify(method: str, inner: Handler) -> Handler:
             response = await inner(request, context)
             code = "OK"
         except grpc.aio.AbortError:
-            code = grpc.StatusCode(context.code()).name if context.code() else "UNKNOWN"
+            code = context.code().name
             raise
         finally:
             _log.info(
@@ -148,7 +152,7 @@ def map_errors(method: str, inner: Handler) -> Handler:
         except NotImplementedError:  # what a generated servicer's methods raise until they are written
             call.reason = errors.NotAvailableYet.reason
             await _abort(context, errors.NotAvailableYet("this RPC is not available yet"), call.request_id)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the last resort: logged in full, answered with a fixed text
             call.reason = "INTERNAL"
             _log.exception("handler failed", method=method, request_id=call.request_id)
             await context.abort(
@@ -188,14 +192,17 @@ def authenticate(tokens: access.Tokens) -> Layer:
     return layer
 
 
-def _parse(handler: grpc.RpcMethodHandler[Any, Any]) -> Handler:
+def _parse(handler: MethodHandler) -> Handler:
+    deserialize: Any = handler.request_deserializer
+    answer: Any = handler.unary_unary
+
     async def run(request: bytes, context: Context) -> Any:  # noqa: ANN401 - any message
         try:
-            parsed = handler.request_deserializer(request)
+            parsed = deserialize(request)
         except message.DecodeError as error:
             raise errors.MalformedMessage("the bytes are not a message of this RPC's request type") from error
         current_call().account_id = getattr(parsed, "account_id", "")[:REQUEST_ID_LENGTH_MAX]
-        return await handler.unary_unary(parsed, context)
+        return await answer(parsed, context)
 
     return run
 
@@ -234,6 +241,4 @@ async def _abort(context: Context, error: errors.BillingError, request_id: str) 
         if status.ByteSize() + packed.ByteSize() <= DETAILS_BYTES_MAX:
             status.details.append(packed)
     answer = rpc_status.to_status(status)
-    await context.abort(
-        answer.code, answer.details, (*answer.trailing_metadata, (REQUEST_ID_KEY, request_id))
-    )
+    await context.abort(answer.code, answer.details, (*answer.trailing_metadata, (REQUEST_ID_KEY, request_id)))

@@ -44,7 +44,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
-        for name, url in (("BILLING_CHECKOUT_SUCCESS_URL", self.success_url), ("BILLING_CHECKOUT_CANCEL_URL", self.cancel_url)):
+        for name, url in (
+            ("BILLING_CHECKOUT_SUCCESS_URL", self.success_url),
+            ("BILLING_CHECKOUT_CANCEL_URL", self.cancel_url),
+        ):
             if urlsplit(url).scheme not in {"http", "https"}:
                 raise ValueError(f"{name} must be an http or https URL")
         if not self.stripe_api_key.get_secret_value():
@@ -62,7 +65,9 @@ def read() -> Settings:
     try:
         return Settings()  # type: ignore[call-arg]  # the environment gives them
     except ValidationError as error:
-        raise SettingsError("; ".join(_sentence(str(one["loc"][0]) if one["loc"] else "", one["msg"]) for one in error.errors())) from None
+        raise SettingsError(
+            "; ".join(_sentence(str(one["loc"][0]) if one["loc"] else "", one["msg"]) for one in error.errors())
+        ) from None
 
 
 def _sentence(name: str, problem: str) -> str:

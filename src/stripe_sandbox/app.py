@@ -1,4 +1,4 @@
-"""The one place where the sandbox is put together: its parts, and the table of what it answers."""
+"""The one place where the sandbox is put together."""
 
 import asyncio
 import contextlib
@@ -10,150 +10,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route as HttpRoute
-from stripe import params
-from stripe.params import billing as billing_params
-from stripe.params import checkout as checkout_params
+from starlette.routing import Route
 
-from stripe_sandbox import (
-    catalog,
-    checkout,
-    clock,
-    customers,
-    delivery,
-    errors,
-    events,
-    invoices,
-    meter_events,
-    pages,
-    requests,
-    settings,
-    state,
-    subscriptions,
-    validation,
-)
-from stripe_sandbox.requests import Route
-
-PAGING = "limit starting_after ending_before"
-CUSTOMER = "email name description phone metadata"
-PRODUCT = "name active description unit_label statement_descriptor url metadata"
-PRICE = "active nickname tax_behavior lookup_key transfer_lookup_key metadata"
-ENDING = "cancellation_details.comment cancellation_details.feedback"
-SESSION = (
-    "mode success_url cancel_url customer customer_email client_reference_id expires_at metadata"
-    " payment_method_collection line_items.price line_items.quantity subscription_data.metadata"
-    " subscription_data.description subscription_data.trial_period_days subscription_data.trial_end"
-    " subscription_data.billing_mode"
-)
-SUBSCRIPTION = (
-    f"metadata description cancel_at cancel_at_period_end {ENDING} proration_behavior trial_end"
-    " items.id items.price items.quantity items.deleted items.metadata items.clear_usage"
-)
-
-METER = "/v1/billing/meters"
-SESSIONS = "/v1/checkout/sessions"
-
-ROUTES = (
-    Route("POST", "/v1/customers", customers.create, params.CustomerCreateParams, CUSTOMER),
-    Route("GET", "/v1/customers", customers.list_all, params.CustomerListParams, f"{PAGING} created email"),
-    Route("GET", "/v1/customers/{customer_id}", customers.retrieve, params.CustomerRetrieveParams),
-    Route("POST", "/v1/customers/{customer_id}", customers.update, params.CustomerUpdateParams, CUSTOMER),
-    Route("DELETE", "/v1/customers/{customer_id}", customers.delete, params.CustomerDeleteParams),
-    Route("POST", "/v1/products", catalog.create_product, params.ProductCreateParams, f"id {PRODUCT}"),
-    Route("GET", "/v1/products", catalog.list_products, params.ProductListParams, f"{PAGING} created ids active"),
-    Route("GET", "/v1/products/{product_id}", catalog.retrieve_product, params.ProductRetrieveParams),
-    Route("POST", "/v1/products/{product_id}", catalog.update_product, params.ProductUpdateParams, PRODUCT),
-    Route(
-        "POST",
-        "/v1/prices",
-        catalog.create_price,
-        params.PriceCreateParams,
-        f"{PRICE} product currency unit_amount unit_amount_decimal recurring.interval recurring.interval_count"
-        " recurring.usage_type recurring.meter",
-    ),
-    Route(
-        "GET",
-        "/v1/prices",
-        catalog.list_prices,
-        params.PriceListParams,
-        f"{PAGING} created active currency product type lookup_keys recurring",
-    ),
-    Route("GET", "/v1/prices/{price_id}", catalog.retrieve_price, params.PriceRetrieveParams),
-    Route("POST", "/v1/prices/{price_id}", catalog.update_price, params.PriceUpdateParams, PRICE),
-    Route(
-        "POST",
-        METER,
-        catalog.create_meter,
-        billing_params.MeterCreateParams,
-        "display_name event_name event_time_window default_aggregation customer_mapping value_settings",
-    ),
-    Route("GET", METER, catalog.list_meters, billing_params.MeterListParams, f"{PAGING} status"),
-    Route("GET", METER + "/{meter_id}", catalog.retrieve_meter, billing_params.MeterRetrieveParams),
-    Route("POST", METER + "/{meter_id}", catalog.update_meter, billing_params.MeterUpdateParams, "display_name"),
-    Route("POST", METER + "/{meter_id}/deactivate", catalog.deactivate_meter, billing_params.MeterDeactivateParams),
-    Route("POST", METER + "/{meter_id}/reactivate", catalog.reactivate_meter, billing_params.MeterReactivateParams),
-    Route(
-        "POST",
-        "/v1/billing/meter_events",
-        meter_events.create,
-        billing_params.MeterEventCreateParams,
-        "event_name payload identifier timestamp",
-    ),
-    Route("POST", SESSIONS, checkout.create, checkout_params.SessionCreateParams, SESSION),
-    Route(
-        "GET",
-        SESSIONS,
-        checkout.list_all,
-        checkout_params.SessionListParams,
-        f"{PAGING} created customer subscription status",
-    ),
-    Route("GET", SESSIONS + "/{session_id}", checkout.retrieve, checkout_params.SessionRetrieveParams),
-    Route("POST", SESSIONS + "/{session_id}/expire", checkout.expire, checkout_params.SessionExpireParams),
-    Route(
-        "GET",
-        SESSIONS + "/{session_id}/line_items",
-        checkout.list_line_items,
-        checkout_params.SessionLineItemListParams,
-        "limit",
-    ),
-    Route(
-        "GET",
-        "/v1/subscriptions",
-        subscriptions.list_all,
-        params.SubscriptionListParams,
-        f"{PAGING} created customer status",
-    ),
-    Route("GET", "/v1/subscriptions/{subscription_id}", subscriptions.retrieve, params.SubscriptionRetrieveParams),
-    Route(
-        "POST",
-        "/v1/subscriptions/{subscription_id}",
-        subscriptions.update,
-        params.SubscriptionUpdateParams,
-        SUBSCRIPTION,
-    ),
-    Route(
-        "DELETE",
-        "/v1/subscriptions/{subscription_id}",
-        subscriptions.cancel,
-        params.SubscriptionCancelParams,
-        f"{ENDING} invoice_now prorate",
-    ),
-    Route(
-        "GET",
-        "/v1/invoices",
-        invoices.list_all,
-        params.InvoiceListParams,
-        f"{PAGING} created customer subscription status collection_method",
-    ),
-    Route("GET", "/v1/invoices/{invoice_id}", invoices.retrieve, params.InvoiceRetrieveParams),
-    Route("GET", "/v1/events", events.list_all, params.EventListParams, f"{PAGING} created type types"),
-    Route("GET", "/v1/events/{event_id}", events.retrieve, params.EventRetrieveParams),
-)
+from stripe_sandbox import clock, delivery, pages, requests, routes, settings, state, validation
 
 
 def create_app(config: settings.Settings) -> Starlette:
     """Build the sandbox. It reads its state at once, and delivers events while the app's lifespan lasts."""
-    for route in ROUTES:
+    for route in routes.ROUTES:
         validation.adapter(route.params_type)
     store = state.State(config.state_file)
     sandbox = requests.Sandbox(config, store, clock.SandboxClock(), delivery.Delivery(store, config))
@@ -180,21 +44,15 @@ def create_app(config: settings.Settings) -> Starlette:
 
     return Starlette(
         routes=[
-            *(HttpRoute(each.path, requests.endpoint(sandbox, each), methods=[each.method]) for each in ROUTES),
-            HttpRoute("/checkout/{session_id}", checkout_pages.show, methods=["GET"]),
-            HttpRoute("/checkout/{session_id}/pay", checkout_pages.pay, methods=["POST"]),
-            HttpRoute("/checkout/{session_id}/cancel", checkout_pages.cancel, methods=["POST"]),
-            HttpRoute("/_sandbox/requests", requests_log, methods=["GET"]),
-            HttpRoute("/healthz", health, methods=["GET"]),
+            *(Route(each.path, requests.endpoint(sandbox, each), methods=[each.method]) for each in routes.ROUTES),
+            Route("/checkout/{session_id}", checkout_pages.show, methods=["GET"]),
+            Route("/checkout/{session_id}/pay", checkout_pages.pay, methods=["POST"]),
+            Route("/checkout/{session_id}/cancel", checkout_pages.cancel, methods=["POST"]),
+            Route("/_sandbox/requests", requests_log, methods=["GET"]),
+            Route("/healthz", health, methods=["GET"]),
         ],
-        exception_handlers={HTTPException: _unknown_route},
+        exception_handlers={HTTPException: requests.unknown_route(sandbox)},
         # The pages need no key, so another site must not reach them under a name of its own.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[settings.LOOPBACK, "localhost"])],
         lifespan=lifespan,
     )
-
-
-async def _unknown_route(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else errors.NotFound.status
-    unknown = errors.NotFound(f"Unrecognized request URL ({request.method}: {request.url.path}).")
-    return requests.respond(requests.Reply(status, unknown.body()), state.new_id("req"))

@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stripe_sandbox import customers, errors, forms, invoices, rendering, rules, state, subscriptions
+from stripe_sandbox import (
+    customers,
+    errors,
+    forms,
+    invoices,
+    rendering,
+    rules,
+    state,
+    subscription_items,
+    subscriptions,
+)
 from stripe_sandbox.context import Context
 from stripe_sandbox.state import Json
 
@@ -18,29 +28,11 @@ def create(context: Context, params: forms.Params) -> Json:
     _check_alone(context, params)
     if "customer" in params:
         customers.existing(context, params["customer"], param="customer")
-    lines = [
-        subscriptions.checked_line(context, given, f"line_items[{index}]")
-        for index, given in enumerate(params["line_items"])
-    ]
-    _check_together(lines)
+    lines = _lines(context, params["line_items"])
     session_id = state.new_id("cs_test")
-    trial_end = _trial_end(context, params.get("subscription_data", {}))
-    total = 0 if trial_end else sum(invoices.line_amount(line) for line in lines)
-    items = [
-        {
-            "id": state.new_id("li"),
-            "object": "item",
-            "amount_discount": 0,
-            "amount_subtotal": invoices.line_amount(line),
-            "amount_tax": 0,
-            "amount_total": invoices.line_amount(line),
-            "currency": line.price["currency"],
-            "description": context.work.get("product", line.price["product"])["name"],
-            "price": line.price["id"],
-            "quantity": line.quantity,
-        }
-        for line in lines
-    ]
+    data = params.get("subscription_data", {})
+    total = 0 if _trial_end(context, data) else sum(invoices.line_amount(line) for line in lines)
+    items = [_line_item(context, line) for line in lines]
     session = {
         "id": session_id,
         "object": "checkout.session",
@@ -82,9 +74,38 @@ def create(context: Context, params: forms.Params) -> Json:
         "ui_mode": "hosted_page",
         "url": f"{context.settings.public_url}/checkout/{session_id}",
         # Not Stripe's: what the subscription will begin with. Hidden, as the line items are.
-        "subscription_data": params.get("subscription_data", {}),
+        "subscription_data": data,
     }
     return context.show(context.work.insert("checkout.session", session), params)
+
+
+def _lines(context: Context, given: list[forms.Params]) -> list[subscription_items.Line]:
+    """Read the lines, which must fit together."""
+    lines = []
+    for index, each in enumerate(given):
+        line = subscription_items.checked_line(context, each, f"line_items[{index}]")
+        if line.quantity is not None and "quantity" not in each:
+            param = f"line_items[{index}][quantity]"
+            raise errors.Refused(f"Missing required param: {param}.", param=param, code="parameter_missing")
+        lines.append(line)
+    _check_together(lines)
+    return lines
+
+
+def _line_item(context: Context, line: subscription_items.Line) -> Json:
+    amount = invoices.line_amount(line)
+    return {
+        "id": state.new_id("li"),
+        "object": "item",
+        "amount_discount": 0,
+        "amount_subtotal": amount,
+        "amount_tax": 0,
+        "amount_total": amount,
+        "currency": line.price["currency"],
+        "description": context.work.get("product", line.price["product"])["name"],
+        "price": line.price["id"],
+        "quantity": line.quantity,
+    }
 
 
 def _check_alone(context: Context, params: forms.Params) -> None:
@@ -112,10 +133,17 @@ def _check_alone(context: Context, params: forms.Params) -> None:
     # A minute of grace, for a caller that computed one of the bounds just before.
     if not earliest - 60 <= params.get("expires_at", latest) <= latest + 60:
         raise errors.InvalidParameter("expires_at must lie between 30 minutes and 24 hours ahead.", param="expires_at")
-    _trial_end(context, params.get("subscription_data", {}))
+    data = params.get("subscription_data", {})
+    if data.get("billing_mode", {"type": "flexible"})["type"] != "flexible":
+        raise errors.InvalidParameter(
+            "The sandbox knows flexible billing only.",
+            param="subscription_data[billing_mode][type]",
+            code="sandbox_unsupported",
+        )
+    _trial_end(context, data)
 
 
-def _check_together(lines: list[subscriptions.Line]) -> None:
+def _check_together(lines: list[subscription_items.Line]) -> None:
     """Check what the prices must have in common."""
     recurring = [line.price["recurring"] for line in lines if line.price["recurring"]]
     if not recurring:
@@ -209,7 +237,7 @@ def pay(context: Context, session_id: str) -> Json:
         return session
     customer = _customer(context, session)
     lines = [
-        subscriptions.Line(context.work.get("price", item["price"]), item["quantity"])
+        subscription_items.Line(context.work.get("price", item["price"]), item["quantity"])
         for item in session["line_items"]["data"]
     ]
     data = session["subscription_data"]

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import logging
+import sqlite3
 
 import httpx
 
@@ -62,7 +63,7 @@ class Delivery:
         async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False) as client, asyncio.TaskGroup() as tasks:
             while True:
                 self._woken.clear()
-                due, pause_seconds = await self._store.run(self._select_due)
+                due, pause_seconds = await self._look()
                 for each in due:
                     self._under_way.add(each.event)
                     tasks.create_task(self._deliver(client, each))
@@ -71,6 +72,13 @@ class Delivery:
                         await self._woken.wait()
                 except TimeoutError:
                     continue
+
+    async def _look(self) -> tuple[list[Due], float | None]:
+        try:
+            return await self._store.run(self._select_due)
+        except sqlite3.OperationalError:
+            _log.warning("the state is locked; deliveries wait", exc_info=True)
+            return [], BACKOFF_FIRST_SECONDS
 
     def _select_due(self, work: state.Work) -> tuple[list[Due], float | None]:
         """Give what to start now, and after how many seconds the next one will be due (None: none is)."""
@@ -99,9 +107,13 @@ class Delivery:
                 (None if delivered or gives_up else now + pause, now if delivered else None, due.event),
             )
 
-        await self._store.run(mark)
-        self._under_way.discard(due.event)
-        self.wake()
+        try:
+            await self._store.run(mark)
+        except sqlite3.OperationalError:
+            _log.warning("event %s will be sent again: the state is locked", due.event, exc_info=True)
+        finally:
+            self._under_way.discard(due.event)
+            self.wake()
 
     async def _attempt(self, client: httpx.AsyncClient, due: Due) -> bool:
         """Whether the receiver answered 2xx; a redirect is a failure, as with Stripe."""

@@ -25,30 +25,30 @@ class ApiError(Exception):
         return {"error": {name: value for name, value in fields.items() if value is not None}}
 
 
-class InvalidParameter(ApiError):  # noqa: N818 - named after the situation, as all errors of this project
+class InvalidParameter(ApiError):
     """The parameters are wrong whatever the state is."""
 
     remembered = False
 
 
-class Refused(ApiError):  # noqa: N818
+class Refused(ApiError):
     """The parameters are fine, the state is not."""
 
 
-class NotFound(ApiError):  # noqa: N818
+class NotFound(ApiError):
     """The path names nothing that exists."""
 
     status = 404
 
 
-class Unauthenticated(ApiError):  # noqa: N818
+class Unauthenticated(ApiError):
     """No key, or not a test key."""
 
     status = 401
     remembered = False
 
 
-class KeyReused(ApiError):  # noqa: N818
+class KeyReused(ApiError):
     """One idempotency key, two requests."""
 
     type = "idempotency_error"
@@ -61,7 +61,7 @@ class KeyInUse(KeyReused):
     status = 409
 
 
-class Broken(ApiError):  # noqa: N818
+class Broken(ApiError):
     """A fault of the sandbox itself."""
 
     status = 500

@@ -3,18 +3,18 @@
 import decimal
 from typing import Any
 
-from stripe_sandbox import forms, rendering, state, subscriptions
+from stripe_sandbox import forms, rendering, state, subscription_items
 from stripe_sandbox.context import Context
 from stripe_sandbox.state import Json
 
 
-def line_amount(line: subscriptions.Line) -> int:
+def line_amount(line: subscription_items.Line) -> int:
     """Give what a line costs in advance, in minor units: metered ones nothing yet."""
     exact = decimal.Decimal(line.price["unit_amount_decimal"]) * (line.quantity or 0)
     return int(exact.quantize(decimal.Decimal(1), rounding=decimal.ROUND_HALF_UP))
 
 
-def paid(context: Context, subscription: Json, customer: Json, lines: list[subscriptions.Line]) -> Json:
+def paid(context: Context, subscription: Json, customer: Json, lines: list[subscription_items.Line]) -> Json:
     """Make the invoice that a checkout pays, and tell of it as Stripe does. In a trial it is about nothing."""
     trialing = subscription["status"] == "trialing"
     invoice_id = state.new_id("in")
@@ -87,7 +87,7 @@ def paid(context: Context, subscription: Json, customer: Json, lines: list[subsc
     return settled
 
 
-def _line(invoice_id: str, subscription: Json, line: subscriptions.Line, amount: int) -> Json:
+def _line(invoice_id: str, subscription: Json, line: subscription_items.Line, amount: int) -> Json:
     items = {item["price"]: item for item in subscription["items"]["data"]}
     item = items.get(line.price["id"])
     start = item["current_period_start"] if item else subscription["created"]

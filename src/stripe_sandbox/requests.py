@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -99,9 +100,25 @@ def endpoint(sandbox: Sandbox, route: Route) -> Callable[[Request], Awaitable[Re
             reply = await _answer_once(sandbox, route, request.path_params, entry, request_id)
         except errors.ApiError as error:
             reply = Reply(error.status, error.body())
+        except sqlite3.Error:
+            # Not even a transaction could be had: the file is locked by somebody else, or the disk is full.
+            _log.exception("%s %s", route.method, route.path)
+            reply = Reply(errors.Broken.status, errors.Broken("The state cannot be reached.").body())
         entry.status, entry.replayed = reply.status, reply.replayed
         sandbox.delivery.wake()
         return respond(reply, request_id)
+
+    return answer
+
+
+def unknown_route(sandbox: Sandbox) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Make the answer to what no route answers."""
+
+    async def answer(request: Request, _: Exception) -> Response:
+        error = errors.NotFound(f"Unrecognized request URL ({request.method}: {request.url.path}).")
+        key = request.headers.get("idempotency-key")
+        sandbox.log.append(LogEntry(request.method, request.url.path, key, status=error.status))
+        return respond(Reply(error.status, error.body()), state.new_id("req"))
 
     return answer
 
@@ -148,10 +165,7 @@ async def _answer_once(
     if not 0 < len(key) <= KEY_LENGTH_MAX:
         raise errors.InvalidParameter(f"An idempotency key has 1 to {KEY_LENGTH_MAX} characters.")
     if key in sandbox.keys_in_use:
-        raise errors.KeyInUse(
-            "There is currently another in-progress request using this Idempotent Key (that probably means you"
-            " submitted twice, and the other request is still going through)."
-        )
+        raise errors.KeyInUse("A request with this idempotency key is still under way.", code="idempotency_key_in_use")
     sandbox.keys_in_use.add(key)
     try:
         return await sandbox.store.run(
@@ -178,8 +192,7 @@ def _execute_once(scope: context.Context, route: Route, path_ids: Mapping[str, s
         return reply
     if kept[0] != fingerprint:
         raise errors.KeyReused(
-            "Keys for idempotent requests can only be used with the same parameters they were first used with."
-            f" Try using a key other than '{scope.idempotency_key}'."
+            f"The idempotency key '{scope.idempotency_key}' was used for another request, or with other parameters."
         )
     return Reply(kept[1], json.loads(kept[2]), replayed=True)
 

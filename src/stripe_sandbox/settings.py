@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import urllib.parse
 
 LOOPBACK = "127.0.0.1"
 """The one address it listens on: its pages and its control routes have no authentication."""
@@ -19,6 +20,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.webhook_url and not self.webhook_secret:
             raise ValueError("a webhook URL needs a webhook secret to sign with")
+        if self.webhook_url and not urllib.parse.urlsplit(self.webhook_url).netloc:
+            raise ValueError(f"not a URL: {self.webhook_url}")
 
     @property
     def public_url(self) -> str:

@@ -197,10 +197,10 @@ class State:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             result = work(Work(self._connection))
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            self._connection.rollback()
             raise
-        self._connection.execute("COMMIT")
         return result
 
     def close(self) -> None:

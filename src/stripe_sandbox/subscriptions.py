@@ -3,21 +3,13 @@
 import dataclasses
 from typing import Any
 
-from stripe_sandbox import errors, forms, periods, rendering, rules, state
+from stripe_sandbox import errors, forms, rendering, rules, state, subscription_items
 from stripe_sandbox.context import Context
 from stripe_sandbox.state import Json
 
 OVER = ("canceled", "incomplete_expired")
 DAY_SECONDS = 24 * 3600
 LIST_MAX = 100
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Line:
-    """What is subscribed to: a recurring price, and how many; metered ones have no quantity."""
-
-    price: Json
-    quantity: int | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,7 +21,7 @@ class Terms:
     trial_end: int | None = None
 
 
-def begin(context: Context, customer_id: str, lines: list[Line], terms: Terms) -> Json:
+def begin(context: Context, customer_id: str, lines: list[subscription_items.Line], terms: Terms) -> Json:
     """Make a subscription that is paid, or in its trial."""
     subscription_id = state.new_id("sub")
     trialing = terms.trial_end is not None and terms.trial_end > context.now
@@ -62,7 +54,7 @@ def begin(context: Context, customer_id: str, lines: list[Line], terms: Terms) -
         "ended_at": None,
         "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
         "items": rendering.listed(
-            [_item(context, subscription_id, line, anchor, period) for line in lines],
+            [subscription_items.made(context, subscription_id, line, anchor, period) for line in lines],
             f"/v1/subscription_items?subscription={subscription_id}",
         ),
         "latest_invoice": None,
@@ -89,27 +81,6 @@ def begin(context: Context, customer_id: str, lines: list[Line], terms: Terms) -
         "trial_start": context.now if trialing else None,
     }
     return context.work.insert("subscription", subscription)
-
-
-def _item(
-    context: Context, subscription_id: str, line: Line, anchor: int, period: tuple[int, int | None] | None
-) -> Json:
-    start, end = period or periods.current(anchor, line.price["recurring"], context.now)
-    item = {
-        "id": state.new_id("si"),
-        "object": "subscription_item",
-        "billed_until": None,
-        "billing_thresholds": None,
-        "created": context.now,
-        "current_period_end": end,
-        "current_period_start": start,
-        "discounts": [],
-        "metadata": {},
-        "price": line.price["id"],
-        "subscription": subscription_id,
-        "tax_rates": [],
-    }
-    return item if line.quantity is None else {**item, "quantity": line.quantity}
 
 
 def retrieve(context: Context, params: forms.Params, subscription_id: str) -> Json:
@@ -151,7 +122,7 @@ def update(context: Context, params: forms.Params, subscription_id: str) -> Json
         given = {name: value or None for name, value in params["cancellation_details"].items()}
         changes["cancellation_details"] = {**subscription["cancellation_details"], **given}
     if "items" in params:
-        changes |= _changed_items(context, subscription, params["items"])
+        changes |= subscription_items.changed(context, subscription, params["items"])
     if "trial_end" in params:
         changes |= _changed_trial(context, subscription, params["trial_end"])
     changes |= _changed_ending(context, {**subscription, **changes}, params)
@@ -208,7 +179,7 @@ def _changed_trial(context: Context, subscription: Json, given: int | str) -> Js
         {
             **item,
             "current_period_start": context.now,
-            "current_period_end": end if trialing else _next_end(context, item["price"], end),
+            "current_period_end": end if trialing else subscription_items.next_end(context, item["price"], end),
         }
         for item in subscription["items"]["data"]
     ]
@@ -219,79 +190,6 @@ def _changed_trial(context: Context, subscription: Json, given: int | str) -> Js
         "trial_end": end,
         "trial_start": subscription["trial_start"] or context.now,
     }
-
-
-def _next_end(context: Context, price_id: str, start: int) -> int:
-    return periods.step(start, context.work.get("price", price_id)["recurring"], 1)
-
-
-def _changed_items(context: Context, subscription: Json, given: list[forms.Params]) -> Json:
-    """Change, add and remove items. A price of another interval begins a new period, and with it a new anchor."""
-    items = {item["id"]: item for item in subscription["items"]["data"]}
-    anchor = subscription["billing_cycle_anchor"]
-    for index, change in enumerate(given):
-        param = f"items[{index}]"
-        if "id" in change and change["id"] not in items:
-            raise errors.Refused(f"No such subscription item: '{change['id']}'", param=f"{param}[id]")
-        if change.get("deleted"):
-            items.pop(change.get("id", ""), None)
-            continue
-        old = items.get(change.get("id", ""))
-        if old is None and "price" not in change:
-            raise errors.InvalidParameter("A new item needs a price.", param=f"{param}[price]")
-        line = checked_line(context, {"price": (old or {}).get("price"), **change}, param, old)
-        new = _item(context, subscription["id"], line, anchor, _kept_period(context, subscription, line))
-        if old is not None:
-            new |= {"id": old["id"], "created": old["created"], "metadata": old["metadata"]}
-        new["metadata"] = rules.merged_metadata(new["metadata"], change.get("metadata"))
-        items[new["id"]] = new
-    prices = [item["price"] for item in items.values()]
-    if not prices or len(set(prices)) < len(prices):
-        raise errors.Refused("A subscription needs at least one item, and each price once only.", param="items")
-    return _realigned(context, subscription, list(items.values()))
-
-
-def _kept_period(context: Context, subscription: Json, line: Line) -> tuple[int, int] | None:
-    """Give the period of the items that are there, if the new line has their interval (or a trial covers all)."""
-    present = subscription["items"]["data"][0]
-    recurring = context.work.get("price", present["price"])["recurring"]
-    same = all(recurring[name] == line.price["recurring"][name] for name in ("interval", "interval_count"))
-    if same or subscription["status"] == "trialing":
-        return present["current_period_start"], present["current_period_end"]
-    return None
-
-
-def _realigned(context: Context, subscription: Json, items: list[Json]) -> Json:
-    """Begin a new period now, for all items, if none of the intervals is the one that was."""
-    data = {"items": {**subscription["items"], "data": items}}
-    before = subscription["items"]["data"][0]["current_period_end"]
-    if any(item["current_period_end"] == before for item in items):
-        return data
-    for item in items:
-        item |= {
-            "current_period_start": context.now,
-            "current_period_end": _next_end(context, item["price"], context.now),
-        }
-    return {**data, "billing_cycle_anchor": context.now}
-
-
-def checked_line(context: Context, given: forms.Params, param: str, old: Json | None = None) -> Line:
-    """Read a line of a subscription or a checkout. Raises for a price or quantity that cannot be subscribed to."""
-    price = context.work.get("price", given["price"], param=f"{param}[price]")
-    kept = old is not None and old["price"] == price["id"]
-    if not price["active"] and not kept:
-        raise errors.Refused(
-            "The price specified is inactive. This field only accepts active prices.", param=f"{param}[price]"
-        )
-    metered = (price["recurring"] or {}).get("usage_type") == "metered"
-    if metered and "quantity" in given:
-        raise errors.Refused("Quantity cannot be given for a metered price.", param=f"{param}[quantity]")
-    if metered:
-        return Line(price, None)
-    quantity: int = given["quantity"] if "quantity" in given else (old or {"quantity": 1})["quantity"]
-    if quantity < 1:
-        raise errors.InvalidParameter("Quantity must be at least 1.", param=f"{param}[quantity]")
-    return Line(price, quantity)
 
 
 def cancel(context: Context, params: forms.Params, subscription_id: str) -> Json:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from billing.v1 import stripe_event_pb2, stripe_event_pb2_grpc
 

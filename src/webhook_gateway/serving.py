@@ -23,8 +23,9 @@ SHUTDOWN_SECONDS_MAX = round(body.READ_SECONDS_MAX + forwarding.FORWARD_SECONDS_
 class PatientOnlySoLong(H11Protocol):
     """uvicorn's HTTP/1.1, which by itself waits for a request's head for ever, with a deadline.
 
-    The deadline runs whenever no request is with the application: from the connection or the last answer on until the
-    next head is complete. Bytes that trickle in do not extend it.
+    The deadline runs while no request is with the application: from the connection or the first byte after an answer
+    until the next head is complete. Bytes that trickle in do not extend it. Silence after an answer is uvicorn's
+    keep-alive to end.
     """
 
     head_seconds_max = HEAD_SECONDS_MAX
@@ -36,13 +37,8 @@ class PatientOnlySoLong(H11Protocol):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Stop the deadline if these bytes completed a head."""
+        """Stop the deadline if these bytes completed a head, start it if they begin one."""
         super().data_received(data)
-        self._watch()
-
-    def on_response_complete(self) -> None:
-        """Start the deadline for whatever comes next."""
-        super().on_response_complete()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -14,7 +14,8 @@ import grpc
 import grpc.aio
 import httpx
 import pytest
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from billing.v1 import stripe_event_pb2, stripe_event_pb2_grpc
 from webhook_gateway import app, body, forwarding, serving
@@ -41,11 +42,15 @@ class ScriptedService(stripe_event_pb2_grpc.StripeEventServiceServicer):
 
     status: grpc.StatusCode = grpc.StatusCode.OK
     hangs: bool = False
+    healthy: bool = True
     delay_seconds: float = 0.0
     calls: int = 0
     tokens: set[str] = field(default_factory=set)
     stored: dict[str, bytes] = field(default_factory=dict)
-    readiness: health.aio.HealthServicer = field(default_factory=health.aio.HealthServicer)
+
+    def reset(self) -> None:
+        """Forget everything, so that the next test may use the same server."""
+        self.__dict__.update(ScriptedService().__dict__)
 
     async def AcceptStripeEvent(  # noqa: N802 - the contract's name
         self,
@@ -66,12 +71,24 @@ class ScriptedService(stripe_event_pb2_grpc.StripeEventServiceServicer):
         return stripe_event_pb2.AcceptStripeEventResponse(stored=not duplicate, duplicate=duplicate)
 
 
+class ScriptedHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """The standard health service, saying what the test says."""
+
+    def __init__(self, service: ScriptedService) -> None:
+        self._service = service
+
+    async def Check(  # noqa: N802 - the contract's name
+        self, _request: object, _context: object
+    ) -> object:
+        states = health_pb2.HealthCheckResponse
+        return states(status=states.SERVING if self._service.healthy else states.NOT_SERVING)
+
+
 @asynccontextmanager
 async def serve_grpc(service: ScriptedService, port: int = 0) -> AsyncIterator[int]:
     server = grpc.aio.server()
     stripe_event_pb2_grpc.add_StripeEventServiceServicer_to_server(service, server)
-    health_pb2_grpc.add_HealthServicer_to_server(service.readiness, server)
-    await service.readiness.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(ScriptedHealth(service), server)
     port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:
@@ -125,11 +142,6 @@ class Door:
             writer.transport.abort()  # the gateway may have gone first, and close() waits for what cannot be sent
 
 
-@pytest.fixture
-async def service() -> ScriptedService:
-    return ScriptedService()
-
-
 @asynccontextmanager
 async def open_door(service: ScriptedService, port: int) -> AsyncIterator[Door]:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10) as client:
@@ -137,10 +149,23 @@ async def open_door(service: ScriptedService, port: int) -> AsyncIterator[Door]:
 
 
 @pytest.fixture
-async def door(service: ScriptedService) -> AsyncIterator[Door]:
+def service() -> ScriptedService:
+    return ScriptedService()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_door() -> AsyncIterator[Door]:
+    service = ScriptedService()
     async with (
         serve_grpc(service) as grpc_port,
         serve_gateway(grpc_port) as port,
         open_door(service, port) as opened,
     ):
         yield opened
+
+
+@pytest.fixture
+def door(shared_door: Door) -> Door:
+    """Lend the module's gateway: stopping one takes a fifth of a second, which is too much for each test."""
+    shared_door.service.reset()
+    return shared_door

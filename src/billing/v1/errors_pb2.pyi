@@ -126,6 +126,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_NOT_IMPLEMENTED: _ErrorReason.ValueType  # 39
     """UNIMPLEMENTED. This server does not offer the RPC, or not with these options. Metadata: rpc. Do not repeat."""
+    ERROR_REASON_STRIPE_REFUSED: _ErrorReason.ValueType  # 40
+    """FAILED_PRECONDITION. Stripe finds the request itself wrong; repeating it would not help. Metadata: stripe_code,
+    stripe_param.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error but INTERNAL carries a google.rpc.ErrorInfo with the domain "billing.internal", and as
@@ -239,4 +243,8 @@ done all the same: repeat with the same ids. Metadata: none.
 """
 ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 39
 """UNIMPLEMENTED. This server does not offer the RPC, or not with these options. Metadata: rpc. Do not repeat."""
+ERROR_REASON_STRIPE_REFUSED: ErrorReason.ValueType  # 40
+"""FAILED_PRECONDITION. Stripe finds the request itself wrong; repeating it would not help. Metadata: stripe_code,
+stripe_param.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -12,7 +12,6 @@ import pydantic
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from billing_svc.catalog import model, references
@@ -36,7 +35,8 @@ class CatalogError(Exception):
     """A catalog that cannot be used. `errors` are lines `file:line: path: message`, in the file's order."""
 
     def __init__(self, errors: Iterable[str]) -> None:
-        self.errors = tuple(errors)
+        # What a line quotes comes from the file, and may be written to a terminal.
+        self.errors = tuple("".join(sign if sign.isprintable() else "?" for sign in error) for error in errors)
         super().__init__("\n".join(self.errors))
 
 
@@ -95,11 +95,12 @@ def load_document(document: Mapping[str, object], source_name: str = "stored cat
 
 
 class _Composer(Composer):
-    """A composer without aliases: a few lines of them can stand for gigabytes."""
+    """A composer without anchors and aliases: a few lines of them can stand for gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401 - the library's signature
-        if self.parser.check_event(AliasEvent):
-            raise ComposerError(None, None, "aliases are refused; write it out", self.parser.peek_event().start_mark)
+        event = self.parser.peek_event()
+        if event.anchor is not None:
+            raise ComposerError(None, None, "anchors and aliases are refused; write it out", event.start_mark)
         return super().compose_node(parent, index)
 
 

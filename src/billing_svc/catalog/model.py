@@ -213,13 +213,14 @@ class Plan(_Part):
             yield Problem(("trial_days",), "needs a price: only what is bought can be tried")
         if self.pay_as_you_go is not None:
             yield from self._overlay_problems(self.pay_as_you_go)
-        for pay_as_you_go, place in ((False, ("limits",)), (True, ("pay_as_you_go", "limits"))):
-            if len(self.charged(pay_as_you_go=pay_as_you_go)) > CHARGED_METERS_MAX:
-                yield Problem(place, f"at most {CHARGED_METERS_MAX} meters can be charged")
+        if len(self.metered_prices) > CHARGED_METERS_MAX:
+            yield Problem(("limits",), f"at most {CHARGED_METERS_MAX} meters can be charged, pay_as_you_go included")
 
     def _overlay_problems(self, overlay: PayAsYouGo) -> Iterator[Problem]:
         if not any(limit.beyond == "charge" for limit in overlay.limits.values()):
             yield Problem(("pay_as_you_go", "limits"), "needs a limit with beyond: charge")
+        if overlay.overage_cap == 0:
+            yield Problem(("pay_as_you_go", "overage_cap"), "must be > 0; to charge nothing, leave pay_as_you_go out")
         for meter, limit in overlay.limits.items():
             # A counter has one billable total, which goes to one Stripe meter.
             if limit.beyond == "charge" and meter in self.limits and self.limits[meter].beyond == "charge":

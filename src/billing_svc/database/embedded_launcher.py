@@ -10,15 +10,16 @@ import signal
 import sys
 from pathlib import Path
 
-# From linux/prctl.h and linux/capability.h.
+# From linux/prctl.h, linux/securebits.h and linux/capability.h.
 _PR_SET_PDEATHSIG = 1
-_PR_SET_KEEPCAPS = 8
+_PR_SET_SECUREBITS = 28
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 
-NOBODY_SPECIAL = -1
-"""As user id: stay who we are. As capability: none."""
+UNCHANGED = -1
+"""As user: stay who we are. As capability: none."""
 
 
 def _check(result: int, what: str) -> None:
@@ -29,9 +30,11 @@ def _check(result: int, what: str) -> None:
 def _become(user_id: int, group_id: int, capability: int) -> None:
     """Change to the user, and keep one capability (or none) across it and across exec."""
     libc = ctypes.CDLL(None, use_errno=True)
-    keep = capability != NOBODY_SPECIAL
+    keep = capability != UNCHANGED
     if keep:
-        _check(libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "keeping capabilities")
+        # The change of user then takes no capability away (that is done below), and access(2), by which Postgres looks
+        # for its programs, respects the one that stays.
+        _check(libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0), "keeping capabilities")
     os.setgroups([])
     os.setgid(group_id)
     os.setuid(user_id)
@@ -56,7 +59,7 @@ def main() -> None:
     """Run `PARENT USER GROUP CAPABILITY PROGRAM ARGUMENTS...`."""
     parent, user_id, group_id, capability = (int(argument) for argument in sys.argv[1:5])
     program = sys.argv[5:]
-    if user_id != NOBODY_SPECIAL:
+    if user_id != UNCHANGED:
         _become(user_id, group_id, capability)
     if sys.platform == "linux":
         # After the change of user, which would clear it.

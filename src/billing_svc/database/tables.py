@@ -47,7 +47,8 @@ catalog_versions = sa.Table(
     sa.Column("name", sa.Text, nullable=False),
     # Not unique: going back to an older content is a new version.
     sa.Column("content_hash", sa.Text, nullable=False),
-    sa.Column("document", JSONB, nullable=False),
+    # json, not jsonb: the order of plans and prices means something.
+    sa.Column("document", sa.JSON, nullable=False),
     sa.Column("created_at", _INSTANT, nullable=False),
     sa.Column("created_by", sa.Text, nullable=False),
 )
@@ -357,6 +358,8 @@ stripe_requests = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("result", JSONB),
     sa.Column("error", sa.Text),
+    # Stripe keeps a 500 as the answer under the key: look the object up before a new attempt under a new one.
+    sa.Column("answered_500", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("created_at", _INSTANT, nullable=False),
     sa.Column("closed_at", _INSTANT),
     sa.CheckConstraint("state IN ('open', 'done', 'refused')", name="state"),

@@ -43,11 +43,11 @@ _NOT_NOW = frozenset({"55P03", "25006", "25P03", "25P04"})
 _NOT_NOW_CLASSES = frozenset({"08", "53", "57"})
 
 
-class RetryTransaction(Exception):  # noqa: N818 - a request to the runner, not an error of its own
+class RetryTransaction(Exception):
     """A store lost a race that the same work, done again, would see: undo it all and begin anew."""
 
 
-class _ConnectionLost(Exception):  # noqa: N818 - never leaves this file
+class _ConnectionLost(Exception):
     """The connection went before COMMIT was sent: nothing was written."""
 
 

@@ -1,1 +1,1 @@
-"""The quota decision: may this account do this now?"""
+"""The quota decision: whether an account may do something now."""

@@ -1,13 +1,14 @@
 """Quota messages to and from what the rules speak."""
 
-from datetime import datetime
-
 from billing.v1 import decision_pb2, quota_pb2
 from billing_svc import fields
-from billing_svc.catalog import model
 from billing_svc.quota import reading, rules, terms
 
-_REASONS = {reason: decision_pb2.DecisionReason.Value(f"DECISION_REASON_{reason.name}") for reason in rules.Reason if reason is not rules.Reason.NONE}
+_REASONS = {
+    reason: decision_pb2.DecisionReason.Value(f"DECISION_REASON_{reason.name}")
+    for reason in rules.Reason
+    if reason is not rules.Reason.NONE
+}
 
 
 def from_proto_check(request: quota_pb2.CheckQuotaRequest) -> tuple[reading.Asked, int]:
@@ -22,12 +23,12 @@ def from_proto_check(request: quota_pb2.CheckQuotaRequest) -> tuple[reading.Aske
     return reading.Asked(request.account_id, request.meter, request.operation), quantity
 
 
-def to_proto_reason(reason: rules.Reason) -> decision_pb2.DecisionReason:
+def to_proto_reason(reason: rules.Reason) -> decision_pb2.DecisionReason.ValueType:
     """Return a reason as its enum value."""
-    return _REASONS.get(reason, decision_pb2.DECISION_REASON_UNSPECIFIED)
+    return decision_pb2.DECISION_REASON_UNSPECIFIED if reason is rules.Reason.NONE else _REASONS[reason]
 
 
-def to_proto_decision(allowed: bool) -> decision_pb2.Decision:  # noqa: FBT001 - the one value it converts
+def to_proto_decision(allowed: bool) -> decision_pb2.Decision.ValueType:  # noqa: FBT001 - the one value it converts
     """Return a decision as its enum value."""
     return decision_pb2.DECISION_ALLOWED if allowed else decision_pb2.DECISION_DENIED
 

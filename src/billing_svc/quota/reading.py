@@ -73,6 +73,15 @@ async def read(
     ]
 
 
+async def read_standing(
+    conn: AsyncConnection, catalogs: versions.CatalogCache, account_id: str, now: datetime
+) -> Known:
+    """Return what is known of an account apart from any meter."""
+    facts = (await store.read_facts(conn, [(account_id, "")], now))[0]
+    loaded = {version: await catalogs.get(conn, version) for version in facts.standing.catalog_versions()}
+    return Known(Asked(account_id, "", ""), "", facts, loaded)
+
+
 def _meter(catalog: model.Catalog, asked: Asked) -> str | None:
     try:
         meter = catalog.meter_of_operation(asked.operation)[0] if asked.operation else asked.meter

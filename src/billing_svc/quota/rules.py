@@ -69,28 +69,19 @@ def decide(
     """
     if limit is None:
         return Decision(allowed=False, reason=Reason.NOT_IN_PLAN, units_beyond=units)
-    if included is None:
-        return Decision(allowed=True, reason=Reason.NONE)
-    beyond = max(0, units - counter.remaining(included))
+    beyond = 0 if included is None else max(0, units - counter.remaining(included))
     if beyond == 0:
         return Decision(allowed=True, reason=Reason.NONE)
-    match limit.beyond:
-        case "charge":
-            return Decision(
-                allowed=True, reason=Reason.OVERAGE, units_beyond=beyond, projected_cost=limit.price_of(beyond)
-            )
-        case "allow":
-            return Decision(allowed=True, reason=Reason.SOFT_LIMIT, units_beyond=beyond)
-        case "grace":
-            over = grace_ends_at is not None and now >= grace_ends_at
-            return Decision(
-                allowed=not over,
-                reason=Reason.GRACE_EXPIRED if over else Reason.GRACE,
-                units_beyond=beyond,
-                grace_ends_at=grace_ends_at,
-            )
-        case _:
-            return Decision(allowed=False, reason=Reason.QUOTA_EXHAUSTED, units_beyond=beyond)
+    if limit.beyond == "charge":
+        cost = limit.price_of(beyond)
+        return Decision(allowed=True, reason=Reason.OVERAGE, units_beyond=beyond, projected_cost=cost)
+    if limit.beyond == "allow":
+        return Decision(allowed=True, reason=Reason.SOFT_LIMIT, units_beyond=beyond)
+    if limit.beyond == "grace":
+        over = grace_ends_at is not None and now >= grace_ends_at
+        reason = Reason.GRACE_EXPIRED if over else Reason.GRACE
+        return Decision(allowed=not over, reason=reason, units_beyond=beyond, grace_ends_at=grace_ends_at)
+    return Decision(allowed=False, reason=Reason.QUOTA_EXHAUSTED, units_beyond=beyond)
 
 
 def grace_end(counter: Counter, grace_period: timedelta) -> datetime | None:
@@ -118,7 +109,10 @@ def allowing_plans(catalog: model.Catalog, current: terms.Terms, meter: str, uni
     return tuple(
         name
         for name, plan in catalog.plans.items()
-        if name != current.plan.key and plan.sold and plan.prices and _admits(plan.limit(meter, pay_as_you_go=False), units)
+        if name != current.plan.key
+        and plan.sold
+        and plan.prices
+        and _admits(plan.limit(meter, pay_as_you_go=False), units)
     )
 
 

@@ -1,8 +1,8 @@
 """Usage messages to and from what the rules speak."""
 
-from billing.v1 import decision_pb2, errors_pb2, plan_pb2, usage_pb2
 from google.rpc import code_pb2
 
+from billing.v1 import decision_pb2, errors_pb2, plan_pb2, usage_pb2
 from billing_svc import errors, fields
 from billing_svc.quota import conversions as quota_conversions
 from billing_svc.quota import reading, terms

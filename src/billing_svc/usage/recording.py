@@ -84,9 +84,7 @@ async def _place(
     now: datetime,
 ) -> list[_Placed]:
     """Find the counter of each event; one that has none gets its error as its outcome."""
-    asked = [
-        reading.Asked(event.account_id, event.sent.meter or "", event.sent.operation or "") for _, event in events
-    ]
+    asked = [reading.Asked(event.account_id, event.sent.meter or "", event.sent.operation or "") for _, event in events]
     placed = []
     for (n, event), known in zip(events, await reading.read(conn, catalogs, asked, now), strict=True):
         if isinstance(known, errors.BillingError):

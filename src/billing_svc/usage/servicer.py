@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.v1 import usage_pb2, usage_pb2_grpc
-from billing_svc import clock, errors, fields, interceptors
+from billing_svc import clock, errors, interceptors
 from billing_svc.catalog import versions
 from billing_svc.database import transactions
 from billing_svc.quota import reading
@@ -60,8 +60,8 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
             response.plan, response.plan_name = under.plan.key, under.plan.name
             response.pay_as_you_go, response.past_due = under.pay_as_you_go, under.past_due
             response.catalog_version = under.catalog_version
-            response.period_start.CopyFrom(fields.to_proto_instant(under.period.start))
-            response.period_end.CopyFrom(fields.to_proto_instant(under.period.end))
+            response.period_start.FromDatetime(under.period.start)
+            response.period_end.FromDatetime(under.period.end)
             response.meters.append(conversions.to_proto_meter_usage(known, under, counter))
         return response
 

@@ -113,9 +113,7 @@ async def find_events(
     }
 
 
-async def insert_counters(
-    conn: AsyncConnection, missing: Mapping[CounterKey, terms.Terms], now: datetime
-) -> None:
+async def insert_counters(conn: AsyncConnection, missing: Mapping[CounterKey, terms.Terms], now: datetime) -> None:
     """Create counters at zero under their terms; one that another process made meanwhile stays as it is."""
     await conn.execute(
         postgresql.insert(tables.usage_counters).on_conflict_do_nothing(),
@@ -178,14 +176,12 @@ async def update_counters(
 
 
 async def insert_events(conn: AsyncConnection, events: Sequence[StoredEvent]) -> int:
-    """Insert events in key order and return how many were new: fewer than given means that a concurrent
-    transaction stored the same id first.
-    """
+    """Insert events in key order and return how many were new; the others' ids were stored by someone else first."""
     result = await conn.execute(
-        postgresql.insert(tables.usage_events).on_conflict_do_nothing(),
+        postgresql.insert(tables.usage_events).on_conflict_do_nothing().returning(tables.usage_events.c.event_id),
         [_event_row(stored) for stored in sorted(events, key=lambda one: one.event.key)],
     )
-    return result.rowcount
+    return len(result.all())
 
 
 def _terms_columns(under: terms.Terms) -> dict[str, object]:

@@ -1,11 +1,14 @@
 """What a catalog may not say, and that the error names the line and the path of the place."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from billing_svc.catalog import loading
+from billing_svc.catalog import loading, model
 
 # Line numbers matter to the tests below: line 1 is `catalog:`.
 GOOD = """\
@@ -63,6 +66,15 @@ def errors_of(text: str | bytes, tmp_path: Path) -> tuple[str, ...]:
         loading.load_file(file)
     assert all("\n" not in line for line in caught.value.errors)
     return tuple(line.removeprefix(f"{tmp_path}/") for line in caught.value.errors)
+
+
+def refusal_of(load: Callable[[], model.Catalog]) -> tuple[str, ...]:
+    """Return the errors, none for a catalog that was loaded."""
+    try:
+        load()
+    except loading.CatalogError as error:
+        return error.errors or ("an error without a line\n",)
+    return ()
 
 
 def test_the_catalog_that_the_cases_change_is_good() -> None:
@@ -132,6 +144,11 @@ REFUSED = {
         "    rate_limit: {requests: 10",
         f"{MORE}    rate_limit: {{requests: 10",
         "30: plans.pro.pay_as_you_go.limits.runs.beyond: the plan itself charges this meter already",
+    ),
+    "pay-as-you-go that may charge nothing": (
+        "      name: On demand\n",
+        "      name: On demand\n      overage_cap: 0\n",
+        f"19: {OVERLAY}.overage_cap: must be > 0",
     ),
     "pay-as-you-go without a charge": (
         'beyond: charge, unit_price: "0.5"}',
@@ -293,6 +310,20 @@ def test_a_unit_price_of_12_places_in_cents_is_the_finest(tmp_path: Path) -> Non
     assert errors_of(GOOD.replace('"0.50"', f'"{finest[:-1]}01"'), tmp_path)
 
 
+def test_a_subscription_holds_19_metered_prices_the_overlay_among_them(tmp_path: Path) -> None:
+    meters = "".join(f"  m{number}: {{unit: x, kind: consumable}}\n" for number in range(10))
+    charged = "".join(f'        m{number}: {{included: 0, beyond: charge, unit_price: "1"}}\n' for number in range(10))
+    text = GOOD.replace("meters:\n", f"meters:\n{meters}")
+    before, after = text.split("    rate_limit: {requests: 10")
+    overlay = f"    pay_as_you_go:\n      name: More\n      limits:\n{charged}    rate_limit: {{requests: 10{after}"
+    # One of the plan itself and ten of its overlay are fine; nine more of the plan itself are one too many.
+    assert len(loading.load_text(before + overlay, "x.yaml").plan("pro").metered_prices) == 11
+    others = "".join(f'      n{number}: {{included: 0, beyond: charge, unit_price: "1"}}\n' for number in range(9))
+    named = "".join(f"  n{number}: {{unit: x, kind: consumable}}\n" for number in range(9))
+    text = (before + others + overlay).replace("meters:\n", f"meters:\n{named}")
+    assert any("at most 19 meters can be charged" in line for line in errors_of(text, tmp_path))
+
+
 def test_a_currency_without_minor_units_takes_whole_amounts(tmp_path: Path) -> None:
     yen = GOOD.replace("currency: usd", "currency: jpy").replace('"8.00"', "800").replace('"20"', "2000")
     catalog = loading.load_text(yen, "x.yaml")
@@ -313,10 +344,14 @@ UNREADABLE = {
     "a tab": (b"catalog: x\nmeters:\n\ta: 1\n", "x.yaml:3: is no YAML that is read here: "),
     "two documents": (b"a: 1\n---\nb: 2\n", "x.yaml:2: is no YAML that is read here: "),
     "a control character": (b"a: \x00\n", "x.yaml: is no YAML: "),
-    "an alias": (b"a: &x 1\nb: *x\n", "x.yaml:2: is no YAML that is read here: aliases are refused; write it out"),
+    "an anchor": (b"a: &x 1\n", "x.yaml:1: is no YAML that is read here: anchors and aliases are refused"),
+    "an alias": (
+        b"a: &x 1\nb: *x\n",
+        "x.yaml:1: is no YAML that is read here: anchors and aliases are refused; write it out",
+    ),
     "a bomb of aliases": (
         b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c, c, c - 1, c - 1) for c in range(98, 120)),
-        "x.yaml:2: is no YAML that is read here: aliases are refused; write it out",
+        "x.yaml:1: is no YAML that is read here: anchors and aliases are refused; write it out",
     ),
     "deep nesting": (b"a: " + b"[" * 50_000, "x.yaml:1: is no YAML that is read here: "),
 }
@@ -343,6 +378,38 @@ def test_there_is_a_bound_on_the_errors_told(tmp_path: Path) -> None:
     lines = errors_of(GOOD + "".join(f"zzz{number}: 1\n" for number in range(5000)), tmp_path)
     assert len(lines) == 101
     assert lines[-1] == "x.yaml: and 4900 more"
+
+
+@given(
+    st.integers(0, len(GOOD)),
+    st.integers(0, 12),
+    st.text(max_size=12) | st.sampled_from(["\\ud800", "!!", "&a *a", "? "]),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_text_brings_anything_but_a_catalog_or_a_catalog_error(at: int, dropped: int, put: str) -> None:
+    lines = refusal_of(lambda: loading.load_text(GOOD[:at] + put + GOOD[at + dropped :], "x.yaml"))
+    assert all(line.startswith("x.yaml") and line.isprintable() for line in lines)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+PLACES = [["meters"], ["plans"], ["plans", "pro"], ["plans", "pro", "limits", "runs"], ["meters", "runs", "operations"]]
+
+
+@given(st.sampled_from(PLACES), st.sampled_from(["included", "name", "prices", "runs", "kind", "x"]), JSON)
+@settings(max_examples=60, deadline=None)
+def test_no_document_brings_anything_but_a_catalog_or_a_catalog_error(
+    place: list[str], key: str, value: object
+) -> None:
+    document = loading.load_text(GOOD, "x.yaml").model_dump(mode="json", by_alias=True)
+    holder = document
+    for step in place:
+        holder = holder[step]
+    holder[key] = value
+    assert all(line.isprintable() for line in refusal_of(lambda: loading.load_document(document)))
 
 
 def test_a_stored_document_is_held_to_the_same_rules() -> None:

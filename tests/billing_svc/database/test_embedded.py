@@ -13,13 +13,13 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from billing_svc.database import embedded
+from billing_svc.database import embedded, embedded_user
 
 # A parent that starts a server on the folder and port that it is given, says so, and waits to be killed.
 _PARENT = """
 import sys, time
 from pathlib import Path
-from billing_svc.database import embedded
+from billing_svc.database import embedded, embedded_user
 server = embedded.EmbeddedPostgres(Path(sys.argv[1]), int(sys.argv[2]), durable=False)
 server.start()
 print(server.pid, flush=True)
@@ -143,12 +143,31 @@ def test_a_stale_pid_file_that_names_another_program_does_not_stand_in_the_way(d
         assert server.pid is not None
 
 
+def test_a_dead_server_that_nobody_collected_does_not_stand_in_the_way(data_dir: Path) -> None:
+    with _server(data_dir):
+        pass
+    with subprocess.Popen(["true"]) as zombie:
+        os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+        (data_dir / "cluster" / "postmaster.pid").write_text(f"{zombie.pid}\n")
+        with _server(data_dir) as server:
+            assert server.pid is not None
+
+
 def test_an_initialisation_that_was_killed_is_begun_anew(data_dir: Path) -> None:
     unfinished = data_dir / "cluster.unfinished"
     unfinished.mkdir(parents=True)
     (unfinished / "PG_VERSION").write_text("18\n")
     with _server(data_dir) as server, _connect(server.start()) as connection:
         assert connection.execute("SELECT 1").fetchall() == [(1,)]
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(data_dir: Path) -> None:
+    (data_dir / "letters").mkdir(parents=True)
+    owner = data_dir.stat().st_uid
+    with pytest.raises(embedded.EmbeddedPostgresError, match="letters"):
+        _server(data_dir).start()
+    assert [entry.name for entry in data_dir.iterdir()] == ["letters"]
+    assert data_dir.stat().st_uid == owner
 
 
 def test_a_taken_port_is_named_by_the_server_s_own_words(data_dir: Path) -> None:
@@ -173,6 +192,22 @@ def test_a_folder_that_only_root_can_reach_works_for_root(data_dir: Path) -> Non
     closed.mkdir(mode=0o700)
     with _server(closed / "data") as server, _connect(server.start()) as connection:
         assert connection.execute("SELECT 1").fetchall() == [(1,)]
+        search_only = 1 << 2
+        assert _capabilities(server) == search_only
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
+def test_where_nothing_is_closed_the_server_has_no_right_of_root_s(data_dir: Path) -> None:
+    venv_is_open = embedded_user.first_closed_folder((embedded.find_programs(),), 65534) is None
+    if not venv_is_open:
+        pytest.skip("the programs themselves lie in a closed folder")
+    with _server(data_dir) as server:
+        assert _capabilities(server) == 0
+
+
+def _capabilities(server: embedded.EmbeddedPostgres) -> int:
+    status = Path(f"/proc/{server.pid}/status").read_text()
+    return int(status.split("CapEff:")[1].split()[0], 16)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
@@ -181,7 +216,7 @@ def test_where_root_lacks_that_right_the_closed_folder_is_named(
 ) -> None:
     closed = data_dir.parent / "closed"
     closed.mkdir(mode=0o700)
-    monkeypatch.setattr(embedded, "_permitted_capabilities", lambda: 0)
+    monkeypatch.setattr(embedded_user, "permitted_capabilities", lambda: 0)
     with pytest.raises(embedded.EmbeddedPostgresError, match=rf"chmod o\+x {closed}"):
         _server(closed / "data").start()
 

@@ -1,0 +1,57 @@
+# Needs make, Python 3.11 or newer, and PyPI once. Whatever it makes stays in this folder.
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+PY := .venv/bin/python
+
+# Made last when setting up, so that what was cut short begins again.
+READY := .venv/.ready
+
+# Caches and temporary files of every tool, in the clone: nothing is left outside of it.
+export XDG_CACHE_HOME := $(CURDIR)/.cache
+export TMPDIR := $(CURDIR)/.cache/tmp
+
+.PHONY: help dev test lint format generate constraints clean
+
+help:  ## Show this
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+dev: $(READY)  ## Run everything on this machine; make dev ARGS="--catalog catalogs/kalshibook.yaml"
+	@$(PY) -m billing_svc dev $(ARGS)
+
+test: lint  ## Run every check and test; make test ARGS="-k quota" passes options to pytest
+	$(PY) -m pytest $(ARGS)
+
+lint: $(READY)  ## Check format, style, types, the contract and its stubs
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	.venv/bin/buf lint
+	$(PY) scripts/generate.py --check
+
+format: $(READY)  ## Format, and mend what can be mended
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+generate: $(READY)  ## Make src/billing/v1 from proto/
+	$(PY) scripts/generate.py
+
+constraints: .cache/tmp  ## Move every pin in constraints.txt to the newest release
+	@$(require_python)
+	$(PYTHON) scripts/set_up.py --refresh
+
+clean:  ## Remove all that was made here, but for the data of make dev (.dev)
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt scripts/set_up.py | .cache/tmp
+	@$(require_python)
+	@$(PYTHON) scripts/set_up.py
+	@touch $@
+
+.cache/tmp:
+	@mkdir -p $@
+
+define require_python
+test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found; name one with make PYTHON=..." >&2; exit 1; }
+endef

@@ -1,0 +1,130 @@
+"""Stripe writes that survive a crash: the intent is stored before the call, its result after.
+
+An intent's row holds the idempotency key and the exact parameters, so that whoever comes after a crash sends the very
+same request again and Stripe answers with what it did the first time. Stripe forgets keys after a day, and keeps a 500
+as the answer under its key: such an intent is first looked up at Stripe by what we wrote into the object's metadata.
+"""
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc import clock, errors
+from billing_svc.database import tables, transactions
+from billing_svc.stripe import client
+
+# Stripe keeps idempotency keys for at least 24 hours.
+KEY_TRUSTED_FOR = timedelta(hours=23)
+# What callers need of an answer; the rest (a customer's e-mail, say) has no business here.
+KEPT = ("id", "url", "expires_at")
+
+_REQUESTS = tables.stripe_requests
+
+# Finds the object that an intent may have made already; None if there is none.
+LookUp = Callable[[], Awaitable[client.Data | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One write at Stripe that is to happen once for its purpose."""
+
+    account_id: str
+    purpose: str
+    operation: str
+    params: Mapping[str, Any]
+
+
+class Requests:
+    """Carries intents out."""
+
+    def __init__(self, database: transactions.Transactions, stripe: client.Stripe, now: clock.Clock) -> None:
+        self._database = database
+        self._stripe = stripe
+        self._clock = now
+
+    async def perform(self, intent: Intent, look_up: LookUp) -> client.Data:
+        """Make sure that the intent's object exists at Stripe, and return what is `KEPT` of it as it was made.
+
+        Safe to call again after any failure, also at the same time: all get the one object of this purpose. Raises
+        StripeUnavailable if it cannot be had now, and StripeRefused if Stripe finds it wrong; then the next call for
+        this purpose begins anew with its own parameters.
+        """
+        now = self._clock.now()
+        row = await self._database.run(lambda conn: _begin(conn, intent, now))
+        if row.state == "done":
+            return dict(row.result)
+        if row.answered_500 or now - row.created_at >= KEY_TRUSTED_FOR:
+            made = await look_up()
+            if made is not None:
+                return await self._finish(intent, row.idempotency_key, made)
+            row = await self._database.run(lambda conn: _renew_key(conn, intent, row.idempotency_key, now))
+            if row.state == "done":
+                return dict(row.result)
+        try:
+            made = await self._stripe.write(row.operation, row.params, row.idempotency_key)
+        except errors.StripeRefused as error:
+            await self._close(intent, row.idempotency_key, {"state": "refused", "error": error.message})
+            raise
+        except client.AnsweredServerError:
+            await self._close(intent, row.idempotency_key, {"answered_500": True})
+            raise
+        return await self._finish(intent, row.idempotency_key, made)
+
+    async def _finish(self, intent: Intent, key: str, made: client.Data) -> client.Data:
+        result = {name: made[name] for name in KEPT if name in made}
+        await self._close(intent, key, {"state": "done", "result": result})
+        return result
+
+    async def _close(self, intent: Intent, key: str, values: Mapping[str, object]) -> None:
+        closed_at = self._clock.now() if "state" in values else None
+        await self._database.run(
+            lambda conn: conn.execute(
+                sa.update(_REQUESTS)
+                # Under another key, somebody else has begun anew meanwhile; a finished one stays finished.
+                .where(*_is(intent), _REQUESTS.c.idempotency_key == key, _REQUESTS.c.state == "open")
+                .values(**values, closed_at=closed_at)
+            )
+        )
+
+
+def _is(intent: Intent) -> tuple[sa.ColumnElement[bool], ...]:
+    return (_REQUESTS.c.account_id == intent.account_id, _REQUESTS.c.purpose == intent.purpose)
+
+
+async def _begin(conn: AsyncConnection, intent: Intent, now: datetime) -> sa.Row[Any]:
+    """Store the intent if it is new or was refused, and return the row that counts."""
+    fresh = {
+        "idempotency_key": uuid.uuid4().hex,
+        "operation": intent.operation,
+        "params": dict(intent.params),
+        "state": "open",
+        "answered_500": False,
+        "created_at": now,
+        "closed_at": None,
+        "error": None,
+    }
+    insert = postgresql.insert(_REQUESTS).values(account_id=intent.account_id, purpose=intent.purpose, **fresh)
+    await conn.execute(
+        insert.on_conflict_do_update(
+            index_elements=[_REQUESTS.c.account_id, _REQUESTS.c.purpose],
+            set_=fresh,
+            where=_REQUESTS.c.state == "refused",
+        )
+    )
+    return (await conn.execute(sa.select(_REQUESTS).where(*_is(intent)))).one()
+
+
+async def _renew_key(conn: AsyncConnection, intent: Intent, old_key: str, now: datetime) -> sa.Row[Any]:
+    """Give an intent that Stripe has no object for a new key; of two who try, the second follows the first."""
+    await conn.execute(
+        sa.update(_REQUESTS)
+        .where(*_is(intent), _REQUESTS.c.idempotency_key == old_key, _REQUESTS.c.state == "open")
+        .values(idempotency_key=uuid.uuid4().hex, answered_500=False, created_at=now)
+    )
+    return (await conn.execute(sa.select(_REQUESTS).where(*_is(intent)))).one()

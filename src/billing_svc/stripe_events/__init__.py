@@ -1,0 +1,1 @@
+"""The inbox: webhook events, kept as received and applied afterwards."""

@@ -1,0 +1,30 @@
+"""StripeEventService: store, then answer. Applying is the worker's."""
+
+from billing.v1 import stripe_event_pb2, stripe_event_pb2_grpc
+from billing_svc import clock, interceptors
+from billing_svc.database import transactions
+from billing_svc.stripe_events import rules, store
+
+
+class StripeEventServicer(stripe_event_pb2_grpc.StripeEventServiceServicer):
+    """Takes verified webhook events in."""
+
+    def __init__(self, database: transactions.Transactions, now: clock.Clock, *, livemode: bool) -> None:
+        """`livemode` is that of our own key: events of the other mode are kept and ignored."""
+        self._database = database
+        self._clock = now
+        self._livemode = livemode
+
+    async def AcceptStripeEvent(
+        self, request: stripe_event_pb2.AcceptStripeEventRequest, context: interceptors.Context
+    ) -> stripe_event_pb2.AcceptStripeEventResponse:
+        """Keep an event; OK means that it is committed."""
+        now = self._clock.now()
+        event = rules.parse(request.payload, now)
+        ignored_because = None
+        if event.livemode != self._livemode:
+            ignored_because = f"livemode is {event.livemode}, our key's is {self._livemode}"
+        elif not event.is_handled:
+            ignored_because = "this type changes nothing here"
+        stored = await self._database.run(lambda conn: store.insert(conn, event, ignored_because, now))
+        return stripe_event_pb2.AcceptStripeEventResponse(stored=stored, duplicate=not stored)

@@ -1,0 +1,1 @@
+"""Subscriptions as Stripe has them, and the plan that they give."""

@@ -1,0 +1,97 @@
+"""Bringing a subscription row to what Stripe has: the one way in which they change, for events and RPCs alike."""
+
+from datetime import datetime
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.accounts import store as accounts_store
+from billing_svc.audit import store as audit_store
+from billing_svc.catalog import versions
+from billing_svc.subscriptions import rules, store
+
+_log = structlog.get_logger(__name__)
+
+_KNOWN_STATUSES = rules.GIVING | rules.SUSPENDED | rules.STILLBORN | rules.OVER
+
+
+class NotOurs(Exception):
+    """The subscription belongs to a customer that this service did not make."""
+
+
+class CannotApply(Exception):
+    """The subscription cannot be understood; nothing changes until somebody mends the cause and replays."""
+
+
+async def apply(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    fetched: rules.StripeSubscription,
+    origin: audit_store.Origin,
+    now: datetime,
+) -> str:
+    """Write a fetched subscription and its audit row; returns the account. Raises NotOurs or CannotApply."""
+    account_id = await store.account_of_customer(conn, fetched.customer_id)
+    if account_id is None:
+        raise NotOurs(f"customer {fetched.customer_id} is not ours")
+    sold = await store.sold_prices(conn, [item.price_id for item in fetched.items])
+    ours = [(item, sold[item.price_id]) for item in fetched.items if item.price_id in sold]
+    if not ours:
+        raise CannotApply(f"no price of subscription {fetched.subscription_id} is from a catalog of ours")
+    # A plan subscription has one base price; a metered-only one carries pay-as-you-go.
+    item, price = next(((item, price) for item, price in ours if price.price), ours[0])
+    if fetched.status not in _KNOWN_STATUSES:
+        _log.warning("unknown_subscription_status", status=fetched.status, subscription=fetched.subscription_id)
+    await accounts_store.insert_missing(conn, {account_id}, now)
+    await store.lock_account(conn, account_id)
+    previous = await store.effective_interval(conn, account_id, fetched.subscription_id)
+    interval = rules.effective(fetched, previous, item.period_end, now)
+    version = await _sold_version(conn, catalogs, fetched, price)
+    await store.save(
+        conn,
+        account_id,
+        fetched.subscription_id,
+        {
+            "customer_id": fetched.customer_id,
+            "status": fetched.status,
+            "plan": price.plan,
+            "price": price.price,
+            "catalog_version": version,
+            "is_plan": bool(price.price),
+            "quantity": item.quantity,
+            "anchor": fetched.anchor,
+            "billing_period_start": item.period_start,
+            "billing_period_end": item.period_end,
+            "trial_end": fetched.trial_end,
+            "cancel_at_period_end": fetched.cancel_at_period_end,
+            "cancel_at": fetched.cancel_at,
+            "ended_at": fetched.ended_at,
+            "effective_from": interval.start,
+            "effective_until": interval.end,
+            "updated_at": now,
+        },
+    )
+    changes = {
+        "subscription": fetched.subscription_id,
+        "status": fetched.status,
+        "plan": price.plan,
+        "quantity": item.quantity,
+        "until": interval.end.isoformat() if interval.end else None,
+    }
+    await audit_store.append(conn, origin, account_id, "subscription.applied", changes, now)
+    return account_id
+
+
+async def _sold_version(
+    conn: AsyncConnection, catalogs: versions.CatalogCache, fetched: rules.StripeSubscription, price: store.SoldPrice
+) -> int:
+    """Return the catalog version that it was sold under: our checkout wrote it there; else, its price's first one."""
+    noted = fetched.metadata.get("catalog_version", "")
+    if noted.isdecimal() and len(noted) < 10:  # noqa: PLR2004 - the digits of an int32
+        try:
+            catalog = await catalogs.get(conn, int(noted))
+        except LookupError:
+            return price.catalog_version
+        if price.plan in catalog.plans:
+            return int(noted)
+    return price.catalog_version

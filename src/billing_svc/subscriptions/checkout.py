@@ -1,0 +1,330 @@
+"""Selling a plan: one open checkout page for each account, whatever races and crashes.
+
+The steps, each safe to repeat: (1) one transaction refuses, finds the open page or stores the intent of a new one;
+(2) the customer and the session are made at Stripe under stored keys; (3) one transaction stores the page. A crash in
+between leaves the page `opening`, and the next call for the account carries it on.
+"""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc import clock, errors
+from billing_svc.accounts import store as accounts_store
+from billing_svc.audit import store as audit_store
+from billing_svc.catalog import model, versions
+from billing_svc.database import tables, transactions
+from billing_svc.stripe import client, requests
+from billing_svc.subscriptions import store
+
+# Each round closes one page that stands in the way; more than a few mean that callers fight over the account.
+ROUNDS_MAX = 4
+
+_CHECKOUTS = tables.checkouts
+_OPEN = ("opening", "open")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be sold, and where the customer goes afterwards."""
+
+    account_id: str
+    plan: str
+    price: str
+    quantity: int
+    success_url: str
+    cancel_url: str
+    customer_email: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A checkout page as stored; without a session while it is `opening`."""
+
+    checkout_id: str
+    plan: str
+    price: str
+    quantity: int
+    success_url: str
+    cancel_url: str
+    catalog_version: int
+    session_id: str | None
+    url: str | None
+    expires_at: datetime | None
+    is_new: bool = False
+
+    def sells(self, order: Order) -> bool:
+        """Say whether it sells just what an order asks for."""
+        return (self.plan, self.price, self.quantity, self.success_url, self.cancel_url) == (
+            order.plan,
+            order.price,
+            order.quantity,
+            order.success_url,
+            order.cancel_url,
+        )
+
+
+class Checkout:
+    """Opens checkout pages."""
+
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        catalogs: versions.CatalogCache,
+        stripe: client.Stripe,
+        now: clock.Clock,
+    ) -> None:
+        self._database = database
+        self._catalogs = catalogs
+        self._stripe = stripe
+        self._requests = requests.Requests(database, stripe, now)
+        self._clock = now
+
+    async def open_page(self, order: Order, origin: audit_store.Origin) -> Page:
+        """Return the account's open page for an order, made now unless there is an equal one.
+
+        Raises PlanNotFound, PriceNotFound, PlanNotSold, PlanNotApplied, AlreadySubscribed, InvalidRequest on the
+        quantity, LostRace, StripeUnavailable and StripeRefused.
+        """
+        for _ in range(ROUNDS_MAX):
+            now = self._clock.now()
+            page = await self._database.run(lambda conn: self._begin(conn, order, origin, now))  # noqa: B023 - awaited here
+            if page.url is None:
+                page = await self._make_session(page, order)
+            elif not page.is_new and not await self._is_payable(page, order.account_id):
+                continue
+            if page.sells(order):
+                return page
+            await self._expire(page, order.account_id)
+        raise errors.LostRace("other checkouts of this account were opened at the same time; send the same call again")
+
+    async def _begin(self, conn: AsyncConnection, order: Order, origin: audit_store.Origin, now: datetime) -> Page:
+        """Refuse, or return the page that is open, or the intent of a new one."""
+        version = await versions.newest(conn)
+        if version is None:
+            raise LookupError("no catalog was ever published")
+        catalog = await self._catalogs.get(conn, version)
+        _, price = offered(catalog, order)
+        await accounts_store.insert_missing(conn, {order.account_id}, now)
+        await store.lock_account(conn, order.account_id)
+        held = next((one for one in await store.plan_subscriptions(conn, order.account_id) if not one.is_over), None)
+        if held is not None:
+            raise errors.AlreadySubscribed(
+                f"the account is subscribed to {held.plan} ({held.status}); use ChangePlan, or cancel it first",
+                {"plan": held.plan, "subscription_id": held.subscription_id},
+            )
+        found = await _find_open(conn, order.account_id, now)
+        if found is not None:
+            return found
+        # Also tells before anything is stored whether the prices are at Stripe.
+        await _line_items(conn, catalog.plans[order.plan], price, order.quantity)
+        page = Page(
+            uuid.uuid4().hex,
+            order.plan,
+            price,
+            order.quantity,
+            order.success_url,
+            order.cancel_url,
+            version,
+            session_id=None,
+            url=None,
+            expires_at=None,
+            is_new=True,
+        )
+        await _insert(conn, order.account_id, page, now)
+        changes = {"checkout": page.checkout_id, "plan": page.plan, "price": page.price, "quantity": page.quantity}
+        await audit_store.append(conn, origin, order.account_id, "checkout.created", changes, now)
+        return page
+
+    async def _make_session(self, page: Page, order: Order) -> Page:
+        customer_id = await self._customer(order)
+        params = await self._database.read(lambda conn: self._session_params(conn, page, order.account_id, customer_id))
+
+        async def look_up() -> client.Data | None:
+            sessions = await self._stripe.checkout_sessions_of(customer_id)
+            return next((one for one in sessions if one["metadata"].get("checkout_id") == page.checkout_id), None)
+
+        intent = requests.Intent(order.account_id, f"checkout:{page.checkout_id}", "checkout.sessions.create", params)
+        try:
+            session = await self._requests.perform(intent, look_up)
+        except errors.StripeRefused:
+            await self._close(order.account_id, page.checkout_id, "expired")
+            raise
+        expires_at = datetime.fromtimestamp(session["expires_at"], UTC)
+        opened = {"state": "open", "session_id": session["id"], "url": session["url"], "expires_at": expires_at}
+        await self._database.run(
+            lambda conn: conn.execute(
+                sa.update(_CHECKOUTS)
+                .where(*_is(order.account_id, page.checkout_id), _CHECKOUTS.c.state == "opening")
+                .values(opened)
+            )
+        )
+        return replace(page, session_id=session["id"], url=session["url"], expires_at=expires_at)
+
+    async def _customer(self, order: Order) -> str:
+        """Return the account's customer at Stripe, made now if it has none; one for each account under any race."""
+        account_id = order.account_id
+        known = await self._database.read(lambda conn: store.customer_of_account(conn, account_id))
+        if known is not None:
+            return known
+
+        async def look_up() -> client.Data | None:
+            return next(iter(await self._stripe.customers_by_account(account_id)), None)
+
+        params: dict[str, Any] = {"metadata": {"account_id": account_id}}
+        if order.customer_email:
+            params["email"] = order.customer_email
+        intent = requests.Intent(account_id, "customer", "customers.create", params)
+        customer = await self._requests.perform(intent, look_up)
+        now = self._clock.now()
+        await self._database.run(lambda conn: store.link_customer(conn, account_id, customer["id"], now))
+        return str(customer["id"])
+
+    async def _session_params(
+        self, conn: AsyncConnection, page: Page, account_id: str, customer_id: str
+    ) -> Mapping[str, Any]:
+        catalog = await self._catalogs.get(conn, page.catalog_version)
+        plan = catalog.plans[page.plan]
+        # The session's own metadata does not reach the subscription, so both carry it.
+        metadata = {
+            "account_id": account_id,
+            "checkout_id": page.checkout_id,
+            "plan": page.plan,
+            "price": page.price,
+            "catalog_version": str(page.catalog_version),
+        }
+        trial = {"trial_period_days": plan.trial_days} if plan.trial_days else {}
+        return {
+            "mode": "subscription",
+            "customer": customer_id,
+            "client_reference_id": account_id,
+            "line_items": await _line_items(conn, plan, page.price, page.quantity),
+            "success_url": page.success_url,
+            "cancel_url": page.cancel_url,
+            "metadata": metadata,
+            "subscription_data": {"metadata": metadata, **trial},
+        }
+
+    async def _is_payable(self, page: Page, account_id: str) -> bool:
+        """Say whether Stripe still takes payment on a page; one that it does not is closed here as well."""
+        try:
+            status = (await self._stripe.checkout_session(str(page.session_id)))["status"]
+        except client.NotAtStripe:
+            status = "expired"
+        if status == "complete":
+            # The webhook is on its way, and with it the subscription.
+            await self._close(account_id, page.checkout_id, "complete")
+            raise errors.AlreadySubscribed(
+                "the account has just paid for a checkout; its subscription is about to appear", {"plan": page.plan}
+            )
+        if status == "expired":
+            await self._close(account_id, page.checkout_id, "expired")
+            return False
+        return True
+
+    async def _expire(self, page: Page, account_id: str) -> None:
+        """Close a page that sells something else; if it was paid meanwhile, the account is subscribed."""
+
+        async def look_up() -> client.Data | None:
+            session = await self._stripe.checkout_session(str(page.session_id))
+            return session if session["status"] == "expired" else None
+
+        intent = requests.Intent(
+            account_id, f"expire:{page.checkout_id}", "checkout.sessions.expire", {"session": page.session_id}
+        )
+        try:
+            await self._requests.perform(intent, look_up)
+        except (errors.StripeRefused, client.NotAtStripe):
+            # No longer open, for whatever reason.
+            await self._is_payable(page, account_id)
+            return
+        await self._close(account_id, page.checkout_id, "expired")
+
+    async def _close(self, account_id: str, checkout_id: str, state: str) -> None:
+        now = self._clock.now()
+        await self._database.run(lambda conn: close(conn, account_id, checkout_id, state, now))
+
+
+def offered(catalog: model.Catalog, order: Order) -> tuple[model.Plan, str]:
+    """Return the plan and the name of the price that an order is for. Raises what makes it unfit."""
+    plan = catalog.plans.get(order.plan)
+    if plan is None:
+        raise errors.PlanNotFound(f"plan: the catalog has no plan {order.plan!r}", {"plan": order.plan})
+    if not plan.prices or not plan.sold:
+        raise errors.PlanNotSold(f"plan: {order.plan} is not for sale", {"plan": order.plan})
+    price = order.price or next(iter(plan.prices))
+    if price not in plan.prices:
+        metadata = {"plan": order.plan, "price": price}
+        raise errors.PriceNotFound(f"price: plan {order.plan} has no price {price!r}", metadata)
+    if order.quantity > 1 and not plan.prices[price].per_seat:
+        problem = f"is {order.quantity}; plan {order.plan} is not sold by the seat at this price"
+        raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
+    return plan, price
+
+
+async def close(conn: AsyncConnection, account_id: str, checkout_id: str, state: str, now: datetime) -> None:
+    """Mark a checkout `complete` or `expired`; one that is closed stays as it is."""
+    await conn.execute(
+        sa.update(_CHECKOUTS)
+        .where(*_is(account_id, checkout_id), _CHECKOUTS.c.state.in_(_OPEN))
+        .values(state=state, closed_at=now)
+    )
+
+
+async def _find_open(conn: AsyncConnection, account_id: str, now: datetime) -> Page | None:
+    """Return the page that is open; one whose time is over by our clock is closed on the way."""
+    columns = [_CHECKOUTS.c[name] for name in Page.__dataclass_fields__ if name != "is_new"]
+    query = sa.select(*columns).where(_CHECKOUTS.c.account_id == account_id, _CHECKOUTS.c.state.in_(_OPEN))
+    row = (await conn.execute(query)).one_or_none()
+    if row is None:
+        return None
+    page = Page(*row)
+    if page.expires_at is not None and page.expires_at <= now:
+        await close(conn, account_id, page.checkout_id, "expired", now)
+        return None
+    return page
+
+
+async def _insert(conn: AsyncConnection, account_id: str, page: Page, now: datetime) -> None:
+    inserted = await conn.execute(
+        postgresql.insert(_CHECKOUTS)
+        .values(
+            account_id=account_id,
+            checkout_id=page.checkout_id,
+            plan=page.plan,
+            price=page.price,
+            quantity=page.quantity,
+            success_url=page.success_url,
+            cancel_url=page.cancel_url,
+            catalog_version=page.catalog_version,
+            state="opening",
+            created_at=now,
+        )
+        .on_conflict_do_nothing()
+    )
+    if inserted.rowcount == 0:
+        raise transactions.RetryTransaction
+
+
+async def _line_items(conn: AsyncConnection, plan: model.Plan, price: str, quantity: int) -> list[dict[str, Any]]:
+    """Return the base price and every metered price, the overlay's too, so that switching it on is local."""
+    base = plan.base_lookup_key(price)
+    metered = [one.lookup_key for one in plan.metered_prices]
+    ids = await store.current_prices(conn, [base, *metered])
+    missing = sorted({base, *metered} - ids.keys())
+    if missing:
+        raise errors.PlanNotApplied(
+            f"plan {plan.key} is not at Stripe yet; `billing-svc catalog apply` brings it there", {"plan": plan.key}
+        )
+    # A metered line takes no quantity.
+    return [{"price": ids[base], "quantity": quantity}, *({"price": ids[key]} for key in metered)]
+
+
+def _is(account_id: str, checkout_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (_CHECKOUTS.c.account_id == account_id, _CHECKOUTS.c.checkout_id == checkout_id)

@@ -1,0 +1,131 @@
+"""What a subscription at Stripe means for the account's plan. Pure: no I/O, `now` is an argument."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+# Statuses that give the plan; past_due is flagged beside.
+GIVING = frozenset({"trialing", "active", "past_due"})
+# Statuses that suspend it: the default plan holds until it gives again.
+SUSPENDED = frozenset({"unpaid", "paused"})
+# It never got as far as giving anything.
+STILLBORN = frozenset({"incomplete", "incomplete_expired"})
+# Nothing comes after these.
+OVER = frozenset({"canceled", "incomplete_expired"})
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One price of a subscription, with the billing period that it is in."""
+
+    item_id: str
+    price_id: str
+    quantity: int
+    period_start: datetime
+    period_end: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StripeSubscription:
+    """A subscription as fetched, typed."""
+
+    subscription_id: str
+    customer_id: str
+    status: str
+    items: tuple[Item, ...]
+    metadata: Mapping[str, str]
+    anchor: datetime
+    start_date: datetime
+    trial_end: datetime | None
+    cancel_at_period_end: bool
+    cancel_at: datetime | None
+    canceled_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The half-open interval in which a subscription gives its plan; equal bounds: never."""
+
+    start: datetime
+    end: datetime | None
+
+
+def from_stripe(data: Mapping[str, Any]) -> StripeSubscription:
+    """Read a subscription of any API version that is still about; raises ValueError on what is none.
+
+    Billing periods are on the items since 2025-03-31, on the subscription before, and on both in between.
+    """
+    try:
+        return StripeSubscription(
+            subscription_id=data["id"],
+            customer_id=_id(data["customer"]),
+            status=data["status"],
+            items=tuple(_item(item, data) for item in data["items"]["data"]),
+            metadata=dict(data.get("metadata") or {}),
+            anchor=_required_instant(data["billing_cycle_anchor"]),
+            start_date=_required_instant(data.get("start_date") or data["created"]),
+            trial_end=_instant(data.get("trial_end")),
+            cancel_at_period_end=bool(data.get("cancel_at_period_end")),
+            cancel_at=_instant(data.get("cancel_at")),
+            canceled_at=_instant(data.get("canceled_at")),
+            ended_at=_instant(data.get("ended_at")),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a subscription: {error!r}") from error
+
+
+def effective(
+    subscription: StripeSubscription, previous: Interval | None, period_end: datetime, now: datetime
+) -> Interval:
+    """Return when a subscription gives its plan, given what was known of it before.
+
+    It ends where Stripe says that it ends or will end, so that the plan changes on time even if that event is late. A
+    suspension begins when it was first seen: Stripe does not say since when.
+    """
+    start = subscription.start_date
+    end: datetime | None
+    if subscription.status in GIVING:
+        planned = period_end if subscription.cancel_at_period_end else None
+        end = min(
+            (at for at in (subscription.ended_at, subscription.cancel_at, planned) if at is not None), default=None
+        )
+    elif subscription.status == "canceled":
+        ended = subscription.ended_at or subscription.canceled_at or now
+        end = ended if previous is None or previous.end is None else min(ended, previous.end)
+    elif subscription.status in SUSPENDED:
+        end = previous.end if previous is not None and previous.end is not None and previous.end <= now else now
+    elif subscription.status in STILLBORN:
+        end = start
+    else:  # a status that is not known yet keeps what was
+        end = start if previous is None else previous.end
+    return Interval(start, end if end is None else max(start, end))
+
+
+def _item(item: Mapping[str, Any], subscription: Mapping[str, Any]) -> Item:
+    def period(bound: str) -> datetime:
+        return _required_instant(item.get(bound) or subscription[bound])
+
+    price = item.get("price") or item["plan"]
+    return Item(
+        item_id=item["id"],
+        price_id=_id(price),
+        # Metered items have none.
+        quantity=int(item.get("quantity") or 1),
+        period_start=period("current_period_start"),
+        period_end=period("current_period_end"),
+    )
+
+
+def _id(value: str | Mapping[str, Any]) -> str:
+    """Return the id of an object that may have come expanded."""
+    return value if isinstance(value, str) else str(value["id"])
+
+
+def _required_instant(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _instant(seconds: int | None) -> datetime | None:
+    return None if seconds is None else _required_instant(seconds)

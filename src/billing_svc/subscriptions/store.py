@@ -1,0 +1,126 @@
+"""Subscription rows, customers and prices in Postgres."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.database import tables
+from billing_svc.subscriptions import rules
+
+_SUBSCRIPTIONS = tables.subscriptions
+_CUSTOMERS = tables.stripe_customers
+_PRICES = tables.stripe_prices
+
+
+@dataclass(frozen=True, slots=True)
+class SoldPrice:
+    """What a price at Stripe stands for: a plan's price, or a charged meter of it (the other one is empty)."""
+
+    price_id: str
+    catalog_version: int
+    plan: str
+    price: str
+    meter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A subscription as stored."""
+
+    subscription_id: str
+    status: str
+    plan: str
+    price: str
+    catalog_version: int
+    quantity: int
+    billing_period_start: datetime
+    billing_period_end: datetime
+    trial_end: datetime | None
+    cancel_at_period_end: bool
+    cancel_at: datetime | None
+    ended_at: datetime | None
+    effective_from: datetime
+    effective_until: datetime | None
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether it has ended for good, so that another one may be bought."""
+        return self.status in rules.OVER
+
+
+async def account_of_customer(conn: AsyncConnection, customer_id: str) -> str | None:
+    """Return the account that a customer at Stripe belongs to; None if it is not ours."""
+    query = sa.select(_CUSTOMERS.c.account_id).where(_CUSTOMERS.c.customer_id == customer_id)
+    return (await conn.execute(query)).scalar_one_or_none()
+
+
+async def customer_of_account(conn: AsyncConnection, account_id: str) -> str | None:
+    """Return the account's customer at Stripe; None if it has none."""
+    query = sa.select(tables.accounts.c.customer_id).where(tables.accounts.c.account_id == account_id)
+    return (await conn.execute(query)).scalar_one_or_none()
+
+
+async def link_customer(conn: AsyncConnection, account_id: str, customer_id: str, now: datetime) -> None:
+    """Remember the account's customer, in both directions."""
+    await conn.execute(
+        postgresql.insert(_CUSTOMERS)
+        .values(customer_id=customer_id, account_id=account_id, linked_at=now)
+        .on_conflict_do_nothing()
+    )
+    await conn.execute(
+        sa.update(tables.accounts).where(tables.accounts.c.account_id == account_id).values(customer_id=customer_id)
+    )
+
+
+async def sold_prices(conn: AsyncConnection, price_ids: Collection[str]) -> dict[str, SoldPrice]:
+    """Return what prices at Stripe stand for; those that never were ours are missing."""
+    columns = (_PRICES.c.price_id, _PRICES.c.catalog_version, _PRICES.c.plan, _PRICES.c.price, _PRICES.c.meter)
+    rows = await conn.execute(sa.select(*columns).where(_PRICES.c.price_id.in_(price_ids)))
+    return {row.price_id: SoldPrice(*row) for row in rows}
+
+
+async def current_prices(conn: AsyncConnection, lookup_keys: Collection[str]) -> dict[str, str]:
+    """Return the price id that each lookup key stands for now; unknown keys are missing."""
+    query = sa.select(_PRICES.c.lookup_key, _PRICES.c.price_id)
+    rows = await conn.execute(query.where(_PRICES.c.lookup_key.in_(lookup_keys), _PRICES.c.is_current))
+    return {row.lookup_key: row.price_id for row in rows}
+
+
+async def lock_account(conn: AsyncConnection, account_id: str) -> None:
+    """Let one change of the account's subscriptions happen at a time."""
+    query = sa.select(tables.accounts.c.account_id).where(tables.accounts.c.account_id == account_id)
+    await conn.execute(query.with_for_update())
+
+
+async def plan_subscriptions(conn: AsyncConnection, account_id: str) -> list[Row]:
+    """Return the account's plan subscriptions, the latest first; those that are over as well."""
+    columns = [_SUBSCRIPTIONS.c[name] for name in Row.__dataclass_fields__]
+    rows = await conn.execute(
+        sa.select(*columns)
+        .where(_SUBSCRIPTIONS.c.account_id == account_id, _SUBSCRIPTIONS.c.is_plan)
+        .order_by(_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id)
+    )
+    return [Row(*row) for row in rows]
+
+
+async def effective_interval(conn: AsyncConnection, account_id: str, subscription_id: str) -> rules.Interval | None:
+    """Return when a subscription gives its plan, as stored; None if it is new."""
+    query = sa.select(_SUBSCRIPTIONS.c.effective_from, _SUBSCRIPTIONS.c.effective_until)
+    row = (await conn.execute(query.where(*_is(account_id, subscription_id)))).one_or_none()
+    return None if row is None else rules.Interval(*row)
+
+
+async def save(conn: AsyncConnection, account_id: str, subscription_id: str, values: Mapping[str, Any]) -> None:
+    """Write a subscription as of the last fetch."""
+    insert = postgresql.insert(_SUBSCRIPTIONS).values(account_id=account_id, subscription_id=subscription_id, **values)
+    keys = [_SUBSCRIPTIONS.c.account_id, _SUBSCRIPTIONS.c.subscription_id]
+    await conn.execute(insert.on_conflict_do_update(index_elements=keys, set_=values))
+
+
+def _is(account_id: str, subscription_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (_SUBSCRIPTIONS.c.account_id == account_id, _SUBSCRIPTIONS.c.subscription_id == subscription_id)

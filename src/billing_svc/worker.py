@@ -1,0 +1,51 @@
+"""The worker's loops. Stateless: any number of workers may run; the database decides who does what."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from billing_svc import clock, errors, processes
+from billing_svc.catalog import versions
+from billing_svc.database import engine, transactions
+from billing_svc.settings import Settings
+from billing_svc.stripe import client
+from billing_svc.stripe_events import applying
+
+_log = structlog.get_logger("worker")
+
+# A plan is in force within a second of its event; an idle poll costs one index probe.
+INBOX_POLL_SECONDS = 0.25
+# After a failure that concerns all, such as an absent database.
+PAUSE_SECONDS = 1.0
+
+
+async def work(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT; what is under way is finished first."""
+    stop = processes.stop_event()
+    pool = engine.create_engine(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
+    database = transactions.Transactions(pool)
+    stripe = client.Stripe.from_settings(settings)
+    inbox = applying.Inbox(database, versions.CatalogCache(), stripe, clock.Clock())
+    try:
+        _log.info("working")
+        await _loop("inbox", inbox.apply_due, INBOX_POLL_SECONDS, stop)
+    finally:
+        await database.drain()
+        await stripe.close()
+        await pool.dispose()
+        _log.info("stopped")
+
+
+async def _loop(name: str, step: Callable[[], Awaitable[int]], poll_seconds: float, stop: asyncio.Event) -> None:
+    """Repeat a step: at once while it finds something to do, after a pause when it does not."""
+    while not stop.is_set():
+        try:
+            pause_seconds = 0.0 if await step() else poll_seconds
+        except* errors.Unavailable:
+            _log.warning("database_away", loop=name)
+            pause_seconds = PAUSE_SECONDS
+        if pause_seconds:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), pause_seconds)

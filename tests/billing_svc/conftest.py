@@ -1,0 +1,112 @@
+"""The real server in the test's process: its production interceptors, a database of its own, a clock that can move."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from billing.v1 import (
+    quota_pb2_grpc,
+    stripe_event_pb2_grpc,
+    subscription_pb2_grpc,
+    usage_pb2_grpc,
+)
+from billing_svc import access, clock, server
+from billing_svc.catalog import loading, versions
+from billing_svc.database import transactions as transactions_module
+from billing_svc.settings import Settings
+from billing_svc.stripe import client
+
+CATALOGS = Path(__file__).parents[2] / "catalogs"
+TOKEN = "test-token"
+
+
+# The async stubs exist in the type hints alone, hence the quotes.
+@dataclass(frozen=True, slots=True)
+class Billing:
+    """A running server, and stubs that call it as a caller with every group."""
+
+    address: str
+    quota: "quota_pb2_grpc.QuotaServiceAsyncStub"
+    usage: "usage_pb2_grpc.UsageServiceAsyncStub"
+    subscriptions: "subscription_pb2_grpc.SubscriptionServiceAsyncStub"
+    events: "stripe_event_pb2_grpc.StripeEventServiceAsyncStub"
+    clock: clock.Clock
+    engine: AsyncEngine
+    transactions: transactions_module.Transactions
+    settings: Settings
+
+
+class _Token(grpc.aio.UnaryUnaryClientInterceptor):
+    """Sends the caller's token with each call."""
+
+    async def intercept_unary_unary(self, continuation, details, request):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        metadata = (*(details.metadata or ()), ("authorization", f"Bearer {TOKEN}"))
+        return await continuation(details._replace(metadata=metadata), request)
+
+
+def tokens() -> access.Tokens:
+    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+    return access.Tokens([(access.Caller("test", frozenset(access.Group)), [digest])])
+
+
+@pytest.fixture
+def catalog_name() -> str:
+    """The catalog that the server starts with; a module may choose another."""
+    return "nyqst"
+
+
+@pytest.fixture
+def settings(database_url: str) -> Settings:
+    return Settings.model_validate(
+        {
+            "DATABASE_URL": database_url,
+            "BILLING_LISTEN": "127.0.0.1:0",
+            "BILLING_REFLECTION": True,
+            "STRIPE_API_KEY": "sk_test_tests",
+            # Nothing listens there: what needs Stripe uses a sandbox of its own.
+            "STRIPE_API_BASE": "http://127.0.0.1:9",
+            "BILLING_CHECKOUT_SUCCESS_URL": "https://app.example.com/paid",
+            "BILLING_CHECKOUT_CANCEL_URL": "https://app.example.com/plans",
+        }
+    )
+
+
+@pytest.fixture
+async def published_catalog(transactions: transactions_module.Transactions, catalog_name: str) -> int:
+    """The catalog's version, as published before the server starts."""
+    catalog = loading.load_file(CATALOGS / f"{catalog_name}.yaml")
+    now = clock.Clock().now()
+    version, _ = await transactions.run(lambda conn: versions.publish(conn, catalog, "operator:test", now))
+    return version
+
+
+@pytest.fixture
+async def billing(
+    engine: AsyncEngine,
+    transactions: transactions_module.Transactions,
+    settings: Settings,
+    published_catalog: int,
+) -> AsyncIterator[Billing]:
+    now = clock.Clock()
+    stripe = client.Stripe.from_settings(settings)
+    running = await server.start(settings, transactions, stripe, now, tokens())
+    address = f"127.0.0.1:{running.port}"
+    async with grpc.aio.insecure_channel(address, interceptors=[_Token()]) as channel:
+        yield Billing(
+            address,
+            quota_pb2_grpc.QuotaServiceStub(channel),
+            usage_pb2_grpc.UsageServiceStub(channel),
+            subscription_pb2_grpc.SubscriptionServiceStub(channel),
+            stripe_event_pb2_grpc.StripeEventServiceStub(channel),
+            now,
+            engine,
+            transactions,
+            settings,
+        )
+    await running.stop(grace_seconds=1)
+    await stripe.close()

@@ -1,0 +1,232 @@
+"""The rules that the code's shape rests on, checked on its syntax trees; docs/architecture.md says why they hold."""
+
+import ast
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import grpc_health.v1.health_pb2
+import grpc_reflection.v1alpha.reflection_pb2
+
+import billing.v1
+import billing_svc
+from billing.v1 import errors_pb2
+from billing_svc import access, errors
+
+SRC = Path(__file__).resolve().parent.parent / "src"
+OURS = {"billing", "billing_svc", "webhook_gateway", "stripe_sandbox"}
+
+# Pure modules: values and `now` in, values out.
+RULES = {"rules.py", "terms.py", "periods.py"}
+# What a rule may know: the catalog's types, and the errors that name situations.
+RULES_MAY_IMPORT = ("billing_svc.catalog.model", "billing_svc.catalog.money", "billing_svc.errors")
+# Of the rest of the world, what does no I/O.
+RULES_MAY_USE = ("dateutil",)
+
+GRPC = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "google.protobuf", "google.rpc", "billing")
+# Where gRPC ends. Everything behind them takes and returns our own types.
+GRPC_FILES = {"servicer.py", "conversions.py"}
+GRPC_MODULES = {
+    "billing_svc.errors",  # each names its status code
+    "billing_svc.fields",  # what the messages share
+    "billing_svc.interceptors",
+    "billing_svc.server",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One imported name: `from a import b` counts as `a.b`, which also begins with `a`."""
+
+    module: str
+    file: Path
+    line: int
+    imported: str
+
+    def is_of(self, names: Iterable[str]) -> bool:
+        """Say whether it is one of the names or lies below one."""
+        return any(self.imported == name or self.imported.startswith(f"{name}.") for name in names)
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(SRC)}:{self.line} imports {self.imported}"
+
+
+def files(package: str) -> list[Path]:
+    found = sorted((SRC / package).rglob("*.py"))
+    assert found, f"nothing below src/{package}"
+    return found
+
+
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(), str(file))
+
+
+def imports(*packages: str) -> Iterator[Import]:
+    """Every import of the packages, also inside functions and for the type checker alone."""
+    for package in packages:
+        for file in files(package):
+            module = ".".join(file.relative_to(SRC).with_suffix("").parts)
+            for node in ast.walk(tree(file)):
+                if isinstance(node, ast.Import):
+                    yield from (Import(module, file, node.lineno, alias.name) for alias in node.names)
+                elif isinstance(node, ast.ImportFrom):
+                    assert node.level == 0, f"{file}:{node.lineno} imports relatively, which these rules do not follow"
+                    yield from (Import(module, file, node.lineno, f"{node.module}.{one.name}") for one in node.names)
+
+
+def called_attributes(file: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            yield node.lineno, node.func.attr
+
+
+def described(found: Iterable[Import]) -> list[str]:
+    return [str(one) for one in found]
+
+
+def is_rule(module: str) -> bool:
+    return module.startswith("billing_svc.") and f"{module.rpartition('.')[2]}.py" in RULES
+
+
+def modules_below(package: ModuleType) -> Iterator[ModuleType]:
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        # Migrations are run by Alembic, programs by Python; neither can be imported for its names alone.
+        if ".migrations." not in found.name and not found.name.endswith("__main__"):
+            yield importlib.import_module(found.name)
+
+
+def test_rules_know_nothing_of_databases_grpc_or_stripe() -> None:
+    def allowed(one: Import) -> bool:
+        top = one.imported.partition(".")[0]
+        if top not in OURS:
+            return top in stdlib or one.is_of(RULES_MAY_USE)
+        # `from billing_svc.quota import terms` is a module, `from ...terms import X` a name in one.
+        return one.is_of(RULES_MAY_IMPORT) or is_rule(one.imported) or is_rule(one.imported.rpartition(".")[0])
+
+    stdlib = sys.stdlib_module_names - {"asyncio", "socket", "subprocess", "sqlite3", "urllib.request", "http"}
+    assert described(one for one in imports("billing_svc") if one.file.name in RULES and not allowed(one)) == []
+
+
+def test_rules_are_told_the_time() -> None:
+    reads = {"now", "utcnow", "today", "time", "monotonic", "perf_counter"}
+    found = [
+        f"{file.relative_to(SRC)}:{line} calls {name}"
+        for file in files("billing_svc")
+        if file.name in RULES
+        for line, name in called_attributes(file)
+        if name in reads
+    ]
+    assert found == []
+
+
+def test_stores_leave_the_transaction_to_their_caller() -> None:
+    ends = {"commit", "rollback", "begin", "begin_nested", "connect", "execution_options"}
+    found = [
+        f"{file.relative_to(SRC)}:{line} calls {name}"
+        for file in files("billing_svc")
+        if file.name == "store.py"
+        for line, name in called_attributes(file)
+        if name in ends
+    ]
+    assert found == []
+
+
+def test_only_the_edge_touches_grpc() -> None:
+    beyond = (
+        one
+        for one in imports("billing_svc")
+        if one.is_of(GRPC) and one.file.name not in GRPC_FILES and one.module not in GRPC_MODULES
+    )
+    assert described(beyond) == []
+
+
+def test_only_the_server_knows_servicers() -> None:
+    beyond = (
+        one
+        for one in imports("billing_svc")
+        if "servicer" in one.imported.split(".") and one.module != "billing_svc.server"
+    )
+    assert described(beyond) == []
+
+
+def test_only_the_edge_knows_conversions_and_interceptors() -> None:
+    edge = {"conversions", "interceptors"}
+    beyond = (
+        one
+        for one in imports("billing_svc")
+        if edge & set(one.imported.split("."))
+        and one.is_of(["billing_svc"])
+        and one.file.name not in GRPC_FILES
+        and one.module not in GRPC_MODULES
+    )
+    assert described(beyond) == []
+
+
+def test_only_the_client_knows_the_stripe_sdk() -> None:
+    beyond = (
+        one
+        for one in imports("billing", "billing_svc", "webhook_gateway")
+        if one.is_of(["stripe"]) and one.module != "billing_svc.stripe.client"
+    )
+    assert described(beyond) == []
+
+
+def test_the_gateway_needs_nothing_of_the_service() -> None:
+    beyond = (
+        one
+        for one in imports("webhook_gateway")
+        if one.is_of(["billing_svc", "stripe_sandbox", "stripe", "sqlalchemy", "psycopg"])
+    )
+    assert described(beyond) == []
+
+
+def test_the_sandbox_is_a_stranger() -> None:
+    """It stands in for another company: what it shared with the service, it could not test."""
+    assert described(one for one in imports("stripe_sandbox") if one.is_of(OURS - {"stripe_sandbox"})) == []
+    beyond = (one for one in imports("billing", "billing_svc", "webhook_gateway") if one.is_of(["stripe_sandbox"]))
+    assert described(beyond) == []
+
+
+def test_the_service_needs_no_gateway() -> None:
+    assert described(one for one in imports("billing", "billing_svc") if one.is_of(["webhook_gateway"])) == []
+
+
+def test_the_stubs_need_only_their_runtime() -> None:
+    allowed = ("billing", "grpc", "google.protobuf")
+    beyond = (
+        one
+        for one in imports("billing")
+        if not one.is_of(allowed) and one.imported.partition(".")[0] not in sys.stdlib_module_names
+    )
+    assert described(beyond) == []
+
+
+def test_every_rpc_has_an_access_entry_and_every_entry_an_rpc() -> None:
+    contract = [module.DESCRIPTOR for module in modules_below(billing.v1) if module.__name__.endswith("_pb2")]
+    standard = [grpc_health.v1.health_pb2.DESCRIPTOR, grpc_reflection.v1alpha.reflection_pb2.DESCRIPTOR]
+    rpcs = {
+        f"/{service.full_name}/{method.name}"
+        for descriptor in (*contract, *standard)
+        for service in descriptor.services_by_name.values()
+        for method in service.methods
+    }
+    assert rpcs >= {"/billing.v1.QuotaService/CheckQuota", "/grpc.health.v1.Health/Check"}
+    assert set(access.ENTRIES) == rpcs
+
+
+def test_every_error_has_a_documented_reason() -> None:
+    def below(kind: type[errors.BillingError]) -> Iterator[type[errors.BillingError]]:
+        for subclass in kind.__subclasses__():
+            yield subclass
+            yield from below(subclass)
+
+    imported = list(modules_below(billing_svc))
+    kinds = set(below(errors.BillingError))
+    assert imported
+    assert errors.InvalidRequest in kinds
+    known = set(errors_pb2.ErrorReason.keys())
+    assert {kind.__name__: kind.reason for kind in kinds if f"ERROR_REASON_{kind.reason}" not in known} == {}
