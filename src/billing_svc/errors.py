@@ -120,6 +120,48 @@ class PlanNotApplied(BillingError):
     reason = "PLAN_NOT_APPLIED"
 
 
+class LevelBelowZero(BillingError):
+    """A change that would take a gauge below 0."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "LEVEL_BELOW_ZERO"
+
+
+class EventNotFound(BillingError):
+    """The account has no such usage event."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "EVENT_NOT_FOUND"
+
+
+class GaugeNotCorrectable(BillingError):
+    """A correction of a gauge: its level is set anew instead."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "GAUGE_NOT_CORRECTABLE"
+
+
+class CorrectionTooLarge(BillingError):
+    """A correction of more than is left of the event."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "CORRECTION_TOO_LARGE"
+
+
+class AlertNotFound(BillingError):
+    """The account has no such alert."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "ALERT_NOT_FOUND"
+
+
+class OverrideNotFound(BillingError):
+    """The account has no override on the meter."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "OVERRIDE_NOT_FOUND"
+
+
 class EventIdReused(BillingError):
     """A known event id with other content."""
 

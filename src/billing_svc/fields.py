@@ -94,6 +94,14 @@ class Fields:
             self.refuse(field, f"is {value}; must be {least} to {QUANTITY_MAX}")
         return value
 
+    def text(self, field: str, value: str, length_max: int) -> str:
+        """Check a text for people that may be left out."""
+        if len(value) > length_max:
+            self.refuse(field, f"is {len(value)} characters long; at most {length_max} are allowed")
+        elif "\0" in value:
+            self.refuse(field, "must not contain NUL characters")
+        return value
+
     def instant(self, field: str, value: timestamp_pb2.Timestamp) -> datetime:
         """Return a timestamp as UTC, cut to microseconds."""
         if not (_SECONDS_MIN <= value.seconds <= _SECONDS_MAX and 0 <= value.nanos < 10**9):

@@ -9,6 +9,7 @@ import structlog
 from billing_svc import clock, errors, processes
 from billing_svc.catalog import versions
 from billing_svc.database import engine, transactions
+from billing_svc.gauges import opening
 from billing_svc.settings import Settings
 from billing_svc.stripe import client
 from billing_svc.stripe_events import applying
@@ -17,6 +18,8 @@ _log = structlog.get_logger("worker")
 
 # A plan is in force within a second of its event; an idle poll costs one index probe.
 INBOX_POLL_SECONDS = 0.25
+# A period's opening is for its invoice, an hour later at the earliest.
+GAUGES_POLL_SECONDS = 5.0
 # After a failure that concerns all, such as an absent database.
 PAUSE_SECONDS = 1.0
 
@@ -27,10 +30,17 @@ async def work(settings: Settings) -> None:
     pool = engine.create_engine(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
     database = transactions.Transactions(pool)
     stripe = client.Stripe.from_settings(settings)
-    inbox = applying.Inbox(database, versions.CatalogCache(), stripe, clock.Clock())
+    catalogs, now = versions.CatalogCache(), clock.Clock()
+    inbox = applying.Inbox(database, catalogs, stripe, now)
+
+    async def open_gauges() -> int:
+        return await database.run(lambda conn: opening.open_due(conn, catalogs, now.now()))
+
     try:
-        _log.info("working")
-        await _loop("inbox", inbox.apply_due, INBOX_POLL_SECONDS, stop)
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(_loop("inbox", inbox.apply_due, INBOX_POLL_SECONDS, stop))
+            loops.create_task(_loop("gauges", open_gauges, GAUGES_POLL_SECONDS, stop))
+            _log.info("working")
     finally:
         await database.drain()
         await stripe.close()
@@ -45,6 +55,10 @@ async def _loop(name: str, step: Callable[[], Awaitable[int]], poll_seconds: flo
             pause_seconds = 0.0 if await step() else poll_seconds
         except* errors.Unavailable:
             _log.warning("database_away", loop=name)
+            pause_seconds = PAUSE_SECONDS
+        except* Exception:
+            # A defect of ours in one loop must not stop the others.
+            _log.exception("loop_failed", loop=name)
             pause_seconds = PAUSE_SECONDS
         if pause_seconds:
             with contextlib.suppress(TimeoutError):

@@ -110,6 +110,9 @@ usage_counters = sa.Table(
     sa.Column("subscription_id", sa.Text),
     sa.Column("quantity", sa.BigInteger, nullable=False),
     sa.Column("pay_as_you_go", sa.Boolean, nullable=False),
+    # Null: unlimited. With `overridden`, an override of the account's own decided it.
+    sa.Column("included", sa.BigInteger),
+    sa.Column("overridden", sa.Boolean, nullable=False),
     # When usage first went beyond the included quantity in this period; a grace counts from here.
     sa.Column("exceeded_at", _INSTANT),
     sa.Column("updated_at", _INSTANT, nullable=False),
@@ -156,10 +159,16 @@ usage_events = sa.Table(
     sa.Column("used_after", sa.BigInteger, nullable=False),
     sa.Column("reserved_after", sa.BigInteger, nullable=False),
     sa.Column("billable_after", sa.BigInteger, nullable=False),
+    sa.Column("remaining_after", sa.BigInteger, nullable=False),
     # Null: unlimited.
     sa.Column("included", sa.BigInteger),
+    sa.Column("overridden", sa.Boolean, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+    # A gauge's set that was older than the last one.
+    sa.Column("superseded", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.CheckConstraint("account_id <> '' AND event_id <> ''", name="named"),
+    # The split of a period by operation and by day.
+    sa.Index("ix_usage_events_period", "account_id", "meter", "period_start"),
     # A correction finds what is left of its event.
     sa.Index(
         "ix_usage_events_corrections",
@@ -178,7 +187,34 @@ gauge_levels = sa.Table(
     sa.Column("level", sa.BigInteger, nullable=False),
     # A set that is older than this is stored without effect.
     sa.Column("set_at", _INSTANT),
+    # Until when its peak is accounted for: the end of the last period that was opened with it. The worker opens the
+    # next one where nothing is recorded.
+    sa.Column("opened_until", _INSTANT, nullable=False),
     sa.CheckConstraint("level >= 0", name="level"),
+    sa.Index("ix_gauge_levels_opened_until", "opened_until", postgresql_where=sa.text("level > 0")),
+)
+
+# What an account has of a meter in place of what its plan includes. Null: unlimited.
+account_overrides = sa.Table(
+    "account_overrides",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("meter", sa.Text, primary_key=True),
+    sa.Column("included", sa.BigInteger),
+    sa.Column("expires_at", _INSTANT),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("set_by", sa.Text, nullable=False),
+    sa.Column("set_at", _INSTANT, nullable=False),
+    sa.CheckConstraint("included >= 0", name="included"),
+)
+
+# How many checks an account was allowed in its present window; only where its plan has a rate limit.
+rate_windows = sa.Table(
+    "rate_windows",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("window_start", _INSTANT, nullable=False),
+    sa.Column("admitted", sa.BigInteger, nullable=False),
 )
 
 reservations = sa.Table(

@@ -1,14 +1,14 @@
 """From what a caller names to what a decision needs: the meter, the facts, and the catalogs of their terms."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc import errors
 from billing_svc.catalog import model, versions
-from billing_svc.quota import store, terms
+from billing_svc.quota import rules, store, terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,23 @@ class Known:
     def terms_at(self, at: datetime) -> terms.Terms:
         """Return the terms in force at `at`."""
         return terms.at_instant(self.facts.standing, self.catalogs, at)
+
+    @property
+    def is_gauge(self) -> bool:
+        """Say whether the meter has a level instead of a sum."""
+        return self.newest.meters[self.meter].kind == "gauge"
+
+    def counter_of(self, under: terms.Terms) -> rules.Counter:
+        """Return the counter of a period as it stands; a gauge's opens at its level."""
+        counter = self.facts.counters.get(under.period.start, rules.Counter())
+        if not self.is_gauge:
+            return counter
+        counter = replace(counter, level=self.facts.level)
+        return rules.raise_peak(self.allowance(under, under.period.start), counter)
+
+    def allowance(self, under: terms.Terms, at: datetime) -> terms.Allowance:
+        """Return what there is of the meter under some terms, with the account's own override."""
+        return under.allowance(self.meter, self.facts.override, at)
 
     def units(self, under: terms.Terms, quantity: int) -> int:
         """Return the units that a quantity comes to: an operation costs what it cost when the plan was sold."""

@@ -1,7 +1,7 @@
 """The decision and the arithmetic of counting. Pure: no I/O, `now` is an argument.
 
 What has been consumed of the included quantity is always `used - billable`: units that were charged do not take up
-room again after a plan change.
+room again after a plan change. A gauge takes up its level, and is billed by its peak.
 """
 
 import enum
@@ -22,25 +22,50 @@ class Reason(enum.StrEnum):
     GRACE = "GRACE"
     QUOTA_EXHAUSTED = "QUOTA_EXHAUSTED"
     GRACE_EXPIRED = "GRACE_EXPIRED"
+    RATE_LIMITED = "RATE_LIMITED"
     NOT_IN_PLAN = "NOT_IN_PLAN"
 
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """The totals of one account, meter and quota period, in the meter's unit."""
+    """The totals of one account, meter and quota period, in the meter's unit.
+
+    Of a gauge, `used` is the period's peak and `level` the present level; of a consumable, `level` is None.
+    """
 
     used: int = 0
     reserved: int = 0
     billable: int = 0
     exceeded_at: datetime | None = None
+    level: int | None = None
+
+    @property
+    def shown_used(self) -> int:
+        """What callers are told is used: a gauge's level."""
+        return self.used if self.level is None else self.level
+
+    @property
+    def consumed(self) -> int:
+        """What takes up room in the included quantity."""
+        return self.used - self.billable if self.level is None else self.level
 
     def free(self, included: int) -> int:
         """Return what is left of the included quantity, holds aside."""
-        return max(0, included - (self.used - self.billable))
+        return max(0, included - self.consumed)
 
     def remaining(self, included: int | None) -> int:
         """Return what is left of the included quantity for new work; 0 if unlimited."""
         return 0 if included is None else max(0, self.free(included) - self.reserved)
+
+    def is_exceeded(self, included: int | None) -> bool:
+        """Say whether more than the included quantity is consumed."""
+        return included is not None and self.consumed > included
+
+    def grace_ends_at(self, included: int | None, grace_period: timedelta) -> datetime | None:
+        """Return when the grace ends that the first crossing began; None while nothing is exceeded."""
+        if self.exceeded_at is None or not self.is_exceeded(included):
+            return None
+        return self.exceeded_at + grace_period
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,55 +78,65 @@ class Decision:
     units_beyond: int = 0
     projected_cost: Decimal = Decimal(0)
     grace_ends_at: datetime | None = None
+    retry_after: timedelta | None = None
 
 
 def decide(
-    limit: model.Limit | None,
-    included: int | None,
-    counter: Counter,
-    units: int,
-    grace_ends_at: datetime | None,
-    now: datetime,
+    allowance: terms.Allowance, counter: Counter, units: int, grace_period: timedelta, now: datetime
 ) -> Decision:
-    """Decide on `units` more, under a limit and its included quantity (None: unlimited).
-
-    `grace_ends_at` is None where no grace has begun: the units asked for would begin it.
-    """
+    """Decide on `units` more."""
+    limit, included = allowance.limit, allowance.included
     if limit is None:
         return Decision(allowed=False, reason=Reason.NOT_IN_PLAN, units_beyond=units)
     beyond = 0 if included is None else max(0, units - counter.remaining(included))
-    if beyond == 0:
+    if included is None or beyond == 0:
         return Decision(allowed=True, reason=Reason.NONE)
     if limit.beyond == "charge":
-        cost = limit.price_of(beyond)
-        return Decision(allowed=True, reason=Reason.OVERAGE, units_beyond=beyond, projected_cost=cost)
+        return _decide_charge(allowance, limit, included, counter, units, beyond)
     if limit.beyond == "allow":
         return Decision(allowed=True, reason=Reason.SOFT_LIMIT, units_beyond=beyond)
     if limit.beyond == "grace":
+        grace_ends_at = counter.grace_ends_at(included, grace_period)
         over = grace_ends_at is not None and now >= grace_ends_at
         reason = Reason.GRACE_EXPIRED if over else Reason.GRACE
         return Decision(allowed=not over, reason=reason, units_beyond=beyond, grace_ends_at=grace_ends_at)
     return Decision(allowed=False, reason=Reason.QUOTA_EXHAUSTED, units_beyond=beyond)
 
 
-def grace_end(counter: Counter, grace_period: timedelta) -> datetime | None:
-    """Return when the grace ends that began with the counter's first crossing; None if there was none."""
-    return None if counter.exceeded_at is None else counter.exceeded_at + grace_period
-
-
-def count(limit: model.Limit | None, included: int | None, counter: Counter, units: int, now: datetime) -> Counter:
-    """Return the counter with `units` more used. Usage is a fact: it is counted whatever the limit says.
+def count(allowance: terms.Allowance, counter: Counter, units: int, now: datetime) -> Counter:
+    """Return the counter with `units` more. Usage is a fact: it is counted whatever the limit says.
 
     Beyond the included quantity it is billable only where the limit charges; a meter outside the plan is not.
     """
-    beyond = 0 if limit is None or included is None else max(0, units - counter.free(included))
-    charged = beyond if limit is not None and limit.beyond == "charge" else 0
+    if counter.level is not None:
+        after = raise_peak(allowance, replace(counter, level=counter.level + units))
+    else:
+        beyond = 0 if allowance.included is None else max(0, units - counter.free(allowance.included))
+        after = replace(
+            counter,
+            used=counter.used + units,
+            billable=counter.billable + (beyond if allowance.charges else 0),
+        )
+    is_crossing = after.is_exceeded(allowance.included) and not counter.is_exceeded(allowance.included)
+    if is_crossing or (after.exceeded_at is None and after.is_exceeded(allowance.included)):
+        return replace(after, exceeded_at=now)
+    return after
+
+
+def raise_peak(allowance: terms.Allowance, counter: Counter) -> Counter:
+    """Return a gauge's counter with its peak at its level or above; a period opens by this, and nothing lowers it."""
+    level = counter.level or 0
+    excess = _peak_excess(counter, level, allowance.included or 0)
     return replace(
         counter,
-        used=counter.used + units,
-        billable=counter.billable + charged,
-        exceeded_at=now if beyond and counter.exceeded_at is None else counter.exceeded_at,
+        used=max(counter.used, level),
+        billable=counter.billable + (excess if allowance.charges and allowance.included is not None else 0),
     )
+
+
+def correct(counter: Counter, units: int) -> Counter:
+    """Return a consumable's counter with `units` less; what was charged is taken back first."""
+    return replace(counter, used=counter.used - units, billable=counter.billable - min(units, counter.billable))
 
 
 def allowing_plans(catalog: model.Catalog, current: terms.Terms, meter: str, units: int) -> tuple[str, ...]:
@@ -114,6 +149,22 @@ def allowing_plans(catalog: model.Catalog, current: terms.Terms, meter: str, uni
         and plan.prices
         and _admits(plan.limit(meter, pay_as_you_go=False), units)
     )
+
+
+def _decide_charge(
+    allowance: terms.Allowance, limit: model.Limit, included: int, counter: Counter, units: int, beyond: int
+) -> Decision:
+    if allowance.charged_units_max is not None:
+        held_beyond = max(0, counter.reserved - counter.free(included))
+        if counter.billable + held_beyond + beyond > allowance.charged_units_max:
+            return Decision(allowed=False, reason=Reason.QUOTA_EXHAUSTED, units_beyond=beyond)
+    charged = beyond if counter.level is None else _peak_excess(counter, counter.level + units, included)
+    return Decision(allowed=True, reason=Reason.OVERAGE, units_beyond=beyond, projected_cost=limit.price_of(charged))
+
+
+def _peak_excess(counter: Counter, level: int, included: int) -> int:
+    """Return by how much a level raises the peak's excess over the included quantity."""
+    return max(0, level - max(counter.used, included))
 
 
 def _admits(limit: model.Limit | None, units: int) -> bool:

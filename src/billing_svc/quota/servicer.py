@@ -1,10 +1,12 @@
 """QuotaService: gRPC in, one statement, gRPC out."""
 
+from datetime import datetime
+
 from billing.v1 import quota_pb2, quota_pb2_grpc
-from billing_svc import clock, errors, interceptors
+from billing_svc import clock, errors, fields, interceptors
 from billing_svc.catalog import versions
 from billing_svc.database import transactions
-from billing_svc.quota import conversions, reading, rules
+from billing_svc.quota import conversions, reading, rules, store, terms
 
 
 class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
@@ -32,14 +34,30 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         if isinstance(known, errors.BillingError):
             raise known
         under = known.terms_at(now)
+        allowance = known.allowance(under, now)
         units = known.units(under, quantity)
-        counter = known.facts.counters.get(under.period.start, rules.Counter())
-        decision = rules.decide(
-            under.limit(known.meter),
-            under.included(known.meter),
-            counter,
-            units,
-            rules.grace_end(counter, known.newest.grace_period),
-            now,
+        if units > fields.QUANTITY_MAX:
+            problem = f"comes to {units} units; at most {fields.QUANTITY_MAX} are allowed"
+            raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
+        counter = known.counter_of(under)
+        decision = rules.decide(allowance, counter, units, known.newest.grace_period, now)
+        if decision.allowed:
+            decision = await self._within_rate(request.account_id, under, decision, now)
+        response = conversions.to_proto_check(known, under, allowance, counter, units, decision)
+        if request.explain:
+            response.explanation.CopyFrom(conversions.to_proto_explanation(known, under, allowance, counter, now))
+        return response
+
+    async def _within_rate(
+        self, account_id: str, under: terms.Terms, decision: rules.Decision, now: datetime
+    ) -> rules.Decision:
+        """Count an allowed check against the plan's rate limit, last, because a denied one consumes nothing."""
+        limit = under.plan.rate_limit_for(pay_as_you_go=under.pay_as_you_go)
+        if limit is None:
+            return decision
+        retry_after = await self._database.run(
+            lambda conn: store.admit(conn, account_id, limit.requests, limit.window, now)
         )
-        return conversions.to_proto_check(known, under, counter, units, decision)
+        if retry_after is None:
+            return decision
+        return rules.Decision(allowed=False, reason=rules.Reason.RATE_LIMITED, retry_after=retry_after)

@@ -7,6 +7,7 @@ resets on time even when Stripe's renewal event is late.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 
 from billing_svc.catalog import model
 from billing_svc.quota import periods
@@ -45,6 +46,42 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Override:
+    """What an account has of one meter in place of what its plan includes; `included` None: unlimited."""
+
+    included: int | None
+    expires_at: datetime | None
+    note: str
+    set_by: str
+    set_at: datetime
+
+    def holds(self, at: datetime) -> bool:
+        """Say whether it is in force at `at`."""
+        return self.expires_at is None or at < self.expires_at
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How much of one meter there is, and what happens beyond. Without a limit the meter is not in the plan."""
+
+    limit: model.Limit | None
+    # None: unlimited.
+    included: int | None
+    overridden: bool = False
+    # The most that may be charged in a period; None without a cap.
+    charged_units_max: int | None = None
+
+    @property
+    def charges(self) -> bool:
+        """Say whether units beyond the included quantity are billable."""
+        return self.limit is not None and self.limit.beyond == "charge"
+
+
+# An override of a meter outside the plan gives just its quantity.
+_NOTHING_BEYOND = model.Limit(included=0, beyond="deny")
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """What holds for an account at one instant."""
 
@@ -60,14 +97,22 @@ class Terms:
         """Say whether a payment is overdue; the plan stays in force meanwhile."""
         return self.subscription is not None and self.subscription.status == "past_due"
 
-    def limit(self, meter: str) -> model.Limit | None:
-        """Return the limit of a meter, None if the plan does not have it."""
-        return self.plan.limit(meter, pay_as_you_go=self.pay_as_you_go)
+    def allowance(self, meter: str, override: Override | None, at: datetime) -> Allowance:
+        """Return what there is of a meter at `at`. Overrides are for the whole account, not for each seat."""
+        limit = self.plan.limit(meter, pay_as_you_go=self.pay_as_you_go)
+        if override is not None and override.holds(at):
+            return Allowance(limit or _NOTHING_BEYOND, override.included, True, self._charged_units_max(limit))  # noqa: FBT003
+        if limit is None:
+            return Allowance(None, 0)
+        included = limit.included_for(self.quantity)
+        return Allowance(limit, included, charged_units_max=self._charged_units_max(limit))
 
-    def included(self, meter: str) -> int | None:
-        """Return the included units of a meter: None if unlimited, 0 if the plan does not have it."""
-        limit = self.limit(meter)
-        return 0 if limit is None else limit.included_for(self.quantity)
+    def _charged_units_max(self, limit: model.Limit | None) -> int | None:
+        """Return how many units the overlay's cap on the overage leaves room for."""
+        overlay = self.plan.pay_as_you_go
+        if limit is None or overlay is None or overlay.overage_cap is None or limit not in overlay.limits.values():
+            return None
+        return int(Decimal(overlay.overage_cap) // limit.unit_price_exact) if limit.beyond == "charge" else None
 
 
 def at_instant(standing: Standing, catalogs: Mapping[int, model.Catalog], at: datetime) -> Terms:

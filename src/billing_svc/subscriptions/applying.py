@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.accounts import store as accounts_store
 from billing_svc.audit import store as audit_store
 from billing_svc.catalog import versions
+from billing_svc.gauges import store as gauges_store
 from billing_svc.subscriptions import rules, store
 
 _log = structlog.get_logger(__name__)
@@ -71,6 +72,7 @@ async def apply(
             "updated_at": now,
         },
     )
+    await gauges_store.reopen(conn, account_id, now)
     changes = {
         "subscription": fetched.subscription_id,
         "status": fetched.status,

@@ -5,6 +5,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing.v1 import subscription_pb2, subscription_pb2_grpc
 from billing_svc import clock, fields, interceptors, settings
 from billing_svc.audit import store as audit_store
+from billing_svc.catalog import conversions as plans_conversions
 from billing_svc.catalog import model, versions
 from billing_svc.database import transactions
 from billing_svc.quota import reading, terms
@@ -62,7 +63,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         self, request: subscription_pb2.ListPlansRequest, context: interceptors.Context
     ) -> subscription_pb2.ListPlansResponse:
         """List what the newest catalog offers."""
-        page_size, after = conversions.from_proto_list_plans(request)
+        page_size, after = plans_conversions.from_proto_list_plans(request)
 
         async def work(conn: AsyncConnection) -> tuple[model.Catalog, int]:
             version = await versions.newest(conn)
@@ -71,6 +72,6 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
             return await self._catalogs.get(conn, version), version
 
         catalog, version = await self._database.read(work)
-        return conversions.to_proto_plans(
+        return plans_conversions.to_proto_plans(
             catalog, version, include_unsold=request.include_unsold, page_size=page_size, after=after
         )

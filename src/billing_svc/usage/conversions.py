@@ -1,17 +1,23 @@
 """Usage messages to and from what the rules speak."""
 
+from collections.abc import Sequence
+from datetime import datetime
+
 from google.rpc import code_pb2
 
 from billing.v1 import decision_pb2, errors_pb2, plan_pb2, usage_pb2
 from billing_svc import errors, fields
+from billing_svc.corrections import rules as corrections_rules
 from billing_svc.quota import conversions as quota_conversions
 from billing_svc.quota import reading, terms
 from billing_svc.quota import rules as quota_rules
 from billing_svc.usage import recording, rules
 
 EVENTS_MAX = 5_000
-RETRY_ATTEMPT_MAX = 1_000_000
+RETRY_ATTEMPT_MAX = 1_000
 METERS_MAX = 50
+NOTE_LENGTH_MAX = 500
+VIOLATIONS_MAX = 20
 
 _REJECTING = usage_pb2.IF_EXCEEDED_REJECT
 
@@ -24,7 +30,8 @@ def from_proto_event(
     check.account_id(request.account_id)
     check.identifier("event_id", request.event_id)
     check.meter_or_operation(request.meter, request.operation)
-    check.optional_identifier("reservation_id", request.reservation_id)
+    if check.optional_identifier("reservation_id", request.reservation_id):
+        check.refuse("reservation_id", "reservations are not available yet")
     has_quantity, has_level = request.HasField("quantity"), request.HasField("level")
     if has_quantity:
         # A gauge takes a negative change; whether the meter is one shows later.
@@ -68,8 +75,6 @@ def to_proto_outcome(outcome: recording.Answer | rules.Denied) -> usage_pb2.Reco
 def to_proto_recorded(answer: recording.Answer) -> usage_pb2.RecordUsageResponse:
     """Return the answer to a recorded event; a repeat differs in `duplicate` alone."""
     recorded = answer.recorded
-    counter = quota_rules.Counter(recorded.used, recorded.reserved, recorded.total_billable)
-    in_plan = recorded.reason is not quota_rules.Reason.NOT_IN_PLAN
     return usage_pb2.RecordUsageResponse(
         duplicate=answer.duplicate,
         used=recorded.used,
@@ -77,40 +82,41 @@ def to_proto_recorded(answer: recording.Answer) -> usage_pb2.RecordUsageResponse
         meter=recorded.meter,
         billable=recorded.billable,
         included=recorded.included or 0,
-        unlimited=in_plan and recorded.included is None,
-        remaining=counter.remaining(recorded.included),
+        unlimited=recorded.included is None,
+        remaining=recorded.remaining,
         reserved=recorded.reserved,
-        over_limit=quota_conversions.resets(recorded.reason),
+        over_limit=quota_conversions.is_over_hard_limit(recorded.reason),
         decision=decision_pb2.DECISION_ALLOWED,
         reason=quota_conversions.to_proto_reason(recorded.reason),
         period_start=fields.to_proto_instant(recorded.period_start),
         period_end=fields.to_proto_instant(recorded.period_end),
         plan=recorded.plan,
         catalog_version=recorded.catalog_version,
+        superseded=recorded.superseded,
+        overridden=recorded.overridden,
     )
 
 
 def to_proto_denied(denied: rules.Denied) -> usage_pb2.RecordUsageResponse:
     """Return the answer to an event with REJECT that was not written."""
-    counter, under = denied.counter, denied.under
+    counter, under, included = denied.counter, denied.under, denied.allowance.included
     return usage_pb2.RecordUsageResponse(
-        used=counter.used,
+        used=counter.shown_used,
         meter=denied.meter,
-        included=denied.included or 0,
-        remaining=counter.remaining(denied.included),
+        included=included or 0,
+        remaining=counter.remaining(included),
         reserved=counter.reserved,
-        over_limit=quota_conversions.resets(denied.decision.reason),
+        over_limit=quota_conversions.is_over_hard_limit(denied.decision.reason),
         decision=decision_pb2.DECISION_DENIED,
         reason=quota_conversions.to_proto_reason(denied.decision.reason),
         period_start=fields.to_proto_instant(under.period.start),
         period_end=fields.to_proto_instant(under.period.end),
         plan=under.plan.key,
-        resets_at=fields.to_proto_instant(
-            under.period.end if quota_conversions.resets(denied.decision.reason) else None
-        ),
+        resets_at=quota_conversions.to_proto_reset(denied.decision, counter, under),
         grace_ends_at=fields.to_proto_instant(denied.decision.grace_ends_at),
         upgrade_plans=denied.upgrade_plans,
         catalog_version=under.catalog_version,
+        overridden=denied.allowance.overridden,
     )
 
 
@@ -124,8 +130,84 @@ def to_proto_error(error: errors.BillingError) -> usage_pb2.EventError:
         metadata=error.metadata,
         field_violations=[
             usage_pb2.FieldViolation(field=violation.field, description=violation.description)
-            for violation in violations
+            for violation in violations[:VIOLATIONS_MAX]
         ],
+    )
+
+
+def from_proto_batch(
+    request: usage_pb2.BatchRecordUsageRequest, caller: str, request_id: str
+) -> list[rules.NewEvent | errors.BillingError]:
+    """Return the events of a batch, in the place of an unfit one its error. Raises InvalidRequest on their number."""
+    if not 1 <= len(request.events) <= EVENTS_MAX:
+        problem = f"has {len(request.events)} entries; must have 1 to {EVENTS_MAX}"
+        raise errors.InvalidRequest([errors.FieldViolation("events", problem)])
+    events: list[rules.NewEvent | errors.BillingError] = []
+    for event in request.events:
+        try:
+            events.append(from_proto_event(event, caller, request_id))
+        except errors.BillingError as error:
+            events.append(error)
+    return events
+
+
+def to_proto_batch(
+    request: usage_pb2.BatchRecordUsageRequest, outcomes: Sequence[recording.Outcome]
+) -> usage_pb2.BatchRecordUsageResponse:
+    """Return the answers to a batch, in its order."""
+    response = usage_pb2.BatchRecordUsageResponse()
+    for event, outcome in zip(request.events, outcomes, strict=True):
+        result = response.results.add(event_id=event.event_id[: fields.ID_LENGTH_MAX])
+        if isinstance(outcome, errors.BillingError):
+            result.error.CopyFrom(to_proto_error(outcome))
+            response.failed += 1
+            continue
+        result.answer.CopyFrom(to_proto_outcome(outcome))
+        if isinstance(outcome, rules.Denied):
+            response.denied += 1
+        elif outcome.duplicate:
+            response.duplicates += 1
+        else:
+            response.recorded += 1
+    return response
+
+
+def from_proto_correction(
+    request: usage_pb2.CorrectUsageRequest, caller: str, request_id: str
+) -> corrections_rules.Correction:
+    """Return the correction that is asked for. Raises InvalidRequest."""
+    check = fields.Fields()
+    check.account_id(request.account_id)
+    check.identifier("correction_id", request.correction_id)
+    check.identifier("event_id", request.event_id)
+    has_quantity = request.HasField("quantity")
+    if has_quantity:
+        check.quantity("quantity", request.quantity)
+    check.text("note", request.note, NOTE_LENGTH_MAX)
+    check.done()
+    return corrections_rules.Correction(
+        account_id=request.account_id,
+        correction_id=request.correction_id,
+        event_id=request.event_id,
+        quantity=request.quantity if has_quantity else None,
+        note=request.note,
+        caller=caller,
+        request_id=request_id,
+    )
+
+
+def to_proto_corrected(corrected: corrections_rules.Corrected) -> usage_pb2.CorrectUsageResponse:
+    """Return what was taken back."""
+    return usage_pb2.CorrectUsageResponse(
+        duplicate=corrected.duplicate,
+        meter=corrected.meter,
+        quantity=corrected.units,
+        billable_quantity=corrected.billable,
+        left=corrected.left,
+        used=corrected.used,
+        billable=corrected.total_billable,
+        period_start=fields.to_proto_instant(corrected.period_start),
+        period_end=fields.to_proto_instant(corrected.period_end),
     )
 
 
@@ -143,31 +225,33 @@ def from_proto_get(request: usage_pb2.GetUsageRequest) -> None:
 
 
 def to_proto_meter_usage(
-    known: reading.Known, under: terms.Terms, counter: quota_rules.Counter
+    known: reading.Known, under: terms.Terms, counter: quota_rules.Counter, now: datetime
 ) -> usage_pb2.MeterUsage:
     """Return where one meter of an account stands."""
     meter = known.newest.meters[known.meter]
-    limit, included = under.limit(known.meter), under.included(known.meter)
+    allowance = known.allowance(under, now)
+    limit, included = allowance.limit, allowance.included
     usage = usage_pb2.MeterUsage(
         meter=known.meter,
-        used=counter.used,
+        used=counter.shown_used,
         included=included or 0,
-        percent=counter.used * 100 // included if included else 0,
+        percent=counter.shown_used * 100 // included if included else 0,
         unit=meter.unit,
         kind=plan_pb2.MeterKind.Value(f"METER_KIND_{meter.kind.upper()}"),
         reserved=counter.reserved,
-        unlimited=limit is not None and included is None,
+        unlimited=included is None,
         billable=counter.billable,
         remaining=counter.remaining(included),
+        peak=0 if counter.level is None else counter.used,
         in_plan=limit is not None,
+        overridden=allowance.overridden,
     )
     if limit is not None and limit.beyond is not None:
         usage.beyond = plan_pb2.Beyond.Value(f"BEYOND_{limit.beyond.upper()}")
     if limit is not None and limit.beyond == "charge":
         currency = known.catalogs[under.catalog_version].currency
         usage.projected_overage_cost.CopyFrom(fields.to_proto_money(limit.price_of(counter.billable), currency))
-    if limit is not None and limit.beyond == "grace":
-        grace_ends_at = quota_rules.grace_end(counter, known.newest.grace_period)
-        if grace_ends_at is not None:
-            usage.grace_ends_at.FromDatetime(grace_ends_at)
+    grace_ends_at = counter.grace_ends_at(included, known.newest.grace_period)
+    if limit is not None and limit.beyond == "grace" and grace_ends_at is not None:
+        usage.grace_ends_at.FromDatetime(grace_ends_at)
     return usage

@@ -6,8 +6,9 @@ from datetime import datetime, timedelta
 
 from billing_svc import errors
 from billing_svc.catalog import model
+from billing_svc.gauges import rules as gauges_rules
+from billing_svc.quota import reading, terms
 from billing_svc.quota import rules as quota_rules
-from billing_svc.quota import terms
 
 # A past period takes late events for this long; then they count in the current one.
 LATE_GRACE = timedelta(minutes=30)
@@ -68,8 +69,11 @@ class Recorded:
     used: int
     reserved: int
     total_billable: int
+    remaining: int
     included: int | None
+    overridden: bool
     reason: quota_rules.Reason
+    superseded: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class Denied:
     meter: str
     units: int
     under: terms.Terms
-    included: int | None
+    allowance: terms.Allowance
     counter: quota_rules.Counter
     decision: quota_rules.Decision
     upgrade_plans: tuple[str, ...]
@@ -88,11 +92,36 @@ class Denied:
 def check_kind(sent: Sent, meter: model.Meter) -> None:
     """Raise if a meter cannot take what was sent."""
     if meter.kind == "gauge":
-        raise errors.NotAvailableYet("recording on gauges is not available yet")
+        return
     if sent.level is not None:
         raise errors.InvalidRequest([errors.FieldViolation("level", "only a gauge has a level; send a quantity")])
     if sent.quantity is not None and sent.quantity < 0:
         raise errors.InvalidRequest([errors.FieldViolation("quantity", "must be at least 1 on a consumable meter")])
+
+
+def units(
+    event: NewEvent, level: gauges_rules.Level | None, occurred_at: datetime, known: reading.Known, under: terms.Terms
+) -> int:
+    """Return the units that an event takes; of a gauge the change of its level. Raises what makes them unfit."""
+    if event.retry_attempt:
+        # A retry of something that was recorded already is kept, counted as nothing and never denied.
+        return 0
+    if level is None:
+        taken = known.units(under, event.sent.quantity_or_one)
+        if taken > UNITS_MAX:
+            violation = errors.FieldViolation("quantity", f"comes to {taken} units; at most {UNITS_MAX} are allowed")
+            raise errors.InvalidRequest([violation])
+        return taken
+    if event.sent.level is not None:
+        return 0 if level.is_newer_than(occurred_at) else event.sent.level - level.level
+    change = event.sent.quantity_or_one
+    if level.level + change < 0:
+        message = f"quantity: the level is {level.level}; a change of {change} would take it below 0"
+        raise errors.LevelBelowZero(message, {"meter": known.meter, "level": str(level.level)})
+    if level.level + change > UNITS_MAX:
+        violation = errors.FieldViolation("quantity", f"takes the level past {UNITS_MAX}")
+        raise errors.InvalidRequest([violation])
+    return change
 
 
 def check_occurred_at(occurred_at: datetime | None, now: datetime) -> datetime:

@@ -7,9 +7,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing.v1 import usage_pb2, usage_pb2_grpc
 from billing_svc import clock, errors, interceptors
 from billing_svc.catalog import versions
+from billing_svc.corrections import correcting
 from billing_svc.database import transactions
 from billing_svc.quota import reading
-from billing_svc.quota import rules as quota_rules
 from billing_svc.usage import conversions, recording, rules
 
 
@@ -31,13 +31,32 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
     ) -> usage_pb2.RecordUsageResponse:
         """Record one event: once, whatever is repeated."""
         call = interceptors.current_call()
-        if request.reservation_id:
-            raise errors.NotAvailableYet("reservation_id: reservations are not available yet")
         event = conversions.from_proto_event(request, call.caller.name, call.request_id)
         outcome = (await self._record([event]))[0]
         if isinstance(outcome, errors.BillingError):
             raise outcome
         return conversions.to_proto_outcome(outcome)
+
+    async def BatchRecordUsage(
+        self, request: usage_pb2.BatchRecordUsageRequest, context: interceptors.Context
+    ) -> usage_pb2.BatchRecordUsageResponse:
+        """Record many events in one transaction; one bad event harms no other."""
+        call = interceptors.current_call()
+        parsed = conversions.from_proto_batch(request, call.caller.name, call.request_id)
+        fit = [event for event in parsed if isinstance(event, rules.NewEvent)]
+        recorded = iter(await self._record(fit)) if fit else iter(())
+        outcomes = [event if isinstance(event, errors.BillingError) else next(recorded) for event in parsed]
+        return conversions.to_proto_batch(request, outcomes)
+
+    async def CorrectUsage(
+        self, request: usage_pb2.CorrectUsageRequest, context: interceptors.Context
+    ) -> usage_pb2.CorrectUsageResponse:
+        """Take units of an event back."""
+        call = interceptors.current_call()
+        correction = conversions.from_proto_correction(request, call.caller.name, call.request_id)
+        now = self._clock.now()
+        corrected = await self._database.run(lambda conn: correcting.correct(conn, self._catalogs, correction, now))
+        return conversions.to_proto_corrected(corrected)
 
     async def GetUsage(
         self, request: usage_pb2.GetUsageRequest, context: interceptors.Context
@@ -56,13 +75,13 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
             if isinstance(known, errors.BillingError):
                 raise known
             under = known.terms_at(now)
-            counter = known.facts.counters.get(under.period.start, quota_rules.Counter())
+            counter = known.counter_of(under)
             response.plan, response.plan_name = under.plan.key, under.plan.name
             response.pay_as_you_go, response.past_due = under.pay_as_you_go, under.past_due
             response.catalog_version = under.catalog_version
             response.period_start.FromDatetime(under.period.start)
             response.period_end.FromDatetime(under.period.end)
-            response.meters.append(conversions.to_proto_meter_usage(known, under, counter))
+            response.meters.append(conversions.to_proto_meter_usage(known, under, counter, now))
         return response
 
     async def _record(self, events: Sequence[rules.NewEvent]) -> list[recording.Outcome]:

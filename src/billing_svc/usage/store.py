@@ -28,6 +28,17 @@ class LockedCounter:
     plan: str
     quantity: int
     pay_as_you_go: bool
+    included: int | None
+    overridden: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A counter as it is to be written, with the terms that it is kept under from now on."""
+
+    counter: quota_rules.Counter
+    under: terms.Terms
+    allowance: terms.Allowance
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +55,8 @@ _SELECT_EVENTS = sa.text("""
     SELECT e.account_id, e.event_id,
            e.sent_meter, e.sent_operation, e.sent_quantity, e.sent_level, e.sent_occurred_at, e.properties,
            e.meter, e.units, e.billable, e.period_start, e.period_end, e.plan,
-           e.catalog_version, e.used_after, e.reserved_after, e.billable_after, e.included, e.reason
+           e.catalog_version, e.used_after, e.reserved_after, e.billable_after, e.remaining_after,
+           e.included, e.overridden, e.reason, e.superseded
       FROM unnest(CAST(:account_ids AS text[]), CAST(:event_ids AS text[])) AS asked (account_id, event_id)
       JOIN usage_events e USING (account_id, event_id)
 """)
@@ -52,7 +64,8 @@ _SELECT_EVENTS = sa.text("""
 # In key order, so that processes cannot deadlock.
 _LOCK_COUNTERS = sa.text("""
     SELECT c.account_id, c.meter, c.period_start, c.used, c.reserved, c.billable, c.exceeded_at,
-           c.period_end, c.catalog_version, c.plan, c.quantity, c.pay_as_you_go
+           c.period_end, c.catalog_version, c.plan, c.quantity, c.pay_as_you_go,
+           c.included, c.overridden
       FROM usage_counters c
      WHERE (c.account_id, c.meter, c.period_start) IN
            (SELECT * FROM unnest(CAST(:account_ids AS text[]), CAST(:meters AS text[]), CAST(:starts AS timestamptz[])))
@@ -65,13 +78,15 @@ _UPDATE_COUNTERS = sa.text("""
        SET used = new.used, billable = new.billable, exceeded_at = new.exceeded_at,
            period_end = new.period_end, catalog_version = new.catalog_version, plan = new.plan,
            subscription_id = new.subscription_id, quantity = new.quantity, pay_as_you_go = new.pay_as_you_go,
-           updated_at = :now
+           included = new.included, overridden = new.overridden, updated_at = :now
       FROM unnest(CAST(:account_ids AS text[]), CAST(:meters AS text[]), CAST(:starts AS timestamptz[]),
                   CAST(:used AS bigint[]), CAST(:billable AS bigint[]), CAST(:exceeded_at AS timestamptz[]),
-                  CAST(:period_ends AS timestamptz[]), CAST(:catalog_versions AS integer[]), CAST(:plans AS text[]),
-                  CAST(:subscription_ids AS text[]), CAST(:quantities AS bigint[]), CAST(:pay_as_you_go AS boolean[]))
+                  CAST(:period_end_list AS timestamptz[]), CAST(:catalog_version_list AS integer[]),
+                  CAST(:plan_list AS text[]), CAST(:subscription_id_list AS text[]), CAST(:quantity_list AS bigint[]),
+                  CAST(:pay_as_you_go_list AS boolean[]), CAST(:included_list AS bigint[]),
+                  CAST(:overridden_list AS boolean[]))
            AS new (account_id, meter, period_start, used, billable, exceeded_at,
-                   period_end, catalog_version, plan, subscription_id, quantity, pay_as_you_go)
+                   period_end, catalog_version, plan, subscription_id, quantity, pay_as_you_go, included, overridden)
      WHERE (c.account_id, c.meter, c.period_start) = (new.account_id, new.meter, new.period_start)
 """)
 
@@ -105,15 +120,20 @@ async def find_events(
                 used=row.used_after,
                 reserved=row.reserved_after,
                 total_billable=row.billable_after,
+                remaining=row.remaining_after,
                 included=row.included,
+                overridden=row.overridden,
                 reason=quota_rules.Reason(row.reason),
+                superseded=row.superseded,
             ),
         )
         for row in rows
     }
 
 
-async def insert_counters(conn: AsyncConnection, missing: Mapping[CounterKey, terms.Terms], now: datetime) -> None:
+async def insert_counters(
+    conn: AsyncConnection, missing: Mapping[CounterKey, tuple[terms.Terms, terms.Allowance]], now: datetime
+) -> None:
     """Create counters at zero under their terms; one that another process made meanwhile stays as it is."""
     await conn.execute(
         postgresql.insert(tables.usage_counters).on_conflict_do_nothing(),
@@ -123,9 +143,11 @@ async def insert_counters(conn: AsyncConnection, missing: Mapping[CounterKey, te
                 "meter": meter,
                 "period_start": period_start,
                 "updated_at": now,
-                **_terms_columns(under),
+                **_terms_columns(under, allowance),
             }
-            for (account_id, meter, period_start), under in sorted(missing.items(), key=lambda item: item[0])
+            for (account_id, meter, period_start), (under, allowance) in sorted(
+                missing.items(), key=lambda item: item[0]
+            )
         ],
     )
 
@@ -148,13 +170,10 @@ async def lock_counters(conn: AsyncConnection, keys: Collection[CounterKey]) -> 
     }
 
 
-async def update_counters(
-    conn: AsyncConnection,
-    counters: Mapping[CounterKey, tuple[quota_rules.Counter, terms.Terms]],
-    now: datetime,
-) -> None:
-    """Write the totals of locked counters, and the terms that they are now kept under."""
-    columns = [_terms_columns(under) for _, under in counters.values()]
+async def update_counters(conn: AsyncConnection, counters: Mapping[CounterKey, Written], now: datetime) -> None:
+    """Write the totals of locked counters, and the terms that they are kept under from now on."""
+    written = [one.counter for one in counters.values()]
+    kept = [_terms_columns(one.under, one.allowance) for one in counters.values()]
     await conn.execute(
         _UPDATE_COUNTERS,
         {
@@ -162,15 +181,10 @@ async def update_counters(
             "account_ids": [key[0] for key in counters],
             "meters": [key[1] for key in counters],
             "starts": [key[2] for key in counters],
-            "used": [counter.used for counter, _ in counters.values()],
-            "billable": [counter.billable for counter, _ in counters.values()],
-            "exceeded_at": [counter.exceeded_at for counter, _ in counters.values()],
-            "period_ends": [column["period_end"] for column in columns],
-            "catalog_versions": [column["catalog_version"] for column in columns],
-            "plans": [column["plan"] for column in columns],
-            "subscription_ids": [column["subscription_id"] for column in columns],
-            "quantities": [column["quantity"] for column in columns],
-            "pay_as_you_go": [column["pay_as_you_go"] for column in columns],
+            "used": [counter.used for counter in written],
+            "billable": [counter.billable for counter in written],
+            "exceeded_at": [counter.exceeded_at for counter in written],
+            **{f"{name}_list": [columns[name] for columns in kept] for name in kept[0]},
         },
     )
 
@@ -184,7 +198,7 @@ async def insert_events(conn: AsyncConnection, events: Sequence[StoredEvent]) ->
     return len(result.all())
 
 
-def _terms_columns(under: terms.Terms) -> dict[str, object]:
+def _terms_columns(under: terms.Terms, allowance: terms.Allowance) -> dict[str, object]:
     return {
         "period_end": under.period.end,
         "catalog_version": under.catalog_version,
@@ -192,6 +206,8 @@ def _terms_columns(under: terms.Terms) -> dict[str, object]:
         "subscription_id": under.subscription.subscription_id if under.subscription else None,
         "quantity": under.quantity,
         "pay_as_you_go": under.pay_as_you_go,
+        "included": allowance.included,
+        "overridden": allowance.overridden,
     }
 
 
@@ -221,6 +237,9 @@ def _event_row(stored: StoredEvent) -> dict[str, object]:
         "used_after": recorded.used,
         "reserved_after": recorded.reserved,
         "billable_after": recorded.total_billable,
+        "remaining_after": recorded.remaining,
         "included": recorded.included,
+        "overridden": recorded.overridden,
         "reason": recorded.reason.value,
+        "superseded": recorded.superseded,
     }

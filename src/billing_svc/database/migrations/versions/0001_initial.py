@@ -14,6 +14,18 @@ _INSTANT = sa.DateTime(timezone=True)
 
 def upgrade() -> None:
     op.create_table(
+        "account_overrides",
+        sa.Column("account_id", sa.Text(), nullable=False),
+        sa.Column("meter", sa.Text(), nullable=False),
+        sa.Column("included", sa.BigInteger()),
+        sa.Column("expires_at", _INSTANT),
+        sa.Column("note", sa.Text(), nullable=False),
+        sa.Column("set_by", sa.Text(), nullable=False),
+        sa.Column("set_at", _INSTANT, nullable=False),
+        sa.CheckConstraint("included >= 0", name=op.f("ck_account_overrides_included")),
+        sa.PrimaryKeyConstraint("account_id", "meter", name=op.f("pk_account_overrides")),
+    )
+    op.create_table(
         "accounts",
         sa.Column("account_id", sa.Text(), nullable=False),
         sa.Column("created_at", _INSTANT, nullable=False),
@@ -79,8 +91,12 @@ def upgrade() -> None:
         sa.Column("meter", sa.Text(), nullable=False),
         sa.Column("level", sa.BigInteger(), nullable=False),
         sa.Column("set_at", _INSTANT),
+        sa.Column("opened_until", _INSTANT, nullable=False),
         sa.CheckConstraint("level >= 0", name=op.f("ck_gauge_levels_level")),
         sa.PrimaryKeyConstraint("account_id", "meter", name=op.f("pk_gauge_levels")),
+    )
+    op.create_index(
+        "ix_gauge_levels_opened_until", "gauge_levels", ["opened_until"], postgresql_where=sa.text("level > 0")
     )
     op.create_table(
         "invoices",
@@ -102,6 +118,13 @@ def upgrade() -> None:
         sa.Column("created_at", _INSTANT, nullable=False),
         sa.Column("updated_at", _INSTANT, nullable=False),
         sa.PrimaryKeyConstraint("account_id", "invoice_id", name=op.f("pk_invoices")),
+    )
+    op.create_table(
+        "rate_windows",
+        sa.Column("account_id", sa.Text(), nullable=False),
+        sa.Column("window_start", _INSTANT, nullable=False),
+        sa.Column("admitted", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("account_id", name=op.f("pk_rate_windows")),
     )
     op.create_table(
         "reservations",
@@ -268,6 +291,8 @@ def upgrade() -> None:
         sa.Column("subscription_id", sa.Text()),
         sa.Column("quantity", sa.BigInteger(), nullable=False),
         sa.Column("pay_as_you_go", sa.Boolean(), nullable=False),
+        sa.Column("included", sa.BigInteger()),
+        sa.Column("overridden", sa.Boolean(), nullable=False),
         sa.Column("exceeded_at", _INSTANT),
         sa.Column("updated_at", _INSTANT, nullable=False),
         sa.CheckConstraint("billable BETWEEN 0 AND used", name=op.f("ck_usage_counters_billable")),
@@ -307,8 +332,11 @@ def upgrade() -> None:
         sa.Column("used_after", sa.BigInteger(), nullable=False),
         sa.Column("reserved_after", sa.BigInteger(), nullable=False),
         sa.Column("billable_after", sa.BigInteger(), nullable=False),
+        sa.Column("remaining_after", sa.BigInteger(), nullable=False),
         sa.Column("included", sa.BigInteger()),
+        sa.Column("overridden", sa.Boolean(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("superseded", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.CheckConstraint("account_id <> '' AND event_id <> ''", name=op.f("ck_usage_events_named")),
         sa.PrimaryKeyConstraint("account_id", "event_id", name=op.f("pk_usage_events")),
     )
@@ -318,6 +346,7 @@ def upgrade() -> None:
         ["account_id", "corrects_event_id"],
         postgresql_where=sa.text("corrects_event_id IS NOT NULL"),
     )
+    op.create_index("ix_usage_events_period", "usage_events", ["account_id", "meter", "period_start"])
     op.create_table(
         "usage_reports",
         sa.Column("account_id", sa.Text(), nullable=False),

@@ -1,0 +1,1 @@
+"""Alerts: told once when usage crosses a threshold."""

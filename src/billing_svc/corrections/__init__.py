@@ -1,0 +1,1 @@
+"""Corrections: new entries that take usage back."""

@@ -1,0 +1,60 @@
+"""Correcting an event: a new entry that points to it and takes some or all of it back. Nothing is ever changed."""
+
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc import errors
+from billing_svc.catalog import versions
+from billing_svc.corrections import rules, store
+from billing_svc.database import transactions
+from billing_svc.quota import rules as quota_rules
+from billing_svc.usage import store as usage_store
+
+
+async def correct(
+    conn: AsyncConnection, catalogs: versions.CatalogCache, correction: rules.Correction, now: datetime
+) -> rules.Corrected:
+    """Take units of an event back from the counter that counted them.
+
+    Raises EventNotFound, GaugeNotCorrectable, CorrectionTooLarge and EventIdReused. Corrections of one event wait for
+    each other at its counter, so together they never take back more than it took.
+    """
+    earlier = await store.find(conn, correction.account_id, correction.correction_id)
+    if earlier is not None:
+        content, answer = earlier
+        if content != correction.content:
+            message = f"correction_id: {correction.correction_id!r} was used with other content"
+            raise errors.EventIdReused(message, {"event_id": correction.correction_id})
+        return answer
+    event = await store.find_event(conn, correction.account_id, correction.event_id)
+    if event is None:
+        message = f"event_id: the account has no usage event {correction.event_id!r}"
+        raise errors.EventNotFound(message, {"event_id": correction.event_id})
+    meter = (await catalogs.latest(conn)).meters.get(event.meter)
+    if meter is not None and meter.kind == "gauge":
+        message = "event_id: a gauge is not corrected; record its right level"
+        raise errors.GaugeNotCorrectable(message, {"meter": event.meter})
+    key = (correction.account_id, event.meter, event.period_start)
+    row = (await usage_store.lock_counters(conn, [key]))[key]
+    left = event.units - await store.units_taken_back(conn, correction.account_id, correction.event_id)
+    units = left if correction.quantity is None else correction.quantity
+    if not 0 < units <= left:
+        message = f"quantity: {units} units cannot be taken back; {left} are left of the event"
+        raise errors.CorrectionTooLarge(message, {"event_id": correction.event_id, "left": str(left)})
+    after = quota_rules.correct(row.counter, units)
+    answer = rules.Corrected(
+        duplicate=False,
+        meter=event.meter,
+        units=units,
+        billable=row.counter.billable - after.billable,
+        left=left - units,
+        used=after.used,
+        total_billable=after.billable,
+        period_start=event.period_start,
+        period_end=row.period_end,
+    )
+    if not await store.insert(conn, correction, answer, row, now):
+        raise transactions.RetryTransaction
+    await store.update_counter(conn, key, after, now)
+    return answer

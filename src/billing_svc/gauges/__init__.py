@@ -1,0 +1,1 @@
+"""Gauges: levels that no period resets, such as seats or stored gigabytes."""
