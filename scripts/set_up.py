@@ -41,7 +41,7 @@ def make_environment(folder: Path) -> Path:
     """Make a venv, or make a broken one anew, and return its Python."""
     python = folder / "bin" / "python"
     # Its links may have outlived the Python that they point to.
-    works = [python, "-m", "pip", "--version"]
+    works = [str(python), "-m", "pip", "--version"]
     if not python.exists() or subprocess.run(works, capture_output=True, check=False).returncode != 0:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     return python

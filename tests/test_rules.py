@@ -31,6 +31,7 @@ GRPC = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "google.protobu
 # Where gRPC ends. Everything behind them takes and returns our own types.
 GRPC_FILES = {"servicer.py", "conversions.py"}
 GRPC_MODULES = {
+    "billing_svc.dev.programs",  # asks the server whether it answers
     "billing_svc.errors",  # each names its status code
     "billing_svc.fields",  # what the messages share
     "billing_svc.interceptors",

@@ -148,6 +148,20 @@ class CorrectionTooLarge(BillingError):
     reason = "CORRECTION_TOO_LARGE"
 
 
+class ReservationNotFound(BillingError):
+    """The account has no such reservation."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "RESERVATION_NOT_FOUND"
+
+
+class RequestIdReused(BillingError):
+    """A known request id with other content."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "REQUEST_ID_REUSED"
+
+
 class AlertNotFound(BillingError):
     """The account has no such alert."""
 
@@ -198,6 +212,13 @@ class NotAvailableYet(BillingError):
 
     code = grpc.StatusCode.UNIMPLEMENTED
     reason = "NOT_IMPLEMENTED"
+
+
+class Overloaded(Unavailable):
+    """The server sheds load: the call was not begun, and may be sent again after `retry_after_seconds`."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "OVERLOADED"
 
 
 class DeadlineExceeded(BillingError):

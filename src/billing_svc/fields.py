@@ -6,11 +6,11 @@ A request is read through one `Fields`, which collects every violation, so that 
 import base64
 import re
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from urllib.parse import urlsplit
 
-from google.protobuf import timestamp_pb2
+from google.protobuf import duration_pb2, timestamp_pb2
 
 from billing.v1 import money_pb2
 from billing_svc import errors
@@ -108,6 +108,13 @@ class Fields:
             self.refuse(field, "is no valid timestamp")
             return datetime.min.replace(tzinfo=UTC)
         return value.ToDatetime(tzinfo=UTC)
+
+    def duration(self, field: str, value: duration_pb2.Duration) -> timedelta:
+        """Return a duration, cut to microseconds."""
+        if not (abs(value.seconds) <= _SECONDS_MAX and abs(value.nanos) < 10**9):
+            self.refuse(field, "is no valid duration")
+            return timedelta()
+        return value.ToTimedelta()
 
     def properties(self, field: str, value: Mapping[str, str]) -> dict[str, str]:
         """Check the caller's own properties: at most 50, keys to 64 bytes, values to 512."""

@@ -6,6 +6,7 @@ composed once for each method, not once for each call.
 
 import asyncio
 import contextvars
+import inspect
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -31,8 +32,10 @@ REQUEST_ID_KEY = "x-request-id"
 REQUEST_ID_LENGTH_MAX = 128
 # Longer than any transaction's budget, so that what is cut off here hangs.
 SERVER_DEADLINE_SECONDS = 15.0
-# Past about 8 KiB of details a status is destroyed in transit; half of it leaves room for other trailers.
-DETAILS_BYTES_MAX = 4096
+# Past about 8 KiB of trailers a status is destroyed in transit. The message travels twice: by itself, where a byte that
+# is not ASCII takes three, and within the details, which base64 makes a third longer. With these bounds both fit.
+MESSAGE_BYTES_MAX = 1024
+DETAILS_BYTES_MAX = 3072
 
 _log = structlog.get_logger("rpc")
 
@@ -88,21 +91,15 @@ class Interceptors(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(run, None, handler.response_serializer)
 
     def _wrap_stream(self, method: str, handler: MethodHandler) -> MethodHandler:
-        # Only the standard services stream (health, reflection): what they need is the access check.
-        inner: Any = handler.stream_stream or handler.unary_stream
-
-        async def run(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401 - any message
-            try:
-                access.authorize(method, _metadata_value(context, "authorization"), self._tokens)
-            except errors.BillingError as error:
-                await _abort(context, error, "")
-            async for response in inner(request, context):
-                yield response
-
-        make = (
+        # Only the standard services stream (health, reflection). A watch lasts, so its time is not limited.
+        run = _parse_and_stream(handler)
+        for layer in (authenticate(self._tokens), map_errors, identify):
+            run = layer(method, run)
+        make: Any = (
             grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         )
-        return make(run, handler.request_deserializer, handler.response_serializer)
+        wrapped: MethodHandler = make(run, None, handler.response_serializer)
+        return wrapped
 
 
 def identify(method: str, inner: Handler) -> Handler:
@@ -144,6 +141,9 @@ def map_errors(method: str, inner: Handler) -> Handler:
         call = current_call()
         try:
             return await inner(request, context)
+        except errors.NotAvailableYet as error:
+            call.reason = error.reason
+            await _abort(context, errors.NotAvailableYet(error.message, {"rpc": method}), call.request_id)
         except errors.BillingError as error:
             call.reason = error.reason
             await _abort(context, error, call.request_id)
@@ -151,7 +151,8 @@ def map_errors(method: str, inner: Handler) -> Handler:
             raise
         except NotImplementedError:  # what a generated servicer's methods raise until they are written
             call.reason = errors.NotAvailableYet.reason
-            await _abort(context, errors.NotAvailableYet("this RPC is not available yet"), call.request_id)
+            error = errors.NotAvailableYet("this RPC is not available yet", {"rpc": method})
+            await _abort(context, error, call.request_id)
         except Exception:  # noqa: BLE001 - the last resort: logged in full, answered with a fixed text
             call.reason = "INTERNAL"
             _log.exception("handler failed", method=method, request_id=call.request_id)
@@ -193,18 +194,43 @@ def authenticate(tokens: access.Tokens) -> Layer:
 
 
 def _parse(handler: MethodHandler) -> Handler:
-    deserialize: Any = handler.request_deserializer
     answer: Any = handler.unary_unary
 
     async def run(request: bytes, context: Context) -> Any:  # noqa: ANN401 - any message
-        try:
-            parsed = deserialize(request)
-        except message.DecodeError as error:
-            raise errors.MalformedMessage("the bytes are not a message of this RPC's request type") from error
+        parsed = _message(handler, request)
         current_call().account_id = getattr(parsed, "account_id", "")[:REQUEST_ID_LENGTH_MAX]
         return await answer(parsed, context)
 
     return run
+
+
+def _parse_and_stream(handler: MethodHandler) -> Handler:
+    """Return a handler that writes its answers instead of returning them, so that the layers fit around it."""
+    answer: Any = handler.stream_stream or handler.unary_stream
+
+    async def run(request: Any, context: Context) -> None:  # noqa: ANN401 - bytes, or a stream of them
+        parsed = _messages(handler, request) if handler.request_streaming else _message(handler, request)
+        answers = answer(parsed, context)
+        if inspect.isawaitable(answers):  # it writes by itself
+            await answers
+            return
+        async for one in answers:
+            await context.write(one)
+
+    return run
+
+
+def _message(handler: MethodHandler, request: bytes) -> Any:  # noqa: ANN401 - any message
+    deserialize: Any = handler.request_deserializer
+    try:
+        return deserialize(request)
+    except message.DecodeError as error:
+        raise errors.MalformedMessage("the bytes are not a message of this RPC's request type") from error
+
+
+async def _messages(handler: MethodHandler, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _message(handler, request)
 
 
 def _metadata_value(context: Context, key: str) -> str | None:
@@ -217,28 +243,33 @@ def _metadata_value(context: Context, key: str) -> str | None:
 async def _abort(context: Context, error: errors.BillingError, request_id: str) -> None:
     status = status_pb2.Status(
         code=getattr(code_pb2, error.code.name),
-        message=error.message[:DETAILS_BYTES_MAX],
+        message=error.message.encode()[:MESSAGE_BYTES_MAX].decode(errors="ignore"),
     )
-    details: list[message.Message] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
-    ]
-    if isinstance(error, errors.InvalidRequest):
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(field=one.field, description=one.description)
-                    for one in error.violations
-                ]
-            )
-        )
+    _add(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata))
     if isinstance(error, errors.Unavailable):
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    for detail in details:
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        if status.ByteSize() + packed.ByteSize() <= DETAILS_BYTES_MAX:
-            status.details.append(packed)
+        _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
+    if isinstance(error, errors.InvalidRequest):
+        _add(status, _bad_request(error.violations, DETAILS_BYTES_MAX - status.ByteSize()))
     answer = rpc_status.to_status(status)
     await context.abort(answer.code, answer.details, (*answer.trailing_metadata, (REQUEST_ID_KEY, request_id)))
+
+
+def _add(status: status_pb2.Status, detail: message.Message) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    if status.ByteSize() + packed.ByteSize() <= DETAILS_BYTES_MAX:
+        status.details.append(packed)
+
+
+def _bad_request(violations: Sequence[errors.FieldViolation], bytes_max: int) -> error_details_pb2.BadRequest:
+    """Return as many violations, from the first on, as fit."""
+    bad = error_details_pb2.BadRequest()
+    for one in violations:
+        bad.field_violations.add(field=one.field, description=one.description)
+        # What packing adds: the type's name.
+        if bad.ByteSize() + len(bad.DESCRIPTOR.full_name) + 64 > bytes_max:
+            del bad.field_violations[-1]
+            break
+    return bad

@@ -1,7 +1,7 @@
 """Every setting, read once from the environment into a typed object; `docs/settings.md` is the table."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -11,23 +11,30 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 DEV_TOKEN = "dev-token"  # noqa: S105 - public on purpose
 DEV_WEBHOOK_SECRET = "whsec_dev"  # noqa: S105 - public on purpose
 
+T = TypeVar("T", bound="DatabaseSettings")
+
 
 class SettingsError(Exception):
     """The environment lacks something or holds something wrong; one sentence for each."""
 
 
-class Settings(BaseSettings):
-    """The settings of `serve`, `worker` and the commands."""
+class DatabaseSettings(BaseSettings):
+    """The settings of `migrate`, which runs where nobody gives away Stripe's key."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     database_url: Annotated[SecretStr, Field(alias="DATABASE_URL")]
     dev: Annotated[bool, Field(alias="BILLING_DEV")] = False
+    log_level: Annotated[str, Field(alias="BILLING_LOG_LEVEL", pattern="^(debug|info|warning|error)$")] = "info"
+
+
+class Settings(DatabaseSettings):
+    """The settings of `serve`, `worker` and the commands."""
+
     listen: Annotated[str, Field(alias="BILLING_LISTEN")] = "127.0.0.1:50051"
     reflection: Annotated[bool, Field(alias="BILLING_REFLECTION")] = False
     callers_file: Annotated[Path | None, Field(alias="BILLING_CALLERS_FILE")] = None
     database_pool_size: Annotated[int, Field(alias="BILLING_DATABASE_POOL_SIZE", ge=1, le=200)] = 10
-    log_level: Annotated[str, Field(alias="BILLING_LOG_LEVEL", pattern="^(debug|info|warning|error)$")] = "info"
 
     stripe_api_key: Annotated[SecretStr, Field(alias="STRIPE_API_KEY")]
     stripe_api_base: Annotated[str | None, Field(alias="STRIPE_API_BASE")] = None
@@ -62,8 +69,17 @@ class Settings(BaseSettings):
 
 def read() -> Settings:
     """Return the settings of this process. Raises SettingsError that names each variable, never a value."""
+    return _read(Settings)
+
+
+def read_database() -> DatabaseSettings:
+    """Return those settings that concern the database alone; else as `read`."""
+    return _read(DatabaseSettings)
+
+
+def _read(kind: type[T]) -> T:
     try:
-        return Settings()  # type: ignore[call-arg]  # the environment gives them
+        return kind()  # type: ignore[call-arg]  # the environment gives them
     except ValidationError as error:
         raise SettingsError(
             "; ".join(_sentence(str(one["loc"][0]) if one["loc"] else "", one["msg"]) for one in error.errors())

@@ -1,5 +1,6 @@
 """The real server in the test's process: its production interceptors, a database of its own, a clock that can move."""
 
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from billing.v1 import (
 )
 from billing_svc import access, clock, server
 from billing_svc.catalog import loading, versions
+from billing_svc.database import engine as engines
 from billing_svc.database import transactions as transactions_module
 from billing_svc.settings import Settings
 from billing_svc.stripe import client
@@ -50,8 +52,10 @@ class _Token(grpc.aio.UnaryUnaryClientInterceptor):
 
 
 def tokens() -> access.Tokens:
-    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
-    return access.Tokens([(access.Caller("test", frozenset(access.Group)), [digest])])
+    """Return a caller with every group, and for each group one that has it alone: its token is `only-<group>`."""
+    callers = [(access.Caller("test", frozenset(access.Group)), TOKEN)]
+    callers += [(access.Caller(f"only-{one}", frozenset({one})), f"only-{one}") for one in access.Group]
+    return access.Tokens((caller, [hashlib.sha256(token.encode()).hexdigest()]) for caller, token in callers)
 
 
 @pytest.fixture
@@ -86,13 +90,20 @@ async def published_catalog(transactions: transactions_module.Transactions, cata
 
 
 @pytest.fixture
+def service_clock() -> clock.Clock:
+    """The server's clock; the acceptance tests stop it."""
+    return clock.Clock()
+
+
+@pytest.fixture
 async def billing(
     engine: AsyncEngine,
     transactions: transactions_module.Transactions,
     settings: Settings,
     published_catalog: int,
+    service_clock: clock.Clock,
 ) -> AsyncIterator[Billing]:
-    now = clock.Clock()
+    now = service_clock
     stripe = client.Stripe.from_settings(settings)
     running = await server.start(settings, transactions, stripe, now, tokens())
     address = f"127.0.0.1:{running.port}"
@@ -109,4 +120,27 @@ async def billing(
             settings,
         )
     await running.stop(grace_seconds=1)
+    await stripe.close()
+
+
+@pytest.fixture
+async def replicas(
+    database_url: str, settings: Settings, published_catalog: int
+) -> AsyncIterator[list["usage_pb2_grpc.UsageServiceAsyncStub"]]:
+    """Stubs of six servers on one database that share nothing else, so that each call has its own transaction."""
+    assert published_catalog
+    stripe = client.Stripe.from_settings(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        stubs = []
+        for _ in range(6):
+            engine = engines.create_engine(database_url, pool_size=3)
+            stack.push_async_callback(engine.dispose)
+            running = await server.start(
+                settings, transactions_module.Transactions(engine), stripe, clock.Clock(), tokens()
+            )
+            stack.push_async_callback(running.stop, 1)
+            address = f"127.0.0.1:{running.port}"
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, interceptors=[_Token()]))
+            stubs.append(usage_pb2_grpc.UsageServiceStub(channel))
+        yield stubs
     await stripe.close()

@@ -1,5 +1,6 @@
 """Alerts in Postgres. The key is what makes each one unique."""
 
+import uuid
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -24,6 +25,7 @@ async def raise_alerts(
                     "period_start": period_start,
                     "threshold_percent": alert.threshold_percent,
                     "included": alert.included,
+                    "alert_id": uuid.uuid4().hex,
                     "severity": alert.severity,
                     "used": alert.used,
                     "raised_at": now,

@@ -99,6 +99,8 @@ usage_counters = sa.Table(
     sa.Column("period_end", _INSTANT, nullable=False),
     # Consumable: the sum of the period's events. Gauge: the period's peak.
     sa.Column("used", sa.BigInteger, nullable=False, server_default="0"),
+    # Of a gauge: its level when this was last written, the last one of a period that is past. Null on consumables.
+    sa.Column("level", sa.BigInteger),
     sa.Column("reserved", sa.BigInteger, nullable=False, server_default="0"),
     # The units that fell beyond the included quantity under the terms in force when they were recorded.
     sa.Column("billable", sa.BigInteger, nullable=False, server_default="0"),
@@ -227,6 +229,10 @@ reservations = sa.Table(
     sa.Column("meter", sa.Text, nullable=False),
     sa.Column("period_start", _INSTANT, nullable=False),
     sa.Column("units", sa.BigInteger, nullable=False),
+    # What was asked for, as sent; a repeat of the request id is compared with these.
+    sa.Column("sent_meter", sa.Text, nullable=False),
+    sa.Column("sent_operation", sa.Text, nullable=False),
+    sa.Column("sent_quantity", sa.BigInteger, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("created_at", _INSTANT, nullable=False),
     sa.Column("expires_at", _INSTANT, nullable=False),
@@ -247,6 +253,8 @@ reservations = sa.Table(
         "expires_at",
         postgresql_where=sa.text("state = 'held'"),
     ),
+    # The worker's sweep.
+    sa.Index("ix_reservations_expiring", "expires_at", postgresql_where=sa.text("state = 'held'")),
 )
 
 # A contiguous slice (from_units, to_units] of a counter's billable total, sent to Stripe under one identifier.
@@ -288,12 +296,17 @@ usage_alerts = sa.Table(
     sa.Column("period_start", _INSTANT, primary_key=True),
     sa.Column("threshold_percent", sa.Integer, primary_key=True),
     sa.Column("included", sa.BigInteger, primary_key=True),
+    # What callers name it by.
+    sa.Column("alert_id", sa.Text, nullable=False),
     sa.Column("severity", sa.Text, nullable=False),
     sa.Column("used", sa.BigInteger, nullable=False),
     sa.Column("raised_at", _INSTANT, nullable=False),
     sa.Column("acknowledged_at", _INSTANT),
     sa.Column("acknowledged_by", sa.Text),
     sa.CheckConstraint("severity IN ('warning', 'critical', 'exceeded')", name="severity"),
+    sa.UniqueConstraint("account_id", "alert_id"),
+    # Lists run newest first.
+    sa.Index("ix_usage_alerts_raised", "account_id", "raised_at", "threshold_percent", "alert_id"),
 )
 
 # As of the last fetch. No foreign key to subscriptions: an invoice may arrive before its subscription.

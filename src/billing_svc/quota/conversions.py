@@ -1,15 +1,20 @@
 """Quota messages to and from what the rules speak."""
 
 from collections.abc import Iterator
-from datetime import datetime
 
 from google.protobuf import timestamp_pb2
 
 from billing.v1 import decision_pb2, plan_pb2, quota_pb2
 from billing_svc import fields
 from billing_svc.catalog import conversions as plans_conversions
-from billing_svc.quota import reading, rules, terms
+from billing_svc.quota import checking, reading, rules, terms
+from billing_svc.reservations import reserving
+from billing_svc.reservations import rules as reservations_rules
 
+RESERVATION_ID_LENGTH_MAX = 64
+
+# What another plan would have allowed.
+_MENDED_BY_PLANS = frozenset({rules.Reason.QUOTA_EXHAUSTED, rules.Reason.GRACE_EXPIRED, rules.Reason.NOT_IN_PLAN})
 _REASONS = {
     reason: decision_pb2.DecisionReason.Value(f"DECISION_REASON_{reason.name}")
     for reason in rules.Reason
@@ -17,16 +22,48 @@ _REASONS = {
 }
 
 
-def from_proto_check(request: quota_pb2.CheckQuotaRequest) -> tuple[reading.Asked, int]:
-    """Return what is asked, and how many of it. Raises InvalidRequest."""
+def from_proto_check(request: quota_pb2.CheckQuotaRequest, caller: str) -> checking.Question:
+    """Return what is asked. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.meter_or_operation(request.meter, request.operation)
     quantity = check.quantity("quantity", request.quantity) if request.HasField("quantity") else 1
+    hold = None
     if request.reserve:
         check.identifier("request_id", request.request_id)
+        ttl = reservations_rules.TTL_DEFAULT
+        if request.HasField("reservation_ttl"):
+            ttl = check.duration("reservation_ttl", request.reservation_ttl)
+            if not reservations_rules.TTL_MIN <= ttl <= reservations_rules.TTL_MAX:
+                check.refuse("reservation_ttl", f"is {ttl.total_seconds():g} s; must be 1 second to 24 hours")
+        hold = reservations_rules.Hold(request.request_id, ttl, caller)
     check.done()
-    return reading.Asked(request.account_id, request.meter, request.operation), quantity
+    return checking.Question(reading.Asked(request.account_id, request.meter, request.operation), quantity, hold)
+
+
+def from_proto_release(request: quota_pb2.ReleaseReservationRequest) -> tuple[str, str]:
+    """Return the account and the reservation to be released. Raises InvalidRequest."""
+    check = fields.Fields()
+    check.account_id(request.account_id)
+    check.identifier("reservation_id", request.reservation_id, RESERVATION_ID_LENGTH_MAX)
+    check.done()
+    return request.account_id, request.reservation_id
+
+
+def to_proto_released(released: reserving.Released) -> quota_pb2.ReleaseReservationResponse:
+    """Return what became of a reservation."""
+    return quota_pb2.ReleaseReservationResponse(
+        state=to_proto_state(released.reservation.state),
+        released=released.released,
+        quantity=released.reservation.units,
+        reserved=released.reserved,
+        meter=released.reservation.meter,
+    )
+
+
+def to_proto_state(state: reservations_rules.State) -> quota_pb2.ReservationState.ValueType:
+    """Return a reservation's state as its enum value."""
+    return quota_pb2.ReservationState.Value(f"RESERVATION_STATE_{state.name}")
 
 
 def to_proto_reason(reason: rules.Reason) -> decision_pb2.DecisionReason.ValueType:
@@ -39,15 +76,10 @@ def to_proto_decision(allowed: bool) -> decision_pb2.Decision.ValueType:  # noqa
     return decision_pb2.DECISION_ALLOWED if allowed else decision_pb2.DECISION_DENIED
 
 
-def to_proto_check(
-    known: reading.Known,
-    under: terms.Terms,
-    allowance: terms.Allowance,
-    counter: rules.Counter,
-    units: int,
-    decision: rules.Decision,
-) -> quota_pb2.CheckQuotaResponse:
+def to_proto_check(checked: checking.Checked) -> quota_pb2.CheckQuotaResponse:
     """Return the answer to a check."""
+    known, under, allowance = checked.known, checked.under, checked.allowance
+    counter, decision = checked.counter, checked.decision
     response = quota_pb2.CheckQuotaResponse(
         decision=to_proto_decision(decision.allowed),
         reason=to_proto_reason(decision.reason),
@@ -57,7 +89,7 @@ def to_proto_check(
         remaining=counter.remaining(allowance.included),
         unlimited=allowance.included is None,
         meter=known.meter,
-        cost=units,
+        cost=checked.units,
         overage=counter.billable,
         period_start=fields.to_proto_instant(under.period.start),
         period_end=fields.to_proto_instant(under.period.end),
@@ -65,9 +97,9 @@ def to_proto_check(
         past_due=under.past_due,
         resets_at=to_proto_reset(decision, counter, under),
         grace_ends_at=fields.to_proto_instant(decision.grace_ends_at),
-        upgrade_plans=upgrades(known, under, units, decision),
+        upgrade_plans=upgrades(known, under, checked.units, decision),
         pay_as_you_go=under.pay_as_you_go,
-        message=_sentence(known.meter, under, allowance, counter, units, decision),
+        message=_sentence(checked),
         catalog_version=under.catalog_version,
         overridden=allowance.overridden,
     )
@@ -76,6 +108,10 @@ def to_proto_check(
         response.projected_overage_cost.CopyFrom(fields.to_proto_money(decision.projected_cost, currency))
     if decision.retry_after is not None:
         response.retry_after.FromTimedelta(decision.retry_after)
+    if checked.reservation is not None:
+        response.reservation_id = checked.reservation.reservation_id
+        response.reservation_expires_at.FromDatetime(checked.reservation.expires_at)
+        response.reservation_state = to_proto_state(checked.reservation.state)
     return response
 
 
@@ -94,43 +130,32 @@ def to_proto_reset(
 
 def upgrades(known: reading.Known, under: terms.Terms, units: int, decision: rules.Decision) -> tuple[str, ...]:
     """Return the plans that would have allowed what was denied for its plan."""
-    if decision.allowed or decision.reason is rules.Reason.RATE_LIMITED:
+    if decision.allowed or decision.reason not in _MENDED_BY_PLANS:
         return ()
     wanted = units if known.facts.level == 0 else units + known.facts.level
     return rules.allowing_plans(known.newest, under, known.meter, wanted)
 
 
-def _sentence(
-    meter: str,
-    under: terms.Terms,
-    allowance: terms.Allowance,
-    counter: rules.Counter,
-    units: int,
-    decision: rules.Decision,
-) -> str:
+def _sentence(checked: checking.Checked) -> str:
     """Say for a log what was decided and on which numbers."""
+    under, included, counter, decision = checked.under, checked.allowance.included, checked.counter, checked.decision
     verdict = "allowed" if decision.allowed else "denied"
     if decision.reason is not rules.Reason.NONE:
         verdict += f" ({decision.reason.value})"
-    of = "unlimited" if allowance.included is None else str(allowance.included)
+    of = "unlimited" if included is None else str(included)
     return (
-        f"{units} {meter} on plan {under.plan.key}: {verdict}; {counter.shown_used} used and {counter.reserved} "
-        f"reserved of {of} until {under.period.end:%Y-%m-%d %H:%M} UTC"
+        f"{checked.units} {checked.known.meter} on plan {under.plan.key}: {verdict}; {counter.shown_used} used and "
+        f"{counter.reserved} reserved of {of} until {under.period.end:%Y-%m-%d %H:%M} UTC"
     )
 
 
-def to_proto_explanation(
-    known: reading.Known,
-    under: terms.Terms,
-    allowance: terms.Allowance,
-    counter: rules.Counter,
-    now: datetime,
-) -> quota_pb2.Explanation:
+def to_proto_explanation(checked: checking.Checked) -> quota_pb2.Explanation:
     """Return what a decision was made of."""
+    known, under, allowance, counter = checked.known, checked.under, checked.allowance, checked.counter
     catalog = known.catalogs[under.catalog_version]
     subscription = under.subscription
     message = quota_pb2.Explanation(
-        decided_at=fields.to_proto_instant(now),
+        decided_at=fields.to_proto_instant(checked.decided_at),
         catalog=catalog.name,
         catalog_version=under.catalog_version,
         plan=under.plan.key,

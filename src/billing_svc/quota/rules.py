@@ -24,6 +24,7 @@ class Reason(enum.StrEnum):
     GRACE_EXPIRED = "GRACE_EXPIRED"
     RATE_LIMITED = "RATE_LIMITED"
     NOT_IN_PLAN = "NOT_IN_PLAN"
+    RESERVATION_CLOSED = "RESERVATION_CLOSED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,32 @@ class Counter:
         if self.exceeded_at is None or not self.is_exceeded(included):
             return None
         return self.exceeded_at + grace_period
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """An account's present rate window: when it opened, and how many checks it has admitted."""
+
+    start: datetime
+    admitted: int
+
+    def is_over(self, limit: model.RateLimit, now: datetime) -> bool:
+        """Say whether the next check opens a new one."""
+        return now >= self.start + limit.window
+
+    def room(self, limit: model.RateLimit, now: datetime) -> int:
+        """Return how many more checks it admits; until it is over, that only shrinks."""
+        return limit.requests if self.is_over(limit, now) else max(0, limit.requests - self.admitted)
+
+
+@dataclass(slots=True)
+class Requests:
+    """Checks of one account that ask to be admitted by its rate limit; `is_first`: it has no window yet."""
+
+    limit: model.RateLimit
+    is_first: bool
+    number: int = 0
+    given: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +164,12 @@ def raise_peak(allowance: terms.Allowance, counter: Counter) -> Counter:
 def correct(counter: Counter, units: int) -> Counter:
     """Return a consumable's counter with `units` less; what was charged is taken back first."""
     return replace(counter, used=counter.used - units, billable=counter.billable - min(units, counter.billable))
+
+
+def rate_limited(limit: model.RateLimit, opened_at: datetime, now: datetime) -> Decision:
+    """Return the denial by a rate window that is full."""
+    retry_after = max(timedelta(), opened_at + limit.window - now)
+    return Decision(allowed=False, reason=Reason.RATE_LIMITED, retry_after=retry_after)
 
 
 def allowing_plans(catalog: model.Catalog, current: terms.Terms, meter: str, units: int) -> tuple[str, ...]:

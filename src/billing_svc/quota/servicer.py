@@ -1,16 +1,17 @@
-"""QuotaService: gRPC in, one statement, gRPC out."""
+"""QuotaService: gRPC in, a share of a batch, gRPC out."""
 
-from datetime import datetime
+from collections.abc import Sequence
 
 from billing.v1 import quota_pb2, quota_pb2_grpc
-from billing_svc import clock, errors, fields, interceptors
+from billing_svc import batching, clock, errors, interceptors
 from billing_svc.catalog import versions
 from billing_svc.database import transactions
-from billing_svc.quota import conversions, reading, rules, store, terms
+from billing_svc.quota import checking, conversions
+from billing_svc.reservations import reserving
 
 
 class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
-    """Answers whether an account may do something now."""
+    """Answers whether an account may do something now, and holds units for it."""
 
     def __init__(
         self,
@@ -21,43 +22,33 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         self._database = database
         self._catalogs = catalogs
         self._clock = now
+        self._checks = batching.Batcher("checks", checking.Checks(database, catalogs, now).decide)
+        self._holds = batching.Batcher("holds", self._reserve)
+        self._releases = batching.Batcher("releases", self._release)
 
     async def CheckQuota(
         self, request: quota_pb2.CheckQuotaRequest, context: interceptors.Context
     ) -> quota_pb2.CheckQuotaResponse:
-        """Decide from the account's terms and its counter, read in one snapshot; nothing is cached or written."""
-        asked, quantity = conversions.from_proto_check(request)
-        if request.reserve:
-            raise errors.NotAvailableYet("reserve: reservations are not available yet")
-        now = self._clock.now()
-        known = (await self._database.read(lambda conn: reading.read(conn, self._catalogs, [asked], now)))[0]
-        if isinstance(known, errors.BillingError):
-            raise known
-        under = known.terms_at(now)
-        allowance = known.allowance(under, now)
-        units = known.units(under, quantity)
-        if units > fields.QUANTITY_MAX:
-            problem = f"comes to {units} units; at most {fields.QUANTITY_MAX} are allowed"
-            raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
-        counter = known.counter_of(under)
-        decision = rules.decide(allowance, counter, units, known.newest.grace_period, now)
-        if decision.allowed:
-            decision = await self._within_rate(request.account_id, under, decision, now)
-        response = conversions.to_proto_check(known, under, allowance, counter, units, decision)
+        """Decide from the account's terms and its counter, read in one snapshot; nothing is cached."""
+        question = conversions.from_proto_check(request, interceptors.current_call().caller.name)
+        checked = await (self._checks if question.hold is None else self._holds).submit(question)
+        response = conversions.to_proto_check(checked)
         if request.explain:
-            response.explanation.CopyFrom(conversions.to_proto_explanation(known, under, allowance, counter, now))
+            response.explanation.CopyFrom(conversions.to_proto_explanation(checked))
         return response
 
-    async def _within_rate(
-        self, account_id: str, under: terms.Terms, decision: rules.Decision, now: datetime
-    ) -> rules.Decision:
-        """Count an allowed check against the plan's rate limit, last, because a denied one consumes nothing."""
-        limit = under.plan.rate_limit_for(pay_as_you_go=under.pay_as_you_go)
-        if limit is None:
-            return decision
-        retry_after = await self._database.run(
-            lambda conn: store.admit(conn, account_id, limit.requests, limit.window, now)
-        )
-        if retry_after is None:
-            return decision
-        return rules.Decision(allowed=False, reason=rules.Reason.RATE_LIMITED, retry_after=retry_after)
+    async def ReleaseReservation(
+        self, request: quota_pb2.ReleaseReservationRequest, context: interceptors.Context
+    ) -> quota_pb2.ReleaseReservationResponse:
+        """Give back what a reservation holds."""
+        return conversions.to_proto_released(await self._releases.submit(conversions.from_proto_release(request)))
+
+    async def _reserve(
+        self, questions: Sequence[checking.Question]
+    ) -> Sequence[checking.Checked | errors.BillingError]:
+        now = self._clock.now()
+        return await self._database.run(lambda conn: reserving.reserve(conn, self._catalogs, questions, now))
+
+    async def _release(self, keys: Sequence[tuple[str, str]]) -> Sequence[reserving.Released | errors.BillingError]:
+        now = self._clock.now()
+        return await self._database.run(lambda conn: reserving.release(conn, keys, now))

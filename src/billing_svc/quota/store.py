@@ -1,10 +1,11 @@
 """What a decision reads, in one statement: standing and counters, for any number of accounts and meters at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.database import tables
@@ -20,7 +21,8 @@ _SELECT_FACTS = sa.text("""
            s.subscription_id, s.status, s.plan, s.catalog_version, s.quantity, s.anchor,
            s.effective_from, s.effective_until,
            o.included, o.expires_at, o.note, o.set_by, o.set_at, g.level,
-           c.period_start, c.used, c.reserved, c.billable, c.exceeded_at
+           w.window_start, w.admitted,
+           c.period_start, c.used, c.reserved - coalesce(over.units, 0), c.billable, c.exceeded_at
       FROM unnest(CAST(:account_ids AS text[]), CAST(:meters AS text[])) WITH ORDINALITY AS asked (account_id, meter, n)
      CROSS JOIN (SELECT max(version) AS version FROM catalog_versions) AS newest
       LEFT JOIN accounts a ON a.account_id = asked.account_id
@@ -30,15 +32,32 @@ _SELECT_FACTS = sa.text("""
       LEFT JOIN gauge_levels g ON g.account_id = asked.account_id AND g.meter = asked.meter
       LEFT JOIN usage_counters c ON c.account_id = asked.account_id AND c.meter = asked.meter
                                 AND c.period_start > :horizon
+      LEFT JOIN rate_windows w ON w.account_id = asked.account_id
+      -- Holds whose time is over do not stand in the way, whether or not they were swept.
+      LEFT JOIN LATERAL (
+           SELECT CAST(sum(r.units) AS bigint) AS units
+             FROM reservations r
+            WHERE c.reserved > 0 AND r.state = 'held' AND r.expires_at <= :now
+              AND (r.account_id, r.meter, r.period_start) = (c.account_id, c.meter, c.period_start)
+           ) AS over ON TRUE
 """)
 
 
+# In key order, so that processes cannot deadlock. What was there before the update is what the lock found.
 _ADMIT = sa.text("""
-    INSERT INTO rate_windows AS w (account_id, window_start, admitted) VALUES (:account_id, :now, 1)
-    ON CONFLICT (account_id) DO UPDATE
-       SET window_start = CASE WHEN w.window_start <= :over_before THEN excluded.window_start ELSE w.window_start END,
-           admitted = CASE WHEN w.window_start <= :over_before THEN 1 ELSE w.admitted + 1 END
-     WHERE w.window_start <= :over_before OR w.admitted < :requests
+    UPDATE rate_windows w
+       SET window_start = CASE WHEN old.is_over THEN :now ELSE old.window_start END,
+           admitted = CASE WHEN old.is_over THEN least(old.wanted, old.requests)
+                           ELSE greatest(old.admitted, least(old.admitted + old.wanted, old.requests)) END
+      FROM (SELECT r.account_id, r.window_start, r.admitted, asked.wanted, asked.requests,
+                   r.window_start <= asked.over_before AS is_over
+              FROM unnest(CAST(:account_ids AS text[]), CAST(:wanted AS bigint[]), CAST(:requests AS bigint[]),
+                          CAST(:over_before AS timestamptz[])) AS asked (account_id, wanted, requests, over_before)
+              JOIN rate_windows r USING (account_id)
+             ORDER BY r.account_id
+               FOR UPDATE OF r) AS old
+     WHERE w.account_id = old.account_id
+    RETURNING w.account_id, w.admitted - CASE WHEN old.is_over THEN 0 ELSE old.admitted END, w.window_start
 """)
 
 
@@ -50,6 +69,7 @@ class Facts:
     override: terms.Override | None
     # A gauge's present level; 0 where none was recorded, and on consumables.
     level: int
+    window: rules.Window | None
     counters: dict[datetime, rules.Counter]
 
 
@@ -64,6 +84,7 @@ async def read_facts(conn: AsyncConnection, asked: Sequence[tuple[str, str]], no
             "account_ids": [account_id for account_id, _ in asked],
             "meters": [meter for _, meter in asked],
             "horizon": now - HORIZON,
+            "now": now,
         },
     )
     # Subscriptions times counters, a handful of rows for each one asked; keyed here, so that repeats collapse.
@@ -76,30 +97,40 @@ async def read_facts(conn: AsyncConnection, asked: Sequence[tuple[str, str]], no
         if n not in facts:
             standing = terms.Standing(version, created_at, bool(pay_as_you_go), ())
             override = terms.Override(*row[12:17]) if row[16] is not None else None
-            facts[n] = Facts(standing, override, row[17] or 0, {})
+            window = rules.Window(*row[18:20]) if row[18] is not None else None
+            facts[n] = Facts(standing, override, row[17] or 0, window, {})
             subscriptions[n] = {}
         if row[4] is not None:
             subscriptions[n][row[4]] = terms.Subscription(*row[4:12])
-        if row[18] is not None:
-            facts[n].counters[row[18]] = rules.Counter(*row[19:])
+        if row[20] is not None:
+            facts[n].counters[row[20]] = rules.Counter(*row[21:])
     for n, held in subscriptions.items():
         facts[n].standing = replace(facts[n].standing, subscriptions=tuple(held.values()))
     return [facts[n] for n in range(1, len(asked) + 1)]
 
 
 async def admit(
-    conn: AsyncConnection, account_id: str, requests: int, window: timedelta, now: datetime
-) -> timedelta | None:
-    """Count one check against an account's rate limit of `requests` in a window, which opens with its first one.
+    conn: AsyncConnection, wanted: Mapping[str, rules.Requests], now: datetime
+) -> dict[str, tuple[int, datetime]]:
+    """Count checks against rate limits; returns how many of each account's were admitted, and when its window opened.
 
-    Returns None if it is admitted; else nothing was counted, and the answer is how long until the window is over.
-    Holds across processes: the row's own lock decides.
+    Holds across processes: the row's own lock decides. One statement for all, and one more for accounts that never had
+    a window.
     """
-    admitted = await conn.execute(
-        _ADMIT, {"account_id": account_id, "requests": requests, "now": now, "over_before": now - window}
+    new = [account_id for account_id, one in wanted.items() if one.is_first]
+    if new:
+        await conn.execute(
+            postgresql.insert(tables.rate_windows).on_conflict_do_nothing(),
+            [{"account_id": account_id, "window_start": now, "admitted": 0} for account_id in sorted(new)],
+        )
+    rows = await conn.execute(
+        _ADMIT,
+        {
+            "now": now,
+            "account_ids": list(wanted),
+            "wanted": [one.number for one in wanted.values()],
+            "requests": [one.limit.requests for one in wanted.values()],
+            "over_before": [now - one.limit.window for one in wanted.values()],
+        },
     )
-    if admitted.rowcount == 1:
-        return None
-    query = sa.select(tables.rate_windows.c.window_start).where(tables.rate_windows.c.account_id == account_id)
-    window_start: datetime = (await conn.execute(query)).scalar_one()
-    return max(timedelta(), window_start + window - now)
+    return {account_id: (admitted, window_start) for account_id, admitted, window_start in rows}

@@ -118,45 +118,53 @@ class Terms:
 def at_instant(standing: Standing, catalogs: Mapping[int, model.Catalog], at: datetime) -> Terms:
     """Return the terms of an account at `at`.
 
-    With several subscriptions in force the latest one decides. Without one, the default plan of the newest catalog
-    does, in a period that no subscription's interval reaches into: going from one to another, or to none, ends the old
-    period at that instant.
+    With several subscriptions in force the latest one decides; without one, the default plan of the newest catalog
+    does. Going from one to another, or to none, ends the old period at that instant.
     """
-    covering = [subscription for subscription in standing.subscriptions if subscription.covers(at)]
-    if not covering:
-        return _default_terms(standing, catalogs[standing.newest_catalog], at)
-    subscription = max(covering, key=lambda one: (one.effective_from, one.subscription_id))
-    plan = catalogs[subscription.catalog_version].plan(subscription.plan)
-    month = (
-        periods.calendar_month(at)
-        if plan.quota_period == "calendar_month"
-        else periods.anchored_month(subscription.anchor, at)
-    )
+    subscription = _deciding(standing, at)
+    version = standing.newest_catalog if subscription is None else subscription.catalog_version
+    catalog = catalogs[version]
+    plan = catalog.default if subscription is None else catalog.plan(subscription.plan)
     return Terms(
-        catalog_version=subscription.catalog_version,
+        catalog_version=version,
         plan=plan,
         subscription=subscription,
-        quantity=subscription.quantity,
+        quantity=1 if subscription is None else subscription.quantity,
         pay_as_you_go=standing.pay_as_you_go,
-        period=month.clipped(subscription.effective_from, subscription.effective_until),
+        period=_month(standing, catalog, plan, subscription, at).clipped(*_tenure(standing, at)),
     )
 
 
-def _default_terms(standing: Standing, catalog: model.Catalog, at: datetime) -> Terms:
-    month = (
-        periods.calendar_month(at)
-        if catalog.free_period == "calendar_month"
-        else periods.anchored_month(standing.created_at or at, at)
+def _deciding(standing: Standing, at: datetime) -> Subscription | None:
+    covering = (subscription for subscription in standing.subscriptions if subscription.covers(at))
+    return max(covering, key=lambda one: (one.effective_from, one.subscription_id), default=None)
+
+
+def _tenure(standing: Standing, at: datetime) -> tuple[datetime | None, datetime | None]:
+    """Return since when and until when the same subscription decides as at `at`; None: as far as one knows."""
+    bounds = {one.effective_from for one in standing.subscriptions}
+    bounds |= {one.effective_until for one in standing.subscriptions if one.effective_until is not None}
+    before, changes = None, []
+    for bound in sorted(bounds):
+        deciding = _deciding(standing, bound)
+        if deciding is not before:
+            changes.append(bound)
+        before = deciding
+    return (
+        max((change for change in changes if change <= at), default=None),
+        min((change for change in changes if change > at), default=None),
     )
-    # One that never gave a plan (its bounds are equal) ends no period.
-    real = [one for one in standing.subscriptions if one.effective_from != one.effective_until]
-    ends = [one.effective_until for one in real if one.effective_until is not None and one.effective_until <= at]
-    starts = [one.effective_from for one in real if one.effective_from > at]
-    return Terms(
-        catalog_version=standing.newest_catalog,
-        plan=catalog.default,
-        subscription=None,
-        quantity=1,
-        pay_as_you_go=standing.pay_as_you_go,
-        period=month.clipped(max(ends, default=None), min(starts, default=None)),
-    )
+
+
+def _month(
+    standing: Standing, catalog: model.Catalog, plan: model.Plan, subscription: Subscription | None, at: datetime
+) -> periods.Period:
+    if subscription is not None:
+        if plan.quota_period == "calendar_month":
+            return periods.calendar_month(at)
+        return periods.anchored_month(subscription.anchor, at)
+    if catalog.free_period == "calendar_month":
+        return periods.calendar_month(at)
+    # What an account brings along from before its beginning counts in its first period.
+    signup = standing.created_at or at
+    return periods.anchored_month(signup, max(at, signup))

@@ -1,12 +1,14 @@
 """Bringing the catalog to Stripe: products for plans and charged meters, a price for each charge.
 
 Idempotent and interruptible: each object is looked for before it is made, and made under a stored intent. The version
-is published last, together with its prices, so that nothing is sold before it exists at Stripe.
+is published together with its prices once they are at Stripe, so that nothing is sold before it exists; what it
+replaced is switched off after that, so that nothing is sold that is off.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -22,6 +24,9 @@ from billing_svc.catalog import model, money, versions
 from billing_svc.database import tables, transactions
 from billing_svc.stripe import client, requests
 
+# One catalog is published at a time: the newest version and the current prices must be of the same one. Any number
+# that nothing else in the database takes for an advisory lock.
+PUBLISH_LOCK_KEY = 0x63_61_74_61  # "cata"
 # What belongs to no account.
 _NO_ACCOUNT = ""
 
@@ -93,15 +98,18 @@ async def apply(
     wanted = wanted_prices(catalog)
     ids = await sync.prices(wanted)
 
-    async def publish(conn: AsyncConnection) -> tuple[int, bool]:
+    async def publish(conn: AsyncConnection) -> tuple[int, bool, list[str]]:
+        await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(PUBLISH_LOCK_KEY)))
         version, is_new = await versions.publish(conn, catalog, actor, now)
-        await _keep_prices(conn, wanted, ids, version, now)
+        replaced = await _keep_prices(conn, wanted, ids, version, now)
         if is_new:
             changes = {"catalog": catalog.name, "version": version}
             await audit_store.append(conn, audit_store.Origin(actor), _NO_ACCOUNT, "catalog.published", changes, now)
-        return version, is_new
+        return version, is_new, replaced
 
-    version, is_new = await database.run(publish)
+    version, is_new, replaced = await database.run(publish)
+    for price_id in replaced:
+        await sync.retire(price_id)
     report(f"catalog {catalog.name}: version {version}{'' if is_new else ' is in force already'}")
     return version
 
@@ -140,19 +148,19 @@ class _Sync:
         return ids
 
     async def _product(self, one: Wanted) -> None:
-        async def look_up() -> client.Data | None:
+        async def find() -> client.Data | None:
             try:
                 return await self._stripe.product(one.product_id)
             except client.NotAtStripe:
                 return None
 
-        if await look_up() is None:
+        if await find() is None:
             params = {"id": one.product_id, "name": one.product_name, "metadata": {"plan": one.plan}}
-            await self._make(f"product:{one.product_id}", "products.create", params, look_up)
+            await self._make(f"product:{one.product_id}", "products.create", params, find)
             self._report(f"product {one.product_id}")
 
     async def _meter(self, one: Wanted) -> str:
-        async def look_up() -> client.Data | None:
+        async def find() -> client.Data | None:
             return next((meter for meter in await self._stripe.meters() if meter["event_name"] == one.lookup_key), None)
 
         params = {
@@ -162,33 +170,38 @@ class _Sync:
             "customer_mapping": {"type": "by_id", "event_payload_key": "stripe_customer_id"},
             "value_settings": {"event_payload_key": "value"},
         }
-        meter_id = await self._make(f"meter:{one.lookup_key}", "billing.meters.create", params, look_up)
+        meter_id = await self._make(f"meter:{one.lookup_key}", "billing.meters.create", params, find)
         self._report(f"meter {one.lookup_key}")
         return meter_id
 
     async def _price(self, one: Wanted, params: Mapping[str, Any], old_id: str | None) -> str:
-        async def look_up() -> client.Data | None:
-            return next(
-                (price for price in await self._stripe.prices([one.lookup_key]) if _is_same(price, params)), None
-            )
+        async def find() -> client.Data | None:
+            holders = await self._stripe.prices([one.lookup_key])
+            return next((price for price in holders if _is_same(price, params)), None)
 
         # Going back to an earlier amount is a new price again, so what it replaces is part of the purpose.
         content = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16]
         purpose = f"price:{one.lookup_key}:{old_id or ''}:{content}"
-        price_id = await self._make(purpose, "prices.create", params, look_up)
-        if old_id is not None:
-            await self._retire(old_id)
+        price_id = await self._make(purpose, "prices.create", params, find)
         self._report(f"price {one.lookup_key}{' (changed)' if old_id else ''}")
         return price_id
 
-    async def _retire(self, price_id: str) -> None:
-        async def look_up() -> client.Data | None:
+    async def retire(self, price_id: str) -> None:
+        """Let nobody buy a price any more; who has it keeps it. Done once for each, and not again."""
+
+        async def find() -> client.Data | None:
             return None  # doing it twice does no harm
 
-        await self._make(f"retire:{price_id}", "prices.deactivate", {"price": price_id}, look_up)
+        # One that is not at Stripe any more cannot be bought either.
+        with contextlib.suppress(client.NotAtStripe):
+            await self._make(f"retire:{price_id}", "prices.deactivate", {"price": price_id}, find)
 
-    async def _make(self, purpose: str, operation: str, params: Mapping[str, Any], look_up: requests.LookUp) -> str:
-        made = await self._requests.perform(requests.Intent(_NO_ACCOUNT, purpose, operation, params), look_up)
+    async def _make(
+        self, purpose: str, operation: str, params: Mapping[str, Any], find: Callable[[], Awaitable[client.Data | None]]
+    ) -> str:
+        """Make one object for its purpose. `find` sees it however long ago it was made."""
+        intent = requests.Intent(_NO_ACCOUNT, purpose, operation, params)
+        made = await self._requests.perform(intent, lambda _since: find())
         return str(made["id"])
 
 
@@ -208,23 +221,26 @@ def _price_params(one: Wanted, currency: str, meter_id: str | None) -> dict[str,
 
 
 def _is_same(price: client.Data, params: Mapping[str, Any]) -> bool:
-    """Say whether a price at Stripe charges what is wanted."""
+    """Say whether a price at Stripe charges what is wanted; somebody may have given our lookup key to any other."""
+    recurring, amount = price.get("recurring"), price.get("unit_amount_decimal")
     return (
-        price["active"]
+        bool(price["active"])
         and price["product"] == params["product"]
         and price["currency"] == params["currency"]
-        and Decimal(price["unit_amount_decimal"]) == Decimal(params["unit_amount_decimal"])
-        and price["recurring"]["interval"] == params["recurring"]["interval"]
-        and price["recurring"].get("meter") == params["recurring"].get("meter")
+        and amount is not None
+        and Decimal(amount) == Decimal(params["unit_amount_decimal"])
+        and recurring is not None
+        and (recurring["interval"], recurring.get("interval_count", 1)) == (params["recurring"]["interval"], 1)
+        and recurring.get("meter") == params["recurring"].get("meter")
     )
 
 
 async def _keep_prices(
     conn: AsyncConnection, wanted: list[Wanted], ids: Mapping[str, str], version: int, now: datetime
-) -> None:
-    """Remember what each price stands for, for ever; a lookup key stands for its newest one."""
+) -> list[str]:
+    """Remember what each price stands for, for ever; a lookup key stands for its newest one. Returns the others."""
     if not wanted:
-        return
+        return []
     await conn.execute(
         sa.update(_PRICES)
         .where(_PRICES.c.lookup_key.in_(ids), _PRICES.c.price_id.not_in(ids.values()), _PRICES.c.is_current)
@@ -252,3 +268,5 @@ async def _keep_prices(
         ),
         rows,
     )
+    replaced = sa.select(_PRICES.c.price_id).where(_PRICES.c.lookup_key.in_(ids), ~_PRICES.c.is_current)
+    return list((await conn.execute(replaced.order_by(_PRICES.c.created_at, _PRICES.c.price_id))).scalars())

@@ -3,7 +3,10 @@
 Never called inside a database transaction.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from http import HTTPStatus
 from typing import Any, TypeAlias
 
 import stripe
@@ -14,8 +17,10 @@ from billing_svc.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
-# A caller waits for some of these calls; Stripe itself answers in well under a second.
-ATTEMPT_SECONDS_MAX = 5.0
+# A caller waits for some of these calls; Stripe itself answers in well under a second. The SDK's bound holds for each
+# step of an attempt, so the call as a whole has one of its own, below the server's deadline.
+ATTEMPT_SECONDS_MAX = 4.0
+CALL_SECONDS_MAX = 8.0
 # Under one idempotency key, for connection errors, 409 and 5xx.
 NETWORK_RETRIES = 2
 # The most keys that Stripe takes in one listing of prices.
@@ -30,15 +35,16 @@ class NotAtStripe(Exception):
     """Stripe has no such object."""
 
 
-class AnsweredServerError(errors.StripeUnavailable):
-    """Stripe answered 5xx. It keeps that answer under the idempotency key, so the same key would get it again."""
+class KeySpent(errors.StripeUnavailable):
+    """The idempotency key gives nothing but this failure any more: Stripe keeps a 5xx as the answer under it."""
 
 
 class Stripe:
     """One account at Stripe, or the sandbox in its place."""
 
-    def __init__(self, api_key: str, api_base: str | None) -> None:
+    def __init__(self, api_key: str, api_base: str | None, call_seconds_max: float = CALL_SECONDS_MAX) -> None:
         """`api_base` is the address of a stand-in; None means Stripe itself."""
+        self._call_seconds_max = call_seconds_max
         stripe.enable_telemetry = False  # it would write into the home directory
         self._http = stripe.HTTPXClient(timeout=ATTEMPT_SECONDS_MAX)
         self._client = stripe.StripeClient(
@@ -75,30 +81,30 @@ class Stripe:
     async def write(self, operation: str, params: Data, idempotency_key: str) -> Data:
         """Carry out one write under the key and parameters of a stored intent, and return its object.
 
-        Raises StripeRefused if Stripe finds the request wrong, AnsweredServerError for a 5xx, and StripeUnavailable if
-        the outcome is unknown or Stripe asks to wait.
+        Raises StripeRefused or NotAtStripe if Stripe finds the request wrong, KeySpent if the key will not do any more,
+        and StripeUnavailable if the outcome is unknown or Stripe asks to wait.
         """
         method = self._writes[operation]
-        return await _answer(method(dict(params), {"idempotency_key": idempotency_key}))
+        return await self._answer(method(dict(params), {"idempotency_key": idempotency_key}))
 
     async def subscription(self, subscription_id: str) -> Data:
         """Fetch a subscription; raises NotAtStripe."""
-        return await _answer(self._client.v1.subscriptions.retrieve_async(subscription_id))
+        return await self._answer(self._client.v1.subscriptions.retrieve_async(subscription_id))
 
     async def checkout_session(self, session_id: str) -> Data:
         """Fetch a checkout session; raises NotAtStripe."""
-        return await _answer(self._client.v1.checkout.sessions.retrieve_async(session_id))
+        return await self._answer(self._client.v1.checkout.sessions.retrieve_async(session_id))
 
     async def product(self, product_id: str) -> Data:
         """Fetch a product; raises NotAtStripe."""
-        return await _answer(self._client.v1.products.retrieve_async(product_id))
+        return await self._answer(self._client.v1.products.retrieve_async(product_id))
 
     async def prices(self, lookup_keys: Sequence[str]) -> list[Data]:
         """Return the prices that hold any of the lookup keys."""
         found: list[Data] = []
         for start in range(0, len(lookup_keys), LOOKUP_KEYS_MAX):
             keys = list(lookup_keys[start : start + LOOKUP_KEYS_MAX])
-            page = await _answer(self._client.v1.prices.list_async({"lookup_keys": keys, "limit": PAGE_SIZE}))
+            page = await self._answer(self._client.v1.prices.list_async({"lookup_keys": keys, "limit": PAGE_SIZE}))
             found += page["data"]
         return found
 
@@ -106,11 +112,14 @@ class Stripe:
         """Return all active meters."""
         return await self._all(self._client.v1.billing.meters.list_async, {"status": "active"})
 
-    async def customers_by_account(self, account_id: str) -> list[Data]:
-        """Return the customers that carry our account in their metadata; not read-after-write."""
-        escaped = account_id.replace("\\", "\\\\").replace("'", "\\'")
-        query = f"metadata['account_id']:'{escaped}'"
-        return list((await _answer(self._client.v1.customers.search_async({"query": query})))["data"])
+    async def customers_of_account(self, account_id: str, since: datetime, until: datetime) -> list[Data]:
+        """Return the customers made in an interval that carry our account in their metadata.
+
+        Searching by metadata would be one request, but does not find what was made a moment ago.
+        """
+        created = {"gte": int(since.timestamp()), "lte": int(until.timestamp())}
+        made = await self._all(self._client.v1.customers.list_async, {"created": created})
+        return [customer for customer in made if (customer.get("metadata") or {}).get("account_id") == account_id]
 
     async def checkout_sessions_of(self, customer_id: str) -> list[Data]:
         """Return the checkout sessions of a customer."""
@@ -120,32 +129,57 @@ class Stripe:
         found: list[Data] = []
         while True:
             after = {"starting_after": found[-1]["id"]} if found else {}
-            page = await _answer(list_page({**params, **after, "limit": PAGE_SIZE}))
+            page = await self._answer(list_page({**params, **after, "limit": PAGE_SIZE}))
             found += page["data"]
             if not page["has_more"]:
                 return found
 
+    async def _answer(self, call: Awaitable[stripe.StripeObject]) -> Data:
+        try:
+            async with asyncio.timeout(self._call_seconds_max):
+                return await _translated(call)
+        except TimeoutError as error:
+            raise errors.StripeUnavailable("Stripe took too long; send the same call again", 2.0) from error
 
-async def _answer(call: Awaitable[stripe.StripeObject]) -> Data:
+
+async def _translated(call: Awaitable[stripe.StripeObject]) -> Data:
+    """Return the answer as plain data, and raise what the SDK raises as our own."""
     try:
         return (await call).to_dict()
     except stripe.InvalidRequestError as error:
-        if error.http_status == 404:  # noqa: PLR2004 - not found
-            raise NotAtStripe from error
+        if error.http_status == HTTPStatus.NOT_FOUND:
+            raise NotAtStripe("Stripe has no such object") from error
         raise _refused(error) from error
     except stripe.CardError as error:
         raise _refused(error) from error
     except (stripe.AuthenticationError, stripe.PermissionError) as error:
-        _log.exception("stripe_key_refused", code=error.code)
+        # Without the traceback: the SDK's text quotes a part of the key.
+        _log.error("stripe_key_refused", code=error.code)
         raise errors.StripeUnavailable("Stripe does not accept this service's key", 60.0) from error
     except stripe.RateLimitError as error:
         raise errors.StripeUnavailable("Stripe asks to wait; send the same call again", 2.0) from error
     except stripe.APIConnectionError as error:
         raise errors.StripeUnavailable("Stripe cannot be reached; send the same call again", 2.0) from error
+    except stripe.IdempotencyError as error:
+        # Another release of ours sent the same intent in other words; the object may be there.
+        raise KeySpent("Stripe knows this request in another form; send the same call again", 2.0) from error
     except stripe.APIError as error:
-        if error.http_status is not None and error.http_status >= 500:  # noqa: PLR2004 - server errors
-            raise AnsweredServerError("Stripe failed; send the same call again", 2.0) from error
+        if _is_kept(error):
+            raise KeySpent("Stripe failed; send the same call again", 2.0) from error
         raise errors.StripeUnavailable("Stripe is busy with this object; send the same call again", 1.0) from error
+
+
+def _is_kept(error: stripe.APIError) -> bool:
+    """Say whether Stripe gives this failure again under the same key.
+
+    Other 5xx come from what stands before Stripe, and leave open what became of the request: its key stays the only
+    safe way to repeat it.
+    """
+    status = error.http_status or 0
+    replayed = {name.lower(): value for name, value in (error.headers or {}).items()}.get("idempotent-replayed")
+    return status == HTTPStatus.INTERNAL_SERVER_ERROR or (
+        status > HTTPStatus.INTERNAL_SERVER_ERROR and replayed == "true"
+    )
 
 
 def _refused(error: stripe.StripeError) -> errors.StripeRefused:

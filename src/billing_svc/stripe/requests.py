@@ -3,6 +3,7 @@
 An intent's row holds the idempotency key and the exact parameters, so that whoever comes after a crash sends the very
 same request again and Stripe answers with what it did the first time. Stripe forgets keys after a day, and keeps a 500
 as the answer under its key: such an intent is first looked up at Stripe by what we wrote into the object's metadata.
+Without a day's delay or a 500, nothing is ever looked up: the key alone finds what was made.
 """
 
 import uuid
@@ -21,13 +22,16 @@ from billing_svc.stripe import client
 
 # Stripe keeps idempotency keys for at least 24 hours.
 KEY_TRUSTED_FOR = timedelta(hours=23)
+# How often one call begins anew because what it carried on was refused; more mean that callers fight.
+ROUNDS_MAX = 3
 # What callers need of an answer; the rest (a customer's e-mail, say) has no business here.
 KEPT = ("id", "url", "expires_at")
 
 _REQUESTS = tables.stripe_requests
 
-# Finds the object that an intent may have made already; None if there is none.
-LookUp = Callable[[], Awaitable[client.Data | None]]
+# Finds the object that an intent may have made already, at the given instant or within a day after; None if there is
+# none.
+LookUp = Callable[[datetime], Awaitable[client.Data | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,10 @@ class Intent:
     purpose: str
     operation: str
     params: Mapping[str, Any]
+
+
+class _OthersRefused(Exception):
+    """Stripe refused what an earlier call had stored for this purpose."""
 
 
 class Requests:
@@ -52,15 +60,23 @@ class Requests:
         """Make sure that the intent's object exists at Stripe, and return what is `KEPT` of it as it was made.
 
         Safe to call again after any failure, also at the same time: all get the one object of this purpose. Raises
-        StripeUnavailable if it cannot be had now, and StripeRefused if Stripe finds it wrong; then the next call for
-        this purpose begins anew with its own parameters.
+        StripeUnavailable if it cannot be had now, and StripeRefused or NotAtStripe if Stripe finds it wrong; then the
+        next call for this purpose begins anew with its own parameters.
         """
+        for _ in range(ROUNDS_MAX):
+            try:
+                return await self._attempt(intent, look_up)
+            except _OthersRefused:
+                continue
+        raise errors.LostRace("other calls for the same thing were refused meanwhile; send the same call again")
+
+    async def _attempt(self, intent: Intent, look_up: LookUp) -> client.Data:
         now = self._clock.now()
         row = await self._database.run(lambda conn: _begin(conn, intent, now))
         if row.state == "done":
             return dict(row.result)
         if row.answered_500 or now - row.created_at >= KEY_TRUSTED_FOR:
-            made = await look_up()
+            made = await look_up(row.created_at)
             if made is not None:
                 return await self._finish(intent, row.idempotency_key, made)
             row = await self._database.run(lambda conn: _renew_key(conn, intent, row.idempotency_key, now))
@@ -68,33 +84,41 @@ class Requests:
                 return dict(row.result)
         try:
             made = await self._stripe.write(row.operation, row.params, row.idempotency_key)
-        except errors.StripeRefused as error:
-            await self._close(intent, row.idempotency_key, {"state": "refused", "error": error.message})
+        except (errors.StripeRefused, client.NotAtStripe) as error:
+            await self._close(intent, row.idempotency_key, {"state": "refused", "error": str(error)})
+            if row.params != intent.params:
+                # What an earlier call left behind, with its own mistake, is no answer to this one.
+                raise _OthersRefused from error
             raise
-        except client.AnsweredServerError:
+        except client.KeySpent:
             await self._close(intent, row.idempotency_key, {"answered_500": True})
             raise
         return await self._finish(intent, row.idempotency_key, made)
 
     async def _finish(self, intent: Intent, key: str, made: client.Data) -> client.Data:
         result = {name: made[name] for name in KEPT if name in made}
-        await self._close(intent, key, {"state": "done", "result": result})
-        return result
+        row = await self._close(intent, key, {"state": "done", "result": result})
+        # Somebody else's may have come first, under a newer key; all callers go by the one that is stored.
+        return dict(row.result) if row.state == "done" else result
 
-    async def _close(self, intent: Intent, key: str, values: Mapping[str, object]) -> None:
+    async def _close(self, intent: Intent, key: str, values: Mapping[str, object]) -> sa.Row[Any]:
         closed_at = self._clock.now() if "state" in values else None
-        await self._database.run(
-            lambda conn: conn.execute(
-                sa.update(_REQUESTS)
-                # Under another key, somebody else has begun anew meanwhile; a finished one stays finished.
-                .where(*_is(intent), _REQUESTS.c.idempotency_key == key, _REQUESTS.c.state == "open")
-                .values(**values, closed_at=closed_at)
-            )
-        )
+
+        async def work(conn: AsyncConnection) -> sa.Row[Any]:
+            # Under another key, somebody else has begun anew meanwhile; a finished one stays finished.
+            ours = (*_is(intent), _REQUESTS.c.idempotency_key == key, _REQUESTS.c.state == "open")
+            await conn.execute(sa.update(_REQUESTS).where(*ours).values(**values, closed_at=closed_at))
+            return await _read(conn, intent)
+
+        return await self._database.run(work)
 
 
 def _is(intent: Intent) -> tuple[sa.ColumnElement[bool], ...]:
     return (_REQUESTS.c.account_id == intent.account_id, _REQUESTS.c.purpose == intent.purpose)
+
+
+async def _read(conn: AsyncConnection, intent: Intent) -> sa.Row[Any]:
+    return (await conn.execute(sa.select(_REQUESTS).where(*_is(intent)))).one()
 
 
 async def _begin(conn: AsyncConnection, intent: Intent, now: datetime) -> sa.Row[Any]:
@@ -117,7 +141,7 @@ async def _begin(conn: AsyncConnection, intent: Intent, now: datetime) -> sa.Row
             where=_REQUESTS.c.state == "refused",
         )
     )
-    return (await conn.execute(sa.select(_REQUESTS).where(*_is(intent)))).one()
+    return await _read(conn, intent)
 
 
 async def _renew_key(conn: AsyncConnection, intent: Intent, old_key: str, now: datetime) -> sa.Row[Any]:
@@ -127,4 +151,4 @@ async def _renew_key(conn: AsyncConnection, intent: Intent, old_key: str, now: d
         .where(*_is(intent), _REQUESTS.c.idempotency_key == old_key, _REQUESTS.c.state == "open")
         .values(idempotency_key=uuid.uuid4().hex, answered_500=False, created_at=now)
     )
-    return (await conn.execute(sa.select(_REQUESTS).where(*_is(intent)))).one()
+    return await _read(conn, intent)

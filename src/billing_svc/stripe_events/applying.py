@@ -5,7 +5,7 @@ has a number that grows with each holder; a worker that was overtaken finds its 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -39,12 +39,15 @@ class _Work:
 
     object_id: str
     fence: int
-    events: Sequence[rules.Event]
-    attempts: int
+    waiting: Sequence[store.Waiting]
 
     @property
     def event_ids(self) -> list[str]:
-        return [event.event_id for event in self.events]
+        return [one.event_id for one in self.waiting]
+
+    @property
+    def attempts(self) -> int:
+        return max(one.attempts for one in self.waiting)
 
 
 # Applies in a transaction; returns the account.
@@ -67,39 +70,46 @@ class Inbox:
         self._clock = now
 
     async def apply_due(self) -> int:
-        """Apply the events that are due, and return of how many objects."""
+        """Apply the events that are due, and return of how many objects.
+
+        Raises Unavailable when Postgres is away at the outset. Later on, an object that cannot be dealt with keeps its
+        lease until that runs out, and the others go on.
+        """
         now = self._clock.now()
         due = await self._database.read(lambda conn: store.due_objects(conn, OBJECTS_MAX, now))
         at_once = asyncio.Semaphore(OBJECTS_AT_ONCE)
 
-        async def one(object_id: str) -> None:
+        async def one(object_id: str) -> bool:
             async with at_once:
-                await self._apply_object(object_id)
+                try:
+                    work = await self._take(object_id)
+                    if work is not None:
+                        await self._apply(work)
+                except errors.BillingError as error:
+                    _log.warning("object_left", object=object_id, error=error.message)
+                    return False
+                return work is not None
 
         async with asyncio.TaskGroup() as group:
-            for object_id in due:
-                group.create_task(one(object_id))
-        return len(due)
+            tasks = [group.create_task(one(object_id)) for object_id in due]
+        return sum(task.result() for task in tasks)
 
-    async def _apply_object(self, object_id: str) -> None:
-        work = await self._take(object_id)
-        if work is None:
-            return
+    async def _apply(self, work: _Work) -> None:
         try:
             apply = await self._prepare(work)
             await self._database.run(lambda conn: self._finish(conn, work, apply))
         except _Overtaken:
-            _log.info("overtaken", object=object_id)
+            _log.info("overtaken", object=work.object_id)
         except subscriptions_applying.NotOurs as finding:
             await self._close(work, "ignored", str(finding))
         except (subscriptions_applying.CannotApply, errors.StripeRefused) as error:
-            _log.warning("event_failed", object=object_id, events=work.event_ids, error=str(error))
+            _log.warning("event_failed", object=work.object_id, events=work.event_ids, error=str(error))
             await self._close(work, "failed", str(error))
-        except errors.Unavailable as error:
+        except (errors.Unavailable, errors.LostRace) as error:
             await self._postpone(work, error.message)
         except Exception as error:  # noqa: BLE001 - logged and kept; one event must not stop the others
             # A defect of ours: keep the event, say so, and go on with the others; a mended release applies it.
-            _log.exception("event_crashed", object=object_id, events=work.event_ids)
+            _log.exception("event_crashed", object=work.object_id, events=work.event_ids)
             await self._postpone(work, f"internal error: {type(error).__name__}")
 
     async def _take(self, object_id: str) -> _Work | None:
@@ -111,39 +121,48 @@ class Inbox:
             if fence is None:
                 return None
             waiting = await store.waiting(conn, object_id)
-            events = [rules.parse(one.body, now) for one in waiting]
-            return _Work(object_id, fence, events, max((one.attempts for one in waiting), default=0))
+            if not waiting:  # another worker was just here
+                await store.end_lease(conn, object_id, fence, now)
+                return None
+            return _Work(object_id, fence, waiting)
 
         return await self._database.run(work)
 
     async def _prepare(self, work: _Work) -> _Apply:
         """Fetch what the events are about, once; returns what is to be done with it."""
-        subscription = await self._fetch_subscription(work)
         now = self._clock.now()
+        try:
+            events = [rules.parse(one.body, now) for one in work.waiting]
+        except errors.InvalidRequest as error:
+            raise subscriptions_applying.CannotApply(error.message) from error
+        subscription = await self._fetch_subscription(events)
+        sessions = [event for event in events if event.type.startswith("checkout.session.")]
+        if subscription is None and not sessions:
+            raise subscriptions_applying.CannotApply("names no subscription")
 
         async def apply(conn: AsyncConnection) -> str:
-            account_id = ""
-            for event in work.events:
-                if event.type.startswith("checkout.session."):
-                    account_id = await _close_checkout(conn, event, now) or account_id
+            account_id = None
             if subscription is not None:
                 origin = audit_store.Origin(f"stripe:{work.event_ids[-1]}")
+                # First, because it locks the account, as opening a checkout does before it looks at the page.
                 account_id = await subscriptions_applying.apply(conn, self._catalogs, subscription, origin, now)
+            for event in sessions:
+                account_id = await _close_checkout(conn, event, now) or account_id
+            if account_id is None:
+                raise subscriptions_applying.NotOurs("the checkout is none that this service opened")
             return account_id
 
         return apply
 
-    async def _fetch_subscription(self, work: _Work) -> subscriptions_rules.StripeSubscription | None:
-        subscription_id = next((event.subscription_id for event in work.events if event.subscription_id), None)
+    async def _fetch_subscription(self, events: Sequence[rules.Event]) -> subscriptions_rules.StripeSubscription | None:
+        subscription_id = next((event.subscription_id for event in events if event.subscription_id), None)
         if subscription_id is None:
             return None
         try:
             data = await self._stripe.subscription(subscription_id)
         except client.NotAtStripe:
             # Gone for good: its last word is in the event itself.
-            last = next(
-                (event for event in reversed(work.events) if event.type == "customer.subscription.deleted"), None
-            )
+            last = next((event for event in reversed(events) if event.type == "customer.subscription.deleted"), None)
             if last is None:
                 message = f"Stripe has no subscription {subscription_id}"
                 raise subscriptions_applying.CannotApply(message) from None
@@ -182,12 +201,9 @@ class Inbox:
 
 async def _close_checkout(conn: AsyncConnection, event: rules.Event, now: datetime) -> str | None:
     """Close the checkout that a session's event is about; returns its account, if it is one of ours."""
-    metadata = event.object.get("metadata")
-    if not isinstance(metadata, Mapping):
-        return None
-    account_id, checkout_id = metadata.get("account_id"), metadata.get("checkout_id")
-    if not isinstance(account_id, str) or not isinstance(checkout_id, str):
+    named = event.checkout
+    if named is None:
         return None
     state = "complete" if event.type == "checkout.session.completed" else "expired"
-    await checkout.close(conn, account_id, checkout_id, state, now)
-    return account_id
+    await checkout.close(conn, named.account_id, named.checkout_id, state, now)
+    return named.account_id

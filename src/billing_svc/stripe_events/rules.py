@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from billing_svc import errors
 
-EVENT_ID_LENGTH_MAX = 255
+ID_LENGTH_MAX = 255
 TYPE_LENGTH_MAX = 255
 # The gateway's own bound.
 BODY_BYTES_MAX = 256 * 1024
@@ -21,6 +21,14 @@ RETRY_MOST = timedelta(minutes=5)
 
 _SUBSCRIPTION = "customer.subscription."
 _CHECKOUT = ("checkout.session.completed", "checkout.session.expired")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """Names a checkout page of ours."""
+
+    account_id: str
+    checkout_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +54,24 @@ class Event:
         value = self.object.get("id" if self.type.startswith(_SUBSCRIPTION) else "subscription")
         if isinstance(value, Mapping):
             value = value.get("id")
-        return value if isinstance(value, str) and value else None
+        return value if _is_text(value, ID_LENGTH_MAX) else None
+
+    @property
+    def checkout(self) -> "Checkout | None":
+        """Return which checkout of ours the event's session belongs to, as its metadata say; None if it is not ours."""
+        metadata = self.object.get("metadata")
+        if not isinstance(metadata, Mapping):
+            return None
+        account_id, checkout_id = metadata.get("account_id"), metadata.get("checkout_id")
+        if not _is_text(account_id, ID_LENGTH_MAX) or not _is_text(checkout_id, ID_LENGTH_MAX):
+            return None
+        return Checkout(account_id, checkout_id)
 
     @property
     def object_id(self) -> str:
         """Return the Stripe object that applying the event refreshes; one worker at a time works on it."""
         own = self.object.get("id")
-        return self.subscription_id or (own if isinstance(own, str) and own else self.event_id)
+        return self.subscription_id or (own if _is_text(own, ID_LENGTH_MAX) else self.event_id)
 
 
 def parse(body: bytes, now: datetime) -> Event:
@@ -67,7 +86,7 @@ def parse(body: bytes, now: datetime) -> Event:
         raise _refused("is no JSON object")
     event_id: object = data.get("id")
     type_: object = data.get("type")
-    if not _is_text(event_id, EVENT_ID_LENGTH_MAX):
+    if not _is_text(event_id, ID_LENGTH_MAX):
         raise _refused("has no event id")
     if not _is_text(type_, TYPE_LENGTH_MAX):
         raise _refused("has no event type")

@@ -1,7 +1,7 @@
 """StripeEventService: store, then answer. Applying is the worker's."""
 
 from billing.v1 import stripe_event_pb2, stripe_event_pb2_grpc
-from billing_svc import clock, interceptors
+from billing_svc import clock, errors, interceptors
 from billing_svc.database import transactions
 from billing_svc.stripe_events import rules, store
 
@@ -21,6 +21,8 @@ class StripeEventServicer(stripe_event_pb2_grpc.StripeEventServiceServicer):
         """Keep an event; OK means that it is committed."""
         now = self._clock.now()
         event = rules.parse(request.payload, now)
+        if request.event_id not in {"", event.event_id}:
+            raise errors.InvalidRequest([errors.FieldViolation("event_id", "is not the payload's")])
         ignored_because = None
         if event.livemode != self._livemode:
             ignored_because = f"livemode is {event.livemode}, our key's is {self._livemode}"

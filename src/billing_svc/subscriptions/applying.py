@@ -41,6 +41,10 @@ async def apply(
         raise CannotApply(f"no price of subscription {fetched.subscription_id} is from a catalog of ours")
     # A plan subscription has one base price; a metered-only one carries pay-as-you-go.
     item, price = next(((item, price) for item, price in ours if price.price), ours[0])
+    unknown = [item.price_id for item in fetched.items if item.price_id not in sold]
+    if unknown and not price.price:
+        # Its base price may be the unknown one; taken for metered-only, the account would lose its plan.
+        raise CannotApply(f"price {unknown[0]} of subscription {fetched.subscription_id} is from no catalog of ours")
     if fetched.status not in _KNOWN_STATUSES:
         _log.warning("unknown_subscription_status", status=fetched.status, subscription=fetched.subscription_id)
     await accounts_store.insert_missing(conn, {account_id}, now)
@@ -48,7 +52,7 @@ async def apply(
     previous = await store.effective_interval(conn, account_id, fetched.subscription_id)
     interval = rules.effective(fetched, previous, item.period_end, now)
     version = await _sold_version(conn, catalogs, fetched, price)
-    await store.save(
+    changed = await store.save(
         conn,
         account_id,
         fetched.subscription_id,
@@ -69,9 +73,11 @@ async def apply(
             "ended_at": fetched.ended_at,
             "effective_from": interval.start,
             "effective_until": interval.end,
-            "updated_at": now,
         },
+        now,
     )
+    if not changed:
+        return account_id
     await gauges_store.reopen(conn, account_id, now)
     changes = {
         "subscription": fetched.subscription_id,

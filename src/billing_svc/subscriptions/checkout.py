@@ -3,12 +3,15 @@
 The steps, each safe to repeat: (1) one transaction refuses, finds the open page or stores the intent of a new one;
 (2) the customer and the session are made at Stripe under stored keys; (3) one transaction stores the page. A crash in
 between leaves the page `opening`, and the next call for the account carries it on.
+
+Whether a page can still be paid, or was, only Stripe knows: a page stays in the way until Stripe has said that it
+expired, or until the subscription that it became is here. Nobody pays twice because an event is late.
 """
 
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,10 +24,12 @@ from billing_svc.audit import store as audit_store
 from billing_svc.catalog import model, versions
 from billing_svc.database import tables, transactions
 from billing_svc.stripe import client, requests
-from billing_svc.subscriptions import store
+from billing_svc.subscriptions import rules, store
 
 # Each round closes one page that stands in the way; more than a few mean that callers fight over the account.
 ROUNDS_MAX = 4
+# Between our clock and Stripe's.
+CLOCKS_APART_MAX = timedelta(minutes=10)
 
 _CHECKOUTS = tables.checkouts
 _OPEN = ("opening", "open")
@@ -57,17 +62,27 @@ class Page:
     session_id: str | None
     url: str | None
     expires_at: datetime | None
+    # Made for this order, and not found.
     is_new: bool = False
 
-    def sells(self, order: Order) -> bool:
-        """Say whether it sells just what an order asks for."""
-        return (self.plan, self.price, self.quantity, self.success_url, self.cancel_url) == (
+    def sells(self, order: Order, price: str, catalog_version: int) -> bool:
+        """Say whether it sells just what is ordered, as the catalog has it now."""
+        return (self.plan, self.price, self.quantity, self.success_url, self.cancel_url, self.catalog_version) == (
             order.plan,
-            order.price,
+            price,
             order.quantity,
             order.success_url,
             order.cancel_url,
+            catalog_version,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """The account's one page, and whether it is what was ordered."""
+
+    page: Page
+    fits: bool
 
 
 class Checkout:
@@ -93,18 +108,24 @@ class Checkout:
         quantity, LostRace, StripeUnavailable and StripeRefused.
         """
         for _ in range(ROUNDS_MAX):
-            now = self._clock.now()
-            page = await self._database.run(lambda conn: self._begin(conn, order, origin, now))  # noqa: B023 - awaited here
-            if page.url is None:
-                page = await self._make_session(page, order)
-            elif not page.is_new and not await self._is_payable(page, order.account_id):
+            begun = await self._begin(order, origin)
+            page: Page | None = begun.page
+            if begun.page.url is None:
+                page = await self._make_session(begun.page, order, origin)
+            if page is None or not (page.is_new or await self._is_payable(page, order.account_id)):
                 continue
-            if page.sells(order):
+            if begun.fits and page.expires_at is not None and self._clock.now() < page.expires_at:
                 return page
             await self._expire(page, order.account_id)
         raise errors.LostRace("other checkouts of this account were opened at the same time; send the same call again")
 
-    async def _begin(self, conn: AsyncConnection, order: Order, origin: audit_store.Origin, now: datetime) -> Page:
+    async def _begin(self, order: Order, origin: audit_store.Origin) -> _Begun:
+        now = self._clock.now()
+        return await self._database.run(lambda conn: self._find_or_insert(conn, order, origin, now))
+
+    async def _find_or_insert(
+        self, conn: AsyncConnection, order: Order, origin: audit_store.Origin, now: datetime
+    ) -> _Begun:
         """Refuse, or return the page that is open, or the intent of a new one."""
         version = await versions.newest(conn)
         if version is None:
@@ -117,13 +138,13 @@ class Checkout:
         if held is not None:
             raise errors.AlreadySubscribed(
                 f"the account is subscribed to {held.plan} ({held.status}); use ChangePlan, or cancel it first",
-                {"plan": held.plan, "subscription_id": held.subscription_id},
+                {"plan": held.plan, "status": held.status},
             )
-        found = await _find_open(conn, order.account_id, now)
+        found = await _find_open(conn, order.account_id)
         if found is not None:
-            return found
+            return _Begun(found, found.sells(order, price, version))
         # Also tells before anything is stored whether the prices are at Stripe.
-        await _line_items(conn, catalog.plans[order.plan], price, order.quantity)
+        await _line_items(conn, catalog.plans[order.plan], price, order.quantity, version)
         page = Page(
             uuid.uuid4().hex,
             order.plan,
@@ -140,13 +161,17 @@ class Checkout:
         await _insert(conn, order.account_id, page, now)
         changes = {"checkout": page.checkout_id, "plan": page.plan, "price": page.price, "quantity": page.quantity}
         await audit_store.append(conn, origin, order.account_id, "checkout.created", changes, now)
-        return page
+        return _Begun(page, fits=True)
 
-    async def _make_session(self, page: Page, order: Order) -> Page:
-        customer_id = await self._customer(order)
+    async def _make_session(self, page: Page, order: Order, origin: audit_store.Origin) -> Page | None:
+        """Return the page with its session; None if Stripe refused what an earlier call had left behind.
+
+        A page that was carried on may be over at Stripe already; then it is returned without its URL.
+        """
+        customer_id = await self._customer(order, origin)
         params = await self._database.read(lambda conn: self._session_params(conn, page, order.account_id, customer_id))
 
-        async def look_up() -> client.Data | None:
+        async def look_up(_since: datetime) -> client.Data | None:
             sessions = await self._stripe.checkout_sessions_of(customer_id)
             return next((one for one in sessions if one["metadata"].get("checkout_id") == page.checkout_id), None)
 
@@ -155,7 +180,11 @@ class Checkout:
             session = await self._requests.perform(intent, look_up)
         except errors.StripeRefused:
             await self._close(order.account_id, page.checkout_id, "expired")
-            raise
+            if page.is_new:
+                raise
+            return None
+        if session["url"] is None:
+            return replace(page, session_id=session["id"])
         expires_at = datetime.fromtimestamp(session["expires_at"], UTC)
         opened = {"state": "open", "session_id": session["id"], "url": session["url"], "expires_at": expires_at}
         await self._database.run(
@@ -167,24 +196,35 @@ class Checkout:
         )
         return replace(page, session_id=session["id"], url=session["url"], expires_at=expires_at)
 
-    async def _customer(self, order: Order) -> str:
+    async def _customer(self, order: Order, origin: audit_store.Origin) -> str:
         """Return the account's customer at Stripe, made now if it has none; one for each account under any race."""
         account_id = order.account_id
         known = await self._database.read(lambda conn: store.customer_of_account(conn, account_id))
         if known is not None:
             return known
 
-        async def look_up() -> client.Data | None:
-            return next(iter(await self._stripe.customers_by_account(account_id)), None)
+        async def look_up(since: datetime) -> client.Data | None:
+            # From the oldest attempt to the newest one that this key can have had.
+            made = await self._stripe.customers_of_account(
+                account_id, since - CLOCKS_APART_MAX, since + requests.KEY_TRUSTED_FOR + CLOCKS_APART_MAX
+            )
+            return next(iter(made), None)
 
         params: dict[str, Any] = {"metadata": {"account_id": account_id}}
         if order.customer_email:
             params["email"] = order.customer_email
         intent = requests.Intent(account_id, "customer", "customers.create", params)
         customer = await self._requests.perform(intent, look_up)
-        now = self._clock.now()
-        await self._database.run(lambda conn: store.link_customer(conn, account_id, customer["id"], now))
-        return str(customer["id"])
+        customer_id, now = str(customer["id"]), self._clock.now()
+
+        async def link(conn: AsyncConnection) -> str:
+            if not await store.link_customer(conn, account_id, customer_id, now):
+                return await store.customer_of_account(conn, account_id) or customer_id
+            changes = {"customer": customer_id}
+            await audit_store.append(conn, origin, account_id, "customer.linked", changes, now)
+            return customer_id
+
+        return await self._database.run(link)
 
     async def _session_params(
         self, conn: AsyncConnection, page: Page, account_id: str, customer_id: str
@@ -204,7 +244,7 @@ class Checkout:
             "mode": "subscription",
             "customer": customer_id,
             "client_reference_id": account_id,
-            "line_items": await _line_items(conn, plan, page.price, page.quantity),
+            "line_items": await _line_items(conn, plan, page.price, page.quantity, page.catalog_version),
             "success_url": page.success_url,
             "cancel_url": page.cancel_url,
             "metadata": metadata,
@@ -212,26 +252,41 @@ class Checkout:
         }
 
     async def _is_payable(self, page: Page, account_id: str) -> bool:
-        """Say whether Stripe still takes payment on a page; one that it does not is closed here as well."""
+        """Say whether Stripe still takes payment on a page; one that is over is closed here as well.
+
+        Raises AlreadySubscribed if it was paid, for as long as its subscription is not over.
+        """
         try:
-            status = (await self._stripe.checkout_session(str(page.session_id)))["status"]
+            session = await self._stripe.checkout_session(str(page.session_id))
         except client.NotAtStripe:
-            status = "expired"
-        if status == "complete":
-            # The webhook is on its way, and with it the subscription.
-            await self._close(account_id, page.checkout_id, "complete")
-            raise errors.AlreadySubscribed(
-                "the account has just paid for a checkout; its subscription is about to appear", {"plan": page.plan}
-            )
-        if status == "expired":
-            await self._close(account_id, page.checkout_id, "expired")
-            return False
-        return True
+            session = {"status": "expired"}
+        if session["status"] == "open":
+            return True
+        if session["status"] == "complete":
+            status = await self._status_of(session)
+            if status is not None and status not in rules.OVER:
+                # It stays in the way until the worker has the subscription here, and closes it.
+                raise errors.AlreadySubscribed(
+                    "the account has just paid for a checkout; its subscription is about to appear",
+                    {"plan": page.plan, "status": status},
+                )
+        await self._close(account_id, page.checkout_id, "complete" if session["status"] == "complete" else "expired")
+        return False
+
+    async def _status_of(self, session: client.Data) -> str | None:
+        """Return how the subscription stands that a paid session became; None if there is none any more."""
+        subscription_id = session["subscription"]
+        if subscription_id is None:
+            return None
+        try:
+            return str((await self._stripe.subscription(subscription_id))["status"])
+        except client.NotAtStripe:
+            return None
 
     async def _expire(self, page: Page, account_id: str) -> None:
         """Close a page that sells something else; if it was paid meanwhile, the account is subscribed."""
 
-        async def look_up() -> client.Data | None:
+        async def look_up(_since: datetime) -> client.Data | None:
             session = await self._stripe.checkout_session(str(page.session_id))
             return session if session["status"] == "expired" else None
 
@@ -277,18 +332,12 @@ async def close(conn: AsyncConnection, account_id: str, checkout_id: str, state:
     )
 
 
-async def _find_open(conn: AsyncConnection, account_id: str, now: datetime) -> Page | None:
-    """Return the page that is open; one whose time is over by our clock is closed on the way."""
+async def _find_open(conn: AsyncConnection, account_id: str) -> Page | None:
+    """Return the page that is open, as far as is known here; its time may be over."""
     columns = [_CHECKOUTS.c[name] for name in Page.__dataclass_fields__ if name != "is_new"]
     query = sa.select(*columns).where(_CHECKOUTS.c.account_id == account_id, _CHECKOUTS.c.state.in_(_OPEN))
     row = (await conn.execute(query)).one_or_none()
-    if row is None:
-        return None
-    page = Page(*row)
-    if page.expires_at is not None and page.expires_at <= now:
-        await close(conn, account_id, page.checkout_id, "expired", now)
-        return None
-    return page
+    return None if row is None else Page(*row)
 
 
 async def _insert(conn: AsyncConnection, account_id: str, page: Page, now: datetime) -> None:
@@ -312,15 +361,18 @@ async def _insert(conn: AsyncConnection, account_id: str, page: Page, now: datet
         raise transactions.RetryTransaction
 
 
-async def _line_items(conn: AsyncConnection, plan: model.Plan, price: str, quantity: int) -> list[dict[str, Any]]:
+async def _line_items(
+    conn: AsyncConnection, plan: model.Plan, price: str, quantity: int, catalog_version: int
+) -> list[dict[str, Any]]:
     """Return the base price and every metered price, the overlay's too, so that switching it on is local."""
     base = plan.base_lookup_key(price)
     metered = [one.lookup_key for one in plan.metered_prices]
-    ids = await store.current_prices(conn, [base, *metered])
+    ids = await store.prices_of_version(conn, [base, *metered], catalog_version)
     missing = sorted({base, *metered} - ids.keys())
     if missing:
         raise errors.PlanNotApplied(
-            f"plan {plan.key} is not at Stripe yet; `billing-svc catalog apply` brings it there", {"plan": plan.key}
+            f"plan {plan.key} is not at Stripe yet; `billing-svc catalog apply` brings it there",
+            {"plan": plan.key, "price": price},
         )
     # A metered line takes no quantity.
     return [{"price": ids[base], "quantity": quantity}, *({"price": ids[key]} for key in metered)]

@@ -14,6 +14,9 @@ STILLBORN = frozenset({"incomplete", "incomplete_expired"})
 # Nothing comes after these.
 OVER = frozenset({"canceled", "incomplete_expired"})
 
+# Far above any number of seats; an int64 holds it times any limit.
+QUANTITY_MAX = 10**9
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -59,11 +62,11 @@ def from_stripe(data: Mapping[str, Any]) -> StripeSubscription:
     """
     try:
         return StripeSubscription(
-            subscription_id=data["id"],
+            subscription_id=_text(data["id"]),
             customer_id=_id(data["customer"]),
-            status=data["status"],
+            status=_text(data["status"]),
             items=tuple(_item(item, data) for item in data["items"]["data"]),
-            metadata=dict(data.get("metadata") or {}),
+            metadata={str(key): str(value) for key, value in (data.get("metadata") or {}).items()},
             anchor=_required_instant(data["billing_cycle_anchor"]),
             start_date=_required_instant(data.get("start_date") or data["created"]),
             trial_end=_instant(data.get("trial_end")),
@@ -72,7 +75,7 @@ def from_stripe(data: Mapping[str, Any]) -> StripeSubscription:
             canceled_at=_instant(data.get("canceled_at")),
             ended_at=_instant(data.get("ended_at")),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
         raise ValueError(f"not a subscription: {error!r}") from error
 
 
@@ -108,11 +111,12 @@ def _item(item: Mapping[str, Any], subscription: Mapping[str, Any]) -> Item:
         return _required_instant(item.get(bound) or subscription[bound])
 
     price = item.get("price") or item["plan"]
+    quantity = item.get("quantity")
     return Item(
-        item_id=item["id"],
+        item_id=_text(item["id"]),
         price_id=_id(price),
-        # Metered items have none.
-        quantity=int(item.get("quantity") or 1),
+        # Metered items have none; and none is not zero.
+        quantity=1 if quantity is None else _quantity(quantity),
         period_start=period("current_period_start"),
         period_end=period("current_period_end"),
     )
@@ -120,7 +124,19 @@ def _item(item: Mapping[str, Any], subscription: Mapping[str, Any]) -> Item:
 
 def _id(value: str | Mapping[str, Any]) -> str:
     """Return the id of an object that may have come expanded."""
-    return value if isinstance(value, str) else str(value["id"])
+    return _text(value if isinstance(value, str) else value["id"])
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise TypeError("not a word of Stripe's")
+    return value
+
+
+def _quantity(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value <= QUANTITY_MAX:
+        raise TypeError("not a quantity")
+    return value
 
 
 def _required_instant(seconds: int) -> datetime:

@@ -65,16 +65,23 @@ async def customer_of_account(conn: AsyncConnection, account_id: str) -> str | N
     return (await conn.execute(query)).scalar_one_or_none()
 
 
-async def link_customer(conn: AsyncConnection, account_id: str, customer_id: str, now: datetime) -> None:
-    """Remember the account's customer, in both directions."""
+async def link_customer(conn: AsyncConnection, account_id: str, customer_id: str, now: datetime) -> bool:
+    """Remember the account's customer, in both directions; returns whether it had none before.
+
+    The first one stays. One that came late is remembered as the account's all the same: its events are ours.
+    """
     await conn.execute(
         postgresql.insert(_CUSTOMERS)
         .values(customer_id=customer_id, account_id=account_id, linked_at=now)
         .on_conflict_do_nothing()
     )
-    await conn.execute(
-        sa.update(tables.accounts).where(tables.accounts.c.account_id == account_id).values(customer_id=customer_id)
+    account = tables.accounts.c
+    linked = await conn.execute(
+        sa.update(tables.accounts)
+        .where(account.account_id == account_id, account.customer_id.is_(None))
+        .values(customer_id=customer_id)
     )
+    return linked.rowcount == 1
 
 
 async def sold_prices(conn: AsyncConnection, price_ids: Collection[str]) -> dict[str, SoldPrice]:
@@ -84,10 +91,17 @@ async def sold_prices(conn: AsyncConnection, price_ids: Collection[str]) -> dict
     return {row.price_id: SoldPrice(*row) for row in rows}
 
 
-async def current_prices(conn: AsyncConnection, lookup_keys: Collection[str]) -> dict[str, str]:
-    """Return the price id that each lookup key stands for now; unknown keys are missing."""
-    query = sa.select(_PRICES.c.lookup_key, _PRICES.c.price_id)
-    rows = await conn.execute(query.where(_PRICES.c.lookup_key.in_(lookup_keys), _PRICES.c.is_current))
+async def prices_of_version(conn: AsyncConnection, lookup_keys: Collection[str], version: int) -> dict[str, str]:
+    """Return the price id that each lookup key stood for in a catalog version; unknown keys are missing.
+
+    A price comes with the version that first has it, and holds until a later version brings another.
+    """
+    rows = await conn.execute(
+        sa.select(_PRICES.c.lookup_key, _PRICES.c.price_id)
+        .where(_PRICES.c.lookup_key.in_(lookup_keys), _PRICES.c.catalog_version <= version)
+        .order_by(_PRICES.c.catalog_version, _PRICES.c.is_current)
+    )
+    # The last one of a key stays.
     return {row.lookup_key: row.price_id for row in rows}
 
 
@@ -115,11 +129,20 @@ async def effective_interval(conn: AsyncConnection, account_id: str, subscriptio
     return None if row is None else rules.Interval(*row)
 
 
-async def save(conn: AsyncConnection, account_id: str, subscription_id: str, values: Mapping[str, Any]) -> None:
-    """Write a subscription as of the last fetch."""
-    insert = postgresql.insert(_SUBSCRIPTIONS).values(account_id=account_id, subscription_id=subscription_id, **values)
-    keys = [_SUBSCRIPTIONS.c.account_id, _SUBSCRIPTIONS.c.subscription_id]
-    await conn.execute(insert.on_conflict_do_update(index_elements=keys, set_=values))
+async def save(
+    conn: AsyncConnection, account_id: str, subscription_id: str, values: Mapping[str, Any], now: datetime
+) -> bool:
+    """Write a subscription as of the last fetch; returns whether that changed anything."""
+    row = {"account_id": account_id, "subscription_id": subscription_id, **values, "updated_at": now}
+    changed = sa.or_(*(_SUBSCRIPTIONS.c[name].is_distinct_from(value) for name, value in values.items()))
+    result = await conn.execute(
+        postgresql.insert(_SUBSCRIPTIONS)
+        .values(row)
+        .on_conflict_do_update(
+            index_elements=[_SUBSCRIPTIONS.c.account_id, _SUBSCRIPTIONS.c.subscription_id], set_=row, where=changed
+        )
+    )
+    return result.rowcount == 1
 
 
 def _is(account_id: str, subscription_id: str) -> tuple[sa.ColumnElement[bool], ...]:

@@ -11,6 +11,7 @@ from billing_svc.corrections import rules as corrections_rules
 from billing_svc.quota import conversions as quota_conversions
 from billing_svc.quota import reading, terms
 from billing_svc.quota import rules as quota_rules
+from billing_svc.reservations import rules as reservations_rules
 from billing_svc.usage import recording, rules
 
 EVENTS_MAX = 5_000
@@ -30,8 +31,7 @@ def from_proto_event(
     check.account_id(request.account_id)
     check.identifier("event_id", request.event_id)
     check.meter_or_operation(request.meter, request.operation)
-    if check.optional_identifier("reservation_id", request.reservation_id):
-        check.refuse("reservation_id", "reservations are not available yet")
+    check.optional_identifier("reservation_id", request.reservation_id, quota_conversions.RESERVATION_ID_LENGTH_MAX)
     has_quantity, has_level = request.HasField("quantity"), request.HasField("level")
     if has_quantity:
         # A gauge takes a negative change; whether the meter is one shows later.
@@ -62,6 +62,7 @@ def from_proto_event(
         ),
         retry_attempt=request.retry_attempt,
         reject=request.if_exceeded == _REJECTING,
+        reservation_id=request.reservation_id,
         caller=caller,
         request_id=request_id,
     )
@@ -93,6 +94,7 @@ def to_proto_recorded(answer: recording.Answer) -> usage_pb2.RecordUsageResponse
         plan=recorded.plan,
         catalog_version=recorded.catalog_version,
         superseded=recorded.superseded,
+        reservation_outcome=_to_proto_reservation_outcome(recorded.reservation_outcome),
         overridden=recorded.overridden,
     )
 
@@ -118,6 +120,14 @@ def to_proto_denied(denied: rules.Denied) -> usage_pb2.RecordUsageResponse:
         catalog_version=under.catalog_version,
         overridden=denied.allowance.overridden,
     )
+
+
+def _to_proto_reservation_outcome(
+    outcome: reservations_rules.Outcome | None,
+) -> usage_pb2.ReservationOutcome.ValueType:
+    if outcome is None:
+        return usage_pb2.RESERVATION_OUTCOME_UNSPECIFIED
+    return usage_pb2.ReservationOutcome.Value(f"RESERVATION_OUTCOME_{outcome.name}")
 
 
 def to_proto_error(error: errors.BillingError) -> usage_pb2.EventError:

@@ -21,6 +21,9 @@ from billing_svc.gauges import rules as gauges_rules
 from billing_svc.gauges import store as gauges_store
 from billing_svc.quota import periods, reading, terms
 from billing_svc.quota import rules as quota_rules
+from billing_svc.reservations import reserving
+from billing_svc.reservations import rules as reservations_rules
+from billing_svc.reservations import store as reservations_store
 from billing_svc.usage import rules, store
 
 
@@ -76,6 +79,11 @@ async def record(
     new = [(n, events[n]) for n in first.values()]
     if new:
         placed = await _place(conn, catalogs, new, outcomes, now)
+        unknown = {one.event.account_id for one in placed if one.known.facts.standing.created_at is None}
+        if unknown:
+            # Free periods may be counted from the account's beginning, which another process may just have set.
+            await accounts_store.insert_missing(conn, unknown, now)
+            placed = await _place(conn, catalogs, [(one.n, one.event) for one in placed], outcomes, now)
         await _count(conn, catalogs, placed, outcomes, now)
     # Within a batch the first one wins.
     for n, event in enumerate(events):
@@ -107,8 +115,29 @@ async def _place(
         # A level is not of the past: it counts in the present period, whenever it was measured.
         lands_at = now if known.is_gauge else occurred_at
         under = rules.landing(known.facts.standing, known.catalogs, lands_at, now)
-        placed.append(_Placed(n, event, known, occurred_at, under))
+        one = _Placed(n, event, known, occurred_at, under)
+        refused = _refused_at_once(one, now)
+        if refused is None:
+            placed.append(one)
+        else:
+            outcomes[n] = refused
     return placed
+
+
+def _refused_at_once(one: _Placed, now: datetime) -> Outcome | None:
+    """Return why an event is refused even by a counter at zero: then neither that nor the account is made for it."""
+    is_new_gauge = one.known.is_gauge and one.known.facts.standing.created_at is None
+    if one.is_counted or (one.known.is_gauge and not is_new_gauge):
+        return None
+    allowance = one.known.allowance(one.under, now)
+    levels = {one.gauge_key: gauges_rules.Level(0, None)} if is_new_gauge else {}
+    try:
+        outcome = _Books({one.key: store.LockedCounter.opened(one.under, allowance)}, levels, {}, now).take(
+            one, one.under, allowance
+        )
+    except errors.BillingError as error:
+        return error
+    return None if isinstance(outcome, Answer) else outcome
 
 
 async def _count(
@@ -121,22 +150,29 @@ async def _count(
     """Lock the counters, take the events one after the other, and write both."""
     if not placed:
         return
-    await accounts_store.insert_missing(
-        conn, {one.event.account_id for one in placed if one.known.facts.standing.created_at is None}, now
-    )
     missing = {one.key: (one.under, one.known.allowance(one.under, now)) for one in placed if not one.is_counted}
     if missing:
         await store.insert_counters(conn, missing, now)
-    locked = await store.lock_counters(conn, {one.key for one in placed})
+    named = {one.event.reservation_key for one in placed if one.event.reservation_id}
+    reservations = await reservations_store.find(conn, named) if named else {}
+    locked = await store.lock_counters(
+        conn, {one.key for one in placed} | {one.counter_key for one in reservations.values()}
+    )
     gauges = {one.gauge_key: one.under.period.end for one in placed if one.known.is_gauge}
     levels = await gauges_store.lock(conn, gauges) if gauges else {}
-    books = _Books(locked, levels, now)
+    books = _Books(locked, levels, reservations, now)
+    if any(one.event.reject for one in placed):
+        await books.expire(conn)
     for one in placed:
         under, allowance = await _terms_of(conn, catalogs, one, locked[one.key], now)
         try:
             outcomes[one.n] = books.take(one, under, allowance)
         except errors.BillingError as error:
             outcomes[one.n] = error
+    refused = {one.event.key for one in placed if not isinstance(outcomes[one.n], Answer)}
+    # What used the quota up while this one waited for the counter may have been its own first sending.
+    if refused and await store.find_events(conn, refused):
+        raise transactions.RetryTransaction
     if not books.events:
         return
     if await store.insert_events(conn, books.events) < len(books.events):
@@ -144,6 +180,7 @@ async def _count(
     await store.update_counters(conn, books.counters, now)
     if gauges:
         await gauges_store.update(conn, books.levels, gauges)
+    await books.settle(conn)
     await alerts_store.raise_alerts(conn, books.alerts, now)
 
 
@@ -173,31 +210,64 @@ class _Books:
         self,
         locked: Mapping[store.CounterKey, store.LockedCounter],
         levels: Mapping[gauges_store.GaugeKey, gauges_rules.Level],
+        reservations: Mapping[tuple[str, str], reservations_rules.Reservation],
         now: datetime,
     ) -> None:
         self._locked = locked
         self._now = now
+        self._reservations = dict(reservations)
+        # What each counter holds for work in progress, as of now.
+        self._reserved = {key: row.counter.reserved for key, row in locked.items()}
+        self._closings: list[tuple[reservations_rules.Reservation, reservations_rules.State, str | None]] = []
         self.levels = dict(levels)
         self.counters: dict[store.CounterKey, store.Written] = {}
         self.events: list[store.StoredEvent] = []
         self.alerts: list[tuple[store.CounterKey, alerts_rules.Alert]] = []
 
+    async def expire(self, conn: AsyncConnection) -> None:
+        """Close the holds whose time is over, so that they do not stand in the way of an admission."""
+        holding = [key for key, reserved in self._reserved.items() if reserved]
+        if not holding:
+            return
+        for key, units in (await reserving.expire(conn, holding, self._now)).items():
+            self._reserved[key] -= units
+        self._reservations = {
+            named: replace(one, state=one.state_at(self._now)) for named, one in self._reservations.items()
+        }
+
+    async def settle(self, conn: AsyncConnection) -> None:
+        """Write what became of the reservations that events named."""
+        if not self._closings:
+            return
+        if await reservations_store.close(conn, self._closings, self._now) < len(self._closings):
+            raise transactions.RetryTransaction
+        back: dict[store.CounterKey, int] = {}
+        for one, _, _ in self._closings:
+            back[one.counter_key] = back.get(one.counter_key, 0) - one.units
+        await reservations_store.add_reserved(conn, back, self._now)
+
     def take(self, placed: _Placed, under: terms.Terms, allowance: terms.Allowance) -> Outcome:
         """Decide on one event and count it; raises what makes it unfit, and then nothing has changed."""
         event, row = placed.event, self._locked[placed.key]
         before = self.counters[placed.key].counter if placed.key in self.counters else row.counter
+        before = replace(before, reserved=self._reserved[placed.key])
         level = self.levels.get(placed.gauge_key)
         if level is not None:
             before = quota_rules.raise_peak(allowance, replace(before, level=level.level))
         units = rules.units(event, level, placed.occurred_at, placed.known, under)
         grace_period = placed.known.newest.grace_period
+        reservation = self._reservations.get(event.reservation_key)
+        outcome = _outcome(event, reservation, placed.known.meter, self._now)
+        own = reservation.units if reservation is not None and self._is_held(reservation, placed, outcome) else 0
         # Holds of others stand in the way of an admission, not of a fact.
-        basis = before if event.reject else replace(before, reserved=0)
+        basis = replace(before, reserved=before.reserved - own if event.reject else 0)
         decision = quota_rules.decide(allowance, basis, units, grace_period, self._now)
         if event.reject and units > 0 and not decision.allowed:
             plans = quota_rules.allowing_plans(placed.known.newest, under, placed.known.meter, units)
             return rules.Denied(placed.known.meter, units, under, allowance, before, decision, plans)
-        after = quota_rules.count(allowance, before, units, self._now)
+        if reservation is not None:
+            self._close(reservation, outcome, event)
+        after = quota_rules.count(allowance, replace(before, reserved=self._reserved[placed.key]), units, self._now)
         is_new_allowance = (row.included, row.overridden) != (allowance.included, allowance.overridden)
         found = alerts_rules.crossed(
             placed.known.newest.alert_percents, allowance, before, after, is_new_allowance=is_new_allowance
@@ -228,9 +298,51 @@ class _Books:
             overridden=allowance.overridden,
             reason=decision.reason,
             superseded=superseded,
+            reservation_outcome=outcome,
         )
         self.events.append(store.StoredEvent(event, placed.occurred_at, self._now, recorded))
         return Answer(recorded, duplicate=False)
+
+    def _is_held(
+        self,
+        reservation: reservations_rules.Reservation,
+        placed: _Placed,
+        outcome: reservations_rules.Outcome | None,
+    ) -> bool:
+        """Say whether a reservation still counts in the event's own counter."""
+        return outcome is reservations_rules.Outcome.SETTLED and reservation.counter_key == placed.key
+
+    def _close(
+        self,
+        reservation: reservations_rules.Reservation,
+        outcome: reservations_rules.Outcome | None,
+        event: rules.NewEvent,
+    ) -> None:
+        """Give back what a reservation holds, whatever was used: the first event that names it settles it."""
+        if outcome is reservations_rules.Outcome.UNKNOWN or reservation.state is not reservations_rules.State.HELD:
+            return
+        is_settled = outcome is reservations_rules.Outcome.SETTLED
+        state = reservations_rules.State.SETTLED if is_settled else reservations_rules.State.EXPIRED
+        self._closings.append((reservation, state, event.event_id if is_settled else None))
+        self._reserved[reservation.counter_key] -= reservation.units
+        self._reservations[event.reservation_key] = replace(reservation, state=state)
+
+
+def _outcome(
+    event: rules.NewEvent, reservation: reservations_rules.Reservation | None, meter: str, now: datetime
+) -> reservations_rules.Outcome | None:
+    """Return what an event finds of the reservation that it names; None if it names none."""
+    if not event.reservation_id:
+        return None
+    if reservation is None or reservation.meter != meter:
+        return reservations_rules.Outcome.UNKNOWN
+    match reservation.state_at(now):
+        case reservations_rules.State.HELD:
+            return reservations_rules.Outcome.SETTLED
+        case reservations_rules.State.EXPIRED:
+            return reservations_rules.Outcome.EXPIRED
+        case _:
+            return reservations_rules.Outcome.ALREADY_CLOSED
 
 
 def _repeated(event: rules.NewEvent, sent: rules.Sent, recorded: rules.Recorded) -> Outcome:

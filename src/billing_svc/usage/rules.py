@@ -9,6 +9,7 @@ from billing_svc.catalog import model
 from billing_svc.gauges import rules as gauges_rules
 from billing_svc.quota import reading, terms
 from billing_svc.quota import rules as quota_rules
+from billing_svc.reservations import rules as reservations_rules
 
 # A past period takes late events for this long; then they count in the current one.
 LATE_GRACE = timedelta(minutes=30)
@@ -46,6 +47,8 @@ class NewEvent:
     sent: Sent
     retry_attempt: int
     reject: bool
+    # Empty: it settles none.
+    reservation_id: str
     caller: str
     request_id: str
 
@@ -53,6 +56,11 @@ class NewEvent:
     def key(self) -> tuple[str, str]:
         """Return what identifies it for good."""
         return (self.account_id, self.event_id)
+
+    @property
+    def reservation_key(self) -> tuple[str, str]:
+        """Return what identifies the reservation that it settles."""
+        return (self.account_id, self.reservation_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,7 @@ class Recorded:
     overridden: bool
     reason: quota_rules.Reason
     superseded: bool
+    reservation_outcome: reservations_rules.Outcome | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.v1 import usage_pb2, usage_pb2_grpc
-from billing_svc import clock, errors, interceptors
+from billing_svc import batching, clock, errors, interceptors
 from billing_svc.catalog import versions
 from billing_svc.corrections import correcting
 from billing_svc.database import transactions
@@ -25,6 +25,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         self._database = database
         self._catalogs = catalogs
         self._clock = now
+        self._events = batching.Batcher[rules.NewEvent, recording.Answer | rules.Denied]("events", self._record)
 
     async def RecordUsage(
         self, request: usage_pb2.RecordUsageRequest, context: interceptors.Context
@@ -32,10 +33,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         """Record one event: once, whatever is repeated."""
         call = interceptors.current_call()
         event = conversions.from_proto_event(request, call.caller.name, call.request_id)
-        outcome = (await self._record([event]))[0]
-        if isinstance(outcome, errors.BillingError):
-            raise outcome
-        return conversions.to_proto_outcome(outcome)
+        return conversions.to_proto_outcome(await self._events.submit(event))
 
     async def BatchRecordUsage(
         self, request: usage_pb2.BatchRecordUsageRequest, context: interceptors.Context

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.database import tables
 from billing_svc.quota import rules as quota_rules
 from billing_svc.quota import terms
+from billing_svc.reservations import rules as reservations_rules
 from billing_svc.usage import rules
 
 # Account, meter, start of the period.
@@ -30,6 +31,20 @@ class LockedCounter:
     pay_as_you_go: bool
     included: int | None
     overridden: bool
+
+    @classmethod
+    def opened(cls, under: terms.Terms, allowance: terms.Allowance) -> "LockedCounter":
+        """Return a counter as it is made, at zero."""
+        return cls(
+            counter=quota_rules.Counter(),
+            period_end=under.period.end,
+            catalog_version=under.catalog_version,
+            plan=under.plan.key,
+            quantity=under.quantity,
+            pay_as_you_go=under.pay_as_you_go,
+            included=allowance.included,
+            overridden=allowance.overridden,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +71,7 @@ _SELECT_EVENTS = sa.text("""
            e.sent_meter, e.sent_operation, e.sent_quantity, e.sent_level, e.sent_occurred_at, e.properties,
            e.meter, e.units, e.billable, e.period_start, e.period_end, e.plan,
            e.catalog_version, e.used_after, e.reserved_after, e.billable_after, e.remaining_after,
-           e.included, e.overridden, e.reason, e.superseded
+           e.included, e.overridden, e.reason, e.superseded, e.reservation_outcome
       FROM unnest(CAST(:account_ids AS text[]), CAST(:event_ids AS text[])) AS asked (account_id, event_id)
       JOIN usage_events e USING (account_id, event_id)
 """)
@@ -75,17 +90,18 @@ _LOCK_COUNTERS = sa.text("""
 
 _UPDATE_COUNTERS = sa.text("""
     UPDATE usage_counters c
-       SET used = new.used, billable = new.billable, exceeded_at = new.exceeded_at,
+       SET used = new.used, level = new.level, billable = new.billable, exceeded_at = new.exceeded_at,
            period_end = new.period_end, catalog_version = new.catalog_version, plan = new.plan,
            subscription_id = new.subscription_id, quantity = new.quantity, pay_as_you_go = new.pay_as_you_go,
            included = new.included, overridden = new.overridden, updated_at = :now
       FROM unnest(CAST(:account_ids AS text[]), CAST(:meters AS text[]), CAST(:starts AS timestamptz[]),
-                  CAST(:used AS bigint[]), CAST(:billable AS bigint[]), CAST(:exceeded_at AS timestamptz[]),
+                  CAST(:used AS bigint[]), CAST(:levels AS bigint[]), CAST(:billable AS bigint[]),
+                  CAST(:exceeded_at AS timestamptz[]),
                   CAST(:period_end_list AS timestamptz[]), CAST(:catalog_version_list AS integer[]),
                   CAST(:plan_list AS text[]), CAST(:subscription_id_list AS text[]), CAST(:quantity_list AS bigint[]),
                   CAST(:pay_as_you_go_list AS boolean[]), CAST(:included_list AS bigint[]),
                   CAST(:overridden_list AS boolean[]))
-           AS new (account_id, meter, period_start, used, billable, exceeded_at,
+           AS new (account_id, meter, period_start, used, level, billable, exceeded_at,
                    period_end, catalog_version, plan, subscription_id, quantity, pay_as_you_go, included, overridden)
      WHERE (c.account_id, c.meter, c.period_start) = (new.account_id, new.meter, new.period_start)
 """)
@@ -125,6 +141,9 @@ async def find_events(
                 overridden=row.overridden,
                 reason=quota_rules.Reason(row.reason),
                 superseded=row.superseded,
+                reservation_outcome=reservations_rules.Outcome(row.reservation_outcome)
+                if row.reservation_outcome
+                else None,
             ),
         )
         for row in rows
@@ -182,6 +201,7 @@ async def update_counters(conn: AsyncConnection, counters: Mapping[CounterKey, W
             "meters": [key[1] for key in counters],
             "starts": [key[2] for key in counters],
             "used": [counter.used for counter in written],
+            "levels": [counter.level for counter in written],
             "billable": [counter.billable for counter in written],
             "exceeded_at": [counter.exceeded_at for counter in written],
             **{f"{name}_list": [columns[name] for columns in kept] for name in kept[0]},
@@ -242,4 +262,6 @@ def _event_row(stored: StoredEvent) -> dict[str, object]:
         "overridden": recorded.overridden,
         "reason": recorded.reason.value,
         "superseded": recorded.superseded,
+        "reservation_id": event.reservation_id or None,
+        "reservation_outcome": recorded.reservation_outcome.value if recorded.reservation_outcome else None,
     }

@@ -134,6 +134,9 @@ def upgrade() -> None:
         sa.Column("meter", sa.Text(), nullable=False),
         sa.Column("period_start", _INSTANT, nullable=False),
         sa.Column("units", sa.BigInteger(), nullable=False),
+        sa.Column("sent_meter", sa.Text(), nullable=False),
+        sa.Column("sent_operation", sa.Text(), nullable=False),
+        sa.Column("sent_quantity", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("created_at", _INSTANT, nullable=False),
         sa.Column("expires_at", _INSTANT, nullable=False),
@@ -145,6 +148,9 @@ def upgrade() -> None:
         sa.CheckConstraint("units > 0", name=op.f("ck_reservations_units")),
         sa.PrimaryKeyConstraint("account_id", "reservation_id", name=op.f("pk_reservations")),
         sa.UniqueConstraint("account_id", "request_id", name=op.f("uq_reservations_account_id_request_id")),
+    )
+    op.create_index(
+        "ix_reservations_expiring", "reservations", ["expires_at"], postgresql_where=sa.text("state = 'held'")
     )
     op.create_index(
         "ix_reservations_held",
@@ -266,6 +272,7 @@ def upgrade() -> None:
         sa.Column("period_start", _INSTANT, nullable=False),
         sa.Column("threshold_percent", sa.Integer(), nullable=False),
         sa.Column("included", sa.BigInteger(), nullable=False),
+        sa.Column("alert_id", sa.Text(), nullable=False),
         sa.Column("severity", sa.Text(), nullable=False),
         sa.Column("used", sa.BigInteger(), nullable=False),
         sa.Column("raised_at", _INSTANT, nullable=False),
@@ -275,6 +282,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint(
             "account_id", "meter", "period_start", "threshold_percent", "included", name=op.f("pk_usage_alerts")
         ),
+        sa.UniqueConstraint("account_id", "alert_id", name=op.f("uq_usage_alerts_account_id_alert_id")),
+    )
+    op.create_index(
+        "ix_usage_alerts_raised", "usage_alerts", ["account_id", "raised_at", "threshold_percent", "alert_id"]
     )
     op.create_table(
         "usage_counters",
@@ -283,6 +294,7 @@ def upgrade() -> None:
         sa.Column("period_start", _INSTANT, nullable=False),
         sa.Column("period_end", _INSTANT, nullable=False),
         sa.Column("used", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("level", sa.BigInteger()),
         sa.Column("reserved", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("billable", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("sealed", sa.BigInteger(), server_default="0", nullable=False),

@@ -1,0 +1,1 @@
+"""What the service carries, against a bare echo, `COPY` and hand-written code, in one run on one machine."""

@@ -1,0 +1,154 @@
+"""The load: a process that makes calls from pre-encoded bytes and times them; the very same for every server.
+
+It reads one job a line (JSON) from stdin, and answers each with one line. `python -m benchmarks.driver` starts it.
+"""
+
+import array
+import asyncio
+import collections
+import gc
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import grpc
+import psycopg
+import uvloop
+
+from benchmarks import traffic
+
+# What production callers send too.
+_METADATA = (("authorization", "Bearer dev-token"),)
+_DEADLINE_SECONDS = 20.0
+# A caller's process has one; more spread over the processes of `--workers`.
+_CHANNELS = 4
+_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+)
+# Field 1, 2: CheckQuota's DENIED. Field 1, 1: RecordUsage's duplicate, which must not occur.
+_MARKS = {traffic.CHECK: b"\x08\x02", traffic.RECORD: b"\x08\x01"}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to do: for `seconds` after a warm-up, or until `calls` were made; or round trips to Postgres."""
+
+    address: str = ""
+    sent: traffic.Traffic | None = None
+    database_url: str = ""
+    in_flight: int = 128
+    warm_up_seconds: float = 0.5
+    seconds: float = 3.0
+    calls: int = 0
+
+
+@dataclass(slots=True)
+class Done:
+    """What came of it. Latencies are of good calls within the window, in microseconds, in no order."""
+
+    calls_in_all: int = 0
+    seconds: float = 0.0
+    latencies_us: list[int] = field(default_factory=list)
+    errors: dict[str, int] = field(default_factory=dict)
+    marked: int = 0
+    cpu_seconds: float = 0.0
+
+
+class Load:
+    """One job under way."""
+
+    def __init__(self, job: Job, requests: Iterator[bytes]) -> None:
+        assert job.sent is not None
+        self._job = job
+        self._requests = requests
+        self._mark = b"\xff" if job.sent.events else _MARKS[job.sent.rpc]
+        self._latencies = array.array("d")
+        self._errors: collections.Counter[str] = collections.Counter()
+        self._calls = 0
+        self._marked = 0
+
+    async def run(self) -> Done:
+        """Keep `in_flight` calls under way, then say what came of them."""
+        job = self._job
+        assert job.sent is not None
+        channels = [grpc.aio.insecure_channel(job.address, _OPTIONS) for _ in range(min(_CHANNELS, job.in_flight))]
+        try:
+            await asyncio.gather(*(channel.channel_ready() for channel in channels))
+            began = time.perf_counter() + job.warm_up_seconds
+            # Counting by calls, the last ones are the end.
+            ends = began + job.seconds if not job.calls else float("inf")
+            cpu = time.process_time()
+            rpcs: list[Any] = [channel.unary_unary(job.sent.rpc, None, None) for channel in channels]
+            await asyncio.gather(*(self._caller(rpcs[n % len(rpcs)], began, ends) for n in range(job.in_flight)))
+            cpu = time.process_time() - cpu
+        finally:
+            await asyncio.gather(*(channel.close() for channel in channels))
+        return Done(
+            calls_in_all=self._calls,
+            seconds=min(ends, time.perf_counter()) - began,
+            latencies_us=[round(one * 1e6) for one in self._latencies],
+            errors=dict(self._errors),
+            marked=self._marked,
+            cpu_seconds=cpu,
+        )
+
+    async def _caller(self, rpc: Any, began: float, ends: float) -> None:  # noqa: ANN401 - grpc's callable
+        clock, note, mark = time.perf_counter, self._latencies.append, self._mark
+        calls_max = self._job.calls or sys.maxsize
+        for request in self._requests:
+            start = clock()
+            if start >= ends or self._calls >= calls_max:
+                return
+            self._calls += 1
+            try:
+                response = await rpc(request, timeout=_DEADLINE_SECONDS, metadata=_METADATA)
+            except grpc.aio.AioRpcError as error:
+                self._errors[f"{error.code().name}: {error.details()}"] += 1
+                continue
+            end = clock()
+            if response.startswith(mark):
+                self._marked += 1
+            if began <= end < ends:
+                note(end - start)
+
+
+async def _round_trips(job: Job) -> Done:
+    """Time what any call that asks Postgres cannot do without."""
+    latencies = []
+    async with await psycopg.AsyncConnection.connect(job.database_url, autocommit=True) as connection:
+        began = time.perf_counter()
+        while (start := time.perf_counter()) < began + job.seconds:
+            await connection.execute("SELECT 1", prepare=True)
+            latencies.append(round((time.perf_counter() - start) * 1e6))
+    return Done(len(latencies), job.seconds, latencies)
+
+
+def main() -> None:
+    """Do the jobs of stdin, one after the other."""
+    gc.disable()
+    requests: dict[traffic.Traffic, Iterator[bytes]] = {}
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        for line in sys.stdin:
+            read = json.loads(line)
+            sent = traffic.Traffic(**read.pop("sent")) if read["sent"] else read.pop("sent")
+            job = Job(sent=sent, **read)
+            if sent is None:
+                done = runner.run(_round_trips(job))
+            else:
+                # Kept across rounds: encoding 100,000 accounts takes a while.
+                if sent not in requests:
+                    requests[sent] = sent.requests()
+                    next(requests[sent])
+                done = runner.run(Load(job, requests[sent]).run())
+            print(json.dumps(asdict(done)), flush=True)
+            gc.collect()
+
+
+if __name__ == "__main__":
+    main()

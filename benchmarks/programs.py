@@ -1,0 +1,122 @@
+"""The processes under test: started, measured from outside, and gone with us."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from billing_svc.database import embedded
+from billing_svc.dev import launcher
+
+ROOT = Path(__file__).resolve().parent.parent
+_START_SECONDS_MAX = 30.0
+_STOP_SECONDS_MAX = 30.0
+_POLL_SECONDS = 0.05
+
+
+def environment(**added: str) -> dict[str, str]:
+    """Return what our processes are started with: nothing of the service's from outside."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("BILLING_", "DATABASE_URL", "STRIPE_", "PG"))
+    }
+    return {**kept, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))), "GRPC_VERBOSITY": "NONE", **added}
+
+
+def spawn(
+    arguments: list[str], env: Mapping[str, str], log_file: Path, *, piped: bool = False
+) -> subprocess.Popen[str]:
+    """Start `python ARGUMENTS`, its errors going to a file; on Linux it dies with us."""
+    pipe = subprocess.PIPE if piped else subprocess.DEVNULL
+    with log_file.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), sys.executable, *arguments],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=log,
+            env=env,
+            cwd=ROOT,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return what a process and its children have used, those that have ended and were waited for too."""
+    total = 0.0
+    for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+        try:
+            times = one.cpu_times()
+        except psutil.NoSuchProcess:  # ended meanwhile: now in its parent's account, at the next look
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+class Server:
+    """A server process on a port of its own."""
+
+    def __init__(self, name: str, arguments: list[str], env: Mapping[str, str], folder: Path) -> None:
+        """`{address}` in the arguments and the environment is where it shall listen."""
+        self.name = name
+        self.port = embedded.free_port()
+        self.calls = 0
+        self._log = folder / f"{name}.log"
+        filled = [argument.replace("{address}", self.address) for argument in arguments]
+        env = {key: value.replace("{address}", self.address) for key, value in env.items()}
+        self._process = spawn(filled, env, self._log)
+
+    def __enter__(self) -> Self:
+        deadline = time.monotonic() + _START_SECONDS_MAX
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
+                    raise SystemExit(f"{self.name} did not start:\n{self._log.read_text()[-2000:]}") from None
+                time.sleep(_POLL_SECONDS)
+            else:
+                return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def cpu_seconds(self) -> float:
+        """Return what it has used so far."""
+        return cpu_seconds(self.pid)
+
+    def resident_mb(self) -> float:
+        """Return how much memory it holds, in MB (10^6 bytes)."""
+        return float(psutil.Process(self.pid).memory_info().rss / 1e6)
+
+    def stop(self) -> None:
+        """End it, by force if it does not drain."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(_STOP_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._process.wait()

@@ -1,0 +1,184 @@
+"""What is measured on: a durable Postgres, databases with accounts and history in them, and servers."""
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import sqlalchemy as sa
+from psycopg import sql
+
+from benchmarks import programs, traffic
+from billing_svc.catalog import loading, versions
+from billing_svc.database import embedded, engine, migrating, transactions
+
+# Events are made in steps, so that progress shows and no transaction gets long.
+_EVENTS_PER_STEP = 500_000
+# Subscriptions began this long ago: in the middle of a quota period, away from its ends.
+_SUBSCRIBED = timedelta(days=10)
+
+# Every account is subscribed, so that each decision reads all that it ever reads.
+_ACCOUNTS = """
+    CREATE TEMPORARY TABLE known ON COMMIT DROP AS
+        SELECT 'org_' || n AS account_id FROM generate_series(0, %(accounts)s - 1) AS n
+         UNION ALL SELECT %(hot)s;
+    INSERT INTO accounts (account_id, created_at) SELECT account_id, %(anchor)s FROM known;
+    INSERT INTO subscriptions (account_id, subscription_id, customer_id, status, plan, price, catalog_version, is_plan,
+                               quantity, anchor, billing_period_start, billing_period_end, cancel_at_period_end,
+                               effective_from, updated_at)
+    SELECT account_id, 'sub_' || account_id, 'cus_' || account_id, 'active', %(plan)s, 'monthly', 1, true,
+           1, %(anchor)s, %(anchor)s, %(ends)s, false, %(anchor)s, %(anchor)s
+      FROM known;
+    INSERT INTO usage_counters (account_id, meter, period_start, period_end, used, catalog_version, plan,
+                                subscription_id, quantity, pay_as_you_go, included, overridden, updated_at)
+    SELECT account_id, %(meter)s, %(anchor)s, %(ends)s, 2, 1, %(plan)s,
+           'sub_' || account_id, 1, false, %(included)s, false, %(anchor)s
+      FROM known;
+"""
+
+# One account's events lie together, as the primary key does.
+_EVENTS = """
+    INSERT INTO usage_events (account_id, event_id, sent_meter, sent_quantity, properties, meter, period_start, units,
+                              billable, occurred_at, recorded_at, caller, request_id, period_end, plan,
+                              catalog_version, used_after, reserved_after, billable_after, remaining_after, included,
+                              overridden, reason)
+    SELECT 'org_' || (n / %(each)s), md5(n::text), 'runs', 1, '{}', 'runs', %(anchor)s, 1,
+           0, %(anchor)s, %(anchor)s, 'bench', md5((-n)::text), %(ends)s, 'pro',
+           1, 2, 0, 0, 198, 200,
+           false, 'UNSPECIFIED'
+      FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n
+"""
+
+
+class Stand:
+    """A Postgres in a temporary folder."""
+
+    def __init__(self, folder: Path, postgres: embedded.EmbeddedPostgres, say: Callable[[str], None]) -> None:
+        self.folder = folder
+        self._postgres = postgres
+        self._url = postgres.start()
+        self._say = say
+
+    def postgres_cpu_seconds(self) -> float:
+        """Return what Postgres has used so far."""
+        assert self._postgres.pid is not None
+        return programs.cpu_seconds(self._postgres.pid)
+
+    def postgres_version(self) -> str:
+        """Return the server's version."""
+        with psycopg.connect(self.conninfo("billing")) as connection:
+            return str(connection.execute("SHOW server_version").fetchone()[0])  # type: ignore[index]
+
+    def url(self, database: str) -> str:
+        """Return what `serve` and SQLAlchemy connect to."""
+        return sa.make_url(self._url).set(database=database).render_as_string(hide_password=False)
+
+    def conninfo(self, database: str) -> str:
+        """Return what psycopg connects to."""
+        return sa.make_url(self.url(database)).set(drivername="postgresql").render_as_string(hide_password=False)
+
+    def create(self, database: str, template: str = "template1") -> None:
+        """Create a database, a copy of another or an empty one."""
+        with psycopg.connect(self.conninfo("billing"), autocommit=True) as connection:
+            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+            connection.execute(statement.format(sql.Identifier(database), sql.Identifier(template)))
+
+    def create_catalog(self, database: str, plan: str, meter: str) -> None:
+        """Create a database with the catalog of its name, and accounts that are subscribed to a plan."""
+        self._say(f"{database}: schema, catalog, {traffic.ACCOUNTS:,} accounts on {plan}")
+        self.create(database)
+        migrating.upgrade(self.url(database))
+        catalog = loading.load_file(programs.ROOT / "catalogs" / f"{database}.yaml")
+        now = datetime.now(UTC)
+
+        async def publish() -> None:
+            pool = engine.create_engine(self.url(database))
+            await transactions.Transactions(pool).run(lambda conn: versions.publish(conn, catalog, "benchmark", now))
+            await pool.dispose()
+
+        asyncio.run(publish())
+        anchor, ends = _period(now)
+        values = {
+            "accounts": traffic.ACCOUNTS,
+            "hot": traffic.HOT_ACCOUNT,
+            "anchor": anchor,
+            "ends": ends,
+            "plan": plan,
+            "meter": meter,
+            "included": catalog.plan(plan).limits[meter].included,
+        }
+        with psycopg.connect(self.conninfo(database), cursor_factory=psycopg.ClientCursor) as connection:
+            connection.execute(_ACCOUNTS, values)
+        self._settle(database)
+
+    def store_events(self, database: str, events: int) -> None:
+        """Give the accounts a history."""
+        each = -(-events // traffic.ACCOUNTS)
+        anchor, ends = _period(datetime.now(UTC))
+        began = time.monotonic()
+        with psycopg.connect(self.conninfo(database), autocommit=True) as connection:
+            for first in range(0, events, _EVENTS_PER_STEP):
+                last = min(first + _EVENTS_PER_STEP, events) - 1
+                connection.execute(
+                    _EVENTS, {"each": each, "first": first, "last": last, "anchor": anchor, "ends": ends}
+                )
+                self._say(f"{database}: {last + 1:,} of {events:,} events, {time.monotonic() - began:.0f} s")
+        self._settle(database)
+
+    def serve(self, name: str, database: str) -> programs.Server:
+        """Start `billing-svc serve` with one process, as in production: all interceptors, the log to a file."""
+        env = programs.environment(
+            BILLING_DEV="1",
+            BILLING_LISTEN="{address}",
+            DATABASE_URL=self.url(database),
+            STRIPE_API_KEY="sk_test_benchmark",
+            STRIPE_API_BASE="http://127.0.0.1:9",
+            BILLING_CHECKOUT_SUCCESS_URL="http://localhost/success",
+            BILLING_CHECKOUT_CANCEL_URL="http://localhost/cancel",
+        )
+        return programs.Server(name, ["-m", "billing_svc", "serve"], env, self.folder)
+
+    def echo(self) -> programs.Server:
+        """Start the bare echo."""
+        return programs.Server("echo", ["-m", "benchmarks.echo", "{address}"], programs.environment(), self.folder)
+
+    def naive(self, database: str) -> programs.Server:
+        """Start what people write by hand."""
+        arguments = ["-m", "benchmarks.naive", "{address}", self.url(database)]
+        return programs.Server("naive", arguments, programs.environment(), self.folder)
+
+    def _settle(self, database: str) -> None:
+        # So that no autovacuum begins in the middle of a round.
+        with psycopg.connect(self.conninfo(database), autocommit=True) as connection:
+            connection.execute("VACUUM (ANALYZE)")
+
+
+@contextlib.contextmanager
+def stand(say: Callable[[str], None]) -> Iterator[Stand]:
+    """Run a Postgres that survives a crash of the machine (fsync on) in a folder that is deleted afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix=f"billing-svc-bench-{secrets.token_hex(4)}-"))
+    try:
+        folder.chmod(0o711)  # run by root, Postgres is another user, who passes through
+        say("starting Postgres, fsync on")
+        with embedded.EmbeddedPostgres(folder / "postgres", embedded.free_port(), durable=True) as postgres:
+            yield Stand(folder, postgres, say)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _period(now: datetime) -> tuple[datetime, datetime]:
+    # A month is longer than the time that is left of it, whichever it is.
+    anchor = now.replace(hour=0, minute=0, second=0, microsecond=0) - _SUBSCRIBED
+    month = anchor.month % 12 + 1
+    year = anchor.year + (month == 1)
+    # The service counts months from the anchor in the same way; day 29 to 31 is cut to the month's last.
+    for day in range(anchor.day, 0, -1):
+        with contextlib.suppress(ValueError):
+            return anchor, anchor.replace(year=year, month=month, day=day)
+    raise AssertionError("no month is without a first day")

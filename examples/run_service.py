@@ -1,0 +1,75 @@
+"""How a service that runs something asks before each run and reports after it.
+
+Try it beside `make dev`: .venv/bin/python examples/run_service.py org_42
+"""
+
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+import grpc
+
+from billing.v1 import decision_pb2, quota_pb2, quota_pb2_grpc, usage_pb2, usage_pb2_grpc
+
+# A user waits for the check. The record is worth more patience: unrecorded usage is given away.
+CHECK_SECONDS, RECORD_SECONDS = 0.5, 3.0
+PAUSES_SECONDS = (0.1, 0.4, 1.6, 6.4)
+
+# Nothing was decided or the outcome is unknown. What was recorded after all is answered as a duplicate.
+REPEATABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED}
+
+
+class Denied(Exception):
+    """The account may not run this now; the answer says why, until when, and which plans would allow it."""
+
+    def __init__(self, answer: quota_pb2.CheckQuotaResponse) -> None:
+        super().__init__(answer.message)
+        self.answer = answer
+
+
+class RunService:
+    """Does work for accounts, and counts it on the meter `runs`."""
+
+    def __init__(
+        self, channel: grpc.Channel, token: str, *, fail_open: bool, pauses_seconds: Sequence[float] = PAUSES_SECONDS
+    ) -> None:
+        """`fail_open` is what a run costs us against what a refused customer does: decide it before the outage."""
+        self._quota = quota_pb2_grpc.QuotaServiceStub(channel)
+        self._usage = usage_pb2_grpc.UsageServiceStub(channel)
+        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._fail_open = fail_open
+        self._pauses_seconds = pauses_seconds
+
+    def run(self, account_id: str, run_id: str, work: Callable[[], None]) -> usage_pb2.RecordUsageResponse:
+        """Do the work if the account may. Raises Denied, or RpcError if billing is away; repeat with the same id."""
+        self._check(account_id)
+        work()
+        # The run's id is the event's, so that neither a repeated call nor a repeated run is counted twice.
+        event = usage_pb2.RecordUsageRequest(account_id=account_id, event_id=run_id, meter="runs")
+        for pause_seconds in self._pauses_seconds:
+            try:
+                return self._usage.RecordUsage(event, timeout=RECORD_SECONDS, metadata=self._metadata)
+            except grpc.RpcError as error:
+                if error.code() not in REPEATABLE:
+                    raise
+            time.sleep(pause_seconds)
+        return self._usage.RecordUsage(event, timeout=RECORD_SECONDS, metadata=self._metadata)
+
+    def _check(self, account_id: str) -> None:
+        request = quota_pb2.CheckQuotaRequest(account_id=account_id, meter="runs")
+        try:
+            answer = self._quota.CheckQuota(request, timeout=CHECK_SECONDS, metadata=self._metadata)
+        except grpc.RpcError as error:
+            # A request that is wrong stays wrong; only an outage is a reason to run unasked.
+            if self._fail_open and error.code() in REPEATABLE:
+                return
+            raise
+        if answer.decision != decision_pb2.DECISION_ALLOWED:
+            raise Denied(answer)
+
+
+if __name__ == "__main__":
+    with grpc.insecure_channel("127.0.0.1:50051") as to_billing:
+        service = RunService(to_billing, "dev-token", fail_open=False)
+        print(service.run(sys.argv[1], str(uuid.uuid4()), lambda: print("working")))

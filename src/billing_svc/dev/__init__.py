@@ -1,0 +1,1 @@
+"""`billing-svc dev`: every part on this machine, in one terminal."""

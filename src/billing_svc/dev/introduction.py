@@ -1,0 +1,59 @@
+"""What a developer is told once everything answers: addresses, and a first call to copy."""
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from billing_svc import settings
+from billing_svc.dev import options, programs
+
+_ACCOUNT = "acme"
+
+# For a shell, from another terminal. {python} has the stubs.
+_CALL = """\
+{python} - <<'END'
+import grpc
+from billing.v1 import quota_pb2, quota_pb2_grpc
+
+channel = grpc.insecure_channel("{address}")
+request = quota_pb2.CheckQuotaRequest(account_id="{account}", meter="{meter}", quantity=1)
+token = (("authorization", "Bearer {token}"),)
+print(quota_pb2_grpc.QuotaServiceStub(channel).CheckQuota(request, timeout=5, metadata=token))
+END"""
+_GRPCURL = """\
+grpcurl -plaintext -H 'authorization: Bearer {token}' -d '{{"account_id": "{account}", "meter": "{meter}"}}' \
+{address} billing.v1.QuotaService/CheckQuota"""
+
+
+def lines(chosen: options.Options, ports: options.Ports, path: Path) -> Iterator[str]:
+    """Yield the lines, in plain text."""
+    values = {
+        "python": shlex.quote(_shown(sys.executable)),
+        "address": programs.grpc_address(ports),
+        "token": settings.DEV_TOKEN,
+        "account": _ACCOUNT,
+        "meter": chosen.meter,
+    }
+    yield ""
+    yield f"  gRPC      {programs.grpc_address(ports)}  (token {settings.DEV_TOKEN})"
+    yield f"  webhook   {programs.webhook_url(ports)}"
+    yield f"  sandbox   {programs.sandbox_url(ports)}  (in Stripe's place)"
+    yield f"  database  {'as DATABASE_URL says' if chosen.database_url else _shown(str(path / 'postgres'))}"
+    yield f"  catalog   {_shown(str(chosen.catalog_file))}"
+    yield ""
+    yield "A first call, to copy into another terminal:"
+    yield ""
+    yield from _CALL.format_map(values).splitlines()
+    yield ""
+    yield "The same with grpcurl, where that is installed:"
+    yield ""
+    yield _GRPCURL.format_map(values)
+    yield ""
+
+
+def _shown(path: str) -> str:
+    """Return a path as short as it can be copied from here."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.pardir) else relative

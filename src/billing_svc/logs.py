@@ -1,0 +1,108 @@
+"""How every process of the service writes its log: one JSON object a line, on stderr.
+
+On stderr, because stdout belongs to a command's result and must stay fit for a pipe; and because Python writes stderr
+out at every line, so that a crash takes none along. Bodies and keys never get here: what the libraries would say about
+them is turned off below.
+"""
+
+import logging
+import os
+import sys
+import threading
+from types import TracebackType
+from typing import Any, TextIO
+
+import structlog
+from structlog.tracebacks import ExceptionDictTransformer
+
+# An error's first line says what happened. Postgres' next one (DETAIL) quotes the row.
+_ERROR_CHARACTERS_MAX = 500
+# Of each exception: the outermost and the innermost half of them.
+_FRAMES_MAX = 30
+# Below warnings these speak of requests and their bodies, headers, rows or parameters; Alembic of its plugins.
+_DISCREET = ("alembic", "httpcore", "httpx", "sqlalchemy", "stripe")
+
+_traceback = ExceptionDictTransformer(show_locals=False, max_frames=_FRAMES_MAX, use_rich=False)
+
+
+def configure(level: str, *, dev: bool = False) -> None:
+    """Set the log up, once in a process and before gRPC and Stripe's SDK are imported.
+
+    `level` is debug, info, warning or error. In `dev` the lines are for people if stderr is a terminal.
+    """
+    # The SDK would print requests to stderr past every logger.
+    os.environ.pop("STRIPE_LOG", None)
+    # gRPC's core writes lines of its own shape; what matters arrives as an exception.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+    minimum = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    rendering = _for_people() if dev and sys.stderr.isatty() else _for_machines()
+    structlog.configure(
+        processors=[*shared, *rendering],
+        # Levels are compared here and not in a processor: what is below costs nothing.
+        wrapper_class=structlog.make_filtering_bound_logger(minimum),
+        logger_factory=lambda *names: _Writer(names[0] if names else "", sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
+    logging.basicConfig(level=minimum, handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
+    for name in _DISCREET:
+        logging.getLogger(name).setLevel(max(minimum, logging.WARNING))
+    sys.excepthook = _log_defect
+    threading.excepthook = _log_thread_defect
+
+
+class _Writer(structlog.WriteLogger):
+    """Writes lines; its name is what `structlog.get_logger` was given."""
+
+    def __init__(self, name: str, file: TextIO) -> None:
+        super().__init__(file)
+        self.name = name
+
+
+def _for_machines() -> list[structlog.typing.Processor]:
+    return [structlog.processors.ExceptionRenderer(_described), structlog.processors.JSONRenderer()]
+
+
+def _for_people() -> list[structlog.typing.Processor]:
+    # Not the default formatter of exceptions, which shows local variables.
+    return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+
+
+def _described(exc_info: structlog.typing.ExcInfo) -> list[dict[str, Any]]:
+    """Return the exception and its causes with their frames, without local variables or quoted rows."""
+    stacks = _traceback(exc_info)
+    _shorten(stacks)
+    return stacks
+
+
+def _shorten(stacks: list[dict[str, Any]]) -> None:
+    for stack in stacks:
+        stack["exc_value"] = stack["exc_value"].partition("\n")[0][:_ERROR_CHARACTERS_MAX]
+        for part in stack.get("exceptions", ()):
+            _shorten(part)
+
+
+def _log_defect(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    structlog.get_logger("process").critical("died", exc_info=(kind, error, traceback))
+
+
+def _log_thread_defect(arguments: threading.ExceptHookArgs) -> None:
+    if arguments.exc_value is not None:
+        structlog.get_logger("process").critical("thread_died", exc_info=arguments.exc_value)

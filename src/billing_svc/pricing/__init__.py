@@ -1,0 +1,1 @@
+"""Pricing: what a plan and its usage come to, line by line."""

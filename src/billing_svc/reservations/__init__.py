@@ -1,0 +1,1 @@
+"""Reservations: units held for work in progress, until settled, released or expired."""

@@ -1,0 +1,188 @@
+"""Market data by the credit: 1,000 a month free; with pay-as-you-go $0.008 for each one more; 4,000 for $30."""
+
+import asyncio
+import itertools
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from billing.v1 import quota_pb2
+from tests.acceptance import clocks
+from tests.acceptance.conftest import (
+    ALLOWED,
+    DENIED,
+    EXHAUSTED,
+    OVERAGE,
+    PLAIN,
+    RATE_LIMITED,
+    REJECT,
+    Account,
+)
+from tests.billing_svc import books, processes
+from tests.billing_svc.conftest import Billing
+
+
+@pytest.mark.parametrize(("operation", "cost"), [("markets", 1), ("deltas", 2), ("orderbook", 5)])
+async def test_an_operation_takes_its_credits(account: Account, operation: str, cost: int) -> None:
+    assert (await account.check(operation=operation)).cost == cost
+    answer = await account.record("call", operation=operation, quantity=3)
+    assert (answer.meter, answer.cost, answer.used) == ("credits", 3 * cost, 3 * cost)
+
+
+async def test_at_996_of_1000_an_orderbook_is_denied_and_deltas_are_allowed(account: Account) -> None:
+    await account.record("before", "credits", 996)
+    denied = await account.check(operation="orderbook")
+    assert (denied.decision, denied.reason, denied.cost, denied.remaining) == (DENIED, EXHAUSTED, 5, 4)
+    assert denied.resets_at.ToDatetime(tzinfo=UTC) == datetime(2026, 6, 1, tzinfo=UTC)
+    assert list(denied.upgrade_plans) == ["project"]
+    allowed = await account.check(operation="deltas")
+    assert (allowed.decision, allowed.reason, allowed.cost) == (ALLOWED, PLAIN, 2)
+    # The same by recording; the denied one took nothing from the other.
+    assert (await account.record("o", operation="orderbook", if_exceeded=REJECT)).decision == DENIED
+    assert (await account.record("d", operation="deltas", quantity=2, if_exceeded=REJECT)).used == 1000
+
+
+async def test_with_pay_as_you_go_the_1001st_credit_is_allowed_and_costs_0_008(account: Account) -> None:
+    await account.record("before", "credits", 1000)
+    assert (await account.check("credits")).decision == DENIED
+    await account.switch_pay_as_you_go(on=True)
+    check = await account.check("credits")
+    assert (check.decision, check.reason, check.pay_as_you_go) == (ALLOWED, OVERAGE, True)
+    assert (check.projected_overage_cost.amount, check.projected_overage_cost.currency) == ("0.008", "usd")
+    answer = await account.record("1001st", "credits", if_exceeded=REJECT)
+    assert (answer.decision, answer.used, answer.billable) == (ALLOWED, 1001, 1)
+    usage = (await account.usage("credits"))["credits"]
+    assert (usage.billable, usage.projected_overage_cost.amount) == (1, "0.008")
+
+
+async def test_switching_pay_as_you_go_gives_no_fresh_allowance(account: Account) -> None:
+    await account.record("before", "credits", 1000)
+    for n in range(3):
+        await account.switch_pay_as_you_go(on=True)
+        assert (await account.record(f"more_{n}", "credits", 10, if_exceeded=REJECT)).billable == 10
+        await account.switch_pay_as_you_go(on=False)
+        assert (await account.check("credits")).decision == DENIED
+    usage = (await account.usage("credits"))["credits"]
+    assert (usage.used, usage.billable, usage.remaining) == (1030, 30, 0)
+
+
+async def test_project_has_four_thousand_and_pay_as_you_go_too(account: Account) -> None:
+    await account.subscribe("project")
+    await account.record("before", "credits", 3999)
+    assert (await account.check("credits", 1)).decision == ALLOWED
+    assert (await account.check("credits", 2)).decision == DENIED
+    await account.switch_pay_as_you_go(on=True)
+    check = await account.check("credits", 126)
+    assert (check.decision, check.reason, check.projected_overage_cost.amount) == (ALLOWED, OVERAGE, "1.00")
+
+
+async def test_credits_do_not_roll_over(account: Account, service_clock: clocks.StillClock) -> None:
+    await account.record("may", "credits", 10)
+    service_clock.set(datetime(2026, 5, 31, 23, 59, 59, 999_999, tzinfo=UTC))
+    assert (await account.check("credits")).remaining == 990
+    service_clock.set(datetime(2026, 6, 1, tzinfo=UTC))
+    check = await account.check("credits", 1000)
+    assert (check.decision, check.used, check.remaining) == (ALLOWED, 0, 1000)
+    assert (await account.check("credits", 1001)).decision == DENIED
+
+
+async def test_who_cancels_is_back_on_free(account: Account, service_clock: clocks.StillClock) -> None:
+    """Pay-as-you-go ends with it: that is for the change of the subscription to switch off."""
+    subscription = await account.subscribe("project")
+    await account.record("paid", "credits", 3000)
+    service_clock.advance(timedelta(days=5))
+    await account.tell(subscription.but(status="canceled", ended_at=service_clock.now()))
+    check = await account.check("credits", 1000)
+    assert (check.plan, check.decision, check.included, check.used) == ("free", ALLOWED, 1000, 0)
+    assert (await account.check("credits", 1001)).decision == DENIED
+
+
+@pytest.mark.parametrize(("plan", "pay_as_you_go", "requests"), [("free", False, 30), ("free", True, 60)])
+async def test_the_rate_limit_admits_n_in_a_minute_that_begins_with_the_first(
+    account: Account, service_clock: clocks.StillClock, plan: str, pay_as_you_go: bool, requests: int  # noqa: FBT001
+) -> None:
+    await account.switch_pay_as_you_go(on=pay_as_you_go)
+    first = service_clock.now()
+    for n in range(requests):
+        check = await account.check("credits")
+        assert (check.decision, check.plan) == (ALLOWED, plan), n
+        service_clock.advance(timedelta(milliseconds=500))
+    service_clock.set(first + timedelta(minutes=1) - timedelta(microseconds=1))
+    denied = await account.check("credits")
+    assert (denied.decision, denied.reason, denied.retry_after.ToMicroseconds()) == (DENIED, RATE_LIMITED, 1)
+    service_clock.set(first + timedelta(minutes=1))
+    for _ in range(requests):
+        assert (await account.check("credits")).decision == ALLOWED
+    assert (await account.check("credits")).reason == RATE_LIMITED
+
+
+async def test_a_check_that_the_quota_denies_does_not_count_for_the_rate(account: Account) -> None:
+    await account.record("before", "credits", 1000)
+    for _ in range(31):
+        assert (await account.check("credits")).reason == EXHAUSTED
+    await account.correct("fix", "before", 100)
+    for _ in range(30):
+        assert (await account.check("credits")).decision == ALLOWED
+    assert (await account.check("credits")).reason == RATE_LIMITED
+
+
+@pytest.mark.parametrize(
+    ("plan", "pay_as_you_go", "requests"), [("free", False, 30), ("free", True, 60), ("project", False, 120)]
+)
+async def test_the_rate_limit_holds_with_two_server_processes(
+    account: Account,
+    database_url: str,
+    tmp_path: Path,
+    service_clock: clocks.StillClock,
+    plan: str,
+    pay_as_you_go: bool,  # noqa: FBT001
+    requests: int,
+) -> None:
+    """Twice as many checks as are admitted, all at once, over both."""
+    service_clock.set(datetime.now(UTC))
+    if plan != "free":
+        await account.subscribe(plan)
+    await account.switch_pay_as_you_go(on=pay_as_you_go)
+    async with processes.servers(database_url, tmp_path, 2) as started:
+        channels = [one.channel() for one in started]
+        stubs = itertools.cycle([processes.quota_stub(channel) for channel in channels])
+        request = quota_pb2.CheckQuotaRequest(account_id=account.account_id, operation="markets")
+        answers = await asyncio.gather(
+            *(next(stubs).CheckQuota(request, metadata=processes.METADATA) for _ in range(2 * requests))
+        )
+        for channel in channels:
+            await channel.close()
+    assert {answer.plan for answer in answers} == {plan}
+    assert Counter((answer.decision, answer.reason) for answer in answers) == {
+        (ALLOWED, PLAIN): requests,
+        (DENIED, RATE_LIMITED): requests,
+    }
+
+
+async def test_two_processes_never_admit_past_the_credits(
+    billing: Billing, account: Account, database_url: str, tmp_path: Path
+) -> None:
+    """Recorded with REJECT from both sides at once: exactly the 200 order books that 1,000 credits buy."""
+    async with processes.servers(database_url, tmp_path, 2) as started:
+        channels = [one.channel() for one in started]
+        stubs = itertools.cycle([processes.usage_stub(channel) for channel in channels])
+        from billing.v1 import usage_pb2  # noqa: PLC0415
+
+        answers = await asyncio.gather(
+            *(
+                next(stubs).RecordUsage(
+                    usage_pb2.RecordUsageRequest(
+                        account_id=account.account_id, event_id=f"call_{n}", operation="orderbook", if_exceeded=REJECT
+                    ),
+                    metadata=processes.METADATA,
+                )
+                for n in range(230)
+            )
+        )
+        for channel in channels:
+            await channel.close()
+    assert Counter(answer.decision for answer in answers) == {ALLOWED: 200, DENIED: 30}
+    assert await books.used(billing.engine, account.account_id) == 1000
+    await books.assert_balanced(billing.engine)

@@ -1,0 +1,105 @@
+"""Real server processes: what a crash, a second replica and a log are tested with."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from billing.v1 import quota_pb2_grpc, usage_pb2_grpc
+from billing_svc.database import embedded
+
+SRC = Path(__file__).parents[2] / "src"
+TOKEN = "dev-token"
+METADATA = (("authorization", f"Bearer {TOKEN}"),)
+# A start takes one or two seconds; longer on a machine that does other things.
+READY_SECONDS_MAX = 30
+
+_ENTRY = """
+import asyncio
+from billing_svc import logs, server, settings
+read = settings.read()
+logs.configure(read.log_level)
+asyncio.run(server.serve(read))
+"""
+
+
+@dataclass(slots=True)
+class ServerProcess:
+    """One `serve`, on a port that it keeps across restarts."""
+
+    database_url: str
+    port: int
+    log: Path
+    process: asyncio.subprocess.Process | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Start it and return when it answers."""
+        environment = os.environ | {
+            "PYTHONPATH": str(SRC),
+            "DATABASE_URL": self.database_url,
+            "BILLING_DEV": "true",
+            "BILLING_LISTEN": self.address,
+            "STRIPE_API_KEY": "sk_test_tests",
+            "STRIPE_API_BASE": "http://127.0.0.1:9",
+            "BILLING_CHECKOUT_SUCCESS_URL": "https://app.example.com/paid",
+            "BILLING_CHECKOUT_CANCEL_URL": "https://app.example.com/plans",
+        }
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", _ENTRY, env=environment, stdout=log, stderr=log
+            )
+        async with self.channel() as channel:
+            ready = asyncio.ensure_future(channel.channel_ready())
+            ended = asyncio.ensure_future(self.process.wait())
+            await asyncio.wait({ready, ended}, timeout=READY_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
+            ended.cancel()
+            if not ready.done():
+                ready.cancel()
+                raise AssertionError(f"the server did not get ready:\n{self.log.read_text()}")
+
+    async def kill(self, number: int = signal.SIGKILL) -> None:
+        """End it and return when it is gone."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.send_signal(number)
+            await self.process.wait()
+
+    def channel(self) -> grpc.aio.Channel:
+        """Return a channel of its own connection, which comes back soon after a restart."""
+        return grpc.aio.insecure_channel(
+            self.address,
+            options=[
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.initial_reconnect_backoff_ms", 50),
+                ("grpc.min_reconnect_backoff_ms", 50),
+                ("grpc.max_reconnect_backoff_ms", 200),
+            ],
+        )
+
+
+@contextlib.asynccontextmanager
+async def servers(database_url: str, folder: Path, count: int) -> AsyncIterator[list[ServerProcess]]:
+    """Run server processes on one database, where a catalog was published."""
+    started = [ServerProcess(database_url, embedded.free_port(), folder / f"server_{n}.log") for n in range(count)]
+    try:
+        await asyncio.gather(*(one.start() for one in started))
+        yield started
+    finally:
+        await asyncio.gather(*(one.kill() for one in started))
+
+
+def usage_stub(channel: grpc.aio.Channel) -> "usage_pb2_grpc.UsageServiceAsyncStub":
+    return usage_pb2_grpc.UsageServiceStub(channel)
+
+
+def quota_stub(channel: grpc.aio.Channel) -> "quota_pb2_grpc.QuotaServiceAsyncStub":
+    return quota_pb2_grpc.QuotaServiceStub(channel)

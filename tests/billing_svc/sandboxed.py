@@ -1,0 +1,296 @@
+"""Server, sandbox, gateway and worker in the test's process, joined as in production; with faults between."""
+
+import asyncio
+import contextlib
+import json
+import pathlib
+import socket
+import ssl
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+import uvicorn
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from billing.v1 import stripe_event_pb2, subscription_pb2
+from billing_svc import clock
+from billing_svc.catalog import loading, model, versions
+from billing_svc.database import tables
+from billing_svc.database import transactions as transactions_module
+from billing_svc.settings import Settings
+from billing_svc.stripe import catalog_sync, client
+from billing_svc.stripe_events import applying
+from stripe_sandbox import app as sandbox_app
+from stripe_sandbox import settings as sandbox_settings
+from tests.billing_svc.conftest import CATALOGS, TOKEN, Billing
+from webhook_gateway import app as gateway_app
+from webhook_gateway import forwarding, serving
+
+SECRET = "whsec_tests"
+
+# Sees a request's method and path; returns the status to answer in place of the sandbox, or None.
+Fault = Callable[[str, str], Awaitable[int | None]]
+
+
+async def no_fault(_method: str, _path: str) -> int | None:
+    return None
+
+
+@dataclass
+class Faults:
+    """Stands before the sandbox's API. `before`: nothing has happened yet; `after`: it has, but no answer was sent."""
+
+    app: ASGIApp | None = None
+    before: Fault = no_fault
+    after: Fault = no_fault
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self.app is not None
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self.app(scope, receive, send)
+            return
+        asked = scope["method"], scope["path"]
+        status = await self.before(*asked)
+        answer: list[Message] = []
+        if status is None:
+
+            async def keep(message: Message) -> None:
+                answer.append(message)
+
+            await self.app(scope, receive, keep)
+            status = await self.after(*asked)
+        if status is None:
+            for message in answer:
+                await send(message)
+        else:
+            error = {"error": {"type": "api_error", "message": "brought about by a test"}}
+            await JSONResponse(error, status, {"Request-Id": "req_test"})(scope, receive, send)
+
+    def crash(self, number: int, *, after: bool, task: Callable[[], asyncio.Task[Any]]) -> None:
+        """End the task that calls at its n-th request (from 1), as a SIGKILL would: before or after it took effect."""
+        seen = 0
+
+        async def cut(_method: str, _path: str) -> int | None:
+            nonlocal seen
+            seen += 1
+            if seen != number:
+                return None
+            task().cancel()
+            return 503  # to nobody
+
+        self.before, self.after = (no_fault, cut) if after else (cut, no_fault)
+
+    def clear(self) -> None:
+        self.before = self.after = no_fault
+
+
+@dataclass
+class Sandbox:
+    """A running sandbox."""
+
+    url: str
+    http: httpx.AsyncClient
+    faults: Faults = field(default_factory=Faults)
+
+    async def requests(self, method: str = "", path: str = "") -> list[dict[str, Any]]:
+        """Return the requests that reached it, by method and the beginning of the path."""
+        entries = (await self.http.get("/_sandbox/requests")).json()
+        return [one for one in entries if method in {"", one["method"]} and one["path"].startswith(path)]
+
+    async def writes(self) -> list[dict[str, Any]]:
+        return [one for one in await self.requests() if one["method"] != "GET"]
+
+    async def call(self, method: str, path: str, **params: object) -> dict[str, Any]:
+        """Do something at Stripe that the service does not; parameters are named as in a form."""
+        pairs = {name: str(value) for name, value in params.items()}
+        sent = {"data": pairs} if method == "POST" else {"params": pairs}
+        answer = await self.http.request(method, path, **sent)  # type: ignore[arg-type]  # one of two names
+        assert answer.is_success, answer.text
+        data: dict[str, Any] = answer.json()
+        return data
+
+    async def all(self, path: str, **params: object) -> list[dict[str, Any]]:
+        page = await self.call("GET", path, limit=100, **params)
+        assert not page["has_more"]
+        found: list[dict[str, Any]] = page["data"]
+        return found
+
+    async def pay(self, url: str) -> dict[str, Any]:
+        answer = await self.http.post(f"{url}/pay", headers={"Accept": "application/json"})
+        assert answer.status_code == 200, answer.text
+        paid: dict[str, Any] = answer.json()
+        return paid
+
+
+@contextlib.asynccontextmanager
+async def listening(build: Callable[[int], uvicorn.Server], port: int = 0) -> AsyncIterator[str]:
+    """Serve on a port (0: a free one), and give the address."""
+    # The protocol is named because asyncio switches Nagle's delay off only where it is: 40 ms a request.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", port))
+        running = build(listener.getsockname()[1])
+        task = asyncio.create_task(running.serve([listener]))
+        while not running.started:
+            assert not task.done(), "the server ended instead of starting"
+            await asyncio.sleep(0.005)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            running.should_exit = True
+            await task
+
+
+@contextlib.asynccontextmanager
+async def sandbox_running(state_file: pathlib.Path, webhook_url: str | None = None) -> AsyncIterator[Sandbox]:
+    faults = Faults()
+
+    def build(port: int) -> uvicorn.Server:
+        faults.app = sandbox_app.create_app(sandbox_settings.Settings(port, state_file, webhook_url, SECRET))
+        return uvicorn.Server(
+            uvicorn.Config(
+                faults, log_level="error", access_log=False, ws="none", lifespan="on", timeout_graceful_shutdown=1
+            )
+        )
+
+    async with (
+        listening(build) as url,
+        httpx.AsyncClient(
+            base_url=url,
+            headers={"Authorization": "Bearer sk_test_tests"},
+            trust_env=False,
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # an empty one: there is no TLS here
+        ) as http,
+    ):
+        yield Sandbox(url, http, faults)
+
+
+@contextlib.asynccontextmanager
+async def gateway_running(target: str, port: int) -> AsyncIterator[None]:
+    async with forwarding.connect(target, TOKEN) as forwarder:
+        app = gateway_app.create_app([SECRET.encode()], forwarder)
+        async with listening(lambda port: serving.build_server(app, "127.0.0.1", port), port):
+            yield
+
+
+def catalog_of(name: str, replacing: Mapping[str, str] | None = None) -> model.Catalog:
+    """Load a shipped catalog, with pieces of its text replaced."""
+    text = (CATALOGS / f"{name}.yaml").read_text()
+    for old, new in (replacing or {}).items():
+        assert old in text
+        text = text.replace(old, new)
+    return loading.load_text(text, f"{name}.yaml")
+
+
+@dataclass(frozen=True)
+class World:
+    """All of it. Events reach the service when a test takes them there, in the order that it likes."""
+
+    billing: Billing
+    sandbox: Sandbox
+    stripe: client.Stripe
+    inbox: applying.Inbox
+
+    async def rows(self, table: sa.Table, *where: sa.ColumnElement[bool]) -> list[sa.Row[Any]]:
+        async with self.billing.engine.connect() as conn:
+            return list(await conn.execute(sa.select(table).where(*where)))
+
+    async def execute(self, statement: sa.Executable) -> None:
+        async with self.billing.engine.begin() as conn:
+            await conn.execute(statement)
+
+    async def checkout(self, account_id: str = "org_1", **more: Any) -> subscription_pb2.CreateCheckoutResponse:  # noqa: ANN401 - the message's fields
+        request = subscription_pb2.CreateCheckoutRequest(account_id=account_id, **{"plan": "pro", **more})
+        return await self.billing.subscriptions.CreateCheckout(request)
+
+    async def subscription(self, account_id: str = "org_1") -> subscription_pb2.Subscription:
+        request = subscription_pb2.GetSubscriptionRequest(account_id=account_id)
+        return (await self.billing.subscriptions.GetSubscription(request)).subscription
+
+    async def subscribe(self, account_id: str = "org_1", **more: Any) -> str:  # noqa: ANN401 - as above
+        """Buy a plan at Stripe; the service has not heard of it yet. Returns the subscription's id."""
+        page = await self.checkout(account_id, **more)
+        return str((await self.sandbox.pay(page.url))["subscription"])
+
+    async def events(self, prefix: str = "") -> list[dict[str, Any]]:
+        """Return Stripe's events of a kind, the oldest first."""
+        found = await self.sandbox.all("/v1/events")
+        return [event for event in reversed(found) if event["type"].startswith(prefix)]
+
+    async def deliver(self, *events: Mapping[str, Any]) -> None:
+        for event in events:
+            await self.billing.events.AcceptStripeEvent(
+                stripe_event_pb2.AcceptStripeEventRequest(payload=json.dumps(event).encode())
+            )
+
+    async def apply_all(self) -> None:
+        while await self.inbox.apply_due():
+            pass
+
+    async def inbox_states(self) -> dict[str, tuple[str, str | None]]:
+        return {row.event_id: (row.state, row.note) for row in await self.rows(tables.stripe_events)}
+
+    def second_inbox(self, now: clock.Clock | None = None) -> applying.Inbox:
+        return applying.Inbox(
+            self.billing.transactions, versions.CatalogCache(), self.stripe, now or self.billing.clock
+        )
+
+
+def event_about(subject: Mapping[str, Any], type_: str, event_id: str | None = None, **more: object) -> dict[str, Any]:
+    """Return an event as Stripe would send it."""
+    return {
+        "id": event_id or f"evt_{uuid.uuid4().hex}",
+        "object": "event",
+        "api_version": "2026-10-28.endive",
+        "created": 1_790_000_000,
+        "livemode": False,
+        "type": type_,
+        "data": {"object": subject},
+        **more,
+    }
+
+
+@pytest.fixture
+def webhook_port() -> int | None:
+    """Where the sandbox sends its events on this machine; None: nowhere. A module may choose another."""
+    return None
+
+
+@pytest.fixture
+async def sandbox(tmp_path: pathlib.Path, webhook_port: int | None) -> AsyncIterator[Sandbox]:
+    webhook_url = None if webhook_port is None else f"http://127.0.0.1:{webhook_port}/stripe/webhook"
+    async with sandbox_running(tmp_path / "stripe.sqlite", webhook_url) as running:
+        yield running
+
+
+@pytest.fixture
+def settings(settings: Settings, sandbox: Sandbox) -> Settings:
+    return settings.model_copy(update={"stripe_api_base": sandbox.url})
+
+
+@pytest.fixture
+async def stripe_client(settings: Settings) -> AsyncIterator[client.Stripe]:
+    made = client.Stripe.from_settings(settings)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def published_catalog(
+    transactions: transactions_module.Transactions, stripe_client: client.Stripe, catalog_name: str
+) -> int:
+    """The catalog's version, as brought to the sandbox before the server starts."""
+    catalog = loading.load_file(CATALOGS / f"{catalog_name}.yaml")
+    now = clock.Clock().now()
+    return await catalog_sync.apply(transactions, stripe_client, catalog, "operator:test", now, lambda _line: None)
+
+
+@pytest.fixture
+async def world(billing: Billing, sandbox: Sandbox, stripe_client: client.Stripe) -> World:
+    inbox = applying.Inbox(billing.transactions, versions.CatalogCache(), stripe_client, billing.clock)
+    return World(billing, sandbox, stripe_client, inbox)

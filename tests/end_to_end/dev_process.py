@@ -1,0 +1,161 @@
+"""A `billing-svc dev` of a test's own: to be interrupted, killed and started again."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from billing_svc.database import embedded
+
+ROOT = Path(__file__).resolve().parents[2]
+# Ten times what a start takes on an idle machine.
+READY_SECONDS_MAX = 45
+# Five parts with a grace of five seconds each, were all of them stuck.
+END_SECONDS_MAX = 30
+# Linux ends the orphans at once; Postgres takes a moment for its own children.
+ORPHANS_SECONDS_MAX = 8
+POLL_SECONDS = 0.05
+
+
+class DevProcess:
+    """One folder and one set of ports; started as often as a test likes."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.ports = [embedded.free_port() for _ in range(3)]
+        self.lines: list[str] = []
+        self.process: subprocess.Popen[str] | None = None
+        self._changed = threading.Condition()
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.ports[0]}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def command(self, *more: str) -> list[str]:
+        options = zip(("--grpc-port", "--gateway-port", "--sandbox-port"), map(str, self.ports), strict=True)
+        own = (part for option in options for part in option)
+        return [sys.executable, "-m", "billing_svc", "dev", "--data-dir", str(self.data_dir), *own, *more]
+
+    def start(self) -> None:
+        """Start it, without waiting for anything."""
+        self.lines = []
+        self.process = subprocess.Popen(
+            self.command(), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        threading.Thread(target=self._drain, args=(self.process,), daemon=True).start()
+
+    def await_line(self, pattern: str, seconds: float = READY_SECONDS_MAX) -> "re.Match[str]":
+        """Return the first match of a line from its beginning; fails when there is none in time."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while True:
+                for line in self.lines:
+                    if matched := re.match(pattern, line):
+                        return matched
+                if not self._changed.wait(deadline - time.monotonic()):
+                    raise AssertionError(f"no line like {pattern!r} within {seconds} s:\n" + "".join(self.lines))
+
+    def await_ready(self) -> None:
+        self.await_line("ready ")
+
+    def end(self, number: int) -> int:
+        """Send a signal and return its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(END_SECONDS_MAX)
+
+    def pid_of(self, part: str) -> int:
+        """Return the process that a part was started as last."""
+        found = [re.match(rf"  {part} answers after .* \(process (\d+)\)", line) for line in self.lines]
+        return int([matched for matched in found if matched][-1][1])
+
+    def _drain(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                with self._changed:
+                    self.lines.append(line)
+                    self._changed.notify_all()
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return an environment without the service's variables and without PATH."""
+    foreign = ("BILLING_", "DATABASE_URL", "GATEWAY_", "STRIPE_", "PATH")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    return kept | {"PYTHONPATH": str(ROOT / "src")} | more
+
+
+@contextlib.contextmanager
+def ended_in_any_case(dev: DevProcess) -> Iterator[DevProcess]:
+    """Leave nothing running behind a test that failed."""
+    try:
+        yield dev
+    finally:
+        if dev.process is not None:
+            left = [dev.pid, *descendants(dev.pid)] if dev.process.poll() is None else []
+            if left:
+                dev.process.kill()
+                dev.process.wait()
+            await_gone(left)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return all processes below one."""
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and (fields := _stat(int(folder.name))):
+            parents.setdefault(int(fields[1]), []).append(int(folder.name))
+    found, waiting = [], [pid]
+    while waiting:
+        below = parents.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def await_gone(pids: list[int], seconds: float = ORPHANS_SECONDS_MAX) -> None:
+    """Wait until no process is left; one that only waits for its parent to notice counts as gone."""
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in pids if (fields := _stat(pid)) and fields[0] != "Z"]:
+        assert time.monotonic() < deadline, f"still running: {[_command_of(pid) for pid in left]}"
+        time.sleep(POLL_SECONDS)
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Return a process's state, parent and so on; None if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _command_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return str(pid)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
