@@ -17,7 +17,8 @@ help:  ## Show this
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 dev: $(READY)  ## Run everything on this machine; make dev ARGS="--catalog catalogs/kalshibook.yaml"
-	@$(PY) -m billing_svc dev $(ARGS)
+	@# Whoever kills make means dev as well; the launcher ties the one to the other.
+	@exec $(PY) -I -S src/billing_svc/dev/launcher.py $$PPID $(PY) -m billing_svc dev $(ARGS)
 
 test: lint  ## Run every check and test; make test ARGS="-k quota" passes options to pytest
 	$(PY) -m pytest $(ARGS)

@@ -5,7 +5,7 @@ It knows one limit for everybody, no periods, no plans, no authentication and no
 """
 
 import asyncio
-import datetime
+import datetime as dt
 import sys
 
 import grpc
@@ -40,14 +40,14 @@ class _Event(_Base):
     event_id: Mapped[str] = mapped_column(primary_key=True)
     meter: Mapped[str]
     quantity: Mapped[int] = mapped_column(sa.BigInteger)
-    recorded_at: Mapped[datetime.datetime] = mapped_column(sa.DateTime(timezone=True))
+    recorded_at: Mapped[dt.datetime] = mapped_column(sa.DateTime(timezone=True))
 
 
 class _Quota(quota_pb2_grpc.QuotaServiceServicer):
     def __init__(self, sessions: "async_sessionmaker[AsyncSession]") -> None:
         self._sessions = sessions
 
-    async def CheckQuota(  # type: ignore[override]  # noqa: N802 - gRPC's name
+    async def CheckQuota(  # noqa: N802 - gRPC's name
         self, request: quota_pb2.CheckQuotaRequest, _context: object
     ) -> quota_pb2.CheckQuotaResponse:
         async with self._sessions() as session, session.begin():
@@ -64,10 +64,10 @@ class _UsageService(usage_pb2_grpc.UsageServiceServicer):
     def __init__(self, sessions: "async_sessionmaker[AsyncSession]") -> None:
         self._sessions = sessions
 
-    async def RecordUsage(  # type: ignore[override]  # noqa: N802 - gRPC's name
+    async def RecordUsage(  # noqa: N802 - gRPC's name
         self, request: usage_pb2.RecordUsageRequest, _context: object
     ) -> usage_pb2.RecordUsageResponse:
-        now = datetime.datetime.now(datetime.UTC)
+        now = dt.datetime.now(dt.UTC)
         async with self._sessions() as session, session.begin():
             first = postgresql.insert(_Usage).values(account_id=request.account_id, meter=request.meter, used=0)
             await session.execute(first.on_conflict_do_nothing())

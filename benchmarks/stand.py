@@ -17,6 +17,7 @@ from psycopg import sql
 from benchmarks import programs, traffic
 from billing_svc.catalog import loading, versions
 from billing_svc.database import embedded, engine, migrating, transactions
+from billing_svc.quota import periods
 
 # Events are made in steps, so that progress shows and no transaction gets long.
 _EVENTS_PER_STEP = 500_000
@@ -51,7 +52,7 @@ _EVENTS = """
     SELECT 'org_' || (n / %(each)s), md5(n::text), 'runs', 1, '{}', 'runs', %(anchor)s, 1,
            0, %(anchor)s, %(anchor)s, 'bench', md5((-n)::text), %(ends)s, 'pro',
            1, 2, 0, 0, 198, 200,
-           false, 'UNSPECIFIED'
+           false, 'NONE'
       FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n
 """
 
@@ -103,12 +104,12 @@ class Stand:
             await pool.dispose()
 
         asyncio.run(publish())
-        anchor, ends = _period(now)
+        period = _period(now)
         values = {
             "accounts": traffic.ACCOUNTS,
             "hot": traffic.HOT_ACCOUNT,
-            "anchor": anchor,
-            "ends": ends,
+            "anchor": period.start,
+            "ends": period.end,
             "plan": plan,
             "meter": meter,
             "included": catalog.plan(plan).limits[meter].included,
@@ -120,14 +121,13 @@ class Stand:
     def store_events(self, database: str, events: int) -> None:
         """Give the accounts a history."""
         each = -(-events // traffic.ACCOUNTS)
-        anchor, ends = _period(datetime.now(UTC))
+        period = _period(datetime.now(UTC))
         began = time.monotonic()
         with psycopg.connect(self.conninfo(database), autocommit=True) as connection:
             for first in range(0, events, _EVENTS_PER_STEP):
                 last = min(first + _EVENTS_PER_STEP, events) - 1
-                connection.execute(
-                    _EVENTS, {"each": each, "first": first, "last": last, "anchor": anchor, "ends": ends}
-                )
+                values = {"each": each, "first": first, "last": last, "anchor": period.start, "ends": period.end}
+                connection.execute(_EVENTS, values)
                 self._say(f"{database}: {last + 1:,} of {events:,} events, {time.monotonic() - began:.0f} s")
         self._settle(database)
 
@@ -172,13 +172,6 @@ def stand(say: Callable[[str], None]) -> Iterator[Stand]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _period(now: datetime) -> tuple[datetime, datetime]:
-    # A month is longer than the time that is left of it, whichever it is.
+def _period(now: datetime) -> periods.Period:
     anchor = now.replace(hour=0, minute=0, second=0, microsecond=0) - _SUBSCRIBED
-    month = anchor.month % 12 + 1
-    year = anchor.year + (month == 1)
-    # The service counts months from the anchor in the same way; day 29 to 31 is cut to the month's last.
-    for day in range(anchor.day, 0, -1):
-        with contextlib.suppress(ValueError):
-            return anchor, anchor.replace(year=year, month=month, day=day)
-    raise AssertionError("no month is without a first day")
+    return periods.anchored_month(anchor, now)

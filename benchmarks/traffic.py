@@ -79,7 +79,7 @@ class Traffic:
 
     def _batches(self, dice: random.Random) -> Iterator[bytes]:
         single = Traffic(RECORD, self.whom, self.meter)
-        parts = single._parts(dice, single._template())  # noqa: SLF001 - its own kind
+        parts = single._parts(dice, single._template())
         templates = [list(itertools.islice(parts, self.events)) for _ in range(_BATCH_TEMPLATES)]
         bits = dice.getrandbits
         for template in itertools.cycle(templates):

@@ -95,18 +95,28 @@ def _options(
 
 
 @app.command()
-def serve() -> None:
+def serve(
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share the port; Linux only.")] = 1,
+    *,
+    shared_port: Annotated[bool, typer.Option("--shared-port", hidden=True)] = False,
+) -> None:
     """Answer gRPC calls until SIGTERM or SIGINT. Any number of servers may run."""
     from billing_svc import logs, settings
 
     options = settings.read()
     logs.configure(options.log_level, dev=options.dev)
     _require_schema(options)
-    from billing_svc import server
 
     async def run() -> None:
         await _require_catalog(options)
-        await server.serve(options)
+        if workers > 1:
+            from billing_svc import workers as supervising
+
+            await supervising.run(options, workers)
+        else:
+            from billing_svc import server
+
+            await server.serve(options, shared_port=shared_port)
 
     _run(run())
 

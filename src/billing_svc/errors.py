@@ -120,6 +120,13 @@ class PlanNotApplied(BillingError):
     reason = "PLAN_NOT_APPLIED"
 
 
+class PayAsYouGoNotOffered(BillingError):
+    """The plan has no pay-as-you-go."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "PAY_AS_YOU_GO_NOT_OFFERED"
+
+
 class LevelBelowZero(BillingError):
     """A change that would take a gauge below 0."""
 

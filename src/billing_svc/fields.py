@@ -4,6 +4,7 @@ A request is read through one `Fields`, which collects every violation, so that 
 """
 
 import base64
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -179,9 +180,13 @@ def origin(url: str) -> str:
 
 
 def to_proto_instant(value: datetime | None) -> timestamp_pb2.Timestamp | None:
-    """Return an instant as a message; None stays unset."""
-    if value is None:
-        return None
+    """Return an instant as a message, to be copied into another one; None stays unset."""
+    return None if value is None else _timestamp(value)
+
+
+# Every answer tells the bounds of a period, and most accounts share them.
+@functools.lru_cache(maxsize=4096)
+def _timestamp(value: datetime) -> timestamp_pb2.Timestamp:
     message = timestamp_pb2.Timestamp()
     message.FromDatetime(value)
     return message

@@ -151,8 +151,8 @@ def map_errors(method: str, inner: Handler) -> Handler:
             raise
         except NotImplementedError:  # what a generated servicer's methods raise until they are written
             call.reason = errors.NotAvailableYet.reason
-            error = errors.NotAvailableYet("this RPC is not available yet", {"rpc": method})
-            await _abort(context, error, call.request_id)
+            unwritten = errors.NotAvailableYet("this RPC is not available yet", {"rpc": method})
+            await _abort(context, unwritten, call.request_id)
         except Exception:  # noqa: BLE001 - the last resort: logged in full, answered with a fixed text
             call.reason = "INTERNAL"
             _log.exception("handler failed", method=method, request_id=call.request_id)
@@ -163,6 +163,26 @@ def map_errors(method: str, inner: Handler) -> Handler:
             )
 
     return run
+
+
+def limit_calls(calls_max: int) -> Layer:
+    """Return the layer that sheds calls past `calls_max` under way in this process, all methods together."""
+    under_way = 0
+
+    def layer(_method: str, inner: Handler) -> Handler:
+        async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
+            nonlocal under_way
+            if under_way >= calls_max:
+                raise errors.Overloaded("the server has more calls under way than it can answer soon")
+            under_way += 1
+            try:
+                return await inner(request, context)
+            finally:
+                under_way -= 1
+
+        return run
+
+    return layer
 
 
 def limit_time(_method: str, inner: Handler) -> Handler:

@@ -22,6 +22,7 @@ from billing.v1 import (
     usage_pb2_grpc,
 )
 from billing_svc import access, clock, interceptors, processes
+from billing_svc.admin.servicer import AdminServicer
 from billing_svc.catalog import versions
 from billing_svc.database import engine, transactions
 from billing_svc.quota.servicer import QuotaServicer
@@ -36,8 +37,9 @@ _log = structlog.get_logger("server")
 
 # 5,000 events of a batch with their properties; the largest webhook body is a sixteenth of it.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
-# Calls under way at once in one process; more would only queue for the pool.
-CALLS_AT_ONCE = 2_000
+# Calls under way at once in one process. Each batch queue has a tighter bound of its own; this one also covers what is
+# not batched.
+CALLS_AT_ONCE = 1_000
 # What a stop waits for: longer than a call may take.
 DRAIN_SECONDS = interceptors.SERVER_DEADLINE_SECONDS + 5.0
 
@@ -60,6 +62,8 @@ def layers(tokens: access.Tokens) -> Sequence[interceptors.Layer]:
         interceptors.identify,
         # Inside it, because the log names the status that was made here; around all else, because all else may raise.
         interceptors.map_errors,
+        # Before anything is spent on the call.
+        interceptors.limit_calls(CALLS_AT_ONCE),
         # Also bounds authentication.
         interceptors.limit_time,
         # Before the request is parsed: who may not call learns nothing of its content.
@@ -89,17 +93,21 @@ async def start(
     stripe: client.Stripe,
     now: clock.Clock,
     tokens: access.Tokens,
+    *,
+    shared_port: bool = False,
 ) -> Running:
-    """Build the server and start to answer. Raises LookupError if no catalog was ever published."""
+    """Build the server and start to answer. Raises LookupError if no catalog was ever published.
+
+    With `shared_port` several processes of one user may listen on the same port; the kernel spreads the connections.
+    """
     catalogs = versions.CatalogCache()
     await database.read(catalogs.latest)
     server = grpc.aio.server(
         interceptors=[interceptors.Interceptors(layers(tokens), tokens)],
         options=[
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(shared_port)),
         ],
-        maximum_concurrent_rpcs=CALLS_AT_ONCE,
     )
     quota_pb2_grpc.add_QuotaServiceServicer_to_server(QuotaServicer(database, catalogs, now), server)
     usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(database, catalogs, now), server)
@@ -107,8 +115,7 @@ async def start(
     subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server(
         SubscriptionServicer(database, catalogs, checkout, now, settings), server
     )
-    # Its RPCs come later; until then each answers UNIMPLEMENTED to those who may call it.
-    admin_pb2_grpc.add_AdminServiceServicer_to_server(admin_pb2_grpc.AdminServiceServicer(), server)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(database, catalogs, now), server)
     stripe_event_pb2_grpc.add_StripeEventServiceServicer_to_server(
         StripeEventServicer(database, now, livemode=settings.livemode), server
     )
@@ -123,14 +130,19 @@ async def start(
     return Running(server, health, database, port)
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, *, shared_port: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     stop = processes.stop_event()
     pool = engine.create_engine(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
     stripe = client.Stripe.from_settings(settings)
     try:
         running = await start(
-            settings, transactions.Transactions(pool), stripe, clock.Clock(), access.read_tokens(settings)
+            settings,
+            transactions.Transactions(pool),
+            stripe,
+            clock.Clock(),
+            access.read_tokens(settings),
+            shared_port=shared_port,
         )
         _log.info("serving", address=settings.listen, port=running.port)
         await stop.wait()

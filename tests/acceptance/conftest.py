@@ -10,7 +10,8 @@ from sqlalchemy.dialects import postgresql
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2
 from billing_svc.catalog import loading, versions
 from billing_svc.database import tables
-from tests.acceptance import clocks, told
+from tests import clocks
+from tests.acceptance import told
 from tests.billing_svc.conftest import Billing, billing, published_catalog, settings
 
 # Shared with the service's tests; pytest finds fixtures by name.

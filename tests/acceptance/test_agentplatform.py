@@ -11,7 +11,7 @@ from billing.v1 import subscription_pb2
 from billing_svc.catalog import versions
 from billing_svc.database import tables
 from billing_svc.gauges import opening
-from tests.acceptance import clocks
+from tests import clocks
 from tests.acceptance.conftest import (
     ALLOWED,
     DENIED,

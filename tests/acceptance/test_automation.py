@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.acceptance import clocks
+from tests import clocks
 from tests.acceptance.conftest import ALLOWED, DENIED, EXHAUSTED, NOT_IN_PLAN, PLAIN, REJECT, START, Account
 from tests.billing_svc import books
 

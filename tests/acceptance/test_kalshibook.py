@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from billing.v1 import quota_pb2
-from tests.acceptance import clocks
+from tests import clocks
 from tests.acceptance.conftest import (
     ALLOWED,
     DENIED,

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from billing.v1 import subscription_pb2
-from tests.acceptance import clocks
+from tests import clocks
 from tests.acceptance.conftest import (
     ALLOWED,
     DENIED,

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.v1 import (
+    admin_pb2_grpc,
     quota_pb2_grpc,
     stripe_event_pb2_grpc,
     subscription_pb2_grpc,
@@ -37,6 +38,7 @@ class Billing:
     usage: "usage_pb2_grpc.UsageServiceAsyncStub"
     subscriptions: "subscription_pb2_grpc.SubscriptionServiceAsyncStub"
     events: "stripe_event_pb2_grpc.StripeEventServiceAsyncStub"
+    admin: "admin_pb2_grpc.AdminServiceAsyncStub"
     clock: clock.Clock
     engine: AsyncEngine
     transactions: transactions_module.Transactions
@@ -114,6 +116,7 @@ async def billing(
             usage_pb2_grpc.UsageServiceStub(channel),
             subscription_pb2_grpc.SubscriptionServiceStub(channel),
             stripe_event_pb2_grpc.StripeEventServiceStub(channel),
+            admin_pb2_grpc.AdminServiceStub(channel),
             now,
             engine,
             transactions,

@@ -116,10 +116,14 @@ class Sandbox:
         return data
 
     async def all(self, path: str, **params: object) -> list[dict[str, Any]]:
-        page = await self.call("GET", path, limit=100, **params)
-        assert not page["has_more"]
-        found: list[dict[str, Any]] = page["data"]
-        return found
+        """Return a whole list, the newest first."""
+        found: list[dict[str, Any]] = []
+        while True:
+            after = {"starting_after": found[-1]["id"]} if found else {}
+            page = await self.call("GET", path, limit=100, **params, **after)
+            found += page["data"]
+            if not page["has_more"]:
+                return found
 
     async def pay(self, url: str) -> dict[str, Any]:
         answer = await self.http.post(f"{url}/pay", headers={"Accept": "application/json"})

@@ -1,6 +1,7 @@
 """Closed by default: nothing is answered, parsed or written for a caller that was not given the RPC."""
 
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import grpc
 import pytest
@@ -32,7 +33,7 @@ async def plain_channel(billing: Billing) -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def _send(channel: grpc.aio.Channel, method: str, body: bytes, metadata: Metadata) -> refusals.Refusal:
-    raw = channel.unary_unary(method, request_serializer=None, response_deserializer=None)
+    raw: Any = channel.unary_unary(method, request_serializer=None, response_deserializer=None)
     return await refusals.refused(raw(body, metadata=metadata))
 
 
@@ -116,7 +117,8 @@ async def test_health_is_answered_to_anyone(billing: Billing, channel: grpc.aio.
 
 
 async def _services(channel: grpc.aio.Channel, metadata: Metadata) -> set[str]:
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    # Its hints are those of a synchronous channel.
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
     requests = [reflection_pb2.ServerReflectionRequest(list_services="")]
     answers = [answer async for answer in stub.ServerReflectionInfo(iter(requests), metadata=metadata)]
     return {service.name for answer in answers for service in answer.list_services_response.service}
@@ -141,7 +143,7 @@ async def test_a_malformed_message_to_a_standard_service_is_refused_in_our_words
     channel: grpc.aio.Channel, method: str, metadata: Metadata
 ) -> None:
     async def read() -> None:
-        raw = channel.stream_stream(method, request_serializer=None, response_deserializer=None)
+        raw: Any = channel.stream_stream(method, request_serializer=None, response_deserializer=None)
         async for _ in raw(iter([MALFORMED]), metadata=metadata):
             raise AssertionError("answered")
 

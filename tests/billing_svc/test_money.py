@@ -23,8 +23,8 @@ MONEY_FILES = {
     "conversions.py",
 }
 MONEY_FOLDERS = {"catalog", "quota", "usage", "subscriptions", "stripe", "invoices", "alerts"}
-# Of these, the fields that are seconds.
-SECONDS = "_seconds"
+# How YAML's numbers with a point are marked, before they are refused.
+ALLOWED = {"catalog/loading.py 0.5"}
 
 
 def _files() -> list[Path]:
@@ -36,12 +36,12 @@ def _files() -> list[Path]:
 
 
 def _floats(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    # Names that end in seconds, and what an error says about when to repeat.
     timed = {
         child
         for node in ast.walk(tree)
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name) and "seconds" in target.id.lower()
+        if isinstance(node, ast.Raise)
+        or (isinstance(node, ast.Assign | ast.AnnAssign) and "seconds" in ast.unparse(node).partition("=")[0].lower())
         for child in ast.walk(node)
     }
     for node in ast.walk(tree):
@@ -64,6 +64,7 @@ def test_no_float_comes_near_money() -> None:
         f"{file.relative_to(SRC)}:{line} {what}"
         for file in files
         for line, what in _floats(ast.parse(file.read_text()))
+        if f"{file.relative_to(SRC)} {what}" not in ALLOWED
     ]
     assert found == []
 

@@ -22,6 +22,8 @@ END_SECONDS_MAX = 30
 # Linux ends the orphans at once; Postgres takes a moment for its own children.
 ORPHANS_SECONDS_MAX = 8
 POLL_SECONDS = 0.05
+# Of what the kernel tells of a process after its name.
+_STATE, _PARENT, _STARTED = 0, 1, 19
 
 
 class DevProcess:
@@ -32,6 +34,7 @@ class DevProcess:
         self.ports = [embedded.free_port() for _ in range(3)]
         self.lines: list[str] = []
         self.process: subprocess.Popen[str] | None = None
+        self._seen: set[tuple[int, str]] = set()
         self._changed = threading.Condition()
 
     @property
@@ -54,7 +57,8 @@ class DevProcess:
         self.process = subprocess.Popen(
             self.command(), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        threading.Thread(target=self._drain, args=(self.process,), daemon=True).start()
+        # Its own list: what an earlier process still had to say must not count for this one.
+        threading.Thread(target=self._drain, args=(self.process, self.lines), daemon=True).start()
 
     def await_line(self, pattern: str, seconds: float = READY_SECONDS_MAX) -> "re.Match[str]":
         """Return the first match of a line from its beginning; fails when there is none in time."""
@@ -76,17 +80,38 @@ class DevProcess:
         self.process.send_signal(number)
         return self.process.wait(END_SECONDS_MAX)
 
+    def parts(self) -> list[int]:
+        """Return all processes below it, and remember them for the end of the test."""
+        found = descendants(self.pid)
+        self._seen |= {(pid, fields[_STARTED]) for pid in found if (fields := _stat(pid))}
+        return found
+
+    def clean_up(self) -> None:
+        """End it and every part of it that was ever seen, however the test went."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.parts()
+            self.process.kill()
+            self.process.wait()
+        # The start tells a part from a stranger that got its number.
+        left = [pid for pid, started in self._seen if (fields := _stat(pid)) and fields[_STARTED] == started]
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                kill(pid)
+        await_gone(left)
+
     def pid_of(self, part: str) -> int:
         """Return the process that a part was started as last."""
         found = [re.match(rf"  {part} answers after .* \(process (\d+)\)", line) for line in self.lines]
         return int([matched for matched in found if matched][-1][1])
 
-    def _drain(self, process: subprocess.Popen[str]) -> None:
+    def _drain(self, process: subprocess.Popen[str], lines: list[str]) -> None:
         assert process.stdout is not None
         with process.stdout:
             for line in process.stdout:
                 with self._changed:
-                    self.lines.append(line)
+                    lines.append(line)
                     self._changed.notify_all()
 
 
@@ -103,12 +128,7 @@ def ended_in_any_case(dev: DevProcess) -> Iterator[DevProcess]:
     try:
         yield dev
     finally:
-        if dev.process is not None:
-            left = [dev.pid, *descendants(dev.pid)] if dev.process.poll() is None else []
-            if left:
-                dev.process.kill()
-                dev.process.wait()
-            await_gone(left)
+        dev.clean_up()
 
 
 def descendants(pid: int) -> list[int]:
@@ -116,7 +136,7 @@ def descendants(pid: int) -> list[int]:
     parents: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and (fields := _stat(int(folder.name))):
-            parents.setdefault(int(fields[1]), []).append(int(folder.name))
+            parents.setdefault(int(fields[_PARENT]), []).append(int(folder.name))
     found, waiting = [], [pid]
     while waiting:
         below = parents.get(waiting.pop(), [])
@@ -128,7 +148,7 @@ def descendants(pid: int) -> list[int]:
 def await_gone(pids: list[int], seconds: float = ORPHANS_SECONDS_MAX) -> None:
     """Wait until no process is left; one that only waits for its parent to notice counts as gone."""
     deadline = time.monotonic() + seconds
-    while left := [pid for pid in pids if (fields := _stat(pid)) and fields[0] != "Z"]:
+    while left := [pid for pid in pids if (fields := _stat(pid)) and fields[_STATE] != "Z"]:
         assert time.monotonic() < deadline, f"still running: {[_command_of(pid) for pid in left]}"
         time.sleep(POLL_SECONDS)
 

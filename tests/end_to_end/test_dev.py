@@ -114,7 +114,7 @@ def test_a_kill_leaves_nothing_running_and_the_next_start_keeps_the_data(folder:
         dev.start()
         dev.await_ready()
         record(dev, "org_kept", "event")
-        parts = dev_process.descendants(dev.pid)
+        parts = dev.parts()
         assert len(parts) >= 5
 
         dev.end(signal.SIGKILL)
@@ -123,7 +123,7 @@ def test_a_kill_leaves_nothing_running_and_the_next_start_keeps_the_data(folder:
         dev.await_ready()
 
         assert check(dev, "org_kept").used == 1
-        parts = dev_process.descendants(dev.pid)
+        parts = dev.parts()
         assert dev.end(signal.SIGINT) == 0
         dev_process.await_gone(parts, seconds=0.0)
         assert all(dev_process.is_free(port) for port in dev.ports)
@@ -133,7 +133,7 @@ def test_an_interrupt_while_it_sets_up_ends_it_too(folder: Path) -> None:
     with dev_process.ended_in_any_case(dev_process.DevProcess(folder / "interrupted")) as dev:
         dev.start()
         dev.await_line("  postgres answers")
-        parts = dev_process.descendants(dev.pid)
+        parts = dev.parts()
 
         assert dev.end(signal.SIGINT) == 0
         dev_process.await_gone(parts, seconds=0.0)

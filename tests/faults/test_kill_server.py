@@ -141,7 +141,8 @@ async def test_a_killed_server_loses_and_doubles_nothing(
     assert any(client.was_unknown for client in clients), "no kill met a call"
     assert not any(client.unknown for client in clients)
     await books.assert_balanced(engine)
-    query = sa.select(tables.usage_events.c["account_id", "event_id", "units"])
+    events = tables.usage_events.c
+    query = sa.select(events.account_id, events.event_id, events.units)
     async with engine.connect() as connection:
         stored = {row.event_id: (row.account_id, row.units) for row in await connection.execute(query)}
     assert stored == {key: (event.account_id, event.quantity) for key, event in acknowledged.items()}

@@ -23,6 +23,14 @@ class Alert:
         return "warning" if self.threshold_percent < 100 else "exceeded"  # noqa: PLR2004 - as above
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which alerts of an account a list shows; without a meter, those of all."""
+
+    meter: str
+    with_acknowledged: bool
+
+
 def crossed(
     percents: Sequence[int],
     allowance: terms.Allowance,

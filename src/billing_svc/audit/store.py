@@ -1,11 +1,14 @@
 """Audit rows in Postgres: written once, never changed."""
 
+import hashlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.database import tables
@@ -17,6 +20,14 @@ class Origin:
 
     actor: str
     request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a request did, as its row has it."""
+
+    action: str
+    changes: Mapping[str, Any]
 
 
 async def append(
@@ -34,3 +45,42 @@ async def append(
             changes=dict(changes),
         )
     )
+
+
+async def append_once(
+    conn: AsyncConnection, origin: Origin, account_id: str, action: str, changes: Mapping[str, object], now: datetime
+) -> bool:
+    """Add the row of a mutation that its request id makes repeatable; returns whether the account's id was new.
+
+    The row is the request's memory: it holds what was answered, is kept for good, and its key allows it once.
+    """
+    inserted = await conn.execute(
+        postgresql.insert(tables.audit_log)
+        .values(
+            account_id=account_id,
+            entry_id=_entry_of(origin.request_id),
+            at=now,
+            actor=origin.actor,
+            action=action,
+            request_id=origin.request_id,
+            changes=dict(changes),
+        )
+        .on_conflict_do_nothing()
+        .returning(tables.audit_log.c.entry_id)
+    )
+    return inserted.scalar_one_or_none() is not None
+
+
+async def find_request(conn: AsyncConnection, account_id: str, request_id: str) -> Entry | None:
+    """Return what a request did that was added with `append_once`; None if it is new to the account."""
+    log = tables.audit_log.c
+    query = sa.select(log.action, log.changes)
+    row = (
+        await conn.execute(query.where(log.account_id == account_id, log.entry_id == _entry_of(request_id)))
+    ).one_or_none()
+    return None if row is None else Entry(*row)
+
+
+def _entry_of(request_id: str) -> str:
+    # Of one length, whatever the caller's id is; half of the digest makes a collision no less a fancy.
+    return hashlib.sha256(request_id.encode()).hexdigest()[:32]

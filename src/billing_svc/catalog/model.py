@@ -234,7 +234,7 @@ class Plan(_Part):
             for meter, limit in self.pay_as_you_go.limits.items():
                 yield ("pay_as_you_go", "limits", meter), limit
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """The plan's name in the catalog."""
         return self._key

@@ -23,6 +23,7 @@ class Event:
     meter: str
     period_start: datetime
     units: int
+    catalog_version: int
 
 
 async def find(
@@ -48,7 +49,7 @@ async def find(
 
 async def find_event(conn: AsyncConnection, account_id: str, event_id: str) -> Event | None:
     """Return the event to be corrected; a correction is none."""
-    query = sa.select(_EVENTS.c.meter, _EVENTS.c.period_start, _EVENTS.c.units)
+    query = sa.select(_EVENTS.c.meter, _EVENTS.c.period_start, _EVENTS.c.units, _EVENTS.c.catalog_version)
     row = (
         await conn.execute(query.where(*_is(account_id, event_id), _EVENTS.c.corrects_event_id.is_(None)))
     ).one_or_none()
@@ -99,8 +100,9 @@ async def insert(
             reason=quota_rules.Reason.NONE.value,
         )
         .on_conflict_do_nothing()
+        .returning(_EVENTS.c.event_id)
     )
-    return inserted.rowcount == 1
+    return inserted.scalar_one_or_none() is not None
 
 
 async def update_counter(
@@ -113,7 +115,7 @@ async def update_counter(
         .where(
             _COUNTERS.c.account_id == account_id, _COUNTERS.c.meter == meter, _COUNTERS.c.period_start == period_start
         )
-        .values(used=after.used, billable=after.billable, updated_at=now)
+        .values(used=after.used, billable=after.billable, exceeded_at=after.exceeded_at, updated_at=now)
     )
 
 

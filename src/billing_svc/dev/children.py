@@ -22,6 +22,8 @@ _LINE_BYTES_MAX = 64 * 1024
 _CHUNK_BYTES = 64 * 1024
 # A process's own children may hold its output open after it; nobody waits for theirs.
 _OUTPUT_SECONDS_MAX = 1.0
+# How soon an end is noticed.
+_POLL_SECONDS = 0.05
 
 _LAUNCHER = str(Path(launcher.__file__).resolve())
 
@@ -79,7 +81,7 @@ class Child:
 
     async def wait(self) -> int:
         """Wait until it has ended and its output is read; return its code, negative if a signal ended it."""
-        code = await self._process.wait()
+        code = await self._exit()
         await asyncio.wait({self._reading}, timeout=_OUTPUT_SECONDS_MAX)
         return code
 
@@ -87,7 +89,7 @@ class Child:
         """End it: SIGTERM, then by force. Returns whether it obeyed."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
-        ended = asyncio.create_task(self._process.wait())
+        ended = asyncio.create_task(self._exit())
         await asyncio.wait({ended}, timeout=GRACE_SECONDS_MAX)
         obeyed = ended.done()
         # Also what it may have left behind.
@@ -101,6 +103,12 @@ class Child:
         """End it and its own children at once."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    async def _exit(self) -> int:
+        # Not the process's wait(): that also waits until nobody holds the output open any more.
+        while (code := self._process.returncode) is None:  # noqa: ASYNC110 - see above
+            await asyncio.sleep(_POLL_SECONDS)
+        return code
 
     async def _read(self) -> None:
         assert self._process.stdout is not None  # noqa: S101 - it was asked for

@@ -38,6 +38,17 @@ class Checked:
         """Return the rate limit that an allowed check counts against."""
         return self.under.plan.rate_limit_for(pay_as_you_go=self.under.pay_as_you_go)
 
+    @property
+    def rate_limit_used(self) -> int:
+        """Return how many checks the rate window had admitted by then, with this one if it was."""
+        window, limit = self.known.facts.window, self.rate_limit
+        if limit is None:
+            return 0
+        if self.decision.reason is rules.Reason.RATE_LIMITED:
+            return limit.requests
+        before = 0 if window is None or window.is_over(limit, self.decided_at) else window.admitted
+        return min(before + self.decision.allowed, limit.requests)
+
 
 class Checks:
     """Decides checks that hold nothing."""

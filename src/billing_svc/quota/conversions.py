@@ -145,7 +145,7 @@ def _sentence(checked: checking.Checked) -> str:
     of = "unlimited" if included is None else str(included)
     return (
         f"{checked.units} {checked.known.meter} on plan {under.plan.key}: {verdict}; {counter.shown_used} used and "
-        f"{counter.reserved} reserved of {of} until {under.period.end:%Y-%m-%d %H:%M} UTC"
+        f"{counter.reserved} reserved of {of} until {under.period.end.isoformat(timespec='minutes')}"
     )
 
 
@@ -162,7 +162,7 @@ def to_proto_explanation(checked: checking.Checked) -> quota_pb2.Explanation:
         subscription_id=subscription.subscription_id if subscription else "",
         status=plans_conversions.to_proto_status(subscription.status if subscription else None),
         seats=under.quantity,
-        pay_as_you_go=under.pay_as_you_go,
+        pay_as_you_go=under.pay_as_you_go and under.plan.pay_as_you_go is not None,
         quota_period=plans_conversions.to_proto_quota_period(catalog, under.plan, is_default=subscription is None),
         grace_began_at=fields.to_proto_instant(
             counter.exceeded_at if counter.is_exceeded(allowance.included) else None
@@ -173,11 +173,13 @@ def to_proto_explanation(checked: checking.Checked) -> quota_pb2.Explanation:
         message.quota_period_anchor.FromDatetime(anchor)
     if allowance.overridden and known.facts.override is not None:
         message.override.CopyFrom(to_proto_override(known.meter, known.facts.override))
-    if allowance.limit is not None:
-        message.limit.CopyFrom(plans_conversions.to_proto_limit(catalog, known.meter, allowance.limit))
-    rate_limit = under.plan.rate_limit_for(pay_as_you_go=under.pay_as_you_go)
-    if rate_limit is not None:
-        message.rate_limit.CopyFrom(plans_conversions.to_proto_rate_limit(rate_limit))
+    # The plan's own: an override of a meter outside the plan has no limit below it.
+    limit = under.plan.limit(known.meter, pay_as_you_go=under.pay_as_you_go)
+    if limit is not None:
+        message.limit.CopyFrom(plans_conversions.to_proto_limit(catalog, known.meter, limit))
+    if checked.rate_limit is not None:
+        message.rate_limit.CopyFrom(plans_conversions.to_proto_rate_limit(checked.rate_limit))
+        message.rate_limit_used = checked.rate_limit_used
     message.steps.extend(_steps(known, under, allowance, counter))
     return message
 

@@ -161,9 +161,13 @@ def raise_peak(allowance: terms.Allowance, counter: Counter) -> Counter:
     )
 
 
-def correct(counter: Counter, units: int) -> Counter:
-    """Return a consumable's counter with `units` less; what was charged is taken back first."""
-    return replace(counter, used=counter.used - units, billable=counter.billable - min(units, counter.billable))
+def correct(counter: Counter, units: int, included: int | None) -> Counter:
+    """Return a consumable's counter with `units` less; what was charged is taken back first.
+
+    Where that ends the excess, it ends the grace: the next crossing begins another one.
+    """
+    after = replace(counter, used=counter.used - units, billable=counter.billable - min(units, counter.billable))
+    return after if after.is_exceeded(included) else replace(after, exceeded_at=None)
 
 
 def rate_limited(limit: model.RateLimit, opened_at: datetime, now: datetime) -> Decision:

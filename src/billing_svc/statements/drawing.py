@@ -27,16 +27,16 @@ class Query:
 async def draw(conn: AsyncConnection, catalogs: versions.CatalogCache, query: Query, now: datetime) -> rules.Statement:
     """Return a statement with its lines in catalog order. Raises MeterNotFound and, on `at`, InvalidRequest.
 
-    One statement of SQL for the present period, one more for a past one, one more for the shares.
+    One statement of SQL for the present period, two more for a past one, one more for the shares.
     """
     at = _checked(query.at, now)
-    known = await _read(conn, catalogs, query, at)
-    first = next(iter(known.values()))
-    current = first.terms_at(now)
+    known = await _read(conn, catalogs, query, now)
+    current = next(iter(known.values())).terms_at(now)
     if at >= current.period.start:
-        lines = [_present(one, current, now) for one in known.values()]
-        statement = rules.Statement(current, first.newest, tuple(lines))
+        statement = rules.Statement(current, tuple(_present(one, current, now) for one in known.values()))
     else:
+        # What was in force then may have ended too long ago to matter now.
+        known = await _read(conn, catalogs, query, at)
         statement = await _past(conn, catalogs, query.account_id, known, current, at)
     return await _with_shares(conn, query.account_id, statement) if query.with_shares else statement
 
@@ -78,7 +78,7 @@ def _present(known: reading.Known, under: terms.Terms, now: datetime) -> rules.L
     return _line(known, under, known.allowance(under, now), known.counter_of(under), known.catalogs)
 
 
-async def _past(  # noqa: PLR0913 - what it is a step of has them all
+async def _past(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
     account_id: str,
@@ -97,7 +97,7 @@ async def _past(  # noqa: PLR0913 - what it is a step of has them all
     under = _terms_of(rows[-1], derived, loaded) if rows else derived
     by_meter = {row.meter: row for row in rows}
     lines = [_past_line(one, by_meter.get(meter), under, {**one.catalogs, **loaded}) for meter, one in known.items()]
-    return rules.Statement(under, first.newest, tuple(lines))
+    return rules.Statement(under, tuple(lines))
 
 
 def _terms_of(row: rules.Kept, derived: terms.Terms, catalogs: Mapping[int, model.Catalog]) -> terms.Terms:

@@ -66,7 +66,6 @@ class Statement:
     """What an account used in one period, one line for each meter asked; `under`: the last terms in it."""
 
     under: terms.Terms
-    newest: model.Catalog
     lines: tuple[Line, ...]
 
 

@@ -51,8 +51,10 @@ async def insert(conn: AsyncConnection, event: rules.Event, ignored_because: str
             closed_at=None if ignored_because is None else now,
         )
         .on_conflict_do_nothing()
+        # An INSERT tells no row count otherwise.
+        .returning(_EVENTS.c.event_id)
     )
-    return inserted.rowcount == 1
+    return inserted.scalar_one_or_none() is not None
 
 
 async def due_objects(conn: AsyncConnection, most: int, now: datetime) -> list[str]:

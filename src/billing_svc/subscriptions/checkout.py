@@ -356,8 +356,9 @@ async def _insert(conn: AsyncConnection, account_id: str, page: Page, now: datet
             created_at=now,
         )
         .on_conflict_do_nothing()
+        .returning(_CHECKOUTS.c.checkout_id)
     )
-    if inserted.rowcount == 0:
+    if inserted.scalar_one_or_none() is None:
         raise transactions.RetryTransaction
 
 

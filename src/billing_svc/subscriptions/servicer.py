@@ -4,10 +4,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.v1 import subscription_pb2, subscription_pb2_grpc
 from billing_svc import clock, fields, interceptors, settings
+from billing_svc.alerts import acknowledging
+from billing_svc.alerts import conversions as alerts_conversions
+from billing_svc.alerts import store as alerts_store
 from billing_svc.audit import store as audit_store
 from billing_svc.catalog import conversions as plans_conversions
 from billing_svc.catalog import model, versions
 from billing_svc.database import transactions
+from billing_svc.pricing import conversions as pricing_conversions
+from billing_svc.pricing import previewing
 from billing_svc.quota import reading, terms
 from billing_svc.subscriptions import checkout, conversions, store
 
@@ -75,3 +80,36 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         return plans_conversions.to_proto_plans(
             catalog, version, include_unsold=request.include_unsold, page_size=page_size, after=after
         )
+
+    async def PreviewCost(
+        self, request: subscription_pb2.PreviewCostRequest, context: interceptors.Context
+    ) -> subscription_pb2.PreviewCostResponse:
+        """Work out a bill, line by line."""
+        asked = pricing_conversions.from_proto_preview(request)
+        now = self._clock.now()
+        bill = await self._database.read(lambda conn: previewing.preview(conn, self._catalogs, asked, now))
+        return pricing_conversions.to_proto_bill(bill)
+
+    async def ListAlerts(
+        self, request: subscription_pb2.ListAlertsRequest, context: interceptors.Context
+    ) -> subscription_pb2.ListAlertsResponse:
+        """List the account's alerts, newest first."""
+        page = alerts_conversions.from_proto_list(request)
+        # One more than the page shows whether there is a next one.
+        found = await self._database.read(
+            lambda conn: alerts_store.list_alerts(conn, page.account_id, page.choice, page.after, page.size + 1)
+        )
+        return alerts_conversions.to_proto_list(found, page)
+
+    async def AcknowledgeAlert(
+        self, request: subscription_pb2.AcknowledgeAlertRequest, context: interceptors.Context
+    ) -> subscription_pb2.AcknowledgeAlertResponse:
+        """Mark an alert as seen."""
+        account_id, alert_id = alerts_conversions.from_proto_acknowledge(request)
+        call = interceptors.current_call()
+        origin = audit_store.Origin(f"caller:{call.caller.name}", call.request_id)
+        now = self._clock.now()
+        alert = await self._database.run(
+            lambda conn: acknowledging.acknowledge(conn, account_id, alert_id, origin, now)
+        )
+        return subscription_pb2.AcknowledgeAlertResponse(alert=alerts_conversions.to_proto_alert(alert))

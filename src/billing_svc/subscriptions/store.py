@@ -141,8 +141,9 @@ async def save(
         .on_conflict_do_update(
             index_elements=[_SUBSCRIPTIONS.c.account_id, _SUBSCRIPTIONS.c.subscription_id], set_=row, where=changed
         )
+        .returning(_SUBSCRIPTIONS.c.subscription_id)
     )
-    return result.rowcount == 1
+    return result.scalar_one_or_none() is not None
 
 
 def _is(account_id: str, subscription_id: str) -> tuple[sa.ColumnElement[bool], ...]:

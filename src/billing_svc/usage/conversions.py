@@ -1,23 +1,17 @@
 """Usage messages to and from what the rules speak."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from google.rpc import code_pb2
 
-from billing.v1 import decision_pb2, errors_pb2, plan_pb2, usage_pb2
+from billing.v1 import decision_pb2, errors_pb2, usage_pb2
 from billing_svc import errors, fields
-from billing_svc.corrections import rules as corrections_rules
 from billing_svc.quota import conversions as quota_conversions
-from billing_svc.quota import reading, terms
-from billing_svc.quota import rules as quota_rules
 from billing_svc.reservations import rules as reservations_rules
 from billing_svc.usage import recording, rules
 
 EVENTS_MAX = 5_000
 RETRY_ATTEMPT_MAX = 1_000
-METERS_MAX = 50
-NOTE_LENGTH_MAX = 500
 VIOLATIONS_MAX = 20
 
 _REJECTING = usage_pb2.IF_EXCEEDED_REJECT
@@ -180,88 +174,3 @@ def to_proto_batch(
         else:
             response.recorded += 1
     return response
-
-
-def from_proto_correction(
-    request: usage_pb2.CorrectUsageRequest, caller: str, request_id: str
-) -> corrections_rules.Correction:
-    """Return the correction that is asked for. Raises InvalidRequest."""
-    check = fields.Fields()
-    check.account_id(request.account_id)
-    check.identifier("correction_id", request.correction_id)
-    check.identifier("event_id", request.event_id)
-    has_quantity = request.HasField("quantity")
-    if has_quantity:
-        check.quantity("quantity", request.quantity)
-    check.text("note", request.note, NOTE_LENGTH_MAX)
-    check.done()
-    return corrections_rules.Correction(
-        account_id=request.account_id,
-        correction_id=request.correction_id,
-        event_id=request.event_id,
-        quantity=request.quantity if has_quantity else None,
-        note=request.note,
-        caller=caller,
-        request_id=request_id,
-    )
-
-
-def to_proto_corrected(corrected: corrections_rules.Corrected) -> usage_pb2.CorrectUsageResponse:
-    """Return what was taken back."""
-    return usage_pb2.CorrectUsageResponse(
-        duplicate=corrected.duplicate,
-        meter=corrected.meter,
-        quantity=corrected.units,
-        billable_quantity=corrected.billable,
-        left=corrected.left,
-        used=corrected.used,
-        billable=corrected.total_billable,
-        period_start=fields.to_proto_instant(corrected.period_start),
-        period_end=fields.to_proto_instant(corrected.period_end),
-    )
-
-
-def from_proto_get(request: usage_pb2.GetUsageRequest) -> None:
-    """Check a request for usage. Raises InvalidRequest."""
-    check = fields.Fields()
-    check.account_id(request.account_id)
-    if len(request.meters) > METERS_MAX:
-        check.refuse("meters", f"has {len(request.meters)} entries; at most {METERS_MAX} are allowed")
-    for n, meter in enumerate(request.meters[:METERS_MAX]):
-        check.name(f"meters[{n}]", meter)
-    check.done()
-    if request.HasField("period_containing") or request.with_operations or request.with_days:
-        raise errors.NotAvailableYet("past periods and breakdowns are not available yet")
-
-
-def to_proto_meter_usage(
-    known: reading.Known, under: terms.Terms, counter: quota_rules.Counter, now: datetime
-) -> usage_pb2.MeterUsage:
-    """Return where one meter of an account stands."""
-    meter = known.newest.meters[known.meter]
-    allowance = known.allowance(under, now)
-    limit, included = allowance.limit, allowance.included
-    usage = usage_pb2.MeterUsage(
-        meter=known.meter,
-        used=counter.shown_used,
-        included=included or 0,
-        percent=counter.shown_used * 100 // included if included else 0,
-        unit=meter.unit,
-        kind=plan_pb2.MeterKind.Value(f"METER_KIND_{meter.kind.upper()}"),
-        reserved=counter.reserved,
-        unlimited=included is None,
-        billable=counter.billable,
-        remaining=counter.remaining(included),
-        peak=0 if counter.level is None else counter.used,
-        in_plan=limit is not None,
-        overridden=allowance.overridden,
-    )
-    if limit is not None and limit.beyond is not None:
-        usage.beyond = plan_pb2.Beyond.Value(f"BEYOND_{limit.beyond.upper()}")
-    if limit is not None and limit.beyond == "charge":
-        currency = known.catalogs[under.catalog_version].currency
-        usage.projected_overage_cost.CopyFrom(fields.to_proto_money(limit.price_of(counter.billable), currency))
-    grace_ends_at = counter.grace_ends_at(included, known.newest.grace_period)
-    if limit is not None and limit.beyond == "grace" and grace_ends_at is not None:
-        usage.grace_ends_at.FromDatetime(grace_ends_at)
-    return usage

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from billing.v1 import usage_pb2, usage_pb2_grpc
 from billing_svc import batching, clock, errors, interceptors
 from billing_svc.catalog import versions
+from billing_svc.corrections import conversions as corrections_conversions
 from billing_svc.corrections import correcting
 from billing_svc.database import transactions
-from billing_svc.quota import reading
+from billing_svc.statements import conversions as statements_conversions
+from billing_svc.statements import drawing
 from billing_svc.usage import conversions, recording, rules
 
 
@@ -51,36 +51,19 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
     ) -> usage_pb2.CorrectUsageResponse:
         """Take units of an event back."""
         call = interceptors.current_call()
-        correction = conversions.from_proto_correction(request, call.caller.name, call.request_id)
+        correction = corrections_conversions.from_proto_correction(request, call.caller.name, call.request_id)
         now = self._clock.now()
         corrected = await self._database.run(lambda conn: correcting.correct(conn, self._catalogs, correction, now))
-        return conversions.to_proto_corrected(corrected)
+        return corrections_conversions.to_proto_corrected(corrected)
 
     async def GetUsage(
         self, request: usage_pb2.GetUsageRequest, context: interceptors.Context
     ) -> usage_pb2.GetUsageResponse:
-        """Say where the account's meters stand in the present period."""
-        conversions.from_proto_get(request)
+        """Say what the account has used in a quota period."""
+        query = statements_conversions.from_proto_get(request)
         now = self._clock.now()
-
-        async def work(conn: AsyncConnection) -> list[reading.Known | errors.BillingError]:
-            meters = request.meters or (await self._catalogs.latest(conn)).meters
-            asked = [reading.Asked(request.account_id, meter, "") for meter in meters]
-            return await reading.read(conn, self._catalogs, asked, now)
-
-        response = usage_pb2.GetUsageResponse()
-        for known in await self._database.read(work):
-            if isinstance(known, errors.BillingError):
-                raise known
-            under = known.terms_at(now)
-            counter = known.counter_of(under)
-            response.plan, response.plan_name = under.plan.key, under.plan.name
-            response.pay_as_you_go, response.past_due = under.pay_as_you_go, under.past_due
-            response.catalog_version = under.catalog_version
-            response.period_start.FromDatetime(under.period.start)
-            response.period_end.FromDatetime(under.period.end)
-            response.meters.append(conversions.to_proto_meter_usage(known, under, counter, now))
-        return response
+        statement = await self._database.read(lambda conn: drawing.draw(conn, self._catalogs, query, now))
+        return statements_conversions.to_proto_usage(statement, request)
 
     async def _record(self, events: Sequence[rules.NewEvent]) -> list[recording.Outcome]:
         now = self._clock.now()

@@ -173,11 +173,11 @@ async def test_another_s_refused_address_does_not_refuse_this_caller(world: Worl
 
 
 async def test_while_stripe_hangs_no_transaction_is_open(world: World) -> None:
-    impatient = client.Stripe("sk_test_tests", world.sandbox.url, call_seconds_max=0.5)
-    released, asked = asyncio.Event(), asyncio.Event()
+    impatient = client.Stripe("sk_test_tests", world.sandbox.url, call_seconds_max=2)
+    released, all_asked = asyncio.Event(), asyncio.Barrier(6)
 
     async def hang(_method: str, _path: str) -> int | None:
-        asked.set()
+        await all_asked.wait()
         await released.wait()
         return 503
 
@@ -188,7 +188,7 @@ async def test_while_stripe_hangs_no_transaction_is_open(world: World) -> None:
         asyncio.create_task(pages.open_page(order(f"https://app.example.com/{n}"), audit_store.Origin("caller:test")))
         for n in range(5)
     ]
-    await asked.wait()
+    await all_asked.wait()
     async with billing.engine.connect() as conn:
         open_transactions = await conn.scalar(
             sa.text(

@@ -146,5 +146,5 @@ def test_a_metered_item_counts_as_one_and_zero_stays_zero(quantity: int | None, 
     ids=repr,
 )
 def test_what_is_no_subscription_is_a_value_error(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="not a subscription|out of range|year"):
+    with pytest.raises(ValueError, match=r"not a subscription|out of range|year"):
         rules.from_stripe(data(**wrong))

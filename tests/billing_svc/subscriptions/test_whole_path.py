@@ -38,7 +38,7 @@ async def test_paying_gives_the_plan_and_its_quota_within_two_seconds(live_world
     await live_world.sandbox.pay(page.url)
     async with asyncio.timeout(PLAN_SECONDS_MAX):
         while (subscription := await live_world.subscription()).plan != "pro":
-            await asyncio.sleep(0.02)
+            pass  # a caller's only way to learn of it; each round is a call
     assert subscription.status == subscription_pb2.STATUS_ACTIVE
     recorded = await live_world.billing.usage.RecordUsage(
         usage_pb2.RecordUsageRequest(account_id="org_1", event_id="run_1", meter="runs", quantity=199)

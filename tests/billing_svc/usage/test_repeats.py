@@ -63,7 +63,7 @@ async def test_a_repeat_gives_the_first_answer_again_whatever_happened_since(
 def _sets(**fields: object) -> Callable[[Request], None]:
     def change(event: Request) -> None:
         for name, value in fields.items():
-            event.ClearField(name)
+            event.ClearField(name)  # type: ignore[arg-type]  # its names are literals
             if value is not None:
                 setattr(event, name, value)
 

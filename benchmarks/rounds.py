@@ -1,0 +1,185 @@
+"""Measuring: short rounds of the echo and its rivals by turns, because the machine is shared and noisy."""
+
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+from benchmarks import driver, programs, traffic
+
+# The first calls of a server find cold caches and an empty pool.
+_WARM_UP_SECONDS = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One thing that is driven: a server and what it is asked."""
+
+    name: str
+    server: programs.Server
+    sent: traffic.Traffic
+    in_flight: int = 128
+
+
+@dataclass(slots=True)
+class Round:
+    """What one round of a subject came to."""
+
+    done: driver.Done
+    server_cpu_seconds: float
+    postgres_cpu_seconds: float
+    # What the rest of the machine did meanwhile, in cores: 0 on one that is ours alone.
+    others_busy: float
+
+    @property
+    def per_second(self) -> float:
+        """Good calls a second."""
+        return len(self.done.latencies_us) / self.done.seconds
+
+
+@dataclass(slots=True)
+class Rounds:
+    """All rounds of a subject."""
+
+    subject: Subject
+    rounds: list[Round] = field(default_factory=list)
+
+    @property
+    def per_second(self) -> float:
+        """The median over the rounds."""
+        return statistics.median(one.per_second for one in self.rounds)
+
+    def ratios(self, other: "Rounds") -> list[float]:
+        """Return the throughput against another subject's, round by round."""
+        return [one.per_second / beside.per_second for one, beside in zip(self.rounds, other.rounds, strict=True)]
+
+    def percentile_ms(self, percent: float) -> float:
+        """Return a percentile of the latencies of all rounds."""
+        every = sorted(one for each in self.rounds for one in each.done.latencies_us)
+        return every[min(len(every) - 1, int(len(every) * percent / 100))] / 1000 if every else float("nan")
+
+    def share(self, count: Callable[[Round], float]) -> float:
+        """Return something that is counted in each round, per call."""
+        return sum(map(count, self.rounds)) / max(1, sum(one.done.calls_in_all for one in self.rounds))
+
+    @property
+    def driver_busy(self) -> float:
+        """How much of one core the driver took."""
+        return self.share(lambda one: one.done.cpu_seconds) * self.per_second
+
+    def cpu_ratio(self, other: "Rounds") -> float:
+        """Return what a call of the other takes of all processes' CPU, against one of this: noise hardly moves it."""
+        return other.share(_cpu_seconds) / self.share(_cpu_seconds)
+
+    @property
+    def others_busy(self) -> float:
+        """How many cores others took, at the mean."""
+        return statistics.fmean(one.others_busy for one in self.rounds)
+
+    def errors(self) -> dict[str, int]:
+        """Return how often each error came."""
+        total: dict[str, int] = {}
+        for one in self.rounds:
+            for error, count in one.done.errors.items():
+                total[error] = total.get(error, 0) + count
+        return total
+
+
+class Drivers:
+    """The driver's processes, which share the calls in flight."""
+
+    def __init__(self, count: int, folder: Path) -> None:
+        arguments = ["-m", "benchmarks.driver"]
+        self._log = folder / "driver.log"
+        self._processes = [
+            programs.spawn(arguments, programs.environment(), self._log, piped=True) for _ in range(count)
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+    def run(self, job: driver.Job) -> driver.Done:
+        """Do a job, and wait for it."""
+        used = self._processes[: max(1, min(len(self._processes), job.in_flight))]
+        job = driver.Job(
+            job.address,
+            job.sent,
+            job.database_url,
+            job.in_flight // len(used),
+            job.warm_up_seconds,
+            job.seconds,
+            job.calls // len(used),
+        )
+        for process in used:
+            assert process.stdin is not None
+            print(json.dumps(asdict(job)), file=process.stdin, flush=True)
+        total = driver.Done()
+        for done in map(self._answer, used):
+            total.calls_in_all += done.calls_in_all
+            total.seconds = max(total.seconds, done.seconds)
+            total.latencies_us += done.latencies_us
+            total.marked += done.marked
+            total.cpu_seconds += done.cpu_seconds
+            for error, count in done.errors.items():
+                total.errors[error] = total.errors.get(error, 0) + count
+        return total
+
+    def _answer(self, process: subprocess.Popen[str]) -> driver.Done:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the driver failed:\n{self._log.read_text()[-2000:]}")
+        return driver.Done(**json.loads(line))
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """How everything is measured in this run."""
+
+    drivers: Drivers
+    postgres_cpu_seconds: Callable[[], float]
+    say: Callable[[str], None]
+    rounds: int
+    seconds: float
+
+    def compare(self, subjects: Sequence[Subject], seconds: float | None = None) -> list[Rounds]:
+        """Drive the subjects by turns, the first one (what the others are held against) first in each round."""
+        every = [Rounds(subject) for subject in subjects]
+        for subject in subjects:
+            self._drive(subject, _WARM_UP_SECONDS, 0.0)
+        for n in range(self.rounds):
+            for one in every:
+                one.rounds.append(self._drive(one.subject, seconds or self.seconds, 0.5))
+            rates = ", ".join(f"{one.subject.name} {one.rounds[-1].per_second:,.0f}/s" for one in every)
+            self.say(f"round {n + 1} of {self.rounds}: {rates}")
+        return every
+
+    def _drive(self, subject: Subject, seconds: float, warm_up_seconds: float) -> Round:
+        began, busy = time.monotonic(), programs.machine_cpu_seconds()
+        server, postgres = subject.server.cpu_seconds(), self.postgres_cpu_seconds()
+        done = self.drivers.run(
+            driver.Job(
+                address=subject.server.address,
+                sent=subject.sent,
+                in_flight=subject.in_flight,
+                warm_up_seconds=warm_up_seconds,
+                seconds=seconds,
+            )
+        )
+        subject.server.calls += done.calls_in_all
+        server, postgres = subject.server.cpu_seconds() - server, self.postgres_cpu_seconds() - postgres
+        others = programs.machine_cpu_seconds() - busy - server - postgres - done.cpu_seconds
+        return Round(done, server, postgres, max(0.0, others / (time.monotonic() - began)))
+
+
+def _cpu_seconds(one: Round) -> float:
+    return one.server_cpu_seconds + one.postgres_cpu_seconds + one.done.cpu_seconds

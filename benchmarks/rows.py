@@ -1,0 +1,293 @@
+"""What is measured: each group makes some rows of the table. The bars are those of the design, section 10."""
+
+import contextlib
+import io
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import psycopg
+
+from benchmarks import driver, programs, results, stand, traffic
+from benchmarks.results import Row
+from benchmarks.rounds import Meter, Rounds, Subject
+
+_BATCH_EVENTS = 1_000
+# A lone call may take this much longer than an echo and a round trip to Postgres.
+_LONE_MS_MAX = 0.5
+_RESIDENT_MB_MAX = 150
+# Flat: what allocators and caches add after the first calls.
+_GROWTH_MB_MAX = 10
+_MEMORY_STEPS = 5
+_H2LOAD_CALLS = 20_000
+_CHECK_BAR, _CHECK_AIM = 0.60, 0.85
+_RECORD_BAR, _RECORD_AIM = 0.55, 0.75
+# One hot account, many accounts and a mix: none falls under the bar by more than a fifth.
+_SPREAD = 0.8
+
+
+class Plan:
+    """The servers of a run, each started when a group first needs it."""
+
+    def __init__(self, stood: stand.Stand, meter: Meter, *, stored: int, calls: int) -> None:
+        self.stand = stood
+        self.meter = meter
+        self.stored = stored
+        self.calls = calls
+        self._running = contextlib.ExitStack()
+
+    def close(self) -> None:
+        """Stop the servers."""
+        self._running.close()
+
+    def start(self, server: programs.Server) -> programs.Server:
+        """Have a server run until the end."""
+        return self._running.enter_context(server)
+
+    @cached_property
+    def nyqst_database(self) -> str:
+        """Accounts on `pro`: 200 runs, charged beyond. Nobody is denied."""
+        self.stand.create_catalog("nyqst", "pro", "runs")
+        self.stand.create("nyqst_empty", "nyqst")
+        return "nyqst"
+
+    @cached_property
+    def echo(self) -> programs.Server:
+        """The bare echo."""
+        return self.start(self.stand.echo())
+
+    @cached_property
+    def nyqst(self) -> programs.Server:
+        """One process of the service."""
+        return self.start(self.stand.serve("nyqst", self.nyqst_database))
+
+    @cached_property
+    def kalshibook(self) -> programs.Server:
+        """One process of the service, where every check counts against a rate limit of 120 a minute."""
+        self.stand.create_catalog("kalshibook", "project", "credits")
+        return self.start(self.stand.serve("kalshibook", "kalshibook"))
+
+
+def check(plan: Plan) -> list[Row]:
+    """CheckQuota against the echo."""
+    echo, *others = plan.meter.compare(
+        [
+            Subject("echo", plan.echo, traffic.Traffic(traffic.CHECK)),
+            *_spread("CheckQuota", plan.nyqst, traffic.CHECK, ("known", "hot", "mix")),
+        ]
+    )
+    return [results.row(echo), *_against(echo, others, _CHECK_BAR, _CHECK_AIM)]
+
+
+def record(plan: Plan) -> list[Row]:
+    """RecordUsage, committed, against the same echo."""
+    echo, *others = plan.meter.compare(
+        [
+            Subject("echo of RecordUsage", plan.echo, traffic.Traffic(traffic.RECORD)),
+            *_spread("RecordUsage", plan.nyqst, traffic.RECORD, ("known", "new", "hot", "mix")),
+        ]
+    )
+    return [results.row(echo), *_against(echo, others, _RECORD_BAR, _RECORD_AIM)]
+
+
+def rated(plan: Plan) -> list[Row]:
+    """CheckQuota where each check is a small write."""
+    echo, checks = plan.meter.compare(
+        [
+            Subject("echo", plan.echo, traffic.Traffic(traffic.CHECK)),
+            Subject("CheckQuota, rate limited", plan.kalshibook, traffic.Traffic(traffic.CHECK, meter="credits")),
+        ]
+    )
+    return [results.row(checks, echo, bar=0.45)]
+
+
+def reserve(plan: Plan) -> list[Row]:
+    """CheckQuota that holds its units."""
+    sent = traffic.Traffic(traffic.CHECK, reserve=True)
+    subject = Subject("CheckQuota, reserving", plan.nyqst, sent)
+    tried = plan.meter.drivers.run(driver.Job(plan.nyqst.address, sent, in_flight=1, warm_up_seconds=0, calls=1))
+    if tried.errors:
+        return [Row(subject.name, note=f"left out: {next(iter(tried.errors))}")]
+    echo, checks = plan.meter.compare([Subject("echo", plan.echo, traffic.Traffic(traffic.CHECK)), subject])
+    return [results.row(checks, echo)]
+
+
+def batch(plan: Plan) -> list[Row]:
+    """BatchRecordUsage, and COPY of the rows that it stored."""
+    name = f"BatchRecordUsage, {_BATCH_EVENTS:,} events"
+    sent = traffic.Traffic(traffic.BATCH, events=_BATCH_EVENTS)
+    alone, four = plan.meter.compare(
+        [Subject(name, plan.nyqst, sent, in_flight=1), Subject(f"{name}, 4 at once", plan.nyqst, sent, in_flight=4)]
+    )
+    copied = _copy_rates(plan)
+    rows = []
+    for measured in (alone, four):
+        one = results.row(measured, units_per_call=_BATCH_EVENTS)
+        ratios = [each.per_second * _BATCH_EVENTS / rate for each, rate in zip(measured.rounds, copied, strict=True)]
+        one.against, one.ratio, one.ratios = "COPY", statistics.median(ratios), [round(ratio, 4) for ratio in ratios]
+        rows.append(one)
+    rows[0].bar, rows[0].aim = 0.15, 0.25
+    rows[0].passed = (rows[0].ratio or 0) >= rows[0].bar and not rows[0].errors
+    note = f"{_BATCH_EVENTS:,} rows a transaction, keys and indexes as usage_events"
+    return [Row("COPY", per_second=statistics.median(copied), note=note), *rows]
+
+
+def _copy_rates(plan: Plan) -> list[float]:
+    """Return rows a second of COPY, once for each round: the newest rows, into a table of the same shape."""
+    rates = []
+    with psycopg.connect(plan.stand.conninfo(plan.nyqst_database), autocommit=True) as connection:
+        connection.execute("CREATE TABLE copied (LIKE usage_events INCLUDING ALL)")
+        newest = "COPY (SELECT * FROM usage_events ORDER BY recorded_at DESC LIMIT %s) TO STDOUT"
+        with connection.cursor() as cursor, cursor.copy(newest, [20 * _BATCH_EVENTS]) as copying:
+            lines = io.BytesIO(b"".join(copying)).readlines()
+        chunks = [b"".join(lines[n : n + _BATCH_EVENTS]) for n in range(0, len(lines), _BATCH_EVENTS)]
+        for _ in range(plan.meter.rounds):
+            connection.execute("TRUNCATE copied")
+            began = time.perf_counter()
+            for chunk in chunks:
+                with connection.cursor() as cursor, cursor.copy("COPY copied FROM STDIN") as writing:
+                    writing.write(chunk)
+            rates.append(len(lines) / (time.perf_counter() - began))
+        connection.execute("DROP TABLE copied")
+    return rates
+
+
+def lone(plan: Plan) -> list[Row]:
+    """One CheckQuota at a time, against an echo and a round trip to Postgres."""
+    sent = traffic.Traffic(traffic.CHECK)
+    subjects = [
+        Subject("lone echo", plan.echo, sent, in_flight=1),
+        Subject("lone CheckQuota", plan.nyqst, sent, in_flight=1),
+    ]
+    echo, checks = plan.meter.compare(subjects, seconds=1.0)
+    url = plan.stand.conninfo(plan.nyqst_database)
+    trip = plan.meter.drivers.run(driver.Job(database_url=url, in_flight=1, seconds=1.0))
+    trip_ms = statistics.median(trip.latencies_us) / 1000
+    bound = echo.percentile_ms(50) + trip_ms + _LONE_MS_MAX
+    found = results.row(checks)
+    found.passed = checks.percentile_ms(50) <= bound
+    found.note = f"bound {bound:.2f} ms: echo + Postgres {trip_ms:.2f} + {_LONE_MS_MAX}"
+    return [results.row(echo), found]
+
+
+def history(plan: Plan) -> list[Row]:
+    """Drive the first two with and without stored events."""
+    plan.stand.create("nyqst_stored", "nyqst_empty" if plan.nyqst_database else "")
+    plan.stand.store_events("nyqst_stored", plan.stored)
+    with plan.stand.serve("empty", "nyqst_empty") as empty, plan.stand.serve("stored", "nyqst_stored") as stored:
+        rows = []
+        for name, rpc in (("CheckQuota", traffic.CHECK), ("RecordUsage", traffic.RECORD)):
+            sent = traffic.Traffic(rpc)
+            without, beside = plan.meter.compare(
+                [
+                    Subject(f"{name}, none stored", empty, sent),
+                    Subject(f"{name}, {plan.stored:,} stored", stored, sent),
+                ]
+            )
+            rows.append(results.row(beside, without, bar=0.90))
+    return rows
+
+
+def naive(plan: Plan) -> list[Row]:
+    """Drive what people write by hand."""
+    plan.stand.create("naive")
+    server = plan.start(plan.stand.naive("naive"))
+    echo, checks, records = plan.meter.compare(
+        [
+            Subject("echo", plan.echo, traffic.Traffic(traffic.CHECK)),
+            Subject("by hand: CheckQuota", server, traffic.Traffic(traffic.CHECK)),
+            Subject("by hand: RecordUsage", server, traffic.Traffic(traffic.RECORD)),
+        ]
+    )
+    return [results.row(checks, echo), results.row(records, echo)]
+
+
+def h2load(plan: Plan) -> list[Row]:
+    """One fixed body, from a driver in C: what the server alone can do."""
+    program = shutil.which("h2load")
+    if program is None:
+        note = "left out: h2load is not installed (Debian: apt install nghttp2-client; macOS: brew install nghttp2)"
+        return [Row("h2load", note=note)]
+    body = plan.stand.folder / "check.bin"
+    request = next(traffic.Traffic(traffic.CHECK).requests())
+    body.write_bytes(b"\0" + len(request).to_bytes(4, "big") + request)
+    rates: dict[str, list[float]] = {"echo": [], "CheckQuota": []}
+    for _ in range(plan.meter.rounds):
+        for name, server in (("echo", plan.echo), ("CheckQuota", plan.nyqst)):
+            began = time.perf_counter()
+            server.calls += _H2LOAD_CALLS
+            subprocess.run(
+                [
+                    program,
+                    *("-n", str(_H2LOAD_CALLS), "-c", "4", "-m", "32", "-d", str(body)),
+                    *("-H", "te: trailers", "-H", "content-type: application/grpc"),
+                    *("-H", "authorization: Bearer dev-token"),
+                    f"http://{server.address}{traffic.CHECK}",
+                ],
+                check=True,
+                capture_output=True,
+            )
+            rates[name].append(_H2LOAD_CALLS / (time.perf_counter() - began))
+    ratios = [one / echo for one, echo in zip(rates["CheckQuota"], rates["echo"], strict=True)]
+    return [
+        Row("h2load: echo", per_second=statistics.median(rates["echo"])),
+        Row(
+            "h2load: CheckQuota, hot",
+            per_second=statistics.median(rates["CheckQuota"]),
+            against="echo",
+            ratio=statistics.median(ratios),
+            ratios=ratios,
+        ),
+    ]
+
+
+def memory(plan: Plan) -> list[Row]:
+    """How much one process holds after many calls of all kinds, and how much of that came late."""
+    server = plan.nyqst
+    before = server.calls
+    sizes = []
+    for step in range(1, _MEMORY_STEPS + 1):
+        while server.calls < before + max(plan.calls - before, plan.calls // 2) * step // _MEMORY_STEPS:
+            rpc = (traffic.CHECK, traffic.RECORD)[step % 2]
+            done = plan.meter.drivers.run(driver.Job(server.address, traffic.Traffic(rpc), seconds=1.0))
+            server.calls += done.calls_in_all
+        sizes.append(server.resident_mb())
+        plan.meter.say(f"{server.calls:,} calls: {sizes[-1]:.0f} MB")
+    growth = sizes[-1] - sizes[0]
+    note = f"{sizes[-1]:.0f} MB after {server.calls:,} calls, {growth:+.1f} MB in the last {server.calls - before:,}"
+    return [Row("memory of one process", passed=sizes[-1] < _RESIDENT_MB_MAX and growth < _GROWTH_MB_MAX, note=note)]
+
+
+def _spread(name: str, server: programs.Server, rpc: str, whom: tuple[str, ...]) -> list[Subject]:
+    says = {
+        "known": f"{traffic.ACCOUNTS:,} accounts",
+        "new": "new accounts",
+        "hot": "one account",
+        "mix": "a mix",
+    }
+    return [Subject(f"{name}, {says[one]}", server, traffic.Traffic(rpc, one)) for one in whom]
+
+
+def _against(echo: Rounds, others: list[Rounds], bar: float, aim: float) -> list[Row]:
+    first, *rest = others
+    return [
+        results.row(first, echo, bar=bar, aim=aim),
+        *(results.row(one, echo, bar=round(bar * _SPREAD, 2)) for one in rest),
+    ]
+
+
+GROUPS: Mapping[str, Callable[[Plan], list[Row]]] = {
+    "lone": lone,
+    "check": check,
+    "h2load": h2load,
+    "rated": rated,
+    "reserve": reserve,
+    "record": record,
+    "batch": batch,
+    "memory": memory,
+    "history": history,
+    "naive": naive,
+}

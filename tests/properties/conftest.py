@@ -1,0 +1,40 @@
+"""The real server on a catalog with every policy; how long Hypothesis looks is set by the environment."""
+
+import os
+
+import hypothesis
+import pytest
+
+from billing_svc.catalog import loading, versions
+from billing_svc.database import transactions as transactions_module
+from tests import clocks
+from tests.acceptance.conftest import START
+from tests.billing_svc.conftest import billing, catalog_name, settings
+from tests.properties import offers
+
+__all__ = ["billing", "catalog_name", "settings"]
+
+# Within `make test`; BILLING_PROPERTY_EXAMPLES=2000 looks for an hour.
+EXAMPLES = int(os.environ.get("BILLING_PROPERTY_EXAMPLES", "40"))
+STEPS = int(os.environ.get("BILLING_PROPERTY_STEPS", "30"))
+
+hypothesis.settings.register_profile(
+    "properties",
+    deadline=None,  # a step is some calls to a database
+    max_examples=EXAMPLES,
+    stateful_step_count=STEPS,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis.Phase.generate] if os.environ.get("NOSHRINK") else list(hypothesis.Phase),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much],
+)
+
+
+@pytest.fixture
+async def published_catalog(transactions: transactions_module.Transactions) -> int:
+    catalog = loading.load_document(offers.document())
+    version, _ = await transactions.run(lambda conn: versions.publish(conn, catalog, "operator:test", START))
+    return version
+
+
+@pytest.fixture
+def service_clock() -> clocks.StillClock:
+    return clocks.StillClock(START)

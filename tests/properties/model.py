@@ -1,0 +1,242 @@
+"""What the service promises about counting, written a second time, as simply as it can be said."""
+
+import calendar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from tests.properties import offers
+
+LATE = timedelta(minutes=30)
+GRACE = timedelta(hours=offers.GRACE_HOURS)
+
+
+@dataclass(slots=True)
+class Subscription:
+    """In force in [start, end)."""
+
+    name: str
+    plan: str
+    seats: int
+    start: datetime
+    anchor: datetime
+    end: datetime | None = None
+    cancel_at: datetime | None = None
+    over: bool = False
+
+    def covers(self, at: datetime) -> bool:
+        return self.start <= at and (self.end is None or at < self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for a meter: None included is unlimited; `beyond` is empty where the plan lacks it."""
+
+    plan: str
+    included: int | None
+    beyond: str
+
+
+@dataclass(slots=True)
+class Counter:
+    """The totals of a meter in a period; of a gauge `used` is the peak."""
+
+    terms: Terms
+    used: int = 0
+    billable: int = 0
+    exceeded_at: datetime | None = None
+
+
+@dataclass(slots=True)
+class Event:
+    """What was recorded, and how much of it is left."""
+
+    meter: str
+    start: datetime
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an answer must say."""
+
+    allowed: bool
+    used: int
+    billable: int
+    units: int
+
+
+@dataclass(slots=True)
+class Account:
+    """One account's whole history."""
+
+    now: datetime
+    pay_as_you_go: bool = False
+    subscriptions: list[Subscription] = field(default_factory=list)
+    overrides: dict[str, tuple[int | None, datetime | None]] = field(default_factory=dict)
+    counters: dict[tuple[str, datetime], Counter] = field(default_factory=dict)
+    levels: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)
+    events: dict[str, Event] = field(default_factory=dict)
+
+    # Terms and periods.
+
+    def subscription(self, at: datetime) -> Subscription | None:
+        covering = [one for one in self.subscriptions if one.covers(at)]
+        return max(covering, key=lambda one: (one.start, one.name)) if covering else None
+
+    def terms(self, meter: str, at: datetime) -> Terms:
+        found = self.subscription(at)
+        plan, seats = (found.plan, found.seats) if found else ("free", 1)
+        offer = offers.PLANS[plan].get(meter)
+        if self.pay_as_you_go:
+            offer = offers.OVERLAYS.get(plan, {}).get(meter, offer)
+        beyond = offer.beyond if offer else ""
+        if meter in self.overrides:
+            included, expires_at = self.overrides[meter]
+            if expires_at is None or self.now < expires_at:
+                # A meter outside the plan has just what the override gives.
+                return Terms(plan, included, beyond or ("" if offer else "deny"))
+        if offer is None:
+            return Terms(plan, 0, "absent")
+        included = offer.included
+        return Terms(plan, included * seats if included is not None and offer.per_seat else included, beyond)
+
+    def period(self, at: datetime) -> tuple[datetime, datetime]:
+        """Return the month that contains `at`, cut where a subscription begins or ends."""
+        found = self.subscription(at)
+        if found is None or found.plan == "calendar":
+            start, end = _month(datetime(at.year, at.month, 1, tzinfo=UTC), 0), None
+            end = _month(start, 1)
+        else:
+            months = next(n for n in range(-2, 1000) if _month(found.anchor, n + 1) > at)
+            start, end = _month(found.anchor, months), _month(found.anchor, months + 1)
+        # Only where the plan goes over from one to another does a period end early.
+        for cut in self._cuts():
+            if cut <= at:
+                start = max(start, cut)
+            else:
+                end = min(end, cut)
+        return start, end
+
+    def _cuts(self) -> list[datetime]:
+        bounds = {at for one in self.subscriptions for at in (one.start, one.end) if at is not None}
+        return sorted(
+            at for at in bounds if self.subscription(at) is not self.subscription(at - timedelta(microseconds=1))
+        )
+
+    def landing(self, meter: str, occurred_at: datetime) -> tuple[tuple[str, datetime], Terms]:
+        """Return the counter that an event counts in, and under which terms."""
+        start, end = self.period(occurred_at)
+        if self.now >= end + LATE:
+            occurred_at = self.now
+            start, end = self.period(occurred_at)
+        key = (meter, start)
+        if end <= self.now and key in self.counters:
+            return key, self.counters[key].terms
+        return key, self.terms(meter, occurred_at)
+
+    # Counting.
+
+    def consumed(self, meter: str, counter: Counter) -> int:
+        return self.level(meter) if meter in offers.GAUGES else counter.used - counter.billable
+
+    def level(self, meter: str) -> int:
+        return self.levels.get(meter, (0, None))[0]
+
+    def allows(self, meter: str, counter: Counter, terms: Terms, units: int) -> bool:
+        """Say whether `units` more are admitted."""
+        if terms.beyond == "absent":
+            return False
+        if terms.included is None or units <= max(0, terms.included - self.consumed(meter, counter)):
+            return True
+        if terms.beyond == "grace":
+            is_over = self.consumed(meter, counter) > terms.included
+            return not (is_over and counter.exceeded_at is not None and self.now >= counter.exceeded_at + GRACE)
+        return terms.beyond in {"charge", "allow"}
+
+    def check(self, meter: str, units: int) -> Told:
+        counter = self.present(meter)
+        terms = self.terms(meter, self.now)
+        shown = self.level(meter) if meter in offers.GAUGES else counter.used
+        return Told(self.allows(meter, counter, terms, units), shown, counter.billable, units)
+
+    def present(self, meter: str) -> Counter:
+        """Return the counter of the present period as it would open."""
+        terms = self.terms(meter, self.now)
+        counter = self.counters.get((meter, self.period(self.now)[0])) or Counter(terms)
+        counter = Counter(terms, counter.used, counter.billable, counter.exceeded_at)
+        if meter in offers.GAUGES:
+            _raise_peak(counter, terms, self.level(meter))
+        return counter
+
+    def record(self, event_id: str, meter: str, units: int, occurred_at: datetime, *, reject: bool) -> Told:
+        key, terms = self.landing(meter, occurred_at)
+        before = self.counters.get(key) or Counter(terms)
+        if reject and units > 0 and not self.allows(meter, before, terms, units):
+            return Told(allowed=False, used=before.used, billable=0, units=0)
+        free = units if terms.included is None else max(0, terms.included - (before.used - before.billable))
+        charged = max(0, units - free) if terms.beyond == "charge" else 0
+        after = Counter(terms, before.used + units, before.billable + charged, before.exceeded_at)
+        if terms.included is not None and after.used - after.billable > terms.included:
+            was_over = before.used - before.billable > terms.included
+            if not was_over or after.exceeded_at is None:
+                after.exceeded_at = self.now
+        self.counters[key] = after
+        self.events[event_id] = Event(meter, key[1], units)
+        return Told(allowed=True, used=after.used, billable=charged, units=units)
+
+    def move_level(
+        self, event_id: str, meter: str, occurred_at: datetime, *, to: int | None, by: int, reject: bool
+    ) -> Told | None:
+        """Set a level or change it; None where the change is refused as unfit."""
+        key, terms = self.landing(meter, self.now)
+        before = self.counters.get(key) or Counter(terms)
+        level, set_at = self.levels.get(meter, (0, None))
+        after = Counter(terms, before.used, before.billable, before.exceeded_at)
+        _raise_peak(after, terms, level)
+        is_stale = to is not None and set_at is not None and occurred_at < set_at
+        change = by if to is None else 0 if is_stale else to - level
+        if level + change < 0:
+            return None
+        if reject and change > 0 and not self.allows(meter, after, terms, change):
+            return Told(allowed=False, used=level, billable=0, units=0)
+        opened = after.billable
+        _raise_peak(after, terms, level + change)
+        self.counters[key] = after
+        self.levels[meter] = (level + change, occurred_at if to is not None and not is_stale else set_at)
+        self.events[event_id] = Event(meter, key[1], 0)
+        return Told(allowed=True, used=level + change, billable=after.billable - opened, units=change)
+
+    def open_gauges(self) -> None:
+        """Open the present period of gauges that have a level."""
+        for meter in offers.GAUGES:
+            if self.level(meter):
+                key, terms = self.landing(meter, self.now)
+                counter = self.counters.setdefault(key, Counter(terms))
+                counter.terms = terms
+                _raise_peak(counter, terms, self.level(meter))
+
+    def correct(self, event_id: str, units: int | None) -> tuple[int, int] | None:
+        """Return the units taken back and how many of them were billable; None where it is too much."""
+        event = self.events[event_id]
+        taken = event.left if units is None else units
+        if not 0 < taken <= event.left:
+            return None
+        counter = self.counters[event.meter, event.start]
+        billable = min(taken, counter.billable)
+        counter.used -= taken
+        counter.billable -= billable
+        event.left -= taken
+        return taken, billable
+
+
+def _raise_peak(counter: Counter, terms: Terms, level: int) -> None:
+    if terms.beyond == "charge" and terms.included is not None:
+        counter.billable += max(0, level - max(counter.used, terms.included))
+    counter.used = max(counter.used, level)
+
+
+def _month(anchor: datetime, months: int) -> datetime:
+    """Return the same day and time so many months later, or the last day of a shorter month."""
+    year, month = divmod(anchor.year * 12 + anchor.month - 1 + months, 12)
+    day = min(anchor.day, calendar.monthrange(year, month + 1)[1])
+    return anchor.replace(year=year, month=month + 1, day=day)

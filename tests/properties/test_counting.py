@@ -1,0 +1,385 @@
+"""Any interleaving of what callers, Stripe, operators and the clock do ends in the same books as a simple model's."""
+
+import asyncio
+import itertools
+from collections.abc import Coroutine, Mapping
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+import grpc
+import hypothesis
+import sqlalchemy as sa
+from hypothesis import stateful
+from hypothesis import strategies as st
+from sqlalchemy.dialects import postgresql
+
+from billing.v1 import decision_pb2, quota_pb2, usage_pb2
+from billing_svc.catalog import versions
+from billing_svc.database import tables
+from billing_svc.gauges import opening
+from tests import clocks
+from tests.acceptance import told
+from tests.acceptance.conftest import START
+from tests.billing_svc.conftest import Billing
+from tests.properties import model, offers
+
+T = TypeVar("T")
+
+ACCOUNT = "org_1"
+# A step is a few statements; one that takes longer is stuck.
+STEP_SECONDS_MAX = 30
+
+CONSUMABLES = st.sampled_from(offers.CONSUMABLES)
+GAUGES = st.sampled_from(offers.GAUGES)
+METERS = st.sampled_from(offers.CONSUMABLES + offers.GAUGES)
+UNITS = st.integers(1, 7)
+# Around the ends of a grace, of the time for late events, and of a period.
+MOVES = st.sampled_from(
+    [
+        timedelta(seconds=1),
+        timedelta(minutes=10),
+        timedelta(minutes=31),
+        timedelta(hours=13),
+        timedelta(hours=24),
+        timedelta(days=6),
+        timedelta(days=20),
+        timedelta(days=31),
+    ]
+)
+# When an event happened, seen from now.
+AGES = st.sampled_from(
+    [None, None, None, timedelta(minutes=-4), timedelta(minutes=1), timedelta(minutes=29), timedelta(hours=1)]
+)
+PLANS = st.sampled_from(offers.SOLD)
+SEATS = st.integers(1, 3)
+
+_BOOKS = sa.text("""
+    SELECT c.meter, c.period_start, c.used, c.billable,
+           coalesce(sum(e.units), 0) AS event_units, coalesce(sum(e.billable), 0) AS event_billable
+      FROM usage_counters c LEFT JOIN usage_events e USING (account_id, meter, period_start)
+     GROUP BY c.meter, c.period_start, c.used, c.billable
+""")
+_LEVELS = sa.text("SELECT meter, level FROM gauge_levels WHERE level <> 0")
+
+
+class Counting(stateful.RuleBasedStateMachine):
+    """One account on the real server, beside its model."""
+
+    events: "stateful.Bundle[str]" = stateful.Bundle("events")
+
+    def __init__(self, billing: Billing, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._billing, self._loop = billing, loop
+        self._ids = (f"id_{n}" for n in itertools.count(1))
+        self._told: told.Told | None = None
+        # What was sent and answered, for repeats.
+        self._sent: dict[str, tuple[usage_pb2.RecordUsageRequest, usage_pb2.RecordUsageResponse]] = {}
+        # A hard limit that an admission by the last step must not have passed.
+        self._hard: tuple[tuple[str, datetime], int] | None = None
+        assert isinstance(billing.clock, clocks.StillClock)
+        self._clock = billing.clock
+        self._clock.set(START)
+        self.account = model.Account(START)
+        self._run(self._empty())
+
+    # The clock, Stripe and operators.
+
+    @stateful.rule(by=MOVES)
+    def move_the_clock(self, by: timedelta) -> None:
+        self._clock.advance(by)
+        self.account.now = self._clock.now()
+
+    @stateful.rule()
+    def move_to_the_end_of_the_period(self) -> None:
+        self._clock.set(self.account.period(self.account.now)[1])
+        self.account.now = self._clock.now()
+
+    @stateful.precondition(lambda self: not self._live)
+    @stateful.rule(plan=PLANS, seats=SEATS)
+    def subscribe(self, plan: str, seats: int) -> None:
+        name, now = next(self._ids), self.account.now
+        self.account.subscriptions.append(model.Subscription(name, plan, seats, start=now, anchor=now))
+        self._told = told.Told(plan, since=now, account_id=ACCOUNT, subscription_id=name, quantity=seats)
+        self._tell()
+
+    @stateful.precondition(lambda self: self._live)
+    @stateful.rule(plan=PLANS, seats=SEATS)
+    def change_the_plan(self, plan: str, seats: int) -> None:
+        self._live.plan, self._live.seats = plan, seats
+        self._tell(plan=plan, quantity=seats)
+
+    @stateful.precondition(lambda self: self._live and self._live.end is None)
+    @stateful.rule(after=MOVES)
+    def schedule_the_end(self, after: timedelta) -> None:
+        self._live.end = self._live.cancel_at = self.account.now + after
+        self._tell(cancel_at=self._live.end)
+
+    @stateful.precondition(lambda self: self._live)
+    @stateful.rule()
+    def end_now(self) -> None:
+        self._live.end = min(self.account.now, self._live.end or self.account.now)
+        self._tell(status="canceled", ended_at=self.account.now)
+        self._live.over = True
+
+    @stateful.precondition(lambda self: self._live)
+    @stateful.rule()
+    def go_unpaid(self) -> None:
+        ended = self._live.end is not None and self._live.end <= self.account.now
+        self._live.end = self._live.end if ended else self.account.now
+        self._tell(status="unpaid")
+
+    @stateful.precondition(lambda self: self._live)
+    @stateful.rule(status=st.sampled_from(["active", "past_due", "trialing"]))
+    def be_paid(self, status: str) -> None:
+        self._live.end = self._live.cancel_at
+        self._tell(status=status)
+
+    @stateful.rule(on=st.booleans())
+    def switch_pay_as_you_go(self, *, on: bool) -> None:
+        self.account.pay_as_you_go = on
+        row = {"account_id": ACCOUNT, "created_at": self.account.now, "pay_as_you_go": on}
+        statement = postgresql.insert(tables.accounts).values(row)
+        self._run(
+            self._execute(
+                statement.on_conflict_do_update(index_elements=["account_id"], set_={"pay_as_you_go": on})
+            )
+        )
+
+    @stateful.rule(meter=METERS, included=st.none() | st.integers(0, 20), after=st.none() | MOVES)
+    def set_an_override(self, meter: str, included: int | None, after: timedelta | None) -> None:
+        expires_at = None if after is None else self.account.now + after
+        self.account.overrides[meter] = (included, expires_at)
+        values = {
+            "included": included,
+            "expires_at": expires_at,
+            "note": "a test",
+            "set_by": "caller:test",
+            "set_at": self.account.now,
+        }
+        statement = postgresql.insert(tables.account_overrides).values(account_id=ACCOUNT, meter=meter, **values)
+        self._run(
+            self._execute(statement.on_conflict_do_update(index_elements=["account_id", "meter"], set_=values))
+        )
+
+    @stateful.rule(meter=METERS)
+    def remove_an_override(self, meter: str) -> None:
+        self.account.overrides.pop(meter, None)
+        self._run(self._execute(sa.delete(tables.account_overrides).where(tables.account_overrides.c.meter == meter)))
+
+    @stateful.rule()
+    def let_the_worker_open_gauges(self) -> None:
+        self.account.open_gauges()
+        now, catalogs = self.account.now, versions.CatalogCache()
+        self._run(self._billing.transactions.run(lambda conn: opening.open_due(conn, catalogs, now)))
+
+    # Callers.
+
+    @stateful.rule(meter=METERS, units=UNITS)
+    def check(self, meter: str, units: int) -> None:
+        expected = self.account.check(meter, units)
+        request = quota_pb2.CheckQuotaRequest(account_id=ACCOUNT, meter=meter, quantity=units)
+        answer = self._run(self._billing.quota.CheckQuota(request))
+        assert _said(answer) == (expected.allowed, expected.used)
+        assert (answer.overage, answer.cost) == (expected.billable, units)
+
+    @stateful.rule(target=events, meter=CONSUMABLES, units=UNITS, age=AGES, reject=st.booleans())
+    def record(self, meter: str, units: int, age: timedelta | None, *, reject: bool) -> "stateful.MultipleResults[str] | str":
+        return self._record(_request(meter=meter, quantity=units), meter, units, age, reject=reject)
+
+    @stateful.rule(target=events, times=st.integers(1, 2), reject=st.booleans())
+    def record_an_operation(self, times: int, *, reject: bool) -> "stateful.MultipleResults[str] | str":
+        request = _request(operation="big", quantity=times)
+        return self._record(request, "hard", times * offers.BIG, None, reject=reject)
+
+    @stateful.rule(target=events, meter=CONSUMABLES, reject=st.booleans())
+    def record_a_retry(self, meter: str, *, reject: bool) -> "stateful.MultipleResults[str] | str":
+        return self._record(_request(meter=meter, quantity=5, retry_attempt=1), meter, 0, None, reject=reject)
+
+    @stateful.rule(meter=GAUGES, level=st.integers(0, 9), age=AGES, reject=st.booleans())
+    def set_a_level(self, meter: str, level: int, age: timedelta | None, *, reject: bool) -> None:
+        self._move_level(_request(meter=meter, level=level), meter, age, to=level, by=0, reject=reject)
+
+    @stateful.rule(meter=GAUGES, by=st.integers(-4, 4).filter(bool), reject=st.booleans())
+    def change_a_level(self, meter: str, by: int, *, reject: bool) -> None:
+        self._move_level(_request(meter=meter, quantity=by), meter, None, to=None, by=by, reject=reject)
+
+    @stateful.rule(event=events)
+    def repeat(self, event: str) -> None:
+        request, first = self._sent[event]
+        answer = self._run(self._billing.usage.RecordUsage(request))
+        assert answer.duplicate
+        answer.duplicate = False
+        assert answer == first
+
+    @stateful.rule(target=events, parts=st.lists(st.tuples(CONSUMABLES, UNITS, AGES, st.booleans()), max_size=6))
+    def record_a_batch(
+        self, parts: list[tuple[str, int, timedelta | None, bool]]
+    ) -> "stateful.MultipleResults[str]":
+        requests, expected = [], []
+        for meter, units, age, reject in parts:
+            request, at = self._sendable(_request(meter=meter, quantity=units), age, reject=reject)
+            requests.append(request)
+            expected.append(self.account.record(request.event_id, meter, units, at, reject=reject))
+        if not requests:
+            return stateful.multiple()
+        # The first one again: a duplicate, or denied once more.
+        requests.append(requests[0])
+        batch = usage_pb2.BatchRecordUsageRequest(events=requests)
+        answers = [result.answer for result in self._run(self._billing.usage.BatchRecordUsage(batch)).results]
+        assert [_told(answer) for answer in answers[:-1]] == expected
+        assert answers[-1].duplicate == expected[0].allowed
+        kept = [(request, answer) for request, answer in zip(requests, answers, strict=True) if _is_kept(answer)]
+        self._sent |= {request.event_id: (request, answer) for request, answer in kept}
+        return stateful.multiple(*(request.event_id for request, _ in kept))
+
+    @stateful.rule(event=events, units=st.none() | UNITS)
+    def correct(self, event: str, units: int | None) -> None:
+        expected = self.account.correct(event, units)
+        request = usage_pb2.CorrectUsageRequest(
+            account_id=ACCOUNT, correction_id=next(self._ids), event_id=event, quantity=units
+        )
+        call = self._billing.usage.CorrectUsage(request)
+        if expected is None:
+            assert self._refused(call) is grpc.StatusCode.FAILED_PRECONDITION
+            return
+        answer = self._run(call)
+        assert (answer.quantity, answer.billable_quantity) == expected
+        assert answer.left == self.account.events[event].left
+        again = self._run(self._billing.usage.CorrectUsage(request))
+        assert (again.duplicate, again.quantity, again.used) == (True, answer.quantity, answer.used)
+
+    # What always holds.
+
+    @stateful.invariant()
+    def the_books_balance(self) -> None:
+        rows, levels = self._run(self._books())
+        kept = {(row.meter, row.period_start): (row.used, row.billable) for row in rows}
+        for row in rows:
+            assert 0 <= row.billable <= row.used
+            if row.meter in offers.CONSUMABLES:
+                assert (row.used, row.billable) == (row.event_units, row.event_billable)
+        assert {key: totals for key, totals in kept.items() if any(totals)} == {
+            key: (one.used, one.billable) for key, one in self.account.counters.items() if one.used or one.billable
+        }
+        assert levels == {meter: level for meter, (level, _) in self.account.levels.items() if level}
+        if self._hard is not None:
+            key, included = self._hard
+            used, billable = kept[key]
+            assert (levels.get(key[0], 0) if key[0] in offers.GAUGES else used - billable) <= included
+            self._hard = None
+
+    # How it is done.
+
+    @property
+    def _live(self) -> model.Subscription | None:
+        return next((one for one in self.account.subscriptions if not one.over), None)
+
+    def _tell(self, **changes: Any) -> None:  # noqa: ANN401 - fields of Told
+        self._told = self._told.but(**changes)
+        self._run(self._told.apply(self._billing.transactions, self.account.now))
+
+    def _sendable(
+        self, request: usage_pb2.RecordUsageRequest, age: timedelta | None, *, reject: bool
+    ) -> tuple[usage_pb2.RecordUsageRequest, datetime]:
+        """Return a request under an id of its own, and when it says that it happened."""
+        request.event_id = next(self._ids)
+        if reject:
+            request.if_exceeded = usage_pb2.IF_EXCEEDED_REJECT
+        if age is None:
+            return request, self.account.now
+        request.occurred_at.FromDatetime(self.account.now - age)
+        return request, self.account.now - age
+
+    def _record(
+        self, request: usage_pb2.RecordUsageRequest, meter: str, units: int, age: timedelta | None, *, reject: bool
+    ) -> "stateful.MultipleResults[str] | str":
+        request, at = self._sendable(request, age, reject=reject)
+        key, terms = self.account.landing(meter, at)
+        expected = self.account.record(request.event_id, meter, units, at, reject=reject)
+        answer = self._run(self._billing.usage.RecordUsage(request))
+        assert _told(answer) == expected
+        if not expected.allowed:
+            return stateful.multiple()
+        self._note_admission(key, terms, units, reject=reject)
+        self._sent[request.event_id] = (request, answer)
+        return request.event_id
+
+    def _move_level(  # noqa: PLR0913 - what is sent, and what it means
+        self,
+        request: usage_pb2.RecordUsageRequest,
+        meter: str,
+        age: timedelta | None,
+        *,
+        to: int | None,
+        by: int,
+        reject: bool,
+    ) -> None:
+        request, at = self._sendable(request, age, reject=reject)
+        key, terms = self.account.landing(meter, self.account.now)
+        expected = self.account.move_level(request.event_id, meter, at, to=to, by=by, reject=reject)
+        call = self._billing.usage.RecordUsage(request)
+        if expected is None:
+            assert self._refused(call) is grpc.StatusCode.FAILED_PRECONDITION
+            return
+        assert _told(self._run(call)) == expected
+        if expected.allowed:
+            self._note_admission(key, terms, expected.units, reject=reject)
+
+    def _note_admission(self, key: tuple[str, datetime], terms: model.Terms, units: int, *, reject: bool) -> None:
+        if reject and units > 0 and terms.beyond == "deny" and terms.included is not None:
+            self._hard = (key, terms.included)
+
+    async def _books(self) -> tuple[list[Any], Mapping[str, int]]:
+        async with self._billing.engine.connect() as connection:
+            rows = list(await connection.execute(_BOOKS))
+            return rows, {meter: level for meter, level in await connection.execute(_LEVELS)}
+
+    async def _empty(self) -> None:
+        async with self._billing.engine.begin() as connection:
+            for table in reversed(tables.metadata.sorted_tables):
+                if table is not tables.catalog_versions:
+                    await connection.execute(sa.delete(table))
+
+    async def _execute(self, statement: sa.Executable) -> None:
+        async with self._billing.engine.begin() as connection:
+            await connection.execute(statement)
+
+    def _refused(self, call: Coroutine[Any, Any, object]) -> grpc.StatusCode:
+        try:
+            self._run(call)
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        raise AssertionError("it was not refused")
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        async def step() -> T:
+            return await work
+
+        return asyncio.run_coroutine_threadsafe(step(), self._loop).result(STEP_SECONDS_MAX)
+
+
+def _request(**fields: Any) -> usage_pb2.RecordUsageRequest:  # noqa: ANN401 - the message's own
+    return usage_pb2.RecordUsageRequest(account_id=ACCOUNT, **fields)
+
+
+def _is_kept(answer: usage_pb2.RecordUsageResponse) -> bool:
+    return answer.decision == decision_pb2.DECISION_ALLOWED and not answer.duplicate
+
+
+def _said(answer: quota_pb2.CheckQuotaResponse) -> tuple[bool, int]:
+    return answer.decision == decision_pb2.DECISION_ALLOWED, answer.used
+
+
+def _told(answer: usage_pb2.RecordUsageResponse) -> model.Told:
+    allowed = answer.decision == decision_pb2.DECISION_ALLOWED
+    return model.Told(allowed, answer.used, answer.billable, answer.cost)
+
+
+async def test_the_books_are_the_model_s(billing: Billing) -> None:
+    loop = asyncio.get_running_loop()
+    # In a thread of its own, because Hypothesis does not await.
+    await asyncio.to_thread(
+        stateful.run_state_machine_as_test,
+        lambda: Counting(billing, loop),
+        settings=hypothesis.settings.get_profile("properties"),
+    )
