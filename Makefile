@@ -11,7 +11,7 @@ READY := .venv/.ready
 export XDG_CACHE_HOME := $(CURDIR)/.cache
 export TMPDIR := $(CURDIR)/.cache/tmp
 
-.PHONY: help dev test lint format generate constraints clean
+.PHONY: help dev test bench lint format generate constraints clean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ dev: $(READY)  ## Run everything on this machine; make dev ARGS="--catalog catal
 
 test: lint  ## Run every check and test; make test ARGS="-k quota" passes options to pytest
 	$(PY) -m pytest $(ARGS)
+
+bench: $(READY)  ## Measure against a bare echo; make bench ARGS="--stored 10000000", ARGS="compare OLD.json NEW.json"
+	@PYTHONPATH=src $(PY) -m benchmarks $(ARGS)
 
 lint: $(READY)  ## Check format, style, types, the contract and its stubs
 	$(PY) -m ruff format --check .

@@ -75,7 +75,6 @@ ENTRIES: Mapping[str, Group | Open] = {
     "/grpc.health.v1.Health/Check": Open.ANYONE,
     "/grpc.health.v1.Health/List": Open.ANYONE,
     "/grpc.health.v1.Health/Watch": Open.ANYONE,
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Open.ANY_CALLER,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Open.ANY_CALLER,
 }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 import typer
 
 if TYPE_CHECKING:
+    from billing_svc.catalog import moving
     from billing_svc.settings import DatabaseSettings
 
 # A mistake in the call or the settings; anything else that a person can mend.
@@ -220,6 +221,63 @@ def catalog_apply(file: _CatalogFile) -> None:
             await pool.dispose()
 
     _run(run())
+
+
+@catalog_app.command("move")
+def catalog_move(
+    account: Annotated[str | None, typer.Option(help="Only this account's subscriptions.")] = None,
+    *,
+    apply: Annotated[bool, typer.Option("--apply", help="Move what can be moved; left out, only show it.")] = False,
+) -> None:
+    """Move sold subscriptions to the newest catalog: show who would be over the new limits, and with --apply do it."""
+    from billing_svc import logs, settings
+
+    options = settings.read_database()
+    logs.configure(options.log_level, dev=options.dev)
+    _require_schema(options)
+    from billing_svc import clock
+    from billing_svc.audit import store as audit_store
+    from billing_svc.catalog import moving
+    from billing_svc.database import engine, transactions
+
+    async def run() -> None:
+        pool = engine.create_engine(_database_url(options), pool_size=1)
+        database, now = transactions.Transactions(pool), clock.Clock().now()
+        try:
+            seen = [move async for move in moving.preview(database, now, account)]
+            _show_moves(seen)
+            if apply:
+                origin = audit_store.Origin(_actor())
+                done = [await moving.apply(database, move, origin, now) for move in seen if not move.refusal]
+                moved = [move for move in done if move is not None and not move.refusal]
+                typer.echo(f"{len(moved)} of {len(seen)} subscriptions moved")
+        finally:
+            await pool.dispose()
+
+    _run(run())
+
+
+def _show_moves(moves: "list[moving.Move]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not moves:
+        typer.echo("every subscription is on the newest catalog version")
+        return
+    table = Table("account", "subscription", "plan", "version", "over its new limits", "cannot be moved")
+    for move in moves:
+        over = "\n".join(
+            f"{one.meter}: {one.used:,} used, {_included(one.included_before)} included now, "
+            f"{_included(one.included_after)} then, beyond: {one.beyond or 'not in the plan'}"
+            for one in move.over
+        )
+        versions = f"{move.from_version} to {move.to_version}"
+        table.add_row(move.account_id, move.subscription_id, move.plan, versions, over, move.refusal)
+    Console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS, markup=False).print(table)
+
+
+def _included(units: int | None) -> str:
+    return "unlimited" if units is None else f"{units:,}"
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

@@ -133,9 +133,7 @@ async def test_free_may_go_past_100_executions_for_24_hours_and_not_a_microsecon
     assert (await account.check("agent_executions")).reason == PLAIN
 
 
-async def test_a_grace_ends_with_the_excess_and_begins_anew(
-    account: Account, service_clock: clocks.StillClock
-) -> None:
+async def test_a_grace_ends_with_the_excess_and_begins_anew(account: Account, service_clock: clocks.StillClock) -> None:
     await account.record("much", "api_calls", 1_100)
     service_clock.advance(timedelta(hours=25))
     assert (await account.check("api_calls")).reason == GRACE_EXPIRED
@@ -159,9 +157,7 @@ async def test_the_fourth_seat_is_denied_on_free(account: Account) -> None:
     assert (await account.check("storage_gb", 2)).decision == DENIED
 
 
-async def test_a_quiet_month_with_27_seats_owes_two_of_them(
-    account: Account, service_clock: clocks.StillClock
-) -> None:
+async def test_a_quiet_month_with_27_seats_owes_two_of_them(account: Account, service_clock: clocks.StillClock) -> None:
     await account.subscribe("standard")
     await account.record("seats", "user_seats", level=27)
     assert await open_gauges(account) == 0

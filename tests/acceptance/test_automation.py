@@ -28,9 +28,7 @@ async def test_without_a_subscription_there_is_nothing(account: Account) -> None
         ("pro", {"tokens": 1_000_000, "api_calls": 10_000, "scraping_tasks": 1_000}),
     ],
 )
-async def test_each_plan_has_its_limits_and_nothing_beyond(
-    account: Account, plan: str, limits: dict[str, int]
-) -> None:
+async def test_each_plan_has_its_limits_and_nothing_beyond(account: Account, plan: str, limits: dict[str, int]) -> None:
     await account.subscribe(plan)
     for meter, included in limits.items():
         answer = await account.record(f"all_{meter}", meter, included, if_exceeded=REJECT)
@@ -67,9 +65,7 @@ async def test_usage_resets_on_the_first_whenever_the_subscription_began(
     await books.assert_balanced(account.billing.engine)
 
 
-async def test_the_subscription_s_own_month_resets_nothing(
-    account: Account, service_clock: clocks.StillClock
-) -> None:
+async def test_the_subscription_s_own_month_resets_nothing(account: Account, service_clock: clocks.StillClock) -> None:
     subscription = await account.subscribe("basic")
     service_clock.set(JUNE)
     await account.record("june", "api_calls", 400)

@@ -101,7 +101,11 @@ async def test_who_cancels_is_back_on_free(account: Account, service_clock: cloc
 
 @pytest.mark.parametrize(("plan", "pay_as_you_go", "requests"), [("free", False, 30), ("free", True, 60)])
 async def test_the_rate_limit_admits_n_in_a_minute_that_begins_with_the_first(
-    account: Account, service_clock: clocks.StillClock, plan: str, pay_as_you_go: bool, requests: int  # noqa: FBT001
+    account: Account,
+    service_clock: clocks.StillClock,
+    plan: str,
+    pay_as_you_go: bool,
+    requests: int,  # noqa: FBT001
 ) -> None:
     await account.switch_pay_as_you_go(on=pay_as_you_go)
     first = service_clock.now()

@@ -136,8 +136,6 @@ async def test_without_a_subscription_months_are_counted_from_the_signup(
 
 async def test_plans_are_listed_with_their_prices_by_the_seat(account: Account) -> None:
     plans = (await account.billing.subscriptions.ListPlans(subscription_pb2.ListPlansRequest())).plans
-    shown = {
-        plan.plan: [(price.price, price.amount.amount, price.per_seat) for price in plan.prices] for plan in plans
-    }
+    shown = {plan.plan: [(price.price, price.amount.amount, price.per_seat) for price in plan.prices] for plan in plans}
     assert shown["team"] == [("monthly", "15.00", True), ("yearly", "150.00", True)]
     assert [plan.plan for plan in plans if plan.trial_days == 14] == ["starter", "team"]

@@ -23,7 +23,6 @@ hypothesis.settings.register_profile(
     deadline=None,  # a step is some calls to a database
     max_examples=EXAMPLES,
     stateful_step_count=STEPS,
-    phases=[hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis.Phase.generate] if os.environ.get("NOSHRINK") else list(hypothesis.Phase),
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much],
 )
 

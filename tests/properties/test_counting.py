@@ -140,9 +140,7 @@ class Counting(stateful.RuleBasedStateMachine):
         row = {"account_id": ACCOUNT, "created_at": self.account.now, "pay_as_you_go": on}
         statement = postgresql.insert(tables.accounts).values(row)
         self._run(
-            self._execute(
-                statement.on_conflict_do_update(index_elements=["account_id"], set_={"pay_as_you_go": on})
-            )
+            self._execute(statement.on_conflict_do_update(index_elements=["account_id"], set_={"pay_as_you_go": on}))
         )
 
     @stateful.rule(meter=METERS, included=st.none() | st.integers(0, 20), after=st.none() | MOVES)
@@ -157,9 +155,7 @@ class Counting(stateful.RuleBasedStateMachine):
             "set_at": self.account.now,
         }
         statement = postgresql.insert(tables.account_overrides).values(account_id=ACCOUNT, meter=meter, **values)
-        self._run(
-            self._execute(statement.on_conflict_do_update(index_elements=["account_id", "meter"], set_=values))
-        )
+        self._run(self._execute(statement.on_conflict_do_update(index_elements=["account_id", "meter"], set_=values)))
 
     @stateful.rule(meter=METERS)
     def remove_an_override(self, meter: str) -> None:
@@ -183,7 +179,9 @@ class Counting(stateful.RuleBasedStateMachine):
         assert (answer.overage, answer.cost) == (expected.billable, units)
 
     @stateful.rule(target=events, meter=CONSUMABLES, units=UNITS, age=AGES, reject=st.booleans())
-    def record(self, meter: str, units: int, age: timedelta | None, *, reject: bool) -> "stateful.MultipleResults[str] | str":
+    def record(
+        self, meter: str, units: int, age: timedelta | None, *, reject: bool
+    ) -> "stateful.MultipleResults[str] | str":
         return self._record(_request(meter=meter, quantity=units), meter, units, age, reject=reject)
 
     @stateful.rule(target=events, times=st.integers(1, 2), reject=st.booleans())
@@ -212,9 +210,7 @@ class Counting(stateful.RuleBasedStateMachine):
         assert answer == first
 
     @stateful.rule(target=events, parts=st.lists(st.tuples(CONSUMABLES, UNITS, AGES, st.booleans()), max_size=6))
-    def record_a_batch(
-        self, parts: list[tuple[str, int, timedelta | None, bool]]
-    ) -> "stateful.MultipleResults[str]":
+    def record_a_batch(self, parts: list[tuple[str, int, timedelta | None, bool]]) -> "stateful.MultipleResults[str]":
         requests, expected = [], []
         for meter, units, age, reject in parts:
             request, at = self._sendable(_request(meter=meter, quantity=units), age, reject=reject)

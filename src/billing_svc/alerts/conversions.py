@@ -1,8 +1,9 @@
 """Alerts to and from their messages."""
 
 import hashlib
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from billing.v1 import alert_pb2, subscription_pb2
@@ -12,7 +13,8 @@ from billing_svc.alerts import rules, store
 PAGE_SIZE = 50
 PAGE_SIZE_MAX = 500
 ALERT_ID_LENGTH_MAX = 64
-PERCENT_MAX = 1000
+
+_POSITION = re.compile(r"([0-9T:.-]{19,26}\+00:00) ([0-9]{1,4}) ([0-9a-f]{32})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +26,9 @@ class Page:
     size: int
     after: store.Position | None
 
-    @property
-    def scope(self) -> str:
-        """Return what a token is bound to, so that one of another list is noticed."""
-        text = f"alerts {self.account_id} {self.choice.meter} {self.choice.with_acknowledged}"
+    def seal(self, position: str) -> str:
+        """Return what binds a position to this list, so that a token of another one, or an altered one, is noticed."""
+        text = f"alerts {self.account_id} {self.choice.meter} {self.choice.with_acknowledged} {position}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -44,7 +45,7 @@ def from_proto_list(request: subscription_pb2.ListAlertsRequest) -> Page:
     page = Page(request.account_id, choice, request.page_size or PAGE_SIZE, after=None)
     if not request.page_token:
         return page
-    return Page(page.account_id, choice, page.size, _position(fields.from_page_token(request.page_token), page.scope))
+    return replace(page, after=_position(fields.from_page_token(request.page_token), page))
 
 
 def to_proto_list(alerts: Sequence[store.StoredAlert], page: Page) -> subscription_pb2.ListAlertsResponse:
@@ -53,7 +54,8 @@ def to_proto_list(alerts: Sequence[store.StoredAlert], page: Page) -> subscripti
     token = ""
     if len(alerts) > page.size:
         raised_at, percent, alert_id = shown[-1].position
-        token = fields.to_page_token(f"{page.scope} {raised_at.isoformat()} {percent} {alert_id}")
+        position = f"{raised_at.isoformat()} {percent} {alert_id}"
+        token = fields.to_page_token(f"{page.seal(position)} {position}")
     return subscription_pb2.ListAlertsResponse(alerts=[to_proto_alert(one) for one in shown], next_page_token=token)
 
 
@@ -84,14 +86,14 @@ def to_proto_alert(alert: store.StoredAlert) -> alert_pb2.Alert:
     )
 
 
-def _position(text: str, scope: str) -> store.Position:
+def _position(text: str, page: Page) -> store.Position:
+    seal, _, position = text.partition(" ")
+    # The seal is no secret, so what it holds is checked as well.
+    found = _POSITION.fullmatch(position)
+    if seal != page.seal(position) or found is None:
+        raise errors.InvalidPageToken("page_token: is none that this list gave out with these filters")
+    raised_at, percent, alert_id = found.groups()
     try:
-        found, raised_at, percent, alert_id = text.split(" ")
-        position = (datetime.fromisoformat(raised_at), int(percent), alert_id)
+        return (datetime.fromisoformat(raised_at), int(percent), alert_id)
     except ValueError:
         raise errors.InvalidPageToken("page_token: is none that this list gave out") from None
-    # What we gave out has all of this; what was made up must not reach the database.
-    is_ours = position[0].tzinfo is not None and 0 < position[1] <= PERCENT_MAX and alert_id.isalnum()
-    if found != scope or not is_ours:
-        raise errors.InvalidPageToken("page_token: is none that this list gave out with these filters")
-    return position

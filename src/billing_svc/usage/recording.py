@@ -19,7 +19,7 @@ from billing_svc.catalog import versions
 from billing_svc.database import transactions
 from billing_svc.gauges import rules as gauges_rules
 from billing_svc.gauges import store as gauges_store
-from billing_svc.quota import periods, reading, terms
+from billing_svc.quota import reading, terms
 from billing_svc.quota import rules as quota_rules
 from billing_svc.reservations import reserving
 from billing_svc.reservations import rules as reservations_rules
@@ -101,7 +101,8 @@ async def _place(
 ) -> list[_Placed]:
     """Find the counter of each event; one that has none gets its error as its outcome."""
     asked = [reading.Asked(event.account_id, event.sent.meter or "", event.sent.operation or "") for _, event in events]
-    placed = []
+    placed: list[_Placed] = []
+    begun: set[store.CounterKey] = set()
     for (n, event), known in zip(events, await reading.read(conn, catalogs, asked, now), strict=True):
         if isinstance(known, errors.BillingError):
             outcomes[n] = known
@@ -116,9 +117,11 @@ async def _place(
         lands_at = now if known.is_gauge else occurred_at
         under = rules.landing(known.facts.standing, known.catalogs, lands_at, now)
         one = _Placed(n, event, known, occurred_at, under)
-        refused = _refused_at_once(one, now)
+        # After another event of the batch a counter is not at zero any more.
+        refused = None if one.key in begun else _refused_at_once(one, now)
         if refused is None:
             placed.append(one)
+            begun.add(one.key)
         else:
             outcomes[n] = refused
     return placed
@@ -197,10 +200,9 @@ async def _terms_of(
         plan=catalog.plan(row.plan),
         quantity=row.quantity,
         pay_as_you_go=row.pay_as_you_go,
-        period=periods.Period(placed.under.period.start, row.period_end),
     )
-    kept = under.allowance(placed.known.meter, None, now)
-    return under, replace(kept, included=row.included, overridden=row.overridden)
+    override = terms.Override(row.included, None, note="", set_by="", set_at=now) if row.overridden else None
+    return under, under.allowance(placed.known.meter, override, now)
 
 
 class _Books:
@@ -254,7 +256,8 @@ class _Books:
         level = self.levels.get(placed.gauge_key)
         if level is not None:
             before = quota_rules.raise_peak(allowance, replace(before, level=level.level))
-        units = rules.units(event, level, placed.occurred_at, placed.known, under)
+        asked = placed.known.units(under, event.sent.quantity_or_one)
+        units = rules.units(event, level, placed.known.meter, asked, placed.occurred_at)
         grace_period = placed.known.newest.grace_period
         reservation = self._reservations.get(event.reservation_key)
         outcome = _outcome(event, reservation, placed.known.meter, self._now)

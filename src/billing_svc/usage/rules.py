@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from billing_svc import errors
 from billing_svc.catalog import model
 from billing_svc.gauges import rules as gauges_rules
-from billing_svc.quota import reading, terms
 from billing_svc.quota import rules as quota_rules
+from billing_svc.quota import terms
 from billing_svc.reservations import rules as reservations_rules
 
 # A past period takes late events for this long; then they count in the current one.
@@ -108,29 +108,28 @@ def check_kind(sent: Sent, meter: model.Meter) -> None:
         raise errors.InvalidRequest([errors.FieldViolation("quantity", "must be at least 1 on a consumable meter")])
 
 
-def units(
-    event: NewEvent, level: gauges_rules.Level | None, occurred_at: datetime, known: reading.Known, under: terms.Terms
-) -> int:
-    """Return the units that an event takes; of a gauge the change of its level. Raises what makes them unfit."""
+def units(event: NewEvent, level: gauges_rules.Level | None, meter: str, asked: int, occurred_at: datetime) -> int:
+    """Return the units that an event takes; of a gauge the change of its level. Raises what makes them unfit.
+
+    `asked` is what its quantity comes to, an operation's cost included.
+    """
     if event.retry_attempt:
         # A retry of something that was recorded already is kept, counted as nothing and never denied.
         return 0
     if level is None:
-        taken = known.units(under, event.sent.quantity_or_one)
-        if taken > UNITS_MAX:
-            violation = errors.FieldViolation("quantity", f"comes to {taken} units; at most {UNITS_MAX} are allowed")
+        if asked > UNITS_MAX:
+            violation = errors.FieldViolation("quantity", f"comes to {asked} units; at most {UNITS_MAX} are allowed")
             raise errors.InvalidRequest([violation])
-        return taken
+        return asked
     if event.sent.level is not None:
         return 0 if level.is_newer_than(occurred_at) else event.sent.level - level.level
-    change = event.sent.quantity_or_one
-    if level.level + change < 0:
-        message = f"quantity: the level is {level.level}; a change of {change} would take it below 0"
-        raise errors.LevelBelowZero(message, {"meter": known.meter, "level": str(level.level)})
-    if level.level + change > UNITS_MAX:
+    if level.level + asked < 0:
+        message = f"quantity: the level is {level.level}; a change of {asked} would take it below 0"
+        raise errors.LevelBelowZero(message, {"meter": meter, "level": str(level.level)})
+    if level.level + asked > UNITS_MAX:
         violation = errors.FieldViolation("quantity", f"takes the level past {UNITS_MAX}")
         raise errors.InvalidRequest([violation])
-    return change
+    return asked
 
 
 def check_occurred_at(occurred_at: datetime | None, now: datetime) -> datetime:
