@@ -1,7 +1,7 @@
 """Grouping: concurrent calls share one statement or one transaction, and each still gets its own answer.
 
-A lone call goes out at once. With more calls under way a batch waits for company while calls keep arriving, and at the
-most for a few milliseconds. What a call costs the database is thereby divided by the size of its batch, while every answer
+A lone call goes out at once. Under load a batch waits until as many calls have come as the last one had, and at most
+for a few milliseconds. What a call costs the database is thereby divided by the size of its batch, while every answer
 is as consistent as if it had been asked alone.
 """
 
@@ -23,15 +23,13 @@ _log = structlog.get_logger(__name__)
 QUEUE_MAX = 512
 # A larger batch costs no less for each call, and holds its locks for longer.
 BATCH_MAX = 256
-# Two, so that one is prepared and answered while Postgres works on the other.
-BATCHES_AT_ONCE = 2
-# Up to this many calls under way, waiting for company would cost latency and gain nothing.
-CALLS_WITHOUT_WAIT = 3
-# A batch closes when no call has arrived for this long: the shortest time that the event loop can wait.
-QUIET_SECONDS = 0.001
-# And it closes after this long in any case. Under a full load it brings batches of some fifty calls, and then even the
-# mean latency is lower than without it.
+# How long a batch waits for company at the most. Under a full load it brings batches of some fifty calls, and then even
+# the mean latency is lower than without it.
 WAIT_SECONDS_MAX = 0.006
+# Every so many batches one waits for twice as many calls: callers whose calls still queue inside gRPC come into sight
+# only when they are given time. Up to a handful of calls, that would cost latency and find nobody.
+PROBE_EVERY = 8
+PROBE_FROM = 4
 RETRY_AFTER_SECONDS = 0.1
 
 
@@ -43,54 +41,49 @@ class Batcher(Generic[T, R]):
         self._name = name
         self._run = run
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
-        self._under_way = 0
+        # One at a time: while Postgres works on it, the next one gathers.
+        self._batch: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        # asyncio itself keeps only weak references to tasks.
-        self._batches: set[asyncio.Task[None]] = set()
+        self._last_size = 1
+        self._batches = 0
 
     async def submit(self, item: T) -> R:
         """Return the item's result, or raise its error. Raises Overloaded at once when too many wait already."""
         if len(self._waiting) >= QUEUE_MAX:
             raise errors.Overloaded("the server has more calls waiting than it can answer soon", RETRY_AFTER_SECONDS)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if self._timer is None and len(self._batches) < BATCHES_AT_ONCE:
-            self._arm(loop)
+        if self._batch is None:
+            self._gather()
         return await future
 
-    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start a batch now, or when calls have ceased to arrive."""
-        if len(self._waiting) + self._under_way <= CALLS_WITHOUT_WAIT:
+    def _gather(self) -> None:
+        """Start the next batch if enough calls have come for it, else when its time is over."""
+        if len(self._waiting) >= self._company():
             self._start()
-        else:
-            self._wait(loop, loop.time() + WAIT_SECONDS_MAX)
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(WAIT_SECONDS_MAX, self._start)
 
-    def _wait(self, loop: asyncio.AbstractEventLoop, latest: float) -> None:
-        arrived = len(self._waiting)
-
-        def look() -> None:
-            if arrived < len(self._waiting) < BATCH_MAX and loop.time() < latest:
-                self._wait(loop, latest)
-            else:
-                self._start()
-
-        self._timer = loop.call_later(QUIET_SECONDS, look)
+    def _company(self) -> int:
+        """Return how many calls are worth waiting for."""
+        is_probe = self._last_size >= PROBE_FROM and self._batches % PROBE_EVERY == 0
+        return min(BATCH_MAX, self._last_size * 2 if is_probe else self._last_size)
 
     def _start(self) -> None:
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         # A call whose deadline has passed was cancelled by then: it never reaches the database.
         batch = [one for one in self._waiting[:BATCH_MAX] if not one[1].done()]
         del self._waiting[:BATCH_MAX]
+        self._last_size = max(1, len(batch))
+        self._batches += 1
         if batch:
-            self._under_way += len(batch)
-            task = asyncio.get_running_loop().create_task(self._carry_out(batch))
-            self._batches.add(task)
-            task.add_done_callback(self._end)
+            self._batch = asyncio.get_running_loop().create_task(self._carry_out(batch))
+            self._batch.add_done_callback(self._end)
 
     async def _carry_out(self, batch: Sequence[tuple[T, asyncio.Future[R]]]) -> None:
         results = await self._results([item for item, _ in batch])
-        self._under_way -= len(batch)
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
                 continue
@@ -99,10 +92,10 @@ class Batcher(Generic[T, R]):
             else:
                 future.set_result(result)
 
-    def _end(self, task: asyncio.Task[None]) -> None:
-        self._batches.discard(task)
-        if self._waiting and self._timer is None:
-            self._arm(asyncio.get_running_loop())
+    def _end(self, _: asyncio.Task[None]) -> None:
+        self._batch = None
+        if self._waiting:
+            self._gather()
 
     async def _results(self, items: Sequence[T]) -> Sequence[R | BaseException]:
         try:

@@ -123,6 +123,14 @@ class Account:
             at for at in bounds if self.subscription(at) is not self.subscription(at - timedelta(microseconds=1))
         )
 
+    def ends(self) -> list[datetime]:
+        """Return the instants at which an answer may change, also past ones."""
+        end = self.period(self.now)[1]
+        ended = [self.period(start)[1] for _, start in self.counters]
+        graces = [one.exceeded_at + GRACE for one in self.counters.values() if one.exceeded_at is not None]
+        overrides = [expires_at for _, expires_at in self.overrides.values() if expires_at is not None]
+        return [end, *(at + LATE for at in (end, *ended)), *graces, *overrides]
+
     def landing(self, meter: str, occurred_at: datetime) -> tuple[tuple[str, datetime], Terms]:
         """Return the counter that an event counts in, and under which terms."""
         start, end = self.period(occurred_at)
@@ -225,6 +233,8 @@ class Account:
         billable = min(taken, counter.billable)
         counter.used -= taken
         counter.billable -= billable
+        if counter.terms.included is None or counter.used - counter.billable <= counter.terms.included:
+            counter.exceeded_at = None
         event.left -= taken
         return taken, billable
 

@@ -33,22 +33,18 @@ CONSUMABLES = st.sampled_from(offers.CONSUMABLES)
 GAUGES = st.sampled_from(offers.GAUGES)
 METERS = st.sampled_from(offers.CONSUMABLES + offers.GAUGES)
 UNITS = st.integers(1, 7)
-# Around the ends of a grace, of the time for late events, and of a period.
 MOVES = st.sampled_from(
     [
         timedelta(seconds=1),
         timedelta(minutes=10),
-        timedelta(minutes=31),
         timedelta(hours=13),
-        timedelta(hours=24),
-        timedelta(days=6),
         timedelta(days=20),
-        timedelta(days=31),
+        timedelta(days=40),
     ]
 )
 # When an event happened, seen from now.
 AGES = st.sampled_from(
-    [None, None, None, timedelta(minutes=-4), timedelta(minutes=1), timedelta(minutes=29), timedelta(hours=1)]
+    [None, None, timedelta(minutes=-4), timedelta(microseconds=1), timedelta(minutes=30), timedelta(hours=1)]
 )
 PLANS = st.sampled_from(offers.SOLD)
 SEATS = st.integers(1, 3)
@@ -89,9 +85,11 @@ class Counting(stateful.RuleBasedStateMachine):
         self._clock.advance(by)
         self.account.now = self._clock.now()
 
-    @stateful.rule()
-    def move_to_the_end_of_the_period(self) -> None:
-        self._clock.set(self.account.period(self.account.now)[1])
+    @stateful.rule(data=st.data(), by=st.sampled_from([timedelta(microseconds=-1), timedelta()]))
+    def move_to_where_something_ends(self, data: st.DataObject, by: timedelta) -> None:
+        """To the microsecond at which a period, the time for late events, a grace or an override ends, or before it."""
+        ends = [at for at in self.account.ends() if at + by > self.account.now]
+        self._clock.set(data.draw(st.sampled_from(ends)) + by)
         self.account.now = self._clock.now()
 
     @stateful.precondition(lambda self: not self._live)

@@ -41,7 +41,7 @@ def to_proto_usage(statement: rules.Statement, request: usage_pb2.GetUsageReques
         period_end=fields.to_proto_instant(under.period.end),
         plan=under.plan.key,
         plan_name=under.plan.name,
-        pay_as_you_go=under.pay_as_you_go,
+        pay_as_you_go=under.pay_as_you_go and under.plan.pay_as_you_go is not None,
         past_due=under.past_due,
         catalog_version=under.catalog_version,
     )

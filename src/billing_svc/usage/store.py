@@ -6,10 +6,9 @@ from datetime import datetime
 from typing import TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.database import tables
+from billing_svc.database import bulk, tables
 from billing_svc.quota import rules as quota_rules
 from billing_svc.quota import terms
 from billing_svc.reservations import rules as reservations_rules
@@ -65,6 +64,29 @@ class StoredEvent:
     recorded_at: datetime
     recorded: rules.Recorded
 
+
+_ZERO = {"used": 0, "reserved": 0, "billable": 0, "sealed": 0}
+_INSERT_COUNTERS = bulk.insert_missing(
+    tables.usage_counters,
+    (
+        *("account_id", "meter", "period_start", "period_end", *_ZERO),
+        *("catalog_version", "plan", "subscription_id", "quantity", "pay_as_you_go", "included", "overridden"),
+        "updated_at",
+    ),
+)
+
+_INSERT_EVENTS = bulk.insert_missing(
+    tables.usage_events,
+    (
+        *("account_id", "event_id"),
+        *("sent_meter", "sent_operation", "sent_quantity", "sent_level", "sent_occurred_at", "properties"),
+        *("meter", "period_start", "units", "billable", "occurred_at", "recorded_at", "retry_attempt"),
+        *("reservation_id", "reservation_outcome", "caller", "request_id", "period_end", "plan", "catalog_version"),
+        *("used_after", "reserved_after", "billable_after", "remaining_after", "included", "overridden"),
+        *("reason", "superseded"),
+    ),
+    returning="event_id",
+)
 
 _SELECT_EVENTS = sa.text("""
     SELECT e.account_id, e.event_id,
@@ -154,21 +176,18 @@ async def insert_counters(
     conn: AsyncConnection, missing: Mapping[CounterKey, tuple[terms.Terms, terms.Allowance]], now: datetime
 ) -> None:
     """Create counters at zero under their terms; one that another process made meanwhile stays as it is."""
-    await conn.execute(
-        postgresql.insert(tables.usage_counters).on_conflict_do_nothing(),
-        [
-            {
-                "account_id": account_id,
-                "meter": meter,
-                "period_start": period_start,
-                "updated_at": now,
-                **_terms_columns(under, allowance),
-            }
-            for (account_id, meter, period_start), (under, allowance) in sorted(
-                missing.items(), key=lambda item: item[0]
-            )
-        ],
-    )
+    rows = [
+        {
+            "account_id": account_id,
+            "meter": meter,
+            "period_start": period_start,
+            "updated_at": now,
+            **_ZERO,
+            **_terms_columns(under, allowance),
+        }
+        for (account_id, meter, period_start), (under, allowance) in sorted(missing.items(), key=lambda item: item[0])
+    ]
+    await conn.execute(_INSERT_COUNTERS, bulk.to_rows(rows))
 
 
 async def lock_counters(conn: AsyncConnection, keys: Collection[CounterKey]) -> dict[CounterKey, LockedCounter]:
@@ -211,11 +230,8 @@ async def update_counters(conn: AsyncConnection, counters: Mapping[CounterKey, W
 
 async def insert_events(conn: AsyncConnection, events: Sequence[StoredEvent]) -> int:
     """Insert events in key order and return how many were new; the others' ids were stored by someone else first."""
-    result = await conn.execute(
-        postgresql.insert(tables.usage_events).on_conflict_do_nothing().returning(tables.usage_events.c.event_id),
-        [_event_row(stored) for stored in sorted(events, key=lambda one: one.event.key)],
-    )
-    return len(result.all())
+    rows = [_event_row(stored) for stored in sorted(events, key=lambda one: one.event.key)]
+    return len((await conn.execute(_INSERT_EVENTS, bulk.to_rows(rows))).all())
 
 
 def _terms_columns(under: terms.Terms, allowance: terms.Allowance) -> dict[str, object]:

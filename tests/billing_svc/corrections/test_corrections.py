@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 
-from billing.v1 import usage_pb2, usage_pb2_grpc
+from billing.v1 import admin_pb2, usage_pb2, usage_pb2_grpc
 from billing_svc import clock
 from tests import clocks
 from tests.acceptance.conftest import ALLOWED, DENIED, GRACE, GRACE_EXPIRED, START, Account
@@ -179,6 +179,20 @@ class TestAgentplatform:
         assert check.grace_ends_at.ToDatetime(UTC) == START + timedelta(hours=48)
         service_clock.set(START + timedelta(hours=48))
         assert (await account.check("agent_executions")).decision == DENIED
+
+    async def test_a_grace_that_a_correction_ended_does_not_come_back_with_a_smaller_quota(
+        self, account: Account, service_clock: clocks.StillClock
+    ) -> None:
+        await account.record("e1", "agent_executions", 101)
+        await account.correct("c1", "e1", 1)
+        service_clock.set(START + timedelta(hours=30))
+        request = admin_pb2.SetOverrideRequest(
+            account_id=account.account_id, meter="agent_executions", included=50, note="a test", request_id="r1"
+        )
+        await account.billing.admin.SetOverride(request)
+        check = await account.check("agent_executions")
+        assert (check.decision, check.reason) == (ALLOWED, GRACE)
+        assert not check.HasField("grace_ends_at")
 
     async def test_correction_that_leaves_an_excess_leaves_the_grace(
         self, account: Account, service_clock: clocks.StillClock

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from billing.v1 import usage_pb2
+from billing.v1 import admin_pb2, usage_pb2
 from tests import clocks
 from tests.acceptance.conftest import START, Account
 from tests.billing_svc import books
@@ -115,3 +115,29 @@ async def test_late_event_and_correction_show_in_their_period(
     assert line.used == 10
     assert (await account.usage("api_calls"))["api_calls"].used == 0
     await books.assert_balanced(account.billing.engine)
+
+
+async def test_override_of_then_is_told_and_that_of_now_is_not(
+    account: Account, service_clock: clocks.StillClock
+) -> None:
+    async def override(included: int) -> None:
+        await account.billing.admin.SetOverride(
+            admin_pb2.SetOverrideRequest(
+                account_id=account.account_id,
+                meter="api_calls",
+                included=included,
+                note="a test",
+                request_id=f"r{included}",
+            )
+        )
+
+    await override(3_000)
+    await account.record("e1", "api_calls", 1_500)
+    await account.record("e2", "llm_tokens", 1)
+    service_clock.set(JUNE + timedelta(days=3))
+    await override(9_000)
+    lines = {one.meter: one for one in (await at(account, START)).meters}
+    told = lines["api_calls"]
+    assert (told.included, told.overridden, told.percent, told.remaining) == (3_000, True, 50, 1_500)
+    assert (lines["llm_tokens"].included, lines["llm_tokens"].overridden) == (10_000, False)
+    assert (await account.usage("api_calls"))["api_calls"].included == 9_000
