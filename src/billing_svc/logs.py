@@ -12,6 +12,7 @@ import threading
 from types import TracebackType
 from typing import Any, TextIO
 
+import orjson
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
@@ -74,7 +75,12 @@ class _Writer(structlog.WriteLogger):
 
 
 def _for_machines() -> list[structlog.typing.Processor]:
-    return [structlog.processors.ExceptionRenderer(_described), structlog.processors.JSONRenderer()]
+    return [structlog.processors.ExceptionRenderer(_described), structlog.processors.JSONRenderer(serializer=_to_json)]
+
+
+def _to_json(event: object, **_: object) -> str:
+    # Every call writes a line, and the standard library's JSON would be a third of its cost.
+    return orjson.dumps(event, default=repr).decode()
 
 
 def _for_people() -> list[structlog.typing.Processor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from billing.v1 import quota_pb2
+from billing.v1 import quota_pb2, usage_pb2
 from tests import clocks
 from tests.acceptance.conftest import (
     ALLOWED,
@@ -103,9 +103,10 @@ async def test_who_cancels_is_back_on_free(account: Account, service_clock: cloc
 async def test_the_rate_limit_admits_n_in_a_minute_that_begins_with_the_first(
     account: Account,
     service_clock: clocks.StillClock,
+    *,
     plan: str,
     pay_as_you_go: bool,
-    requests: int,  # noqa: FBT001
+    requests: int,
 ) -> None:
     await account.switch_pay_as_you_go(on=pay_as_you_go)
     first = service_clock.now()
@@ -140,8 +141,9 @@ async def test_the_rate_limit_holds_with_two_server_processes(
     database_url: str,
     tmp_path: Path,
     service_clock: clocks.StillClock,
+    *,
     plan: str,
-    pay_as_you_go: bool,  # noqa: FBT001
+    pay_as_you_go: bool,
     requests: int,
 ) -> None:
     """Twice as many checks as are admitted, all at once, over both."""
@@ -172,8 +174,6 @@ async def test_two_processes_never_admit_past_the_credits(
     async with processes.servers(database_url, tmp_path, 2) as started:
         channels = [one.channel() for one in started]
         stubs = itertools.cycle([processes.usage_stub(channel) for channel in channels])
-        from billing.v1 import usage_pb2  # noqa: PLC0415
-
         answers = await asyncio.gather(
             *(
                 next(stubs).RecordUsage(

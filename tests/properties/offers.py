@@ -30,21 +30,21 @@ class Offer:
 PLANS = {
     "free": {
         "hard": Offer(6, "deny"),
-        "charged": Offer(6, "deny"),
+        "charged": Offer(4, "deny"),
         "graced": Offer(6, "grace"),
         "seats": Offer(3, "deny"),
     },
     "pro": {
         "hard": Offer(12, "deny"),
-        "charged": Offer(8, "charge"),
+        "charged": Offer(3, "charge"),
         "graced": Offer(None),
         "soft": Offer(5, "allow"),
         "seats": Offer(5, "deny"),
-        "disk": Offer(4, "charge"),
+        "disk": Offer(3, "charge"),
     },
     "team": {
         "hard": Offer(4, "deny", per_seat=True),
-        "charged": Offer(3, "charge", per_seat=True),
+        "charged": Offer(2, "charge", per_seat=True),
         "graced": Offer(4, "grace", per_seat=True),
         "soft": Offer(None),
         "seats": Offer(1, "deny", per_seat=True),
@@ -60,7 +60,7 @@ PLANS = {
     },
 }
 # What pay-as-you-go puts in the place of a plan's limits.
-OVERLAYS = {"free": {"charged": Offer(6, "charge")}, "team": {"hard": Offer(4, "charge", per_seat=True)}}
+OVERLAYS = {"free": {"charged": Offer(4, "charge")}, "team": {"hard": Offer(4, "charge", per_seat=True)}}
 SOLD = ("pro", "team", "calendar")
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -151,7 +152,7 @@ def test_a_correction_takes_back_what_was_charged_first(
 @given(QUANTITIES, counters(reserved=FREE), UNITS)
 def test_with_one_price_what_is_charged_is_what_is_beyond(included: int, counter: rules.Counter, units: int) -> None:
     """From a period's start on, under terms that stay: by events, and after corrections."""
-    allowance = terms.Allowance(model.Limit(included=included, beyond="charge", unit_price="1"), included)
+    allowance = terms.Allowance(model.Limit(included=included, beyond="charge", unit_price=Decimal(1)), included)
     opened = rules.count(allowance, rules.Counter(), counter.used, NOW)
     after = rules.count(allowance, opened, units, NOW)
     assert after.billable == max(0, after.used - included)

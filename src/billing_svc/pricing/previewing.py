@@ -96,8 +96,12 @@ async def _terms(
         message = f"plan: the catalog has no plan {request.plan!r}"
         raise errors.PlanNotFound(message, {"plan": request.plan}) from None
     # The period bounds nothing here.
-    under = own or terms.Terms(basis.newest_version, plan, None, 1, pay_as_you_go, periods.calendar_month(now))
-    under = replace(under, catalog_version=basis.newest_version, plan=plan, pay_as_you_go=pay_as_you_go)
+    under = own or terms.Terms(
+        basis.newest_version, basis.newest, plan, None, 1, pay_as_you_go, periods.calendar_month(now)
+    )
+    under = replace(
+        under, catalog_version=basis.newest_version, catalog=basis.newest, plan=plan, pay_as_you_go=pay_as_you_go
+    )
     return under, basis.newest
 
 

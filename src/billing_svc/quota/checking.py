@@ -86,7 +86,7 @@ def answer(
         return errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
     allowance = known.allowance(under, now)
     counter = known.counter_of(under)
-    decision = rules.decide(allowance, counter, units, known.newest.grace_period, now)
+    decision = rules.decide(allowance, counter, units, under.catalog.grace_period, now)
     return Checked(now, known, under, allowance, counter, units, decision)
 
 

@@ -104,7 +104,7 @@ def to_proto_check(checked: checking.Checked) -> quota_pb2.CheckQuotaResponse:
         overridden=allowance.overridden,
     )
     if decision.reason is rules.Reason.OVERAGE:
-        currency = known.catalogs[under.catalog_version].currency
+        currency = under.catalog.currency
         response.projected_overage_cost.CopyFrom(fields.to_proto_money(decision.projected_cost, currency))
     if decision.retry_after is not None:
         response.retry_after.FromTimedelta(decision.retry_after)
@@ -152,7 +152,7 @@ def _sentence(checked: checking.Checked) -> str:
 def to_proto_explanation(checked: checking.Checked) -> quota_pb2.Explanation:
     """Return what a decision was made of."""
     known, under, allowance, counter = checked.known, checked.under, checked.allowance, checked.counter
-    catalog = known.catalogs[under.catalog_version]
+    catalog = under.catalog
     subscription = under.subscription
     message = quota_pb2.Explanation(
         decided_at=fields.to_proto_instant(checked.decided_at),

@@ -60,7 +60,7 @@ class Known:
         if not self.asked.operation:
             return quantity
         meter, cost = self.newest.meter_of_operation(self.asked.operation)
-        sold = self.catalogs[under.catalog_version].meters.get(meter)
+        sold = under.catalog.meters.get(meter)
         return quantity * (cost if sold is None else sold.operations.get(self.asked.operation, cost))
 
 

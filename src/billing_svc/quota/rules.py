@@ -144,10 +144,11 @@ def count(allowance: terms.Allowance, counter: Counter, units: int, now: datetim
             used=counter.used + units,
             billable=counter.billable + (beyond if allowance.charges else 0),
         )
-    is_crossing = after.is_exceeded(allowance.included) and not counter.is_exceeded(allowance.included)
-    if is_crossing or (after.exceeded_at is None and after.is_exceeded(allowance.included)):
-        return replace(after, exceeded_at=now)
-    return after
+    if not after.is_exceeded(allowance.included):
+        # A bigger plan or an override has ended the excess, and with it the grace.
+        return replace(after, exceeded_at=None)
+    is_crossing = after.exceeded_at is None or not counter.is_exceeded(allowance.included)
+    return replace(after, exceeded_at=now) if is_crossing else after
 
 
 def raise_peak(allowance: terms.Allowance, counter: Counter) -> Counter:

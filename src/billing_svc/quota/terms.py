@@ -86,6 +86,7 @@ class Terms:
     """What holds for an account at one instant."""
 
     catalog_version: int
+    catalog: model.Catalog
     plan: model.Plan
     subscription: Subscription | None
     quantity: int
@@ -127,10 +128,11 @@ def at_instant(standing: Standing, catalogs: Mapping[int, model.Catalog], at: da
     plan = catalog.default if subscription is None else catalog.plan(subscription.plan)
     return Terms(
         catalog_version=version,
+        catalog=catalog,
         plan=plan,
         subscription=subscription,
         quantity=1 if subscription is None else subscription.quantity,
-        pay_as_you_go=standing.pay_as_you_go,
+        pay_as_you_go=standing.pay_as_you_go and plan.pay_as_you_go is not None,
         period=_month(standing, catalog, plan, subscription, at).clipped(*_tenure(standing, at)),
     )
 

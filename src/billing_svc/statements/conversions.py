@@ -72,7 +72,7 @@ def to_proto_meter_usage(
     charging = pricing_rules.charging_limit(line.under, line.meter, counter.billable)
     if charging is not None:
         cost = charging.price_of(counter.billable)
-        usage.projected_overage_cost.CopyFrom(fields.to_proto_money(cost, line.catalog.currency))
+        usage.projected_overage_cost.CopyFrom(fields.to_proto_money(cost, line.under.catalog.currency))
     if limit is not None and limit.beyond == "grace" and line.grace_ends_at is not None:
         usage.grace_ends_at.FromDatetime(line.grace_ends_at)
     if with_operations:

@@ -75,7 +75,7 @@ async def _read(
 
 
 def _present(known: reading.Known, under: terms.Terms, now: datetime) -> rules.Line:
-    return _line(known, under, known.allowance(under, now), known.counter_of(under), known.catalogs)
+    return _line(known, under, known.allowance(under, now), known.counter_of(under))
 
 
 async def _past(
@@ -96,7 +96,7 @@ async def _past(
     derived = replace(derived, period=period)
     under = _terms_of(rows[-1], derived, loaded) if rows else derived
     by_meter = {row.meter: row for row in rows}
-    lines = [_past_line(one, by_meter.get(meter), under, {**one.catalogs, **loaded}) for meter, one in known.items()]
+    lines = [_past_line(one, by_meter.get(meter), under, loaded) for meter, one in known.items()]
     return rules.Statement(under, tuple(lines))
 
 
@@ -104,6 +104,7 @@ def _terms_of(row: rules.Kept, derived: terms.Terms, catalogs: Mapping[int, mode
     return replace(
         derived,
         catalog_version=row.catalog_version,
+        catalog=catalogs[row.catalog_version],
         plan=catalogs[row.catalog_version].plan(row.plan),
         quantity=row.quantity,
         pay_as_you_go=row.pay_as_you_go,
@@ -123,7 +124,7 @@ def _past_line(
         allowance = replace(allowance, included=row.included, overridden=row.overridden)
     if known.is_gauge and counter.level is None:
         counter = replace(counter, level=0)
-    return _line(known, under, allowance, counter, catalogs)
+    return _line(known, under, allowance, counter)
 
 
 def _line(
@@ -131,16 +132,14 @@ def _line(
     under: terms.Terms,
     allowance: terms.Allowance,
     counter: quota_rules.Counter,
-    catalogs: Mapping[int, model.Catalog],
 ) -> rules.Line:
     return rules.Line(
         meter=known.meter,
         definition=known.newest.meters[known.meter],
-        catalog=catalogs[under.catalog_version],
         under=under,
         allowance=allowance,
         counter=counter,
-        grace_ends_at=counter.grace_ends_at(allowance.included, known.newest.grace_period),
+        grace_ends_at=counter.grace_ends_at(allowance.included, under.catalog.grace_period),
         override=known.facts.override,
     )
 

@@ -42,11 +42,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Where one meter stands; `catalog` is the one that the terms come from."""
+    """Where one meter stands."""
 
     meter: str
     definition: model.Meter
-    catalog: model.Catalog
     under: terms.Terms
     allowance: terms.Allowance
     counter: quota_rules.Counter

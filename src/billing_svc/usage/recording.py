@@ -197,6 +197,7 @@ async def _terms_of(
     under = replace(
         placed.under,
         catalog_version=row.catalog_version,
+        catalog=catalog,
         plan=catalog.plan(row.plan),
         quantity=row.quantity,
         pay_as_you_go=row.pay_as_you_go,
@@ -258,7 +259,7 @@ class _Books:
             before = quota_rules.raise_peak(allowance, replace(before, level=level.level))
         asked = placed.known.units(under, event.sent.quantity_or_one)
         units = rules.units(event, level, placed.known.meter, asked, placed.occurred_at)
-        grace_period = placed.known.newest.grace_period
+        grace_period = under.catalog.grace_period
         reservation = self._reservations.get(event.reservation_key)
         outcome = _outcome(event, reservation, placed.known.meter, self._now)
         own = reservation.units if reservation is not None and self._is_held(reservation, placed, outcome) else 0
@@ -273,7 +274,7 @@ class _Books:
         after = quota_rules.count(allowance, replace(before, reserved=self._reserved[placed.key]), units, self._now)
         is_new_allowance = (row.included, row.overridden) != (allowance.included, allowance.overridden)
         found = alerts_rules.crossed(
-            placed.known.newest.alert_percents, allowance, before, after, is_new_allowance=is_new_allowance
+            under.catalog.alert_percents, allowance, before, after, is_new_allowance=is_new_allowance
         )
         self.alerts += [(placed.key, alert) for alert in found]
         self.counters[placed.key] = store.Written(after, under, allowance)

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import alembic.autogenerate
@@ -46,7 +47,8 @@ def test_an_empty_database_is_brought_to_the_newest_schema(empty_database_url: s
 def test_migrating_twice_is_harmless(database_url: str) -> None:
     before = _dump(database_url)
     with _connect(database_url) as connection, connection.begin():
-        connection.execute(sa.insert(tables.gauge_levels).values(account_id="a", meter="seats", level=3))
+        level = {"account_id": "a", "meter": "seats", "level": 3, "opened_until": datetime.now(UTC)}
+        connection.execute(sa.insert(tables.gauge_levels).values(level))
     assert migrating.upgrade(database_url) == _HEAD
     assert _dump(database_url) == before
     with _connect(database_url) as connection:
