@@ -19,7 +19,7 @@ def run(
     stored: Annotated[int, typer.Option(min=1, help="Stored events that are held against none.")] = 200_000,
     calls: Annotated[int, typer.Option(min=1_000, help="Calls after which memory is looked at.")] = 100_000,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0.5, help="How long each round drives each subject.")] = 2.5,
+    seconds: Annotated[float, typer.Option(min=0.5, help="How long each round drives each subject.")] = 2.0,
     drivers: Annotated[int, typer.Option(min=1, help="Processes that make the calls.")] = 1,
 ) -> None:
     """Measure the service against a bare echo, COPY and hand-written code. Takes some minutes."""

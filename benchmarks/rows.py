@@ -22,7 +22,7 @@ _RESIDENT_MB_MAX = 150
 # Flat: what allocators and caches add after the first calls.
 _GROWTH_MB_MAX = 10
 _MEMORY_STEPS = 5
-_H2LOAD_CALLS = 20_000
+_H2LOAD_CALLS = 8_000
 _CHECK_BAR, _CHECK_AIM = 0.60, 0.85
 _RECORD_BAR, _RECORD_AIM = 0.55, 0.75
 # One hot account, many accounts and a mix: none falls under the bar by more than a fifth.
@@ -250,7 +250,7 @@ def memory(plan: Plan) -> list[Row]:
     before = server.calls
     sizes = []
     for step in range(1, _MEMORY_STEPS + 1):
-        while server.calls < before + max(plan.calls - before, plan.calls // 2) * step // _MEMORY_STEPS:
+        while server.calls < before + max(plan.calls - before, plan.calls // 5) * step // _MEMORY_STEPS:
             rpc = (traffic.CHECK, traffic.RECORD)[step % 2]
             done = plan.meter.drivers.run(driver.Job(server.address, traffic.Traffic(rpc), seconds=1.0))
             server.calls += done.calls_in_all

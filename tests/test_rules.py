@@ -32,6 +32,7 @@ GRPC = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "google.protobu
 GRPC_FILES = {"servicer.py", "conversions.py"}
 GRPC_MODULES = {
     "billing_svc.dev.programs",  # asks the server whether it answers
+    "billing_svc.draining",  # stops the server
     "billing_svc.errors",  # each names its status code
     "billing_svc.fields",  # what the messages share
     "billing_svc.interceptors",

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _EXIT_USAGE, _EXIT_FAILED = 2, 1
 # What a port can be; 0 picks a free one.
 _PORT_MAX = 65_535
+# As many as a large machine has cores; each has its own pool of connections.
+_WORKERS_MAX = 64
 # A table that is not shown on a terminal is not broken at 80 columns.
 _PIPED_COLUMNS = 200
 
@@ -97,7 +99,7 @@ def _options(
 
 @app.command()
 def serve(
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share the port; Linux only.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=_WORKERS_MAX, help="Processes on one port; Linux.")] = 1,
     *,
     shared_port: Annotated[bool, typer.Option("--shared-port", hidden=True)] = False,
 ) -> None:

@@ -7,8 +7,8 @@ composed once for each method, not once for each call.
 import asyncio
 import contextvars
 import inspect
+import random
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -108,7 +108,7 @@ def identify(method: str, inner: Handler) -> Handler:
     async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
         sent = _metadata_value(context, REQUEST_ID_KEY) or ""
         fit = 0 < len(sent) <= REQUEST_ID_LENGTH_MAX and sent.isprintable()
-        call = Call(sent if fit else uuid.uuid4().hex)
+        call = Call(sent if fit else _new_request_id())
         _current.set(call)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         code = "CANCELLED"
@@ -251,6 +251,11 @@ def _message(handler: MethodHandler, request: bytes) -> Any:  # noqa: ANN401 - a
 async def _messages(handler: MethodHandler, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     async for request in requests:
         yield _message(handler, request)
+
+
+def _new_request_id() -> str:
+    # It need be unique, not secret, and each call has one.
+    return f"{random.getrandbits(128):032x}"
 
 
 def _metadata_value(context: Context, key: str) -> str | None:

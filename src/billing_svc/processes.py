@@ -1,6 +1,7 @@
-"""What every long-running process does about signals."""
+"""What every long-running process does about signals and memory."""
 
 import asyncio
+import gc
 import signal
 
 
@@ -11,3 +12,15 @@ def stop_event() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+# A batch makes thousands of objects, nearly all of which die with it by reference count alone: at the default of 700,
+# the collector of cycles ran many times in each and took a fifth of the time of a call that records.
+GC_THRESHOLDS = (20_000, 50, 100)
+
+
+def calm_garbage_collector() -> None:
+    """Take what was imported and built by now out of the collector's sight, and let it look less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)

@@ -21,7 +21,7 @@ from billing.v1 import (
     usage_pb2,
     usage_pb2_grpc,
 )
-from billing_svc import access, clock, interceptors, processes
+from billing_svc import access, clock, draining, interceptors, processes
 from billing_svc.admin.servicer import AdminServicer
 from billing_svc.catalog import versions
 from billing_svc.database import engine, transactions
@@ -55,13 +55,15 @@ SERVICES = tuple(
 )
 
 
-def layers(tokens: access.Tokens) -> Sequence[interceptors.Layer]:
+def layers(tokens: access.Tokens, answers: draining.Answers) -> Sequence[interceptors.Layer]:
     """Return what every call passes through, outermost first."""
     return (
         # Sees every outcome, so that each call has its log line.
         interceptors.identify,
         # Inside it, because the log names the status that was made here; around all else, because all else may raise.
         interceptors.map_errors,
+        # Around all that takes time, so that whatever is under way when a stop begins is held until callers know.
+        answers.layer,
         # Before anything is spent on the call.
         interceptors.limit_calls(CALLS_AT_ONCE),
         # Also bounds authentication.
@@ -78,12 +80,13 @@ class Running:
     server: grpc.aio.Server
     health: HealthServicer
     database: transactions.Transactions
+    answers: draining.Answers
     port: int
 
     async def stop(self, grace_seconds: float = DRAIN_SECONDS) -> None:
         """Turn unready, let the calls under way finish, then stop."""
         await self.health.enter_graceful_shutdown()
-        await self.server.stop(grace_seconds)
+        await self.answers.stop(self.server, grace_seconds)
         await self.database.drain()
 
 
@@ -102,8 +105,9 @@ async def start(
     """
     catalogs = versions.CatalogCache()
     await database.read(catalogs.latest)
+    answers = draining.Answers()
     server = grpc.aio.server(
-        interceptors=[interceptors.Interceptors(layers(tokens), tokens)],
+        interceptors=[interceptors.Interceptors(layers(tokens, answers), tokens)],
         options=[
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.so_reuseport", int(shared_port)),
@@ -127,7 +131,7 @@ async def start(
     await server.start()
     for service in ("", *SERVICES):
         await health.set(service, health_pb2.HealthCheckResponse.SERVING)
-    return Running(server, health, database, port)
+    return Running(server, health, database, answers, port)
 
 
 async def serve(settings: Settings, *, shared_port: bool = False) -> None:
@@ -144,6 +148,7 @@ async def serve(settings: Settings, *, shared_port: bool = False) -> None:
             access.read_tokens(settings),
             shared_port=shared_port,
         )
+        processes.calm_garbage_collector()
         _log.info("serving", address=settings.listen, port=running.port)
         await stop.wait()
         _log.info("draining")

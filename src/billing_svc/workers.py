@@ -15,8 +15,6 @@ from billing_svc import cli, processes, server
 from billing_svc.dev import children, launcher, parts
 from billing_svc.settings import Settings
 
-# As many as a large machine has cores; each has its own pool of connections.
-WORKERS_MAX = 64
 # A worker drains by itself within the first part of this; who has not ended by then hangs.
 _STOP_SECONDS_MAX = server.DRAIN_SECONDS + 5.0
 _LAUNCHER = str(Path(launcher.__file__).resolve())

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 import sqlalchemy as sa
 
-from billing.v1 import subscription_pb2
+from billing.v1 import errors_pb2, subscription_pb2, usage_pb2
 from billing_svc.catalog import versions
 from billing_svc.database import tables
 from billing_svc.gauges import opening
@@ -203,6 +203,18 @@ async def test_a_period_is_charged_for_its_peak(account: Account, service_clock:
     service_clock.set(RENEWAL)
     await open_gauges(account)
     assert (await counters(account, "user_seats"))[RENEWAL] == (20, 0)
+
+
+async def test_levels_of_one_batch_follow_each_other_from_the_account_s_first_event_on(account: Account) -> None:
+    events = [
+        usage_pb2.RecordUsageRequest(account_id="org_1", event_id="set", meter="user_seats", level=3),
+        usage_pb2.RecordUsageRequest(account_id="org_1", event_id="one_leaves", meter="user_seats", quantity=-1),
+        usage_pb2.RecordUsageRequest(account_id="org_1", event_id="three_leave", meter="user_seats", quantity=-3),
+    ]
+    batch = await account.billing.usage.BatchRecordUsage(usage_pb2.BatchRecordUsageRequest(events=events))
+    assert [result.answer.used for result in batch.results[:2]] == [3, 2]
+    assert batch.results[2].error.reason == errors_pb2.ERROR_REASON_LEVEL_BELOW_ZERO
+    assert (await account.check("user_seats")).used == 2
 
 
 async def test_a_level_that_is_older_than_the_last_one_has_no_effect(account: Account) -> None:

@@ -88,6 +88,18 @@ async def test_credits_do_not_roll_over(account: Account, service_clock: clocks.
     assert (await account.check("credits", 1001)).decision == DENIED
 
 
+async def test_pay_as_you_go_of_june_does_not_charge_late_credits_of_may(
+    account: Account, service_clock: clocks.StillClock
+) -> None:
+    await account.record("may", "credits", 1000)
+    service_clock.set(datetime(2026, 6, 1, 0, 10, tzinfo=UTC))
+    await account.switch_pay_as_you_go(on=True)
+    happened = datetime(2026, 5, 31, 23, 59, tzinfo=UTC)
+    late = await account.record("late", "credits", 7, occurred_at=happened)
+    assert (late.used, late.billable, late.over_limit) == (1007, 0, True)
+    assert (await account.record("refused", "credits", occurred_at=happened, if_exceeded=REJECT)).decision == DENIED
+
+
 async def test_who_cancels_is_back_on_free(account: Account, service_clock: clocks.StillClock) -> None:
     """Pay-as-you-go ends with it: that is for the change of the subscription to switch off."""
     subscription = await account.subscribe("project")

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from billing.v1 import usage_pb2
 from tests import clocks
 from tests.acceptance.conftest import (
     ALLOWED,
@@ -219,8 +220,23 @@ async def test_a_late_event_is_counted_under_the_terms_that_its_period_ended_wit
     assert (await account.check("runs")).plan == "free"
     late = await account.record("late", "runs", 2, occurred_at=over - timedelta(seconds=1))
     assert (late.plan, late.used, late.billable, late.reason) == ("pro", 202, 2, OVERAGE)
+    assert late.period_end.ToDatetime(tzinfo=UTC) == over
     assert (await account.check("runs")).used == 0
     await books.assert_balanced(account.billing.engine)
+
+
+async def test_a_plan_that_was_changed_after_the_period_s_end_does_not_reach_back_into_it(
+    account: Account, service_clock: clocks.StillClock
+) -> None:
+    await publish(account.billing, (CATALOGS / "nyqst.yaml").read_text() + SCALE)
+    subscription = await account.subscribe("pro")
+    await account.record("runs", "runs", 200)
+    service_clock.set(PERIOD_END + timedelta(minutes=1))
+    await account.tell(subscription.but(plan="scale"))
+    late = await account.record("late", "runs", 2, occurred_at=PERIOD_END - timedelta(minutes=1))
+    assert (late.plan, late.used, late.included, late.billable) == ("pro", 202, 200, 2)
+    now = await account.record("now", "runs", 2)
+    assert (now.plan, now.used, now.included, now.billable) == ("scale", 2, 1000, 0)
 
 
 async def test_an_early_event_counts_in_the_period_that_it_says(
@@ -274,6 +290,20 @@ async def test_a_correction_of_a_past_period_stays_there(account: Account, servi
     assert corrected.period_start.ToDatetime(tzinfo=UTC) == START
     assert (await account.check("runs")).used == 10
     await books.assert_balanced(account.billing.engine)
+
+
+async def test_a_batch_counts_in_its_order_from_the_account_s_first_event_on(account: Account) -> None:
+    """As if each had been recorded by itself: what is denied is told what the ones before it used."""
+    quantities = [3, 6, 2, 1]
+    events = [
+        usage_pb2.RecordUsageRequest(
+            account_id="org_1", event_id=f"run_{n}", meter="runs", quantity=quantity, if_exceeded=REJECT
+        )
+        for n, quantity in enumerate(quantities)
+    ]
+    batch = await account.billing.usage.BatchRecordUsage(usage_pb2.BatchRecordUsageRequest(events=events))
+    answers = [(result.answer.decision, result.answer.used) for result in batch.results]
+    assert answers == [(ALLOWED, 3), (DENIED, 3), (ALLOWED, 5), (DENIED, 5)]
 
 
 async def test_a_denied_call_writes_nothing(account: Account) -> None:

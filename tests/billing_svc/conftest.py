@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -48,7 +49,7 @@ class Billing:
 class _Token(grpc.aio.UnaryUnaryClientInterceptor):
     """Sends the caller's token with each call."""
 
-    async def intercept_unary_unary(self, continuation, details, request):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:  # noqa: ANN401 - grpc's
         metadata = (*(details.metadata or ()), ("authorization", f"Bearer {TOKEN}"))
         return await continuation(details._replace(metadata=metadata), request)
 
@@ -102,7 +103,7 @@ async def billing(
     engine: AsyncEngine,
     transactions: transactions_module.Transactions,
     settings: Settings,
-    published_catalog: int,
+    published_catalog: int,  # noqa: ARG001 - it has to be there first
     service_clock: clock.Clock,
 ) -> AsyncIterator[Billing]:
     now = service_clock

@@ -9,7 +9,7 @@ from google.protobuf import descriptor_pool, empty_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from billing_svc import access, interceptors, server
+from billing_svc import access, draining, interceptors, server
 from tests.billing_svc import books, refusals
 from tests.billing_svc.conftest import TOKEN, Billing, tokens
 
@@ -172,7 +172,7 @@ async def test_an_rpc_that_nobody_entered_is_refused_to_a_caller_with_every_grou
         response_serializer=empty_pb2.Empty.SerializeToString,
     )
     known = tokens()
-    hidden = grpc.aio.server(interceptors=[interceptors.Interceptors(server.layers(known), known)])
+    hidden = grpc.aio.server(interceptors=[interceptors.Interceptors(server.layers(known, draining.Answers()), known)])
     hidden.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("billing.v1.Hidden", {"Call": handler}),))
     port = hidden.add_insecure_port("127.0.0.1:0")
     await hidden.start()

@@ -15,7 +15,7 @@ from tests.properties import offers
 __all__ = ["billing", "catalog_name", "settings"]
 
 # Within `make test`; BILLING_PROPERTY_EXAMPLES=2000 looks for an hour.
-EXAMPLES = int(os.environ.get("BILLING_PROPERTY_EXAMPLES", "35"))
+EXAMPLES = int(os.environ.get("BILLING_PROPERTY_EXAMPLES", "50"))
 STEPS = int(os.environ.get("BILLING_PROPERTY_STEPS", "50"))
 
 hypothesis.settings.register_profile(

@@ -96,6 +96,7 @@ class Counting(stateful.RuleBasedStateMachine):
         ends = [at for at in self.account.ends() if at + by > self.account.now]
         self._clock.set(data.draw(st.sampled_from(ends)) + by)
         self.account.now = self._clock.now()
+        self._check_every_meter()
 
     @stateful.precondition(lambda self: not self._live)
     @stateful.rule(plan=PLANS, seats=SEATS)
@@ -111,6 +112,7 @@ class Counting(stateful.RuleBasedStateMachine):
         live = self._held
         live.plan, live.seats = plan, seats
         self._tell(plan=plan, quantity=seats)
+        self._check_every_meter()
 
     @stateful.precondition(lambda self: self._live)
     @stateful.rule(
@@ -267,6 +269,18 @@ class Counting(stateful.RuleBasedStateMachine):
             self._hard = None
 
     # How it is done.
+
+    def _check_every_meter(self) -> None:
+        """Ask for one unit of each: here answers change without a call that could tell."""
+        meters = offers.CONSUMABLES + offers.GAUGES
+        requests = [quota_pb2.CheckQuotaRequest(account_id=ACCOUNT, meter=meter) for meter in meters]
+
+        async def work() -> list[quota_pb2.CheckQuotaResponse]:
+            return await asyncio.gather(*(self._billing.quota.CheckQuota(request) for request in requests))
+
+        for meter, answer in zip(meters, self._run(work()), strict=True):
+            expected = self.account.check(meter, 1)
+            assert (*_said(answer), answer.overage) == (expected.allowed, expected.used, expected.billable)
 
     @property
     def _live(self) -> model.Subscription | None:

@@ -1,7 +1,7 @@
-"""Inserting many rows by one statement of fixed text: the rows travel as one JSON parameter.
+"""Many rows in one statement of fixed text: they travel as one JSON parameter, `rows`.
 
-A statement with a parameter for each value has to be built, parsed and planned anew for every number of rows; that cost
-more than all the rest of a batch.
+A statement with a parameter for each value has to be built, parsed and planned anew for every number of rows, and an
+array for each column is written value by value; either cost more than all the rest of a batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 
 def insert_missing(table: sa.Table, columns: Sequence[str], returning: str | None = None) -> sa.TextClause:
-    """Return an insert of the parameter `rows` that skips what conflicts; columns left out take their defaults."""
+    """Return an insert of `rows` that skips what conflicts; columns left out take their defaults."""
     names = ", ".join(columns)
     return sa.text(
         f"INSERT INTO {table.name} ({names})"  # noqa: S608 - names of our own schema
@@ -20,6 +20,11 @@ def insert_missing(table: sa.Table, columns: Sequence[str], returning: str | Non
     )
 
 
-def to_rows(rows: Sequence[Mapping[str, object]]) -> dict[str, str]:
-    """Return the parameter of `insert_missing`."""
-    return {"rows": orjson.dumps(rows).decode()}
+def recordset(name: str, columns: str, parameter: str = "rows") -> str:
+    """Return what stands for the rows in a FROM clause, under a name; `columns` are names with their types."""
+    return f"json_to_recordset(CAST(:{parameter} AS json)) AS {name} ({columns})"
+
+
+def to_rows(rows: Sequence[Mapping[str, object]], parameter: str = "rows") -> dict[str, str]:
+    """Return the parameter."""
+    return {parameter: orjson.dumps(rows).decode()}

@@ -48,7 +48,8 @@ _PID_LINE, _STATE_LINE = 0, 7
 
 # What only a crash of the whole machine needs. synchronous_commit stays on: without it a kill of the server, which
 # tests do, would lose transactions that were acknowledged.
-_NOT_DURABLE_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
+# Tests drop their databases as a user who may not end the autovacuum's worker in one.
+_NOT_DURABLE_SETTINGS = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off"}
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",

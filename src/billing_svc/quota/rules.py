@@ -40,6 +40,12 @@ class Counter:
     exceeded_at: datetime | None = None
     level: int | None = None
 
+    def holding(self, reserved: int) -> "Counter":
+        """Return it with other units held; for most, which hold none, itself."""
+        if reserved == self.reserved:
+            return self
+        return Counter(self.used, reserved, self.billable, self.exceeded_at, self.level)
+
     @property
     def shown_used(self) -> int:
         """What callers are told is used: a gauge's level."""
@@ -137,16 +143,15 @@ def count(allowance: terms.Allowance, counter: Counter, units: int, now: datetim
     """
     if counter.level is not None:
         after = raise_peak(allowance, replace(counter, level=counter.level + units))
+        used, billable = after.used, after.billable
     else:
         beyond = 0 if allowance.included is None else max(0, units - counter.free(allowance.included))
-        after = replace(
-            counter,
-            used=counter.used + units,
-            billable=counter.billable + (beyond if allowance.charges else 0),
-        )
+        used, billable = counter.used + units, counter.billable + (beyond if allowance.charges else 0)
+    level = None if counter.level is None else counter.level + units
+    after = Counter(used, counter.reserved, billable, counter.exceeded_at, level)
     if not after.is_exceeded(allowance.included):
         # A bigger plan or an override has ended the excess, and with it the grace.
-        return replace(after, exceeded_at=None)
+        return after if after.exceeded_at is None else replace(after, exceeded_at=None)
     is_crossing = after.exceeded_at is None or not counter.is_exceeded(allowance.included)
     return replace(after, exceeded_at=now) if is_crossing else after
 

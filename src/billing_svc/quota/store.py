@@ -8,14 +8,16 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.database import tables
+from billing_svc.database import bulk, tables
 from billing_svc.quota import rules, terms
 
 # A period lasts 31 days at the most, and counts late events until half an hour after its end: what started or ended
 # before this cannot matter any more. It bounds what is read, however long the history is.
 HORIZON = timedelta(days=33)
 
-_SELECT_FACTS = sa.text("""
+_ASKED = bulk.recordset("asked", "n integer, account_id text, meter text")
+
+_SELECT_FACTS = sa.text(f"""
     SELECT asked.n, newest.version,
            a.created_at, a.pay_as_you_go,
            s.subscription_id, s.status, s.plan, s.catalog_version, s.quantity, s.anchor,
@@ -23,7 +25,7 @@ _SELECT_FACTS = sa.text("""
            o.included, o.expires_at, o.note, o.set_by, o.set_at, g.level,
            w.window_start, w.admitted,
            c.period_start, c.used, c.reserved - coalesce(over.units, 0), c.billable, c.exceeded_at
-      FROM unnest(CAST(:account_ids AS text[]), CAST(:meters AS text[])) WITH ORDINALITY AS asked (account_id, meter, n)
+      FROM {_ASKED}
      CROSS JOIN (SELECT max(version) AS version FROM catalog_versions) AS newest
       LEFT JOIN accounts a ON a.account_id = asked.account_id
       LEFT JOIN subscriptions s ON s.account_id = asked.account_id AND s.is_plan
@@ -40,7 +42,7 @@ _SELECT_FACTS = sa.text("""
             WHERE c.reserved > 0 AND r.state = 'held' AND r.expires_at <= :now
               AND (r.account_id, r.meter, r.period_start) = (c.account_id, c.meter, c.period_start)
            ) AS over ON TRUE
-""")
+""")  # noqa: S608 - constants of this file
 
 
 # In key order, so that processes cannot deadlock. What was there before the update is what the lock found.
@@ -81,8 +83,9 @@ async def read_facts(conn: AsyncConnection, asked: Sequence[tuple[str, str]], no
     rows = await conn.execute(
         _SELECT_FACTS,
         {
-            "account_ids": [account_id for account_id, _ in asked],
-            "meters": [meter for _, meter in asked],
+            **bulk.to_rows(
+                [{"n": n, "account_id": account_id, "meter": meter} for n, (account_id, meter) in enumerate(asked)]
+            ),
             "horizon": now - HORIZON,
             "now": now,
         },
@@ -106,7 +109,7 @@ async def read_facts(conn: AsyncConnection, asked: Sequence[tuple[str, str]], no
             facts[n].counters[row[20]] = rules.Counter(*row[21:])
     for n, held in subscriptions.items():
         facts[n].standing = replace(facts[n].standing, subscriptions=tuple(held.values()))
-    return [facts[n] for n in range(1, len(asked) + 1)]
+    return [facts[n] for n in range(len(asked))]
 
 
 async def admit(

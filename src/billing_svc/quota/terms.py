@@ -144,6 +144,8 @@ def _deciding(standing: Standing, at: datetime) -> Subscription | None:
 
 def _tenure(standing: Standing, at: datetime) -> tuple[datetime | None, datetime | None]:
     """Return since when and until when the same subscription decides as at `at`; None: as far as one knows."""
+    if not standing.subscriptions:
+        return None, None
     bounds = {one.effective_from for one in standing.subscriptions}
     bounds |= {one.effective_until for one in standing.subscriptions if one.effective_until is not None}
     before, changes = None, []

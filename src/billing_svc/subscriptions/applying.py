@@ -49,9 +49,12 @@ async def apply(
         _log.warning("unknown_subscription_status", status=fetched.status, subscription=fetched.subscription_id)
     await accounts_store.insert_missing(conn, {account_id}, now)
     await store.lock_account(conn, account_id)
-    previous = await store.effective_interval(conn, account_id, fetched.subscription_id)
-    interval = rules.effective(fetched, previous, item.period_end, now)
+    previous = await store.find(conn, account_id, fetched.subscription_id)
+    interval = rules.effective(fetched, previous.interval if previous else None, item.period_end, now)
     version = await _sold_version(conn, catalogs, fetched, price)
+    if previous is not None and (previous.plan, previous.price) == (price.plan, price.price):
+        # It may have been moved to a newer version since, which Stripe does not know of.
+        version = max(version, previous.catalog_version)
     changed = await store.save(
         conn,
         account_id,

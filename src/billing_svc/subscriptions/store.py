@@ -53,6 +53,16 @@ class Row:
         return self.status in rules.OVER
 
 
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """What was known of a subscription before a fetch."""
+
+    plan: str
+    price: str
+    catalog_version: int
+    interval: rules.Interval
+
+
 async def account_of_customer(conn: AsyncConnection, customer_id: str) -> str | None:
     """Return the account that a customer at Stripe belongs to; None if it is not ours."""
     query = sa.select(_CUSTOMERS.c.account_id).where(_CUSTOMERS.c.customer_id == customer_id)
@@ -122,11 +132,15 @@ async def plan_subscriptions(conn: AsyncConnection, account_id: str) -> list[Row
     return [Row(*row) for row in rows]
 
 
-async def effective_interval(conn: AsyncConnection, account_id: str, subscription_id: str) -> rules.Interval | None:
-    """Return when a subscription gives its plan, as stored; None if it is new."""
-    query = sa.select(_SUBSCRIPTIONS.c.effective_from, _SUBSCRIPTIONS.c.effective_until)
-    row = (await conn.execute(query.where(*_is(account_id, subscription_id)))).one_or_none()
-    return None if row is None else rules.Interval(*row)
+async def find(conn: AsyncConnection, account_id: str, subscription_id: str) -> Previous | None:
+    """Return what is stored of a subscription; None if it is new."""
+    columns = ("plan", "price", "catalog_version", "effective_from", "effective_until")
+    query = sa.select(*(_SUBSCRIPTIONS.c[name] for name in columns)).where(*_is(account_id, subscription_id))
+    row = (await conn.execute(query)).one_or_none()
+    if row is None:
+        return None
+    interval = rules.Interval(row.effective_from, row.effective_until)
+    return Previous(row.plan, row.price, row.catalog_version, interval)
 
 
 async def save(

@@ -178,9 +178,8 @@ async def _count(
         raise transactions.RetryTransaction
     if not books.events:
         return
-    if await store.insert_events(conn, books.events) < len(books.events):
+    if await store.write(conn, books.events, books.counters, now) < len(books.events):
         raise transactions.RetryTransaction
-    await store.update_counters(conn, books.counters, now)
     if gauges:
         await gauges_store.update(conn, books.levels, gauges)
     await books.settle(conn)
@@ -253,7 +252,7 @@ class _Books:
         """Decide on one event and count it; raises what makes it unfit, and then nothing has changed."""
         event, row = placed.event, self._locked[placed.key]
         before = self.counters[placed.key].counter if placed.key in self.counters else row.counter
-        before = replace(before, reserved=self._reserved[placed.key])
+        before = before.holding(self._reserved[placed.key])
         level = self.levels.get(placed.gauge_key)
         if level is not None:
             before = quota_rules.raise_peak(allowance, replace(before, level=level.level))
@@ -264,14 +263,14 @@ class _Books:
         outcome = _outcome(event, reservation, placed.known.meter, self._now)
         own = reservation.units if reservation is not None and self._is_held(reservation, placed, outcome) else 0
         # Holds of others stand in the way of an admission, not of a fact.
-        basis = replace(before, reserved=before.reserved - own if event.reject else 0)
+        basis = before.holding(before.reserved - own if event.reject else 0)
         decision = quota_rules.decide(allowance, basis, units, grace_period, self._now)
         if event.reject and units > 0 and not decision.allowed:
             plans = quota_rules.allowing_plans(placed.known.newest, under, placed.known.meter, units)
             return rules.Denied(placed.known.meter, units, under, allowance, before, decision, plans)
         if reservation is not None:
             self._close(reservation, outcome, event)
-        after = quota_rules.count(allowance, replace(before, reserved=self._reserved[placed.key]), units, self._now)
+        after = quota_rules.count(allowance, before.holding(self._reserved[placed.key]), units, self._now)
         is_new_allowance = (row.included, row.overridden) != (allowance.included, allowance.overridden)
         found = alerts_rules.crossed(
             under.catalog.alert_percents, allowance, before, after, is_new_allowance=is_new_allowance

@@ -60,7 +60,11 @@ async def _books(billing: Billing) -> tuple[int, int, int]:
         counters = tables.usage_counters
         row = (await conn.execute(sa.select(counters.c.used, counters.c.reserved))).one()
         held = sa.select(sa.func.coalesce(sa.func.sum(tables.reservations.c.units), 0))
-        return row.used, row.reserved, int((await conn.execute(held.where(tables.reservations.c.state == "held"))).scalar_one())
+        return (
+            row.used,
+            row.reserved,
+            int((await conn.execute(held.where(tables.reservations.c.state == "held"))).scalar_one()),
+        )
 
 
 async def test_two_hundred_at_once_on_a_limit_of_five_hold_exactly_five(billing: Billing) -> None:
