@@ -65,8 +65,10 @@ def connect_arguments(url: str, *, statement_seconds_max: float, lock_seconds_ma
         # Our statements are few and find their rows by key: one plan each, made once. Left to itself, Postgres plans
         # the decision's seven joins anew each time, which takes five times as long as running them.
         "-c plan_cache_mode=force_generic_plan",
-        # Such a plan outlives the day on which the table was small and reading all of it was cheap.
+        # Such a plan outlives the day on which a table was small and reading all of it was cheap: these are not for it.
         "-c enable_seqscan=off",
+        "-c enable_hashjoin=off",
+        "-c enable_mergejoin=off",
         f"-c statement_timeout={_milliseconds(statement_seconds_max)}",
         f"-c lock_timeout={_milliseconds(lock_seconds_max)}",
         f"-c idle_in_transaction_session_timeout={_milliseconds(IDLE_IN_TRANSACTION_SECONDS_MAX)}",

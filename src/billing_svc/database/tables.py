@@ -169,8 +169,11 @@ usage_events = sa.Table(
     # A gauge's set that was older than the last one.
     sa.Column("superseded", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.CheckConstraint("account_id <> '' AND event_id <> ''", name="named"),
-    # The split of a period by operation and by day.
-    sa.Index("ix_usage_events_period", "account_id", "meter", "period_start"),
+    # The split of a period by operation and by day. The condition holds for every row: only a query that repeats it can
+    # use this index, so that no look-up of an event id ever goes through all of an account's events instead of the key.
+    sa.Index(
+        "ix_usage_events_period", "account_id", "meter", "period_start", postgresql_where=sa.text("account_id <> ''")
+    ),
     # A correction finds what is left of its event.
     sa.Index(
         "ix_usage_events_corrections",

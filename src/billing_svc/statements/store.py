@@ -40,7 +40,8 @@ _SELECT_SHARES = sa.text("""
                        AT TIME ZONE 'UTC' AS date) AS day
               FROM usage_events e
              WHERE e.account_id = :account_id AND e.meter = ANY(CAST(:meters AS text[]))
-               AND e.period_start = :period_start) AS split
+               AND e.period_start = :period_start
+               AND e.account_id <> '') AS split  -- always so; the index asks for it
      GROUP BY split.meter, split.operation, split.day
 """)
 

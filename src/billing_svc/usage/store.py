@@ -106,28 +106,41 @@ _SELECT_EVENTS = sa.text(f"""
            e.catalog_version, e.used_after, e.reserved_after, e.billable_after, e.remaining_after,
            e.included, e.overridden, e.reason, e.superseded, e.reservation_outcome
       FROM {_ASKED_EVENTS}
-      JOIN usage_events e USING (account_id, event_id)
+     CROSS JOIN LATERAL (
+           SELECT * FROM usage_events e
+            WHERE (e.account_id, e.event_id) = (asked.account_id, asked.event_id) OFFSET 0
+           ) AS e
 """)  # noqa: S608 - constants of this file
 
-# In key order, so that processes cannot deadlock.
+# One after the other in the order asked, which is that of the keys, so that processes cannot deadlock.
 _LOCK_COUNTERS = sa.text(f"""
     SELECT c.account_id, c.meter, c.period_start, c.used, c.reserved, c.billable, c.exceeded_at,
            c.period_end, c.catalog_version, c.plan, c.quantity, c.pay_as_you_go,
            c.included, c.overridden
       FROM {_ASKED_COUNTERS}
-      JOIN usage_counters c USING (account_id, meter, period_start)
-     ORDER BY c.account_id, c.meter, c.period_start
-       FOR UPDATE OF c
+     CROSS JOIN LATERAL (
+           SELECT * FROM usage_counters c
+            WHERE (c.account_id, c.meter, c.period_start) = (asked.account_id, asked.meter, asked.period_start)
+              FOR UPDATE
+           ) AS c
 """)  # noqa: S608 - constants of this file
 
+# By way of the key's conflict, because an UPDATE that joins many rows may be planned to begin with all counters. The
+# rows are there, and locked.
 _UPDATE = f"""
-    UPDATE usage_counters c
-       SET used = new.used, billable = new.billable, exceeded_at = new.exceeded_at, level = new.level,
-           period_end = new.period_end, catalog_version = new.catalog_version, plan = new.plan,
-           subscription_id = new.subscription_id, quantity = new.quantity, pay_as_you_go = new.pay_as_you_go,
-           included = new.included, overridden = new.overridden, updated_at = :now
+    INSERT INTO usage_counters AS c
+           (account_id, meter, period_start, period_end, used, level, billable, exceeded_at,
+            catalog_version, plan, subscription_id, quantity, pay_as_you_go, included, overridden, updated_at)
+    SELECT account_id, meter, period_start, period_end, used, level, billable, exceeded_at,
+           catalog_version, plan, subscription_id, quantity, pay_as_you_go, included, overridden,
+           CAST(:now AS timestamptz)
       FROM {_NEW_COUNTERS}
-     WHERE (c.account_id, c.meter, c.period_start) = (new.account_id, new.meter, new.period_start)
+        ON CONFLICT (account_id, meter, period_start) DO UPDATE
+       SET used = excluded.used, billable = excluded.billable, exceeded_at = excluded.exceeded_at,
+           level = excluded.level, period_end = excluded.period_end, catalog_version = excluded.catalog_version,
+           plan = excluded.plan, subscription_id = excluded.subscription_id, quantity = excluded.quantity,
+           pay_as_you_go = excluded.pay_as_you_go, included = excluded.included, overridden = excluded.overridden,
+           updated_at = excluded.updated_at
 """  # noqa: S608 - constants of this file
 _UPDATE_COUNTERS = sa.text(_UPDATE)
 # Two writes that do not meet: joining them would cost the square of the batch.
@@ -197,7 +210,7 @@ async def lock_counters(conn: AsyncConnection, keys: Collection[CounterKey]) -> 
     """Lock counters until the end of the transaction, in key order, and return them as they are now."""
     rows = await conn.execute(
         _LOCK_COUNTERS,
-        bulk.to_rows([_counter_key(key) for key in keys]),
+        bulk.to_rows([_counter_key(key) for key in sorted(keys)]),
     )
     return {
         (account_id, meter, start): LockedCounter(

@@ -358,7 +358,12 @@ def upgrade() -> None:
         ["account_id", "corrects_event_id"],
         postgresql_where=sa.text("corrects_event_id IS NOT NULL"),
     )
-    op.create_index("ix_usage_events_period", "usage_events", ["account_id", "meter", "period_start"])
+    op.create_index(
+        "ix_usage_events_period",
+        "usage_events",
+        ["account_id", "meter", "period_start"],
+        postgresql_where=sa.text("account_id <> ''"),
+    )
     op.create_table(
         "usage_reports",
         sa.Column("account_id", sa.Text(), nullable=False),
