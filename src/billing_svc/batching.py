@@ -81,6 +81,8 @@ class Batcher(Generic[T, R]):
         if batch:
             self._batch = asyncio.get_running_loop().create_task(self._carry_out(batch))
             self._batch.add_done_callback(self._end)
+        elif self._waiting:
+            self._gather()
 
     async def _carry_out(self, batch: Sequence[tuple[T, asyncio.Future[R]]]) -> None:
         results = await self._results([item for item, _ in batch])
