@@ -11,6 +11,7 @@ from types import FrameType
 import psycopg
 import pytest
 import sqlalchemy as sa
+import stripe
 from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -24,6 +25,8 @@ _DRAIN_SECONDS_MAX = 20
 def pytest_configure() -> None:
     """Let SIGTERM end a run as Ctrl-C does, so that fixtures clean up: `timeout` sends it."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # Some tests use the SDK by itself; it would write into the home directory.
+    stripe.enable_telemetry = False
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 
 class Clock:
-    """UTC time, shifted by a fixed offset (zero but in tests and `dev`)."""
+    """UTC time, shifted by an offset (zero but in tests)."""
 
     def __init__(self, offset: timedelta = timedelta()) -> None:
         self._offset = offset
@@ -14,5 +14,5 @@ class Clock:
         return datetime.now(UTC) + self._offset
 
     def advance(self, by: timedelta) -> None:
-        """Move the clock; for tests and `dev`."""
+        """Move the clock; for tests."""
         self._offset += by

@@ -19,7 +19,7 @@ class SettingsError(Exception):
 
 
 class DatabaseSettings(BaseSettings):
-    """The settings of `migrate`, which runs where nobody gives away Stripe's key."""
+    """The settings of `migrate` and `catalog move`, which run where nobody gives away Stripe's key."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
@@ -29,7 +29,7 @@ class DatabaseSettings(BaseSettings):
 
 
 class Settings(DatabaseSettings):
-    """The settings of `serve`, `worker` and the commands."""
+    """The settings of `serve`, `worker` and `catalog apply`."""
 
     listen: Annotated[str, Field(alias="BILLING_LISTEN")] = "127.0.0.1:50051"
     reflection: Annotated[bool, Field(alias="BILLING_REFLECTION")] = False

@@ -136,6 +136,8 @@ class SubscriptionServiceServicer:
 
         Refused with NO_STRIPE_CUSTOMER before the first checkout.
 
+        Not offered yet: it answers UNIMPLEMENTED.
+
         Retry: safe; the same request_id gives the same page while it is fresh, and another page beside it does no harm.
         Depends on: Postgres and Stripe.
         When down: UNAVAILABLE with RetryInfo; tell the customer to try again shortly.
@@ -150,6 +152,8 @@ class SubscriptionServiceServicer:
         On a paid plan it is in force with the answer. Without a subscription, switching on makes a metered-only one at
         Stripe, and it is in force once that exists; off denies overage at once, and ends it with the period. On again in
         between undoes that. Usage that was charged stays charged, and no switch gives a fresh allowance.
+
+        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe with the same request_id; and setting what is set already changes nothing.
         Depends on: Postgres; and Stripe for accounts without a subscription.
@@ -167,6 +171,8 @@ class SubscriptionServiceServicer:
         used on: USAGE_NOT_REPORTED means that this is still under way. A change at the period's end replaces one that is
         pending.
 
+        Not offered yet: it answers UNIMPLEMENTED.
+
         Retry: safe with the same request_id; a preview changes nothing.
         Depends on: Postgres and Stripe.
         When down: UNAVAILABLE with RetryInfo; repeat with the same request_id until it is answered.
@@ -181,6 +187,8 @@ class SubscriptionServiceServicer:
         At the period's end the plan stays until then, and ResumeSubscription undoes it. Now: usage so far is sent to
         Stripe and invoiced, USAGE_NOT_REPORTED means that this is still under way, and the default plan follows.
 
+        Not offered yet: it answers UNIMPLEMENTED.
+
         Retry: safe with the same request_id; cancelling what is already ending that way changes nothing.
         Depends on: Postgres and Stripe.
         When down: UNAVAILABLE with RetryInfo; repeat with the same request_id until it is answered.
@@ -193,6 +201,8 @@ class SubscriptionServiceServicer:
         """Undoes a cancellation that has not taken effect yet.
 
         Refused with NOT_CANCELING if none is scheduled, and with NOT_SUBSCRIBED once the subscription is over.
+
+        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe with the same request_id.
         Depends on: Postgres and Stripe.
@@ -228,6 +238,8 @@ class SubscriptionServiceServicer:
 
     def ListInvoices(self, request, context):
         """Lists an account's invoices, newest first, as they were when Stripe last told of them.
+
+        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.

@@ -60,6 +60,8 @@ class SubscriptionServiceStub:
 
     Refused with NO_STRIPE_CUSTOMER before the first checkout.
 
+    Not offered yet: it answers UNIMPLEMENTED.
+
     Retry: safe; the same request_id gives the same page while it is fresh, and another page beside it does no harm.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; tell the customer to try again shortly.
@@ -70,6 +72,8 @@ class SubscriptionServiceStub:
     On a paid plan it is in force with the answer. Without a subscription, switching on makes a metered-only one at
     Stripe, and it is in force once that exists; off denies overage at once, and ends it with the period. On again in
     between undoes that. Usage that was charged stays charged, and no switch gives a fresh allowance.
+
+    Not offered yet: it answers UNIMPLEMENTED.
 
     Retry: safe with the same request_id; and setting what is set already changes nothing.
     Depends on: Postgres; and Stripe for accounts without a subscription.
@@ -83,6 +87,8 @@ class SubscriptionServiceStub:
     used on: USAGE_NOT_REPORTED means that this is still under way. A change at the period's end replaces one that is
     pending.
 
+    Not offered yet: it answers UNIMPLEMENTED.
+
     Retry: safe with the same request_id; a preview changes nothing.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; repeat with the same request_id until it is answered.
@@ -93,6 +99,8 @@ class SubscriptionServiceStub:
     At the period's end the plan stays until then, and ResumeSubscription undoes it. Now: usage so far is sent to
     Stripe and invoiced, USAGE_NOT_REPORTED means that this is still under way, and the default plan follows.
 
+    Not offered yet: it answers UNIMPLEMENTED.
+
     Retry: safe with the same request_id; cancelling what is already ending that way changes nothing.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; repeat with the same request_id until it is answered.
@@ -101,6 +109,8 @@ class SubscriptionServiceStub:
     """Undoes a cancellation that has not taken effect yet.
 
     Refused with NOT_CANCELING if none is scheduled, and with NOT_SUBSCRIBED once the subscription is over.
+
+    Not offered yet: it answers UNIMPLEMENTED.
 
     Retry: safe with the same request_id.
     Depends on: Postgres and Stripe.
@@ -124,6 +134,8 @@ class SubscriptionServiceStub:
     """
     ListInvoices: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.ListInvoicesRequest, _subscription_pb2.ListInvoicesResponse]
     """Lists an account's invoices, newest first, as they were when Stripe last told of them.
+
+    Not offered yet: it answers UNIMPLEMENTED.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
@@ -176,6 +188,8 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
 
     Refused with NO_STRIPE_CUSTOMER before the first checkout.
 
+    Not offered yet: it answers UNIMPLEMENTED.
+
     Retry: safe; the same request_id gives the same page while it is fresh, and another page beside it does no harm.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; tell the customer to try again shortly.
@@ -186,6 +200,8 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     On a paid plan it is in force with the answer. Without a subscription, switching on makes a metered-only one at
     Stripe, and it is in force once that exists; off denies overage at once, and ends it with the period. On again in
     between undoes that. Usage that was charged stays charged, and no switch gives a fresh allowance.
+
+    Not offered yet: it answers UNIMPLEMENTED.
 
     Retry: safe with the same request_id; and setting what is set already changes nothing.
     Depends on: Postgres; and Stripe for accounts without a subscription.
@@ -199,6 +215,8 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     used on: USAGE_NOT_REPORTED means that this is still under way. A change at the period's end replaces one that is
     pending.
 
+    Not offered yet: it answers UNIMPLEMENTED.
+
     Retry: safe with the same request_id; a preview changes nothing.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; repeat with the same request_id until it is answered.
@@ -209,6 +227,8 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     At the period's end the plan stays until then, and ResumeSubscription undoes it. Now: usage so far is sent to
     Stripe and invoiced, USAGE_NOT_REPORTED means that this is still under way, and the default plan follows.
 
+    Not offered yet: it answers UNIMPLEMENTED.
+
     Retry: safe with the same request_id; cancelling what is already ending that way changes nothing.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; repeat with the same request_id until it is answered.
@@ -217,6 +237,8 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     """Undoes a cancellation that has not taken effect yet.
 
     Refused with NOT_CANCELING if none is scheduled, and with NOT_SUBSCRIBED once the subscription is over.
+
+    Not offered yet: it answers UNIMPLEMENTED.
 
     Retry: safe with the same request_id.
     Depends on: Postgres and Stripe.
@@ -240,6 +262,8 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     """
     ListInvoices: _aio.UnaryUnaryMultiCallable[_subscription_pb2.ListInvoicesRequest, _subscription_pb2.ListInvoicesResponse]  # type: ignore[assignment]
     """Lists an account's invoices, newest first, as they were when Stripe last told of them.
+
+    Not offered yet: it answers UNIMPLEMENTED.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
@@ -304,6 +328,8 @@ class SubscriptionServiceServicer:
 
         Refused with NO_STRIPE_CUSTOMER before the first checkout.
 
+        Not offered yet: it answers UNIMPLEMENTED.
+
         Retry: safe; the same request_id gives the same page while it is fresh, and another page beside it does no harm.
         Depends on: Postgres and Stripe.
         When down: UNAVAILABLE with RetryInfo; tell the customer to try again shortly.
@@ -319,6 +345,8 @@ class SubscriptionServiceServicer:
         On a paid plan it is in force with the answer. Without a subscription, switching on makes a metered-only one at
         Stripe, and it is in force once that exists; off denies overage at once, and ends it with the period. On again in
         between undoes that. Usage that was charged stays charged, and no switch gives a fresh allowance.
+
+        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe with the same request_id; and setting what is set already changes nothing.
         Depends on: Postgres; and Stripe for accounts without a subscription.
@@ -337,6 +365,8 @@ class SubscriptionServiceServicer:
         used on: USAGE_NOT_REPORTED means that this is still under way. A change at the period's end replaces one that is
         pending.
 
+        Not offered yet: it answers UNIMPLEMENTED.
+
         Retry: safe with the same request_id; a preview changes nothing.
         Depends on: Postgres and Stripe.
         When down: UNAVAILABLE with RetryInfo; repeat with the same request_id until it is answered.
@@ -352,6 +382,8 @@ class SubscriptionServiceServicer:
         At the period's end the plan stays until then, and ResumeSubscription undoes it. Now: usage so far is sent to
         Stripe and invoiced, USAGE_NOT_REPORTED means that this is still under way, and the default plan follows.
 
+        Not offered yet: it answers UNIMPLEMENTED.
+
         Retry: safe with the same request_id; cancelling what is already ending that way changes nothing.
         Depends on: Postgres and Stripe.
         When down: UNAVAILABLE with RetryInfo; repeat with the same request_id until it is answered.
@@ -365,6 +397,8 @@ class SubscriptionServiceServicer:
         """Undoes a cancellation that has not taken effect yet.
 
         Refused with NOT_CANCELING if none is scheduled, and with NOT_SUBSCRIBED once the subscription is over.
+
+        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe with the same request_id.
         Depends on: Postgres and Stripe.
@@ -403,6 +437,8 @@ class SubscriptionServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_subscription_pb2.ListInvoicesResponse, _abc.Awaitable[_subscription_pb2.ListInvoicesResponse]]:
         """Lists an account's invoices, newest first, as they were when Stripe last told of them.
+
+        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.

@@ -7,6 +7,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc import errors
+from billing_svc.accounts import store as accounts_store
 from billing_svc.catalog import versions
 from billing_svc.gauges import store
 from billing_svc.quota import reading
@@ -26,6 +27,8 @@ async def open_due(conn: AsyncConnection, catalogs: versions.CatalogCache, now: 
     due = await store.due(conn, GAUGES_MAX, now)
     if not due:
         return 0
+    # Plans change behind this lock: none may come between its terms and their mark on the gauge.
+    await accounts_store.lock_shared(conn, {account_id for account_id, _ in due})
     asked = [reading.Asked(account_id, meter, "") for account_id, meter in due]
     known = {}
     for key, found in zip(due, await reading.read(conn, catalogs, asked, now), strict=True):
@@ -45,8 +48,7 @@ async def open_due(conn: AsyncConnection, catalogs: versions.CatalogCache, now: 
         await usage_store.insert_counters(conn, missing, now)
     counters = await usage_store.lock_counters(conn, keys.values())
     ends = {key: terms[key].period.end for key in known}
-    # One that cannot be opened is asked about again in a while, not at once.
-    levels = await store.lock(conn, {key: ends.get(key, now) for key in due})
+    levels = await store.lock(conn, due, now)
     written: dict[usage_store.CounterKey, usage_store.Written] = {}
     for key, found in known.items():
         allowance = found.allowance(terms[key], now)
@@ -54,5 +56,6 @@ async def open_due(conn: AsyncConnection, catalogs: versions.CatalogCache, now: 
         written[keys[key]] = usage_store.Written(quota_rules.raise_peak(allowance, counter), terms[key], allowance)
     if written:
         await usage_store.update_counters(conn, written, now)
-    await store.update(conn, levels, {key: ends.get(key, now + RETRY_UNKNOWN) for key in due})
+    # One that cannot be opened is asked about again in a while, not at once.
+    await store.mark_opened(conn, {key: ends.get(key, now + RETRY_UNKNOWN) for key in due})
     return len(due)

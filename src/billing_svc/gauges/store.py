@@ -1,6 +1,6 @@
 """Gauge levels in Postgres."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import TypeAlias
 
@@ -25,44 +25,57 @@ _LOCK = sa.text("""
        FOR UPDATE OF g
 """)
 
+# Only the worker, who keeps plans from changing meanwhile, says that more is accounted for: a plan that came after this
+# one's terms were read has let the gauge be opened again, and that must stand.
 _UPDATE = sa.text("""
     UPDATE gauge_levels g
-       SET level = new.level, set_at = new.set_at, opened_until = new.opened_until
+       SET level = new.level, set_at = new.set_at, opened_until = least(g.opened_until, new.opened_until)
       FROM unnest(CAST(:account_ids AS text[]), CAST(:meters AS text[]), CAST(:levels AS bigint[]),
                   CAST(:set_at AS timestamptz[]), CAST(:opened_until AS timestamptz[]))
            AS new (account_id, meter, level, set_at, opened_until)
      WHERE (g.account_id, g.meter) = (new.account_id, new.meter)
 """)
 
+_MARK_OPENED = sa.text("""
+    UPDATE gauge_levels g
+       SET opened_until = new.opened_until
+      FROM unnest(CAST(:account_ids AS text[]), CAST(:meters AS text[]), CAST(:opened_until AS timestamptz[]))
+           AS new (account_id, meter, opened_until)
+     WHERE (g.account_id, g.meter) = (new.account_id, new.meter)
+""")
 
-async def lock(conn: AsyncConnection, period_ends: Mapping[GaugeKey, datetime]) -> dict[GaugeKey, rules.Level]:
-    """Lock levels until the end of the transaction and return them; one that is new is 0."""
+
+async def lock(conn: AsyncConnection, keys: Collection[GaugeKey], now: datetime) -> dict[GaugeKey, rules.Level]:
+    """Lock levels until the end of the transaction and return them; one that is new is 0, and still to be opened."""
     await conn.execute(
         postgresql.insert(_LEVELS).on_conflict_do_nothing(),
         [
-            {"account_id": account_id, "meter": meter, "level": 0, "opened_until": end}
-            for (account_id, meter), end in sorted(period_ends.items())
+            {"account_id": account_id, "meter": meter, "level": 0, "opened_until": now}
+            for account_id, meter in sorted(keys)
         ],
     )
-    keys = {"account_ids": [key[0] for key in period_ends], "meters": [key[1] for key in period_ends]}
-    rows = await conn.execute(_LOCK, keys)
+    rows = await conn.execute(_LOCK, _key_columns(keys))
     return {(account_id, meter): rules.Level(level, set_at) for account_id, meter, level, set_at in rows}
 
 
 async def update(
     conn: AsyncConnection, levels: Mapping[GaugeKey, rules.Level], period_ends: Mapping[GaugeKey, datetime]
 ) -> None:
-    """Write locked levels, and until when their peaks are accounted for."""
+    """Write locked levels; past the ends of these periods their peaks are not accounted for any more."""
     await conn.execute(
         _UPDATE,
         {
-            "account_ids": [key[0] for key in levels],
-            "meters": [key[1] for key in levels],
+            **_key_columns(levels),
             "levels": [level.level for level in levels.values()],
             "set_at": [level.set_at for level in levels.values()],
             "opened_until": [period_ends[key] for key in levels],
         },
     )
+
+
+async def mark_opened(conn: AsyncConnection, period_ends: Mapping[GaugeKey, datetime]) -> None:
+    """Write until when the peaks of locked levels are accounted for."""
+    await conn.execute(_MARK_OPENED, {**_key_columns(period_ends), "opened_until": list(period_ends.values())})
 
 
 async def due(conn: AsyncConnection, most: int, now: datetime) -> list[GaugeKey]:
@@ -80,3 +93,7 @@ async def reopen(conn: AsyncConnection, account_id: str, now: datetime) -> None:
         .where(_LEVELS.c.account_id == account_id, _LEVELS.c.opened_until > now)
         .values(opened_until=now)
     )
+
+
+def _key_columns(keys: Collection[GaugeKey]) -> dict[str, list[str]]:
+    return {"account_ids": [key[0] for key in keys], "meters": [key[1] for key in keys]}

@@ -61,6 +61,10 @@ async def reserve(
     desk = _Desk(now)
     for n, one in new.items():
         outcomes[n] = desk.answer(one, questions[n])
+    denied = {keys[n] for n in new if not _is_held(outcomes[n])}
+    # What used the quota up while this one waited for the counter may have been its own first sending.
+    if denied and await store.find_by_request(conn, denied):
+        raise transactions.RetryTransaction
     await _write(conn, desk, now)
     for n, question in enumerate(questions):
         if keys[n] in earlier:
@@ -131,6 +135,10 @@ def _refused_at_once(
     return checked if is_unused and not checked.decision.allowed else None
 
 
+def _is_held(outcome: checking.Checked | errors.BillingError) -> bool:
+    return isinstance(outcome, checking.Checked) and outcome.reservation is not None
+
+
 def _is_unknown(known: reading.Known | errors.BillingError) -> bool:
     return isinstance(known, reading.Known) and known.facts.standing.created_at is None
 
@@ -151,8 +159,8 @@ async def _locked(conn: AsyncConnection, known: Mapping[int, reading.Known], now
     locked = await usage_store.lock_counters(conn, set(keys.values()))
     holding = [key for key, row in locked.items() if row.counter.reserved]
     back = await expire(conn, holding, now) if holding else {}
-    gauges = {keys[n][:2]: under[n].period.end for n, one in known.items() if one.is_gauge}
-    levels = await gauges_store.lock(conn, gauges) if gauges else {}
+    gauges = {keys[n][:2] for n, one in known.items() if one.is_gauge}
+    levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
     fresh = {}
     for n, one in known.items():
         key = keys[n]

@@ -1,4 +1,4 @@
-"""Subscription and plan messages to and from what the rules speak."""
+"""Subscription and checkout messages to and from what the rules speak."""
 
 from collections.abc import Collection
 from datetime import datetime

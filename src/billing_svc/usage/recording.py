@@ -162,7 +162,7 @@ async def _count(
         conn, {one.key for one in placed} | {one.counter_key for one in reservations.values()}
     )
     gauges = {one.gauge_key: one.under.period.end for one in placed if one.known.is_gauge}
-    levels = await gauges_store.lock(conn, gauges) if gauges else {}
+    levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
     books = _Books(locked, levels, reservations, now)
     if any(one.event.reject for one in placed):
         await books.expire(conn)

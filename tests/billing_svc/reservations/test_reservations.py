@@ -9,8 +9,11 @@ import sqlalchemy as sa
 from google.protobuf import duration_pb2
 
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2
+from billing_svc.catalog import versions
 from billing_svc.database import tables
-from billing_svc.reservations import reserving
+from billing_svc.quota import checking, reading
+from billing_svc.reservations import reserving, rules
+from tests.billing_svc import books
 from tests.billing_svc.conftest import Billing
 
 
@@ -93,6 +96,23 @@ async def test_the_same_request_is_given_the_same_reservation(billing: Billing) 
     answers = await asyncio.gather(*(_reserve(billing, "job", 2) for _ in range(20)))
     assert len({answer.reservation_id for answer in answers}) == 1
     assert await _books(billing) == (0, 2, 2)
+
+
+async def test_a_repeat_beside_its_first_sending_is_given_the_same_reservation(billing: Billing) -> None:
+    # Another process holds all that there is, under the same request id, and has not committed yet.
+    catalogs, now = versions.CatalogCache(), billing.clock.now()
+    hold = rules.Hold("job_1", timedelta(minutes=1), "test")
+    question = checking.Question(reading.Asked("org_1", "runs", ""), 5, hold)
+    async with billing.engine.begin() as other:
+        (first,) = await reserving.reserve(other, catalogs, [question], now)
+        assert isinstance(first, checking.Checked)
+        assert first.reservation is not None
+        repeat = asyncio.ensure_future(_reserve(billing, "job_1", 5))
+        await books.wait_for_waiters(billing.engine, 1)
+    answer = await repeat
+    assert answer.decision == decision_pb2.DECISION_ALLOWED
+    assert answer.reservation_id == first.reservation.reservation_id
+    assert await _books(billing) == (0, 5, 5)
 
 
 async def test_a_request_id_with_other_content_is_refused(billing: Billing) -> None:
