@@ -31,8 +31,10 @@ async def publish(conn: AsyncConnection, catalog: model.Catalog, created_by: str
     """Keep a catalog as the newest version; returns its number and whether it is a new one.
 
     The same content as the newest version makes none; an older content again does. Of two publishers at once one
-    inserts; the other raises RetryTransaction, and then finds the content there, or takes the next number.
+    inserts; the other raises RetryTransaction, and then finds the content there, or takes the next number. Raises
+    CatalogError if a meter would change its kind.
     """
+    await refuse_other_kinds(conn, catalog)
     text = canonical_text(catalog)
     content_hash = hashlib.sha256(text.encode()).hexdigest()
     query = sa.select(_VERSIONS.c.version, _VERSIONS.c.content_hash).order_by(_VERSIONS.c.version.desc()).limit(1)
@@ -52,6 +54,23 @@ async def publish(conn: AsyncConnection, catalog: model.Catalog, created_by: str
     if version is None:
         raise RetryTransaction
     return version, True
+
+
+async def refuse_other_kinds(conn: AsyncConnection, catalog: model.Catalog) -> None:
+    """Raise CatalogError if a meter was of another kind in any version: its counters would be misread.
+
+    A sum would pass for a peak, and what lies beyond it would never be billed.
+    """
+    query = sa.select(_VERSIONS.c.version, _VERSIONS.c.document["meters"]).order_by(_VERSIONS.c.version)
+    problems = {
+        key: f"{catalog.name}: meters.{key}.kind: was {before[key]['kind']} in version {version}; a meter keeps its"
+        " kind, so give the new one a name of its own"
+        for version, before in await conn.execute(query)
+        for key, meter in catalog.meters.items()
+        if key in before and before[key]["kind"] != meter.kind
+    }
+    if problems:
+        raise loading.CatalogError(problems.values())
 
 
 async def newest(conn: AsyncConnection) -> int | None:

@@ -92,8 +92,10 @@ async def apply(
 ) -> int:
     """Make Stripe and the database have this catalog; returns its version. Each thing that is made is reported.
 
-    Raises StripeUnavailable or StripeRefused; what was made by then is found again by the next attempt.
+    Raises StripeUnavailable or StripeRefused; what was made by then is found again by the next attempt. Raises
+    CatalogError, before anything is made, if it cannot follow the versions that there are.
     """
+    await database.read(lambda conn: versions.refuse_other_kinds(conn, catalog))
     sync = _Sync(database, stripe, requests.Requests(database, stripe, clock.Clock()), catalog.currency, report)
     wanted = wanted_prices(catalog)
     ids = await sync.prices(wanted)

@@ -1,7 +1,7 @@
 """Recording a batch of usage events in the caller's transaction: look up, place, lock, count, write.
 
-One statement for each step, whatever the size of the batch. Locks are taken in one order everywhere (counters by key,
-then events by key), so that processes cannot deadlock.
+One statement for each step, whatever the size of the batch. Locks are taken in one order everywhere (counters, gauge
+levels, reservations, events, each by key), so that processes cannot deadlock.
 """
 
 from collections.abc import Mapping, Sequence

@@ -79,3 +79,15 @@ async def test_the_cache_loads_a_version_once(transactions: running.Transactions
     first = await transactions.run(lambda conn: cache.get(conn, 1))
     second = await transactions.run(lambda conn: cache.get(conn, 1))
     assert first is second
+
+
+async def test_a_meter_keeps_its_kind_for_ever(transactions: running.Transactions) -> None:
+    """A sum that is read as a peak would hide what lies beyond it from the bill."""
+    await publish(transactions, load("agentplatform"))
+    gone = load("nyqst")
+    await publish(transactions, gone)
+    other = load("agentplatform", "kind: gauge", "kind: consumable")
+    with pytest.raises(loading.CatalogError) as refused:
+        await publish(transactions, other)
+    assert "meters.storage_gb.kind: was gauge in version 1" in refused.value.errors[0]
+    assert await transactions.run(versions.newest) == 2
