@@ -92,6 +92,7 @@ def test_a_warning_is_an_entry_too() -> None:
 def test_http_clients_and_the_stripe_sdk_say_nothing_of_requests_even_at_debug() -> None:
     script = """
 import asyncio, stripe
+stripe.enable_telemetry = False
 client = stripe.StripeClient('sk_test_hunter2', base_addresses={'api': 'http://127.0.0.1:9'},
                              http_client=stripe.HTTPXClient(timeout=2), max_network_retries=0)
 async def call():

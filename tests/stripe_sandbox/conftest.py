@@ -20,7 +20,6 @@ from starlette.routing import Route
 from stripe_sandbox import app, settings
 
 SECRET = "whsec_test"
-stripe.enable_telemetry = False
 
 
 @contextlib.asynccontextmanager
