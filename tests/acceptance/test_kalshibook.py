@@ -19,9 +19,10 @@ from tests.acceptance.conftest import (
     RATE_LIMITED,
     REJECT,
     Account,
+    publish,
 )
 from tests.billing_svc import books, processes
-from tests.billing_svc.conftest import Billing
+from tests.billing_svc.conftest import CATALOGS, Billing
 
 
 @pytest.mark.parametrize(("operation", "cost"), [("markets", 1), ("deltas", 2), ("orderbook", 5)])
@@ -55,6 +56,23 @@ async def test_with_pay_as_you_go_the_1001st_credit_is_allowed_and_costs_0_008(a
     assert (answer.decision, answer.used, answer.billable) == (ALLOWED, 1001, 1)
     usage = (await account.usage("credits"))["credits"]
     assert (usage.billable, usage.projected_overage_cost.amount) == (1, "0.008")
+
+
+async def test_a_cap_on_the_overage_denies_what_would_pass_it_and_says_on_which_terms(
+    billing: Billing, account: Account
+) -> None:
+    text = (CATALOGS / "kalshibook.yaml").read_text()
+    overlay = "    pay_as_you_go:\n      name: Pay as you go\n"
+    assert overlay in text
+    await publish(billing, text.replace(overlay, overlay + '      overage_cap: "0.02"\n', 1))
+    await account.switch_pay_as_you_go(on=True)
+    await account.record("before", "credits", 1001)
+    assert (await account.check("credits")).decision == ALLOWED
+    assert (await account.record("1002nd", "credits", if_exceeded=REJECT)).billable == 1
+    denied = await account.record("1003rd", "credits", if_exceeded=REJECT)
+    assert (denied.decision, denied.reason, denied.used) == (DENIED, EXHAUSTED, 1002)
+    assert (denied.pay_as_you_go, denied.plan, denied.catalog_version) == (True, "free", 2)
+    assert (await account.check("credits")).reason == EXHAUSTED
 
 
 async def test_switching_pay_as_you_go_gives_no_fresh_allowance(account: Account) -> None:

@@ -216,6 +216,7 @@ class RecordUsageResponse(_message.Message):
     CATALOG_VERSION_FIELD_NUMBER: _builtins.int
     SUPERSEDED_FIELD_NUMBER: _builtins.int
     OVERRIDDEN_FIELD_NUMBER: _builtins.int
+    PAY_AS_YOU_GO_FIELD_NUMBER: _builtins.int
     duplicate: _builtins.bool
     """The event was recorded before; this call changed nothing."""
     used: _builtins.int
@@ -256,6 +257,8 @@ class RecordUsageResponse(_message.Message):
     """Gauges: a level that is older than the last one set; stored without effect."""
     overridden: _builtins.bool
     """An override of the account, not the plan alone, set `included` or `unlimited`."""
+    pay_as_you_go: _builtins.bool
+    """Pay-as-you-go is in force, so that its limits were decided by. Only on a denial."""
     @_builtins.property
     def period_start(self) -> _timestamp_pb2.Timestamp:
         """When the period that it landed in began; inclusive."""
@@ -306,10 +309,11 @@ class RecordUsageResponse(_message.Message):
         catalog_version: _builtins.int = ...,
         superseded: _builtins.bool = ...,
         overridden: _builtins.bool = ...,
+        pay_as_you_go: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grace_ends_at", b"grace_ends_at", "period_end", b"period_end", "period_start", b"period_start", "resets_at", b"resets_at", "retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["billable", b"billable", "catalog_version", b"catalog_version", "cost", b"cost", "decision", b"decision", "duplicate", b"duplicate", "grace_ends_at", b"grace_ends_at", "included", b"included", "meter", b"meter", "over_limit", b"over_limit", "overridden", b"overridden", "period_end", b"period_end", "period_start", b"period_start", "plan", b"plan", "reason", b"reason", "remaining", b"remaining", "reservation_outcome", b"reservation_outcome", "reserved", b"reserved", "resets_at", b"resets_at", "retry_after", b"retry_after", "superseded", b"superseded", "unlimited", b"unlimited", "upgrade_plans", b"upgrade_plans", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["billable", b"billable", "catalog_version", b"catalog_version", "cost", b"cost", "decision", b"decision", "duplicate", b"duplicate", "grace_ends_at", b"grace_ends_at", "included", b"included", "meter", b"meter", "over_limit", b"over_limit", "overridden", b"overridden", "pay_as_you_go", b"pay_as_you_go", "period_end", b"period_end", "period_start", b"period_start", "plan", b"plan", "reason", b"reason", "remaining", b"remaining", "reservation_outcome", b"reservation_outcome", "reserved", b"reserved", "resets_at", b"resets_at", "retry_after", b"retry_after", "superseded", b"superseded", "unlimited", b"unlimited", "upgrade_plans", b"upgrade_plans", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -113,6 +113,7 @@ def to_proto_denied(denied: rules.Denied) -> usage_pb2.RecordUsageResponse:
         upgrade_plans=denied.upgrade_plans,
         catalog_version=under.catalog_version,
         overridden=denied.allowance.overridden,
+        pay_as_you_go=under.pay_as_you_go,
     )
 
 
