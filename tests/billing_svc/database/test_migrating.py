@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from billing_svc.database import embedded, engine, migrating, tables
 
-_HEAD = "0001"
+_HEAD = "0006"
 
 
 def _connect(url: str) -> sa.Connection:

@@ -1,0 +1,10 @@
+"""Pay-as-you-go and plan changes."""
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    pass
