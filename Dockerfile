@@ -1,4 +1,5 @@
-# One image for server, worker and commands (EXTRA=server), one for the gateway (EXTRA=gateway):
+# One image for server, worker and commands (EXTRA=server), one for the gateway (EXTRA=gateway), and one for the stand-in
+# for Stripe (EXTRA=sandbox). Nothing is written into it at run time:
 # docker build --build-arg EXTRA=gateway --tag billing-gateway .
 FROM python:3.11-slim AS build
 WORKDIR /build

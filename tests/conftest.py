@@ -73,19 +73,21 @@ def database_url(postgres: embedded.EmbeddedPostgres, template_database: str) ->
 
 @pytest.fixture(name="engine")
 async def database_engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    """An engine in the test's event loop, as the service makes it."""
-    test_engine = engines.create_engine(database_url)
+    """An engine in the test's event loop that may do anything: it acts as the owner of the tables."""
+    test_engine = engines.create_engine(database_url, role=None)
     yield test_engine
     await test_engine.dispose()
 
 
 @pytest.fixture(name="transactions")
-async def database_transactions(engine: AsyncEngine) -> AsyncIterator[transactions.Transactions]:
-    """The service's way to run transactions, on the test's database."""
-    runner = transactions.Transactions(engine)
+async def database_transactions(database_url: str) -> AsyncIterator[transactions.Transactions]:
+    """The service's way to run transactions, with its rights, on the test's database."""
+    service_engine = engines.create_engine(database_url)
+    runner = transactions.Transactions(service_engine)
     yield runner
     async with asyncio.timeout(_DRAIN_SECONDS_MAX):
         await runner.drain()
+    await service_engine.dispose()
 
 
 def _database(postgres: embedded.EmbeddedPostgres, template: str) -> Iterator[str]:

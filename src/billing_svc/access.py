@@ -4,13 +4,8 @@ import enum
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
-import pydantic
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from billing_svc import errors, settings
+from billing_svc import errors
 
 
 class Group(enum.StrEnum):
@@ -81,21 +76,36 @@ ENTRIES: Mapping[str, Group | Open] = {
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated caller and the groups that it was given."""
+    """An authenticated caller, the groups that it was given, and the prefix of its accounts (none: all accounts)."""
 
     name: str
     groups: frozenset[Group]
+    account_prefix: str | None = None
 
 
 ANONYMOUS = Caller("anonymous", frozenset())
 
 
 class Tokens:
-    """The callers' bearer tokens, kept as SHA-256 only."""
+    """The callers by what proves them: bearer tokens, kept as SHA-256 only, and names in client certificates."""
 
-    def __init__(self, callers: Iterable[tuple[Caller, Iterable[str]]]) -> None:
-        """Take each caller with the hex SHA-256 of its tokens (several, for rotation)."""
+    def __init__(
+        self,
+        callers: Iterable[tuple[Caller, Iterable[str]]],
+        certificates: Iterable[tuple[Caller, Iterable[str]]] = (),
+    ) -> None:
+        """Take each caller with the hex SHA-256 of its tokens, and with its URIs and names in certificates."""
         self._callers = {bytes.fromhex(digest): caller for caller, digests in callers for digest in digests}
+        self._by_certificate = {name: caller for caller, names in certificates for name in names}
+
+    def take_over(self, other: "Tokens") -> None:
+        """Know from now on whom `other` knows, and nobody else."""
+        self._callers, self._by_certificate = other._callers, other._by_certificate  # noqa: SLF001 - of this class
+
+    @property
+    def know_certificates(self) -> bool:
+        """Say whether any caller is known by its certificate."""
+        return bool(self._by_certificate)
 
     def caller(self, authorization: str | None) -> Caller:
         """Return whose token an `authorization` value carries. Raises Unauthenticated."""
@@ -109,55 +119,29 @@ class Tokens:
             raise errors.Unauthenticated("the token is not known")
         return caller
 
-
-class _CallerEntry(pydantic.BaseModel):
-    """A caller in the callers' file."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-    name: Annotated[str, pydantic.Field(min_length=1, max_length=64)]
-    groups: frozenset[Group]
-    token_sha256: Annotated[
-        tuple[Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")], ...], pydantic.Field(min_length=1)
-    ]
+    def caller_of_certificate(self, names: Iterable[str]) -> Caller:
+        """Return whom a verified client certificate names. Raises Unauthenticated, also if it names two."""
+        found = {caller for name in names if (caller := self._by_certificate.get(name)) is not None}
+        if len(found) != 1:
+            raise errors.Unauthenticated("send a token, or show a certificate that names one known caller")
+        return found.pop()
 
 
-class _CallersFile(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", hide_input_in_errors=True)
+def authorize(method: str, authorization: str | None, tokens: Tokens, certificate: Iterable[str] = ()) -> Caller:
+    """Return the caller of an RPC, or raise Unauthenticated or RpcNotAllowed.
 
-    callers: tuple[_CallerEntry, ...]
-
-
-def read_tokens(options: settings.Settings) -> Tokens:
-    """Return the callers that the settings name; in `dev`, one with the well-known token. Raises SettingsError."""
-    callers: list[tuple[Caller, tuple[str, ...]]] = []
-    if options.callers_file is not None:
-        try:
-            entries = _CallersFile.model_validate(YAML(typ="safe").load(options.callers_file.read_text()))
-        except (OSError, YAMLError, UnicodeDecodeError):
-            raise settings.SettingsError(
-                f"BILLING_CALLERS_FILE: {options.callers_file} cannot be read as YAML"
-            ) from None
-        except pydantic.ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            raise settings.SettingsError(f"BILLING_CALLERS_FILE: {options.callers_file}: {problems}") from None
-        callers = [(Caller(entry.name, entry.groups), entry.token_sha256) for entry in entries.callers]
-    dev_digest = hashlib.sha256(settings.DEV_TOKEN.encode()).hexdigest()
-    if options.dev:
-        callers.append((Caller("dev", frozenset(Group)), (dev_digest,)))
-    elif any(dev_digest in digests for _, digests in callers):
-        raise settings.SettingsError("BILLING_CALLERS_FILE: the token of `dev` is known to everyone; choose another")
-    if not callers:
-        raise settings.SettingsError("BILLING_CALLERS_FILE is not set: nobody could call")
-    return Tokens(callers)
-
-
-def authorize(method: str, authorization: str | None, tokens: Tokens) -> Caller:
-    """Return the caller of an RPC, or raise Unauthenticated or RpcNotAllowed."""
+    `certificate` are the names in a verified client certificate. Where a token was sent, it alone decides.
+    """
     entry = ENTRIES.get(method)
     if entry is Open.ANYONE:
         return ANONYMOUS
-    caller = tokens.caller(authorization)
+    if authorization is None and certificate:
+        caller = tokens.caller_of_certificate(certificate)
+    else:
+        caller = tokens.caller(authorization)
     if entry is not Open.ANY_CALLER and entry not in caller.groups:
-        raise errors.RpcNotAllowed(f"caller {caller.name!r} was not given this RPC")
+        group = entry.value if isinstance(entry, Group) else ""
+        raise errors.RpcNotAllowed(
+            f"caller {caller.name!r} was not given this RPC", {"caller": caller.name, "group": group}
+        )
     return caller

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from billing_svc import errors
+from billing_svc.monitoring import metrics
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,7 +37,12 @@ RETRY_AFTER_SECONDS = 0.1
 class Batcher(Generic[T, R]):
     """Collects items, and answers each from a batch that `run` carries out."""
 
-    def __init__(self, name: str, run: Callable[[Sequence[T]], Awaitable[Sequence[R | BaseException]]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[Sequence[T]], Awaitable[Sequence[R | BaseException]]],
+        counted: metrics.Server | None = None,
+    ) -> None:
         """`run` returns a result or an error for each item, in order; what it raises itself is everyone's error."""
         self._name = name
         self._run = run
@@ -46,12 +52,18 @@ class Batcher(Generic[T, R]):
         self._timer: asyncio.TimerHandle | None = None
         self._last_size = 1
         self._batches = 0
+        # When the first of those who wait came.
+        self._since = 0.0
+        self._seen = (counted or metrics.Server()).batch(name, lambda: len(self._waiting))
 
     async def submit(self, item: T) -> R:
         """Return the item's result, or raise its error. Raises Overloaded at once when too many wait already."""
         if len(self._waiting) >= QUEUE_MAX:
             raise errors.Overloaded("the server has more calls waiting than it can answer soon", RETRY_AFTER_SECONDS)
-        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        if not self._waiting:
+            self._since = loop.time()
         self._waiting.append((item, future))
         if self._batch is None:
             self._gather()
@@ -78,7 +90,11 @@ class Batcher(Generic[T, R]):
         del self._waiting[:BATCH_MAX]
         self._last_size = max(1, len(batch))
         self._batches += 1
+        now = asyncio.get_running_loop().time()
+        waited_seconds, self._since = now - self._since, now
         if batch:
+            self._seen.observe_size(len(batch))
+            self._seen.observe_wait(waited_seconds)
             self._batch = asyncio.get_running_loop().create_task(self._carry_out(batch))
             self._batch.add_done_callback(self._end)
         elif self._waiting:

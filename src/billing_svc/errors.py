@@ -71,6 +71,20 @@ class RpcNotAllowed(BillingError):
     reason = "RPC_NOT_ALLOWED"
 
 
+class AccountNotAllowed(BillingError):
+    """A caller that is limited to other accounts; says nothing of whether the account exists."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "ACCOUNT_NOT_ALLOWED"
+
+
+class AccountNotFound(BillingError):
+    """No such account, where default terms would be no answer."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "ACCOUNT_NOT_FOUND"
+
+
 class MeterNotFound(BillingError):
     """The catalog has no such meter."""
 
@@ -118,6 +132,41 @@ class PlanNotApplied(BillingError):
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "PLAN_NOT_APPLIED"
+
+
+class NotSubscribed(BillingError):
+    """The account has no plan subscription that could be changed."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "NOT_SUBSCRIBED"
+
+
+class NotCanceling(BillingError):
+    """The subscription is not going to end, so there is nothing to resume."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "NOT_CANCELING"
+
+
+class PlanUnchanged(BillingError):
+    """The account has this plan, price and quantity already."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "PLAN_UNCHANGED"
+
+
+class NoStripeCustomer(BillingError):
+    """The account has never been a customer at Stripe."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "NO_STRIPE_CUSTOMER"
+
+
+class PaymentMethodRequired(BillingError):
+    """A payment method must be on file first."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "PAYMENT_METHOD_REQUIRED"
 
 
 class PayAsYouGoNotOffered(BillingError):
@@ -183,6 +232,20 @@ class OverrideNotFound(BillingError):
     reason = "OVERRIDE_NOT_FOUND"
 
 
+class StripeEventNotFound(BillingError):
+    """The inbox has no such Stripe event."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "STRIPE_EVENT_NOT_FOUND"
+
+
+class StripeEventBodyDeleted(BillingError):
+    """A Stripe event that was dealt with so long ago that only its row is left."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "STRIPE_EVENT_BODY_DELETED"
+
+
 class EventIdReused(BillingError):
     """A known event id with other content."""
 
@@ -214,6 +277,16 @@ class StripeUnavailable(Unavailable):
     reason = "STRIPE_UNAVAILABLE"
 
 
+class UsageNotReported(Unavailable):
+    """The account's usage must reach Stripe first, which is under way; the same call may be sent again."""
+
+    reason = "USAGE_NOT_REPORTED"
+
+    def __init__(self, account_id: str, retry_after_seconds: float = 2.0) -> None:
+        super().__init__("the account's usage is on its way to Stripe; send the same call again", retry_after_seconds)
+        self.metadata = {"account_id": account_id}
+
+
 class NotAvailableYet(BillingError):
     """The contract has it, this version does not."""
 
@@ -240,3 +313,9 @@ class StripeRefused(BillingError):
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "STRIPE_REFUSED"
+
+
+class PaymentFailed(StripeRefused):
+    """The payment that the change needs was refused; nothing changed."""
+
+    reason = "PAYMENT_FAILED"

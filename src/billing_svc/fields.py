@@ -119,6 +119,8 @@ class Fields:
 
     def properties(self, field: str, value: Mapping[str, str]) -> dict[str, str]:
         """Check the caller's own properties: at most 50, keys to 64 bytes, values to 512."""
+        if not value:
+            return {}
         if len(value) > PROPERTIES_MAX:
             self.refuse(field, f"has {len(value)} entries; at most {PROPERTIES_MAX} are allowed")
             return {}

@@ -19,13 +19,15 @@ from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from billing_svc import access, errors
+from billing_svc import access, errors, scope, tls
+from billing_svc.monitoring import metrics
 
 # In quotes: these classes take their parameters in the type checker alone.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Handler: TypeAlias = "Callable[[Any, Context], Awaitable[Any]]"
 Layer: TypeAlias = Callable[[str, Handler], Handler]
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 ERROR_DOMAIN = "billing.internal"
 REQUEST_ID_KEY = "x-request-id"
@@ -48,6 +50,8 @@ class Call:
     caller: access.Caller = access.ANONYMOUS
     account_id: str = ""
     reason: str = ""
+    # What the caller sent beside its request: asked for once, because gRPC decodes it anew each time.
+    metadata: Metadata = field(default=(), repr=False)
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -85,7 +89,7 @@ class Interceptors(grpc.aio.ServerInterceptor):
 
     def _wrap(self, method: str, handler: MethodHandler) -> MethodHandler:
         # Parsed inside the layers: grpc would parse before, and send the parser's text to the caller.
-        run = _parse(handler)
+        run = _parse(method, handler)
         for layer in reversed(self._layers):
             run = layer(method, run)
         return grpc.unary_unary_rpc_method_handler(run, None, handler.response_serializer)
@@ -106,9 +110,10 @@ def identify(method: str, inner: Handler) -> Handler:
     """Give each call its id (the caller's own, if it sent a fit one), and write one log line for it."""
 
     async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
-        sent = _metadata_value(context, REQUEST_ID_KEY) or ""
+        metadata = tuple(context.invocation_metadata() or ())
+        sent = _metadata_value(metadata, REQUEST_ID_KEY) or ""
         fit = 0 < len(sent) <= REQUEST_ID_LENGTH_MAX and sent.isprintable()
-        call = Call(sent if fit else _new_request_id())
+        call = Call(sent if fit else _new_request_id(), metadata=metadata)
         _current.set(call)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         code = "CANCELLED"
@@ -132,6 +137,30 @@ def identify(method: str, inner: Handler) -> Handler:
         return response
 
     return run
+
+
+def count_calls(calls: metrics.Calls) -> Layer:
+    """Return the layer that counts how calls end, and how long they took."""
+
+    def layer(method: str, inner: Handler) -> Handler:
+        count = calls.of(method)
+
+        async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
+            started = time.perf_counter()
+            code, reason = "CANCELLED", ""
+            try:
+                response = await inner(request, context)
+                code = "OK"
+            except grpc.aio.AbortError:
+                code, reason = context.code().name, current_call().reason
+                raise
+            finally:
+                count(code, reason, time.perf_counter() - started)
+            return response
+
+        return run
+
+    return layer
 
 
 def map_errors(method: str, inner: Handler) -> Handler:
@@ -205,7 +234,12 @@ def authenticate(tokens: access.Tokens) -> Layer:
 
     def layer(method: str, inner: Handler) -> Handler:
         async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
-            current_call().caller = access.authorize(method, _metadata_value(context, "authorization"), tokens)
+            call = current_call()
+            authorization = _metadata_value(call.metadata, "authorization")
+            shown: Sequence[str] = ()
+            if authorization is None and tokens.know_certificates:
+                shown = tuple(tls.names(context.auth_context()))
+            call.caller = access.authorize(method, authorization, tokens, shown)
             return await inner(request, context)
 
         return run
@@ -213,12 +247,16 @@ def authenticate(tokens: access.Tokens) -> Layer:
     return layer
 
 
-def _parse(handler: MethodHandler) -> Handler:
+def _parse(method: str, handler: MethodHandler) -> Handler:
     answer: Any = handler.unary_unary
+    confined = scope.confine(method, answer)
 
     async def run(request: bytes, context: Context) -> Any:  # noqa: ANN401 - any message
         parsed = _message(handler, request)
-        current_call().account_id = getattr(parsed, "account_id", "")[:REQUEST_ID_LENGTH_MAX]
+        call = current_call()
+        call.account_id = getattr(parsed, "account_id", "")[:REQUEST_ID_LENGTH_MAX]
+        if call.caller.account_prefix is not None:
+            return await confined(call.caller, parsed, context)
         return await answer(parsed, context)
 
     return run
@@ -258,8 +296,8 @@ def _new_request_id() -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-def _metadata_value(context: Context, key: str) -> str | None:
-    for name, value in context.invocation_metadata() or ():
+def _metadata_value(metadata: Metadata, key: str) -> str | None:
+    for name, value in metadata:
         if name == key:
             return value if isinstance(value, str) else None
     return None

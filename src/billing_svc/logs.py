@@ -1,14 +1,17 @@
 """How every process of the service writes its log: one JSON object a line, on stderr.
 
-On stderr, because stdout belongs to a command's result and must stay fit for a pipe; and because Python writes stderr
-out at every line, so that a crash takes none along. Bodies and keys never get here: what the libraries would say about
-them is turned off below.
+On stderr, because stdout belongs to a command's result and must stay fit for a pipe. What is a warning or worse is
+written at once; the lines of calls are written together, so that a crash may take those of a moment along, and an
+ordered end takes none. Bodies and keys never get here: what the libraries would say about them is turned off below.
 """
 
+import asyncio
+import atexit
 import logging
 import os
 import sys
 import threading
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -20,6 +23,10 @@ from structlog.tracebacks import ExceptionDictTransformer
 _ERROR_CHARACTERS_MAX = 500
 # Of each exception: the outermost and the innermost half of them.
 _FRAMES_MAX = 30
+# Writing a line by itself costs as much as making it. Nobody who follows a log notices the wait.
+_GATHER_SECONDS = 0.05
+# About a hundred KB: a pause of the event loop gathers no more.
+_GATHERED_LINES_MAX = 512
 # Below warnings these speak of requests and their bodies, headers, rows or parameters; Alembic of its plugins.
 _DISCREET = ("alembic", "httpcore", "httpx", "sqlalchemy", "stripe")
 
@@ -41,14 +48,15 @@ def configure(level: str, *, dev: bool = False) -> None:
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_time,
     ]
+    lines = _Lines(sys.stderr)
     rendering = _for_people() if dev and sys.stderr.isatty() else _for_machines()
     structlog.configure(
         processors=[*shared, *rendering],
         # Levels are compared here and not in a processor: what is below costs nothing.
         wrapper_class=structlog.make_filtering_bound_logger(minimum),
-        logger_factory=lambda *names: _Writer(names[0] if names else "", sys.stderr),
+        logger_factory=lambda *names: _Writer(names[0] if names else "", lines),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -66,21 +74,70 @@ def configure(level: str, *, dev: bool = False) -> None:
     threading.excepthook = _log_thread_defect
 
 
-class _Writer(structlog.WriteLogger):
+class _Lines:
+    """Lines on their way out; outside of an event loop each is written at once."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._gathered: list[str] = []
+        self._timer: asyncio.TimerHandle | None = None
+        atexit.register(self.flush)
+
+    def add(self, line: str) -> None:
+        self._gathered.append(line)
+        if self._timer is not None and len(self._gathered) < _GATHERED_LINES_MAX:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+            return
+        if self._timer is None:
+            self._timer = loop.call_later(_GATHER_SECONDS, self.flush)
+        else:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        lines, self._gathered = self._gathered, []
+        if lines:
+            self._file.write("\n".join(lines) + "\n")
+            self._file.flush()
+
+
+class _Writer:
     """Writes lines; its name is what `structlog.get_logger` was given."""
 
-    def __init__(self, name: str, file: TextIO) -> None:
-        super().__init__(file)
+    def __init__(self, name: str, lines: _Lines) -> None:
         self.name = name
+        self._lines = lines
+
+    def info(self, line: str) -> None:
+        self._lines.add(line)
+
+    debug = info
+
+    def warning(self, line: str) -> None:
+        self._lines.add(line)
+        self._lines.flush()
+
+    error = critical = warning
 
 
 def _for_machines() -> list[structlog.typing.Processor]:
-    return [structlog.processors.ExceptionRenderer(_described), structlog.processors.JSONRenderer(serializer=_to_json)]
+    return [structlog.processors.ExceptionRenderer(_described), _to_json]
 
 
-def _to_json(event: object, **_: object) -> str:
+def _to_json(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:
     # Every call writes a line, and the standard library's JSON would be a third of its cost.
     return orjson.dumps(event, default=repr).decode()
+
+
+def _add_time(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    event["timestamp"] = datetime.now(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+    return event
 
 
 def _for_people() -> list[structlog.typing.Processor]:

@@ -4,6 +4,9 @@ import asyncio
 import gc
 import signal
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import QueuePool
+
 
 def stop_event() -> asyncio.Event:
     """Return an event that SIGTERM and SIGINT set; takes both over from Python."""
@@ -24,3 +27,9 @@ def calm_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+def connections_in_use(engine: AsyncEngine) -> int:
+    """Return how many connections of an engine's pool are lent out."""
+    pool = engine.sync_engine.pool
+    return pool.checkedout() if isinstance(pool, QueuePool) else 0

@@ -1,5 +1,6 @@
 """The one place where the gRPC server's objects are built."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,17 +22,28 @@ from billing.v1 import (
     usage_pb2,
     usage_pb2_grpc,
 )
-from billing_svc import access, clock, draining, interceptors, processes
+from billing_svc import access, callers, clock, draining, interceptors, processes, tls
 from billing_svc.admin.servicer import AdminServicer
 from billing_svc.catalog import versions
+from billing_svc.changes.canceling import Canceling
+from billing_svc.changes.carrying import Carrier
+from billing_svc.changes.changing import Changing
+from billing_svc.checkouts.opening import Checkout
+from billing_svc.customers import portal
+from billing_svc.customers.making import Customers
 from billing_svc.database import engine, transactions
+from billing_svc.duties.doing import Duties
+from billing_svc.monitoring import answering, metrics, readiness
+from billing_svc.pay_as_you_go.switching import Switching
 from billing_svc.quota.servicer import QuotaServicer
 from billing_svc.settings import Settings
-from billing_svc.stripe import client
+from billing_svc.stripe import catalog_sync, client
+from billing_svc.stripe.requests import Requests
 from billing_svc.stripe_events.servicer import StripeEventServicer
-from billing_svc.subscriptions.checkout import Checkout
-from billing_svc.subscriptions.servicer import SubscriptionServicer
+from billing_svc.subscriptions.refreshing import Refresher
+from billing_svc.subscriptions.servicer import Desk, SubscriptionServicer
 from billing_svc.usage.servicer import UsageServicer
+from billing_svc.usage_reports.flushing import Flush
 
 _log = structlog.get_logger("server")
 
@@ -42,6 +54,14 @@ MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 CALLS_AT_ONCE = 1_000
 # What a stop waits for: longer than a call may take.
 DRAIN_SECONDS = interceptors.SERVER_DEADLINE_SECONDS + 5.0
+
+# A connection that has reached its age is told to go, and closed for good after this: longer than a call may take.
+CONNECTION_AGE_GRACE_SECONDS = interceptors.SERVER_DEADLINE_SECONDS + 5.0
+# A client that vanished without a word is noticed after the two together.
+KEEPALIVE_SECONDS, KEEPALIVE_ANSWER_SECONDS = 60, 10
+# Clients may ask as often whether we are there, also between calls; gRPC's own bound of 5 minutes disconnects those
+# with common settings.
+CLIENT_PING_SECONDS_MIN = 10
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -55,9 +75,13 @@ SERVICES = tuple(
 )
 
 
-def layers(tokens: access.Tokens, answers: draining.Answers) -> Sequence[interceptors.Layer]:
+def layers(
+    tokens: access.Tokens, answers: draining.Answers, counted: metrics.Server | None = None
+) -> Sequence[interceptors.Layer]:
     """Return what every call passes through, outermost first."""
     return (
+        # Around all that takes time. Inside of it the call is made that tells the reason.
+        interceptors.count_calls((counted or metrics.Server()).calls),
         # Sees every outcome, so that each call has its log line.
         interceptors.identify,
         # Inside it, because the log names the status that was made here; around all else, because all else may raise.
@@ -83,6 +107,12 @@ class Running:
     answers: draining.Answers
     port: int
 
+    async def set_serving(self, serving: bool) -> None:  # noqa: FBT001 - as `Readiness` tells it
+        """Tell health checks whether calls should come here. Once it stops, nothing changes that any more."""
+        states = health_pb2.HealthCheckResponse
+        for service in ("", *SERVICES):
+            await self.health.set(service, states.SERVING if serving else states.NOT_SERVING)
+
     async def stop(self, grace_seconds: float = DRAIN_SECONDS) -> None:
         """Turn unready, let the calls under way finish, then stop."""
         await self.health.enter_graceful_shutdown()
@@ -97,6 +127,7 @@ async def start(
     now: clock.Clock,
     tokens: access.Tokens,
     *,
+    counted: metrics.Server | None = None,
     shared_port: bool = False,
 ) -> Running:
     """Build the server and start to answer. Raises LookupError if no catalog was ever published.
@@ -106,18 +137,15 @@ async def start(
     catalogs = versions.CatalogCache()
     await database.read(catalogs.latest)
     answers = draining.Answers()
+    counted = counted or metrics.Server()
     server = grpc.aio.server(
-        interceptors=[interceptors.Interceptors(layers(tokens, answers), tokens)],
-        options=[
-            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.so_reuseport", int(shared_port)),
-        ],
+        interceptors=[interceptors.Interceptors(layers(tokens, answers, counted), tokens)],
+        options=_options(settings, shared_port=shared_port),
     )
-    quota_pb2_grpc.add_QuotaServiceServicer_to_server(QuotaServicer(database, catalogs, now), server)
-    usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(database, catalogs, now), server)
-    checkout = Checkout(database, catalogs, stripe, now)
+    quota_pb2_grpc.add_QuotaServiceServicer_to_server(QuotaServicer(database, catalogs, now, counted), server)
+    usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(database, catalogs, now, counted), server)
     subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server(
-        SubscriptionServicer(database, catalogs, checkout, now, settings), server
+        SubscriptionServicer(database, catalogs, _desk(database, catalogs, stripe, now), now, settings), server
     )
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(database, catalogs, now), server)
     stripe_event_pb2_grpc.add_StripeEventServiceServicer_to_server(
@@ -127,33 +155,84 @@ async def start(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.reflection:
         reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port(settings.listen)
+    if settings.is_encrypted:
+        port = server.add_secure_port(settings.listen, tls.Certificates(settings).credentials())
+    else:
+        port = server.add_insecure_port(settings.listen)
     await server.start()
-    for service in ("", *SERVICES):
-        await health.set(service, health_pb2.HealthCheckResponse.SERVING)
-    return Running(server, health, database, answers, port)
+    running = Running(server, health, database, answers, port)
+    await running.set_serving(True)
+    return running
+
+
+def _desk(
+    database: transactions.Transactions, catalogs: versions.CatalogCache, stripe: client.Stripe, now: clock.Clock
+) -> Desk:
+    customers = Customers(database, stripe, now)
+    refresher = Refresher(database, catalogs, stripe, now)
+    flush = Flush(database, catalogs, stripe, now)
+    carrier = Carrier(database, stripe, refresher, flush, now)
+    duties = Duties(database, Requests(database, stripe, now), refresher, flush, now)
+    return Desk(
+        checkout=Checkout(database, catalogs, stripe, customers, now),
+        portal=portal.Portal(database, stripe, now, catalog_sync.portal_configuration),
+        changing=Changing(carrier, catalogs),
+        canceling=Canceling(carrier),
+        switching=Switching(carrier, catalogs, customers, duties),
+    )
+
+
+def _options(settings: Settings, *, shared_port: bool) -> Sequence[tuple[str, int]]:
+    return (
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.so_reuseport", int(shared_port)),
+        # gRPC varies it by a tenth by itself, so that connections of one moment do not end in one moment.
+        ("grpc.max_connection_age_ms", settings.connection_age_seconds * 1_000),
+        ("grpc.max_connection_age_grace_ms", round(CONNECTION_AGE_GRACE_SECONDS * 1_000)),
+        ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1_000),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_SECONDS * 1_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", CLIENT_PING_SECONDS_MIN * 1_000),
+    )
 
 
 async def serve(settings: Settings, *, shared_port: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     stop = processes.stop_event()
-    pool = engine.create_engine(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
+    url = settings.database_url.get_secret_value()
+    pool = engine.create_engine(url, pool_size=settings.database_pool_size)
+    probed = engine.create_engine(url, pool_size=1)
     stripe = client.Stripe.from_settings(settings)
+    counted = metrics.Server()
+    metrics.watch_pool(counted.registry, lambda: processes.connections_in_use(pool), settings.database_pool_size)
     try:
+        followed = callers.Followed(settings)
+        counted.watch_callers(lambda: followed.is_stale)
         running = await start(
             settings,
             transactions.Transactions(pool),
             stripe,
-            clock.Clock(),
-            access.read_tokens(settings),
+            clock.from_settings(settings),
+            followed.tokens,
+            counted=counted,
             shared_port=shared_port,
         )
-        processes.calm_garbage_collector()
-        _log.info("serving", address=settings.listen, port=running.port)
-        await stop.wait()
-        _log.info("draining")
-        await running.stop()
+        ready = readiness.Readiness(
+            transactions.Transactions(probed, readiness.ANSWER_SECONDS_MAX), running.set_serving
+        )
+        metrics.watch_readiness(counted.registry, ready.is_ready)
+        operators = answering.app_of(counted.registry, ready.is_ready)
+        async with answering.answering(settings.monitoring_listen, operators), asyncio.TaskGroup() as following:
+            following.create_task(followed.follow(stop))
+            following.create_task(ready.follow(stop))
+            processes.calm_garbage_collector()
+            _log.info("serving", address=settings.listen, port=running.port, encrypted=settings.is_encrypted)
+            await stop.wait()
+            _log.info("draining")
+            ready.drain()
+            await running.stop()
     finally:
         await stripe.close()
         await pool.dispose()
+        await probed.dispose()
         _log.info("stopped")

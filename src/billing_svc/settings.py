@@ -1,5 +1,7 @@
 """Every setting, read once from the environment into a typed object; `docs/settings.md` is the table."""
 
+import ipaddress
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
@@ -11,6 +13,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 DEV_TOKEN = "dev-token"  # noqa: S105 - public on purpose
 DEV_WEBHOOK_SECRET = "whsec_dev"  # noqa: S105 - public on purpose
 
+PORT_MAX = 65_535
+
 T = TypeVar("T", bound="DatabaseSettings")
 
 
@@ -21,11 +25,19 @@ class SettingsError(Exception):
 class DatabaseSettings(BaseSettings):
     """The settings of `migrate` and `catalog move`, which run where nobody gives away Stripe's key."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
 
     database_url: Annotated[SecretStr, Field(alias="DATABASE_URL")]
     dev: Annotated[bool, Field(alias="BILLING_DEV")] = False
     log_level: Annotated[str, Field(alias="BILLING_LOG_LEVEL", pattern="^(debug|info|warning|error)$")] = "info"
+    # How far the sandbox's clock was moved; `dev` sets it, so that ours moves with it.
+    clock_file: Annotated[Path | None, Field(alias="BILLING_CLOCK_FILE")] = None
+
+    @model_validator(mode="after")
+    def _check_clock(self) -> "DatabaseSettings":
+        if self.clock_file is not None and not self.dev:
+            raise ValueError("BILLING_CLOCK_FILE moves the clock, which only `billing-svc dev` may; unset it")
+        return self
 
 
 class Settings(DatabaseSettings):
@@ -34,14 +46,33 @@ class Settings(DatabaseSettings):
     listen: Annotated[str, Field(alias="BILLING_LISTEN")] = "127.0.0.1:50051"
     reflection: Annotated[bool, Field(alias="BILLING_REFLECTION")] = False
     callers_file: Annotated[Path | None, Field(alias="BILLING_CALLERS_FILE")] = None
+    tls_cert_file: Annotated[Path | None, Field(alias="BILLING_TLS_CERT_FILE")] = None
+    tls_key_file: Annotated[Path | None, Field(alias="BILLING_TLS_KEY_FILE")] = None
+    # With it, clients without a certificate of these authorities are not connected.
+    tls_client_ca_file: Annotated[Path | None, Field(alias="BILLING_TLS_CLIENT_CA_FILE")] = None
+    allow_plaintext: Annotated[bool, Field(alias="BILLING_ALLOW_PLAINTEXT")] = False
+    # Clients that connect anew meet servers that were added, certificates that were renewed, authorities that went.
+    connection_age_seconds: Annotated[int, Field(alias="BILLING_CONNECTION_AGE_SECONDS", ge=1, le=86_400)] = 300
+    # Where metrics and probes are answered, host:port; None is nowhere.
+    monitoring_listen: Annotated[str | None, Field(alias="BILLING_MONITORING_LISTEN")] = None
     database_pool_size: Annotated[int, Field(alias="BILLING_DATABASE_POOL_SIZE", ge=1, le=200)] = 10
 
     stripe_api_key: Annotated[SecretStr, Field(alias="STRIPE_API_KEY")]
+    # How long the bodies of Stripe's events are kept once they were applied or ignored: not less than Stripe does.
+    event_body_days: Annotated[int, Field(alias="BILLING_EVENT_BODY_DAYS", ge=30, le=3650)] = 90
+    # How often what became billable is sealed, and sent. Left out: a minute and five; in `dev`, a second.
+    usage_seal_seconds: Annotated[float | None, Field(alias="BILLING_USAGE_SEAL_SECONDS", ge=1, le=3600)] = None
+    usage_send_seconds: Annotated[float | None, Field(alias="BILLING_USAGE_SEND_SECONDS", ge=1, le=3600)] = None
+    # Of one worker, for usage. Stripe admits 100 a second with a live key and 25 with one of a sandbox.
+    stripe_calls_per_second: Annotated[float, Field(alias="BILLING_STRIPE_CALLS_PER_SECOND", gt=0, le=1000)] = 20
+
     stripe_api_base: Annotated[str | None, Field(alias="STRIPE_API_BASE")] = None
 
     success_url: Annotated[str, Field(alias="BILLING_CHECKOUT_SUCCESS_URL")]
     cancel_url: Annotated[str, Field(alias="BILLING_CHECKOUT_CANCEL_URL")]
-    # Origins (scheme://host[:port]) that a checkout may send the customer back to.
+    # Where the portal sends the customer back to; left out: where a checkout does that was turned back from.
+    portal_return_url: Annotated[str | None, Field(alias="BILLING_PORTAL_RETURN_URL")] = None
+    # Origins (scheme://host[:port]) that a checkout or the portal may send the customer back to.
     redirect_origins: Annotated[tuple[str, ...], NoDecode, Field(alias="BILLING_REDIRECT_ORIGINS")] = ()
 
     @field_validator("redirect_origins", mode="before")
@@ -59,12 +90,56 @@ class Settings(DatabaseSettings):
                 raise ValueError(f"{name} must be an http or https URL")
         if not self.stripe_api_key.get_secret_value():
             raise ValueError("STRIPE_API_KEY must not be empty")
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("BILLING_TLS_CERT_FILE and BILLING_TLS_KEY_FILE belong together")
+        if self.tls_client_ca_file is not None and not self.is_encrypted:
+            raise ValueError("BILLING_TLS_CLIENT_CA_FILE needs BILLING_TLS_CERT_FILE and BILLING_TLS_KEY_FILE")
+        if not (self.is_encrypted or self.allow_plaintext or is_loopback(self.listen)):
+            raise ValueError(
+                "BILLING_LISTEN: tokens would cross the network in plain text; set BILLING_TLS_CERT_FILE and "
+                "BILLING_TLS_KEY_FILE, or BILLING_ALLOW_PLAINTEXT=1 where a mesh or a private network protects them"
+            )
         return self
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Say whether the gRPC server speaks TLS."""
+        return self.tls_cert_file is not None and self.tls_key_file is not None
+
+    @property
+    def usage_seal_interval(self) -> timedelta:
+        """Return how often what became billable is sealed."""
+        return timedelta(seconds=self.usage_seal_seconds or (1 if self.dev else 60))
+
+    @property
+    def usage_send_interval(self) -> timedelta:
+        """Return how long what was sealed waits for more before it is sent."""
+        return timedelta(seconds=self.usage_send_seconds or (1 if self.dev else 300))
 
     @property
     def livemode(self) -> bool:
         """Say whether the Stripe key moves real money."""
         return self.stripe_api_key.get_secret_value().startswith(("sk_live_", "rk_live_"))
+
+
+def host_and_port(name: str, listen: str) -> tuple[str, int]:
+    """Return the parts of `host:port` or `[host]:port`. Raises SettingsError that names the variable."""
+    host, _, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > PORT_MAX:
+        raise SettingsError(f"{name}: {listen!r} is not host:port, such as 127.0.0.1:9464")
+    return host, int(port)
+
+
+def is_loopback(listen: str) -> bool:
+    """Say whether nobody beyond this machine reaches an address that gRPC listens on."""
+    if listen.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = listen.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read() -> Settings:

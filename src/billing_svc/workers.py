@@ -13,6 +13,7 @@ import structlog
 
 from billing_svc import cli, processes, server
 from billing_svc.dev import children, launcher, parts
+from billing_svc.monitoring import answering, gathering
 from billing_svc.settings import Settings
 
 # A worker drains by itself within the first part of this; who has not ended by then hangs.
@@ -28,11 +29,17 @@ async def run(settings: Settings, count: int) -> None:
     Raises Refusal when the port cannot be had, or when a worker dies of something that starting it again does not mend.
     """
     stop = processes.stop_event()
+    monitored = settings.monitoring_listen
+    operators = gathering.addresses(monitored, count) if monitored is not None else []
     with _held_port(settings.listen) as address:
         environment = {**os.environ, "BILLING_LISTEN": address}
-        _log.info("supervising", address=address, workers=count)
-        keepers = (_Worker(n, environment).keep(stop) for n in range(count))
-        ends = await asyncio.gather(*keepers, return_exceptions=True)
+        async with answering.answering(monitored, gathering.app(operators)):
+            _log.info("supervising", address=address, workers=count)
+            keepers = (
+                _Worker(n, environment | ({"BILLING_MONITORING_LISTEN": operators[n]} if operators else {})).keep(stop)
+                for n in range(count)
+            )
+            ends = await asyncio.gather(*keepers, return_exceptions=True)
     _log.info("stopped")
     for end in ends:
         if isinstance(end, BaseException):

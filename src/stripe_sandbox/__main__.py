@@ -1,31 +1,54 @@
-"""`python -m stripe_sandbox`."""
+"""`stripe-sandbox`, or `python -m stripe_sandbox`: serves; with `advance`, moves the clock of one that runs."""
 
 import pathlib
+import sys
 from typing import Annotated
 
 import typer
 import uvicorn
 
-from stripe_sandbox import app, settings
+from stripe_sandbox import advancing, app, control, faults, settings
 
 SHUTDOWN_SECONDS = 3
 """How long requests under way may take to finish after SIGTERM."""
 
+commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-def serve(
-    state: Annotated[pathlib.Path, typer.Option(help="The file that holds everything; made if it is missing.")],
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 12111,
+_Port = Annotated[int, typer.Option(min=1, max=65535)]
+
+
+@commands.callback(invoke_without_command=True)
+def serve(  # noqa: PLR0913, PLR0917 - one for each thing that it can be told
+    context: typer.Context,
+    state: Annotated[
+        pathlib.Path | None, typer.Option(help="The file that holds everything; made if it is missing.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. Whoever reaches it is believed; others are for containers.")
+    ] = settings.LOOPBACK,
+    port: _Port = settings.PORT,
     webhook_url: Annotated[str | None, typer.Option(help="Where events are sent; left out, nowhere.")] = None,
     webhook_secret: Annotated[str | None, typer.Option(envvar="STRIPE_SANDBOX_WEBHOOK_SECRET")] = None,
+    clock_file: Annotated[
+        pathlib.Path | None, typer.Option(help="Where other programs read how far the clock was moved.")
+    ] = None,
+    faults_file: Annotated[
+        pathlib.Path | None, typer.Option("--faults", help="Faults from the start, as a JSON list.")
+    ] = None,
 ) -> None:
     """Serve a stand-in for Stripe on this machine, with checkout pages and signed webhooks."""
+    if context.invoked_subcommand is not None:
+        return
+    if state is None:
+        raise typer.BadParameter("name the file that holds everything", param_hint="--state")
     try:
-        built = app.create_app(settings.Settings(port, state, webhook_url, webhook_secret))
+        rules = tuple(faults.read(faults_file)) if faults_file else ()
+        built = app.create_app(settings.Settings(port, state, webhook_url, webhook_secret, clock_file, rules))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     uvicorn.run(
         built,
-        host=settings.LOOPBACK,
+        host=host,
         port=port,
         log_level="warning",
         access_log=False,
@@ -33,5 +56,29 @@ def serve(
     )
 
 
+@commands.command()
+def advance(
+    duration: Annotated[str, typer.Argument(help="How far: 90m, 12h, 35d, 1d12h.")],
+    port: _Port = settings.PORT,
+    pause: Annotated[
+        float, typer.Option(min=0, max=control.PAUSE_SECONDS_MAX, help="Seconds of real time after each event.")
+    ] = control.PAUSE_SECONDS,
+) -> None:
+    """Move the clock of the sandbox that runs on this machine, from one thing that is due to the next."""
+    try:
+        seconds = advancing.read_duration(duration)
+        advancing.advance(f"http://{settings.LOOPBACK}:{port}", seconds, pause, typer.echo)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    except advancing.Failed as error:
+        typer.echo(f"stripe-sandbox: {error}", err=True)
+        sys.exit(1)
+
+
+def main() -> None:
+    """Run the program."""
+    commands()
+
+
 if __name__ == "__main__":
-    typer.run(serve)
+    main()

@@ -12,7 +12,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from stripe_sandbox import clock, delivery, pages, requests, routes, settings, state, validation
+from stripe_sandbox import (
+    billing_control,
+    clock,
+    control,
+    delivery,
+    faults,
+    invoice_pages,
+    pages,
+    portal_pages,
+    requests,
+    routes,
+    settings,
+    state,
+    timeline,
+    validation,
+)
 
 
 def create_app(config: settings.Settings) -> Starlette:
@@ -20,23 +35,24 @@ def create_app(config: settings.Settings) -> Starlette:
     for route in routes.ROUTES:
         validation.adapter(route.params_type)
     store = state.State(config.state_file)
-    sandbox = requests.Sandbox(config, store, clock.SandboxClock(), delivery.Delivery(store, config))
+    told = faults.Faults(config.faults_at_start)
+    sandbox = requests.Sandbox(
+        config, store, clock.SandboxClock(config.clock_file), delivery.Delivery(store, config, told), told
+    )
+    time = timeline.Timeline(sandbox)
     checkout_pages = pages.CheckoutPages(sandbox)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        sandbox.clock.offset_seconds = await store.run(lambda work: work.fact("clock_offset_seconds"))
-        delivering = asyncio.create_task(sandbox.delivery.run())
+        await time.begin()
+        running = [asyncio.create_task(sandbox.delivery.run()), asyncio.create_task(time.run())]
         try:
             yield
         finally:
-            delivering.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await delivering
+            for each in running:
+                each.cancel()
+            await asyncio.wait(running)
             store.close()
-
-    async def requests_log(_: Request) -> Response:
-        return JSONResponse(requests.shown_log(sandbox))
 
     async def health(_: Request) -> Response:
         await store.run(lambda work: work.fact("clock_offset_seconds"))
@@ -48,11 +64,17 @@ def create_app(config: settings.Settings) -> Starlette:
             Route("/checkout/{session_id}", checkout_pages.show, methods=["GET"]),
             Route("/checkout/{session_id}/pay", checkout_pages.pay, methods=["POST"]),
             Route("/checkout/{session_id}/cancel", checkout_pages.cancel, methods=["POST"]),
-            Route("/_sandbox/requests", requests_log, methods=["GET"]),
+            *invoice_pages.InvoicePages(sandbox).routes(),
+            *portal_pages.PortalPages(sandbox).routes(),
+            *control.Control(sandbox, time).routes(),
+            *billing_control.BillingControl(sandbox).routes(),
             Route("/healthz", health, methods=["GET"]),
         ],
         exception_handlers={HTTPException: requests.unknown_route(sandbox)},
         # The pages need no key, so another site must not reach them under a name of its own.
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[settings.LOOPBACK, "localhost"])],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=settings.OWN_NAMES),
+            Middleware(requests.Away, sandbox),
+        ],
         lifespan=lifespan,
     )

@@ -216,6 +216,12 @@ def retrieve_meter(context: Context, params: forms.Params, meter_id: str) -> Jso
     return context.show(context.work.get("billing.meter", meter_id), params)
 
 
+def active_meter(context: Context, event_name: str) -> Json | None:
+    """Give the one meter that takes events of this name now."""
+    found, _ = context.work.select("billing.meter", {"event_name": event_name, "status": "active"}, state.Page(1))
+    return found[0] if found else None
+
+
 def list_meters(context: Context, params: forms.Params) -> Json:
     """Answer GET /v1/billing/meters."""
     where = {"status": params["status"]} if "status" in params else {}

@@ -1,18 +1,19 @@
 """Checkout sessions: made by the API, paid or left by a customer in a browser (see `pages`)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from stripe_sandbox import (
+    amounts,
+    beginnings,
     customers,
     errors,
     forms,
-    invoices,
+    payment_methods,
     rendering,
     rules,
     state,
     subscription_items,
-    subscriptions,
+    trials,
 )
 from stripe_sandbox.context import Context
 from stripe_sandbox.state import Json
@@ -20,7 +21,6 @@ from stripe_sandbox.state import Json
 EXPIRES_SECONDS_MIN = 30 * 60
 EXPIRES_SECONDS_MAX = 24 * 3600
 LINES_MAX = 20
-TRIAL_DAYS_MAX = 730
 
 
 def create(context: Context, params: forms.Params) -> Json:
@@ -31,7 +31,7 @@ def create(context: Context, params: forms.Params) -> Json:
     lines = _lines(context, params["line_items"])
     session_id = state.new_id("cs_test")
     data = params.get("subscription_data", {})
-    total = 0 if _trial_end(context, data) else sum(invoices.line_amount(line) for line in lines)
+    total = 0 if _trial_end(context, data) else sum(_amount(line) for line in lines)
     items = [_line_item(context, line) for line in lines]
     session = {
         "id": session_id,
@@ -93,7 +93,7 @@ def _lines(context: Context, given: list[forms.Params]) -> list[subscription_ite
 
 
 def _line_item(context: Context, line: subscription_items.Line) -> Json:
-    amount = invoices.line_amount(line)
+    amount = _amount(line)
     return {
         "id": state.new_id("li"),
         "object": "item",
@@ -106,6 +106,15 @@ def _line_item(context: Context, line: subscription_items.Line) -> Json:
         "price": line.price["id"],
         "quantity": line.quantity,
     }
+
+
+def _amount(line: subscription_items.Line) -> int:
+    """Give what a line costs in advance: metered ones nothing yet."""
+    return amounts.of_units(line.price["unit_amount_decimal"], line.quantity or 0)
+
+
+def _trial_end(context: Context, data: forms.Params) -> int | None:
+    return trials.chosen_end(context, data, "subscription_data")
 
 
 def _check_alone(context: Context, params: forms.Params) -> None:
@@ -154,25 +163,6 @@ def _check_together(lines: list[subscription_items.Line]) -> None:
         raise errors.Refused("All prices of a checkout must have the same currency.", param="line_items")
     if len({line.price["id"] for line in lines}) < len(lines):
         raise errors.Refused("Each price may occur in one line item only.", param="line_items")
-
-
-def _trial_end(context: Context, data: Mapping[str, object]) -> int | None:
-    days, end = data.get("trial_period_days"), data.get("trial_end")
-    if isinstance(days, int) and isinstance(end, int):
-        raise errors.InvalidParameter(
-            "You may only specify one of trial_period_days and trial_end.", param="subscription_data[trial_end]"
-        )
-    if isinstance(days, int):
-        if not 1 <= days <= TRIAL_DAYS_MAX:
-            raise errors.InvalidParameter(
-                f"A trial lasts from 1 to {TRIAL_DAYS_MAX} days.", param="subscription_data[trial_period_days]"
-            )
-        return context.now + days * subscriptions.DAY_SECONDS
-    if isinstance(end, int):
-        if end <= context.now:
-            raise errors.InvalidParameter("trial_end must lie in the future.", param="subscription_data[trial_end]")
-        return end
-    return None
 
 
 def current(context: Context, session_id: str) -> Json:
@@ -230,28 +220,37 @@ def expire(context: Context, params: forms.Params, session_id: str) -> Json:
     return context.show(_expire(context, session), params)
 
 
-def pay(context: Context, session_id: str) -> Json:
-    """Do what happens when the customer pays. A session that is not open is given as it is: paying twice is once."""
+def pay(context: Context, session_id: str, card: str = payment_methods.WORKS) -> Json:
+    """Do what happens when the customer pays. A session that is not open is given as it is: paying twice is once.
+
+    The card becomes the customer's. Raises CardDeclined: then nothing has happened.
+    """
     session = current(context, session_id)
     if session["status"] != "open":
         return session
     customer = _customer(context, session)
+    needs_card = session["payment_method_collection"] == "always" or session["amount_total"]
+    if needs_card and (payment_methods.can_charge(context, customer["id"]) or card != payment_methods.WORKS):
+        payment_methods.attach(context, customer["id"], card)
     lines = [
         subscription_items.Line(context.work.get("price", item["price"]), item["quantity"])
         for item in session["line_items"]["data"]
     ]
     data = session["subscription_data"]
-    terms = subscriptions.Terms(data.get("metadata", {}), data.get("description"), _trial_end(context, data))
-    recurring = [line for line in lines if line.price["recurring"]]
-    subscription = subscriptions.begin(context, customer["id"], recurring, terms)
-    invoice = invoices.paid(context, subscription, customer, lines)
-    subscription = context.update(subscription, {"latest_invoice": invoice["id"]}, None)
-    context.emit("customer.subscription.created", subscription)
+    terms = beginnings.Terms(
+        metadata=data.get("metadata", {}),
+        description=data.get("description"),
+        trial_end=_trial_end(context, data),
+        without_card=trials.without_card(data) or "create_invoice",
+        payment_behavior="error_if_incomplete",
+    )
+    subscription = beginnings.begin(context, customer, lines, terms)
+    invoice = context.work.find("invoice", subscription["latest_invoice"] or "")
     changes = {
         "customer": customer["id"],
         "customer_details": {"email": customer["email"], "name": customer["name"], "phone": None, "tax_ids": []},
-        "invoice": invoice["id"],
-        "payment_status": "paid" if invoice["total"] else "no_payment_required",
+        "invoice": invoice["id"] if invoice else None,
+        "payment_status": "paid" if invoice and invoice["total"] else "no_payment_required",
         "status": "complete",
         "subscription": subscription["id"],
         "url": None,

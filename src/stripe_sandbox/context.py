@@ -33,8 +33,9 @@ class Context:
         if previous is not None:
             before = rendering.render(self.work, {**subject, **previous})
             data["previous_attributes"] = {name: before.get(name) for name in previous}
+        event_id = state.new_id("evt")
         event = {
-            "id": state.new_id("evt"),
+            "id": event_id,
             "object": "event",
             "api_version": API_VERSION,
             "created": self.now,
@@ -45,10 +46,14 @@ class Context:
             "pending_webhooks": 1 if self.settings.webhook_url else 0,
         }
         self.work.insert("event", event)
+        self.queue(event_id)
+
+    def queue(self, event_id: str) -> None:
+        """Have a stored event sent to the webhook, if there is one."""
         if self.settings.webhook_url:
             self.work.connection.execute(
                 "INSERT INTO deliveries (event, attempts, first_attempt_at, next_attempt_at) VALUES (?, 0, ?, ?)",
-                (event["id"], self.wall, self.wall),
+                (event_id, self.wall, self.wall),
             )
 
     def add(self, kind: str, body: Json, event_type: str | None = None) -> Json:

@@ -1,6 +1,8 @@
 """Customers."""
 
-from stripe_sandbox import errors, forms, rules, state, subscriptions
+import secrets
+
+from stripe_sandbox import endings, errors, forms, rules, state
 from stripe_sandbox.context import Context
 from stripe_sandbox.state import Json
 
@@ -24,10 +26,11 @@ def add(context: Context, params: forms.Params) -> Json:
         "default_source": None,
         "delinquent": False,
         "discount": None,
-        "invoice_prefix": None,
+        "invoice_prefix": secrets.token_hex(4).upper(),
         "invoice_settings": {"custom_fields": None, "default_payment_method": None, "footer": None},
         "livemode": False,
         "metadata": rules.merged_metadata({}, params.get("metadata")),
+        "next_invoice_sequence": 1,
         "preferred_locales": [],
         "shipping": None,
         "tax_exempt": "none",
@@ -60,8 +63,8 @@ def delete(context: Context, params: forms.Params, customer_id: str) -> Json:
     """Answer DELETE /v1/customers/{id}: what it subscribes to ends at once."""
     del params
     customer = existing(context, customer_id)
-    for subscription in subscriptions.living(context, customer_id):
-        subscriptions.end(context, subscription)
+    for subscription in endings.living(context, customer_id):
+        endings.end(context, subscription)
     context.emit("customer.deleted", customer)
     return context.work.replace({"id": customer_id, "object": "customer", "deleted": True})
 

@@ -10,7 +10,7 @@ import sqlite3
 
 import httpx
 
-from stripe_sandbox import clock, settings, state
+from stripe_sandbox import clock, faults, settings, state
 
 PARALLEL_MAX = 8
 """Deliveries under way at once: enough to bring events out of order, as Stripe does."""
@@ -22,6 +22,11 @@ GIVE_UP_SECONDS = 3 * 24 * 3600.0
 
 TIMEOUT_SECONDS = 10.0
 """For one attempt: a receiver that takes longer is tried again."""
+
+AWAY_SECONDS = 0.25
+"""How soon events go out once the sandbox is no longer away."""
+
+_DRAINED_POLL_SECONDS = 0.02
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +42,7 @@ class Due:
     """An event whose next attempt is due."""
 
     event: str
+    type: str
     attempts: int
     first_attempt_at: float
     body: bytes
@@ -45,15 +51,27 @@ class Due:
 class Delivery:
     """The loop. `wake()` tells it that there may be something new; else it sleeps until the next retry."""
 
-    def __init__(self, store: state.State, config: settings.Settings) -> None:
+    def __init__(self, store: state.State, config: settings.Settings, told: faults.Faults) -> None:
         self._store = store
         self._config = config
+        self._faults = told
+        # Whose hold is over or was never wanted: it is drawn once.
+        self._held: set[str] = set()
         self._woken = asyncio.Event()
         self._under_way: set[str] = set()
 
     def wake(self) -> None:
         """Look for due deliveries at once."""
         self._woken.set()
+
+    async def drained(self, seconds: float) -> int:
+        """Wait until every event was taken or given up, at most so long; give how many were not."""
+        deadline = clock.SandboxClock.wall() + seconds
+        while (  # noqa: ASYNC110 - attempts end in many places, and a step waits for milliseconds
+            left := await self._store.run(_count_waiting)
+        ) and clock.SandboxClock.wall() < deadline:
+            await asyncio.sleep(_DRAINED_POLL_SECONDS)
+        return left
 
     async def run(self) -> None:
         """Deliver until cancelled; what is under way then stays queued."""
@@ -74,6 +92,8 @@ class Delivery:
                     continue
 
     async def _look(self) -> tuple[list[Due], float | None]:
+        if self._faults.is_away:
+            return [], AWAY_SECONDS
         try:
             return await self._store.run(self._select_due)
         except sqlite3.OperationalError:
@@ -83,7 +103,8 @@ class Delivery:
     def _select_due(self, work: state.Work) -> tuple[list[Due], float | None]:
         """Give what to start now, and after how many seconds the next one will be due (None: none is)."""
         rows = work.connection.execute(
-            "SELECT d.event, d.attempts, d.first_attempt_at, d.next_attempt_at, o.body FROM deliveries d"
+            "SELECT d.event, d.attempts, d.first_attempt_at, d.next_attempt_at, o.body, json_extract(o.body, '$.type')"
+            " FROM deliveries d"
             " JOIN objects o ON o.id = d.event WHERE d.next_attempt_at IS NOT NULL"
             " ORDER BY d.next_attempt_at LIMIT ?",
             (2 * PARALLEL_MAX,),
@@ -91,20 +112,39 @@ class Delivery:
         now = clock.SandboxClock.wall()
         room = PARALLEL_MAX - len(self._under_way)
         waiting = [row for row in rows if row[0] not in self._under_way]
-        due = [Due(row[0], row[1], row[2], row[4].encode()) for row in waiting if row[3] <= now][:room]
+        due = [Due(row[0], row[5], row[1], row[2], row[4].encode()) for row in waiting if row[3] <= now][:room]
         later = [row[3] - now for row in waiting if row[3] > now]
         return due, min(later, default=None)
 
     async def _deliver(self, client: httpx.AsyncClient, due: Due) -> None:
-        delivered = await self._attempt(client, due)
+        first = due.attempts == 0 and due.event not in self._held
+        treatment = self._faults.of_webhook(due.type, first_attempt=first)
+        if first and treatment.hold_seconds:
+            self._held.add(due.event)
+            await self._mark(due, next_attempt_at=clock.SandboxClock.wall() + treatment.hold_seconds)
+            return
+        self._held.discard(due.event)
+        delivered = False
+        if not treatment.dropped:
+            attempts = [self._attempt(client, due) for _ in range(treatment.copies)]
+            delivered = any(await asyncio.gather(*attempts))
         now = clock.SandboxClock.wall()
         pause = min(BACKOFF_FIRST_SECONDS * 2 ** min(due.attempts, 10), BACKOFF_MAX_SECONDS)
-        gives_up = now + pause > due.first_attempt_at + GIVE_UP_SECONDS
+        gives_up = treatment.forever or now + pause > due.first_attempt_at + GIVE_UP_SECONDS
+        await self._mark(
+            due,
+            attempts=1,
+            next_attempt_at=None if delivered or gives_up else now + pause,
+            delivered_at=now if delivered else None,
+        )
 
+    async def _mark(
+        self, due: Due, *, attempts: int = 0, next_attempt_at: float | None, delivered_at: float | None = None
+    ) -> None:
         def mark(work: state.Work) -> None:
             work.connection.execute(
-                "UPDATE deliveries SET attempts = attempts + 1, next_attempt_at = ?, delivered_at = ? WHERE event = ?",
-                (None if delivered or gives_up else now + pause, now if delivered else None, due.event),
+                "UPDATE deliveries SET attempts = attempts + ?, next_attempt_at = ?, delivered_at = ? WHERE event = ?",
+                (attempts, next_attempt_at, delivered_at, due.event),
             )
 
         try:
@@ -130,3 +170,8 @@ class Delivery:
             _log.debug("event %s: %s", due.event, type(error).__name__)
             return False
         return answer.is_success
+
+
+def _count_waiting(work: state.Work) -> int:
+    (count,) = work.connection.execute("SELECT count(*) FROM deliveries WHERE next_attempt_at IS NOT NULL").fetchone()
+    return int(count)

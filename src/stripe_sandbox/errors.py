@@ -66,3 +66,35 @@ class Broken(ApiError):
 
     status = 500
     type = "api_error"
+
+
+class CardDeclined(ApiError):
+    """The customer's bank does not pay."""
+
+    status = 402
+    type = "card_error"
+
+    def __init__(self) -> None:
+        super().__init__("Your card was declined.", code="card_declined")
+
+
+class TooMany(ApiError):
+    """More calls than Stripe allows, or so it says."""
+
+    status = 429
+    remembered = False
+
+
+class Locked(ApiError):
+    """Another request is at work on the same object."""
+
+    status = 409
+    remembered = False
+
+
+class Unavailable(ApiError):
+    """What stands before Stripe could not reach it."""
+
+    status = 503
+    type = "api_error"
+    remembered = False

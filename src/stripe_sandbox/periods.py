@@ -14,8 +14,15 @@ def step(anchor: int, recurring: dict[str, Any], count: int) -> int:
 
 
 def current(anchor: int, recurring: dict[str, Any], now: int) -> tuple[int, int]:
-    """Give the start and end of the period that `now` lies in, from the anchor on."""
+    """Give the start and end of the period that `now` lies in, which may be before the anchor."""
     count = 0
     while step(anchor, recurring, count + 1) <= now:
         count += 1
+    while step(anchor, recurring, count) > now:
+        count -= 1
     return step(anchor, recurring, count), step(anchor, recurring, count + 1)
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two prices are billed in the same rhythm."""
+    return all(one[name] == other[name] for name in ("interval", "interval_count"))

@@ -13,15 +13,23 @@ from stripe_sandbox.state import Json, Work
 DEPTH_MAX = 4
 """Stripe's bound on the levels of one expansion."""
 
+LIMIT_MAX = 100
+"""Objects of one page."""
+
 ALWAYS = {"subscription": "items.data.price", "item": "price"}
+LISTS = {"subscription": "items", "invoice": "lines"}
+"""Where an object holds others, which have private fields too: those whose name begins with an underscore."""
+
 UNLESS_EXPANDED = {"checkout.session": "line_items"}
 NEVER = {"checkout.session": ("subscription_data",)}
 
 
 def render(work: Work, stored: Json, expand: Sequence[str] = ()) -> Json:
     """Give the object as Stripe shows it. Raises InvalidParameter for what cannot be expanded."""
-    shown = copy.deepcopy(stored)
+    shown = _public(copy.deepcopy(stored))
     kind = shown["object"]
+    if inner := LISTS.get(kind):
+        shown[inner]["data"] = [_public(each) for each in shown[inner]["data"]]
     for private in NEVER.get(kind, ()):
         shown.pop(private, None)
     hidden = UNLESS_EXPANDED.get(kind)
@@ -40,6 +48,10 @@ def render(work: Work, stored: Json, expand: Sequence[str] = ()) -> Json:
             raise errors.InvalidParameter(f"You cannot expand more than {DEPTH_MAX} levels.", param=f"expand[{index}]")
         _expand(work, shown, steps, param=f"expand[{index}]")
     return shown
+
+
+def _public(stored: Json) -> Json:
+    return {name: value for name, value in stored.items() if not name.startswith("_")}
 
 
 def render_page(work: Work, found: tuple[list[Json], bool], url: str, expand: Sequence[str] = ()) -> Json:

@@ -4,29 +4,32 @@ from stripe import params
 from stripe.params import billing as billing_params
 from stripe.params import checkout as checkout_params
 
-from stripe_sandbox import catalog, checkout, customers, events, invoices, meter_events, subscriptions
+from stripe_sandbox import (
+    billing_routes,
+    catalog,
+    checkout,
+    customers,
+    events,
+    portal_routes,
+)
 from stripe_sandbox.requests import Route
 
 PAGING = "limit starting_after ending_before"
 CUSTOMER = "email name description phone metadata"
 PRODUCT = "name active description unit_label statement_descriptor url metadata"
 PRICE = "active nickname tax_behavior lookup_key transfer_lookup_key metadata"
-ENDING = "cancellation_details.comment cancellation_details.feedback"
 SESSION = (
     "mode success_url cancel_url customer customer_email client_reference_id expires_at metadata"
     " payment_method_collection line_items.price line_items.quantity subscription_data.metadata"
     " subscription_data.description subscription_data.trial_period_days subscription_data.trial_end"
-    " subscription_data.billing_mode.type"
+    " subscription_data.billing_mode.type subscription_data.trial_settings.end_behavior.missing_payment_method"
 )
-SUBSCRIPTION = (
-    f"metadata description cancel_at cancel_at_period_end {ENDING} proration_behavior trial_end"
-    " items.id items.price items.quantity items.deleted items.metadata"
-)
-
 METER = "/v1/billing/meters"
 SESSIONS = "/v1/checkout/sessions"
 
 ROUTES = (
+    *billing_routes.ROUTES,
+    *portal_routes.ROUTES,
     Route("POST", "/v1/customers", customers.create, params.CustomerCreateParams, CUSTOMER),
     Route("GET", "/v1/customers", customers.list_all, params.CustomerListParams, f"{PAGING} created email"),
     Route("GET", "/v1/customers/{customer_id}", customers.retrieve, params.CustomerRetrieveParams),
@@ -65,13 +68,6 @@ ROUTES = (
     Route("POST", METER + "/{meter_id}", catalog.update_meter, billing_params.MeterUpdateParams, "display_name"),
     Route("POST", METER + "/{meter_id}/deactivate", catalog.deactivate_meter, billing_params.MeterDeactivateParams),
     Route("POST", METER + "/{meter_id}/reactivate", catalog.reactivate_meter, billing_params.MeterReactivateParams),
-    Route(
-        "POST",
-        "/v1/billing/meter_events",
-        meter_events.create,
-        billing_params.MeterEventCreateParams,
-        "event_name payload identifier timestamp",
-    ),
     Route("POST", SESSIONS, checkout.create, checkout_params.SessionCreateParams, SESSION),
     Route(
         "GET",
@@ -89,36 +85,6 @@ ROUTES = (
         checkout_params.SessionLineItemListParams,
         "limit",
     ),
-    Route(
-        "GET",
-        "/v1/subscriptions",
-        subscriptions.list_all,
-        params.SubscriptionListParams,
-        f"{PAGING} created customer status",
-    ),
-    Route("GET", "/v1/subscriptions/{subscription_id}", subscriptions.retrieve, params.SubscriptionRetrieveParams),
-    Route(
-        "POST",
-        "/v1/subscriptions/{subscription_id}",
-        subscriptions.update,
-        params.SubscriptionUpdateParams,
-        SUBSCRIPTION,
-    ),
-    Route(
-        "DELETE",
-        "/v1/subscriptions/{subscription_id}",
-        subscriptions.cancel,
-        params.SubscriptionCancelParams,
-        f"{ENDING} invoice_now prorate",
-    ),
-    Route(
-        "GET",
-        "/v1/invoices",
-        invoices.list_all,
-        params.InvoiceListParams,
-        f"{PAGING} created customer subscription status collection_method",
-    ),
-    Route("GET", "/v1/invoices/{invoice_id}", invoices.retrieve, params.InvoiceRetrieveParams),
     Route("GET", "/v1/events", events.list_all, params.EventListParams, f"{PAGING} created type types"),
     Route("GET", "/v1/events/{event_id}", events.retrieve, params.EventRetrieveParams),
 )

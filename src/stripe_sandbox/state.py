@@ -15,12 +15,12 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from stripe_sandbox import errors
+from stripe_sandbox import errors, moments
 
 Json = dict[str, Any]
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE objects (
@@ -28,8 +28,13 @@ CREATE TABLE objects (
   id TEXT NOT NULL UNIQUE,
   kind TEXT NOT NULL,
   created INTEGER NOT NULL,
-  body TEXT NOT NULL
+  body TEXT NOT NULL,
+  due INTEGER,  -- when it changes by itself (see `moments`); NULL: never
+  due_what TEXT
 ) STRICT;
+CREATE INDEX objects_due ON objects (due) WHERE due IS NOT NULL;
+CREATE INDEX drafts_by_customer ON objects (json_extract(body, '$.customer'))
+  WHERE kind = 'invoice' AND json_extract(body, '$.status') = 'draft';
 CREATE INDEX objects_by_kind ON objects (kind, seq DESC);
 -- NULLs are distinct, so these bind only those that have a key.
 CREATE UNIQUE INDEX price_lookup_key ON objects (json_extract(body, '$.lookup_key')) WHERE kind = 'price';
@@ -40,6 +45,7 @@ CREATE TABLE meter_events (
   seq INTEGER PRIMARY KEY AUTOINCREMENT,
   identifier TEXT NOT NULL,
   event_name TEXT NOT NULL,
+  meter TEXT,  -- NULL: no active meter had the name
   customer TEXT NOT NULL,
   value INTEGER NOT NULL,
   timestamp INTEGER NOT NULL,
@@ -47,7 +53,7 @@ CREATE TABLE meter_events (
   problem TEXT  -- why it will not be billed; NULL: it will
 ) STRICT;
 CREATE INDEX meter_events_by_identifier ON meter_events (identifier);
-CREATE INDEX meter_events_by_meter ON meter_events (event_name, customer, timestamp);
+CREATE INDEX meter_events_by_meter ON meter_events (meter, customer, timestamp);
 
 CREATE TABLE idempotency (
   key TEXT PRIMARY KEY,
@@ -105,18 +111,28 @@ class Work:
         finally:
             self.connection.execute("RELEASE attempt")
 
-    def insert(self, kind: str, body: Json) -> Json:
-        """Raise sqlite3.IntegrityError if the id, or what must be unique of this kind, exists."""
+    def insert(self, kind: str, body: Json, created: int | None = None) -> Json:
+        """Store an object; `created` is for one that writes it otherwise than as seconds.
+
+        Raises sqlite3.IntegrityError if the id, or what must be unique of this kind, exists.
+        """
         self.connection.execute(
-            "INSERT INTO objects (id, kind, created, body) VALUES (?, ?, ?, ?)",
-            (body["id"], kind, body["created"], json.dumps(body)),
+            "INSERT INTO objects (id, kind, created, body, due, due_what) VALUES (?, ?, ?, ?, ?, ?)",
+            (body["id"], kind, created or body["created"], json.dumps(body), *(moments.of(body) or (None, None))),
         )
         return body
 
     def replace(self, body: Json) -> Json:
         """Store the new form of an object. Raises sqlite3.IntegrityError as `insert` does."""
-        self.connection.execute("UPDATE objects SET body = ? WHERE id = ?", (json.dumps(body), body["id"]))
+        self.connection.execute(
+            "UPDATE objects SET body = ?, due = ?, due_what = ? WHERE id = ?",
+            (json.dumps(body), *(moments.of(body) or (None, None)), body["id"]),
+        )
         return body
+
+    def delete(self, object_id: str) -> None:
+        """Forget an object."""
+        self.connection.execute("DELETE FROM objects WHERE id = ?", (object_id,))
 
     def find(self, kind: str, object_id: str) -> Json | None:
         """Give the object, or None."""
@@ -144,6 +160,10 @@ class Work:
         """Give a number that is kept about the sandbox itself; 0 if it was never set."""
         row = self.connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return int(row[0]) if row else 0
+
+    def set_fact(self, name: str, value: int) -> None:
+        """Keep a number about the sandbox itself."""
+        self.connection.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, value))
 
     def select(
         self, kind: str, where: Mapping[str, Any], page: Page, created: Mapping[str, int] | int | None = None

@@ -1,86 +1,88 @@
-"""Subscriptions. Periods are on their items, as since API version 2025-03-31."""
+"""Subscriptions, as the API makes, changes and ends them. Their periods are on their items."""
 
-import dataclasses
 from typing import Any
 
-from stripe_sandbox import errors, forms, rendering, rules, state, subscription_items
+from stripe_sandbox import (
+    beginnings,
+    charging,
+    customers,
+    endings,
+    errors,
+    forms,
+    invoicing,
+    lines,
+    pending,
+    phases,
+    prorations,
+    rules,
+    subscription_items,
+    trials,
+)
 from stripe_sandbox.context import Context
 from stripe_sandbox.state import Json
 
-OVER = ("canceled", "incomplete_expired")
-DAY_SECONDS = 24 * 3600
-LIST_MAX = 100
+FINAL_CHANGES = {"metadata", "cancellation_details", "expand"}
+"""What can still be changed on a subscription that is over."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Terms:
-    """What a subscription begins with, beside its lines."""
-
-    metadata: dict[str, str]
-    description: str | None = None
-    trial_end: int | None = None
+def create(context: Context, params: forms.Params) -> Json:
+    """Answer POST /v1/subscriptions."""
+    return context.show(created(context, params), params)
 
 
-def begin(context: Context, customer_id: str, lines: list[subscription_items.Line], terms: Terms) -> Json:
-    """Make a subscription that is paid, or in its trial."""
-    subscription_id = state.new_id("sub")
-    trialing = terms.trial_end is not None and terms.trial_end > context.now
-    anchor = terms.trial_end if trialing and terms.trial_end else context.now
-    period = (context.now, terms.trial_end) if trialing else None
-    subscription = {
-        "id": subscription_id,
-        "object": "subscription",
-        "application": None,
-        "application_fee_percent": None,
-        "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None},
-        "billing_cycle_anchor": anchor,
-        "billing_cycle_anchor_config": None,
-        "billing_mode": {"flexible": {"proration_discounts": "included"}, "type": "flexible", "updated_at": None},
-        "billing_thresholds": None,
-        "cancel_at": None,
-        "cancel_at_period_end": False,
-        "canceled_at": None,
-        "cancellation_details": {"comment": None, "feedback": None, "reason": None},
-        "collection_method": "charge_automatically",
-        "created": context.now,
-        "currency": lines[0].price["currency"],
-        "customer": customer_id,
-        "days_until_due": None,
-        "default_payment_method": None,
-        "default_source": None,
-        "default_tax_rates": [],
-        "description": terms.description,
-        "discounts": [],
-        "ended_at": None,
-        "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
-        "items": rendering.listed(
-            [subscription_items.made(context, subscription_id, line, anchor, period) for line in lines],
-            f"/v1/subscription_items?subscription={subscription_id}",
-        ),
-        "latest_invoice": None,
-        "livemode": False,
-        "metadata": terms.metadata,
-        "next_pending_invoice_item_invoice": None,
-        "on_behalf_of": None,
-        "pause_collection": None,
-        "payment_settings": {
-            "payment_method_options": None,
-            "payment_method_types": None,
-            "save_default_payment_method": "off",
-        },
-        "pending_invoice_item_interval": None,
-        "pending_setup_intent": None,
-        "pending_update": None,
-        "schedule": None,
-        "start_date": context.now,
-        "status": "trialing" if trialing else "active",
-        "test_clock": None,
-        "transfer_data": None,
-        "trial_end": terms.trial_end if trialing else None,
-        "trial_settings": {"end_behavior": {"missing_payment_method": "create_invoice"}},
-        "trial_start": context.now if trialing else None,
-    }
-    return context.work.insert("subscription", subscription)
+def created(context: Context, params: forms.Params) -> Json:
+    """Make a subscription as asked; its first invoice is charged now."""
+    if "customer" not in params:
+        raise errors.InvalidParameter("Missing required param: customer.", param="customer", code="parameter_missing")
+    customer = customers.existing(context, params["customer"], param="customer")
+    chosen = _lines(context, params.get("items", []))
+    terms = beginnings.Terms(
+        metadata=rules.merged_metadata({}, params.get("metadata")),
+        description=params.get("description") or None,
+        trial_end=trials.chosen_end(context, params),
+        without_card=trials.without_card(params) or "create_invoice",
+        anchor=_anchor(context, params),
+        prorates=params.get("proration_behavior") != "none",
+        default_payment_method=beginnings.check_card(context, customer["id"], params.get("default_payment_method")),
+        payment_behavior=_payment_behavior(params),
+    )
+    subscription = beginnings.begin(context, customer, chosen, terms)
+    if ending := endings.arranged(context, subscription, params):
+        subscription = context.update(subscription, ending, None)
+    return subscription
+
+
+def _lines(context: Context, given: list[forms.Params]) -> list[subscription_items.Line]:
+    chosen = []
+    for index, each in enumerate(given):
+        if "price" not in each:
+            param = f"items[{index}][price]"
+            raise errors.InvalidParameter(f"Missing required param: {param}.", param=param, code="parameter_missing")
+        line = subscription_items.checked_line(context, each, f"items[{index}]")
+        if not line.price["recurring"]:
+            raise errors.Refused("The price is not recurring.", param=f"items[{index}][price]")
+        chosen.append(line)
+    if not chosen or len({line.price["id"] for line in chosen}) < len(chosen):
+        raise errors.Refused("A subscription needs at least one item, and each price once only.", param="items")
+    if len({line.price["currency"] for line in chosen}) > 1:
+        raise errors.Refused("All prices of a subscription must have the same currency.", param="items")
+    return chosen
+
+
+def _anchor(context: Context, params: forms.Params) -> int | None:
+    anchor: int | None = params.get("billing_cycle_anchor")
+    if anchor is not None and anchor < context.now:
+        raise errors.InvalidParameter("billing_cycle_anchor must lie in the future.", param="billing_cycle_anchor")
+    return anchor
+
+
+def _payment_behavior(params: forms.Params) -> str:
+    behavior = str(params.get("payment_behavior", "allow_incomplete"))
+    if behavior == "pending_if_incomplete":
+        raise errors.InvalidParameter(
+            "The sandbox does not know pending_if_incomplete.", param="payment_behavior", code="sandbox_unsupported"
+        )
+    return behavior
 
 
 def retrieve(context: Context, params: forms.Params, subscription_id: str) -> Json:
@@ -96,7 +98,7 @@ def list_all(context: Context, params: forms.Params) -> Json:
         case "all":
             pass
         case "ended":
-            where["status"] = list(OVER)
+            where["status"] = list(endings.OVER)
         case None:
             where["status"] = living_statuses
         case status:
@@ -104,113 +106,140 @@ def list_all(context: Context, params: forms.Params) -> Json:
     return context.show_list("subscription", "/v1/subscriptions", where, params)
 
 
-def living(context: Context, customer_id: str) -> list[Json]:
-    """Give a customer's subscriptions that are not over."""
-    found, _ = context.work.select("subscription", {"customer": customer_id}, state.Page(LIST_MAX))
-    return [subscription for subscription in found if subscription["status"] not in OVER]
-
-
 def update(context: Context, params: forms.Params, subscription_id: str) -> Json:
-    """Answer POST /v1/subscriptions/{id}. Prorations are not invoiced yet."""
+    """Answer POST /v1/subscriptions/{id}."""
     subscription = context.work.get("subscription", subscription_id)
-    if subscription["status"] in OVER and params.keys() - {"metadata", "cancellation_details", "expand"}:
+    return context.show(updated(context, subscription, params), params)
+
+
+def updated(context: Context, subscription: Json, params: forms.Params) -> Json:
+    """Change a subscription; what the change costs waits for the next invoice, or is charged now."""
+    if subscription["status"] in endings.OVER and params.keys() - FINAL_CHANGES:
         raise errors.Refused("A canceled subscription can only update its cancellation_details and metadata.")
+    if subscription["status"] == "incomplete" and params.keys() & {"items", "trial_end", "billing_cycle_anchor"}:
+        raise errors.Refused("A subscription whose first invoice is not paid cannot change its items or periods.")
+    changes = _plain_changes(context, subscription, params)
+    parts: list[lines.Charge] = []
+    whole: list[lines.Charge] = []
+    resets = params.get("billing_cycle_anchor", {}).get("type") == "now"
+    if "items" in params or resets:
+        change = _change(context, subscription, params, resets=resets)
+        outcome = subscription_items.changed(context, subscription, params.get("items", []), change)
+        parts, whole = outcome.parts, outcome.whole
+        changes |= {"billing_cycle_anchor": outcome.anchor, "items": _items(subscription, outcome.items)}
+    if "trial_end" in params:
+        moved = trials.moved(context, {**subscription, **changes}, params["trial_end"], prorates=_prorates(params))
+        parts, whole = parts + moved.parts, whole + moved.whole
+        changes |= moved.changes
+        subscription = {**subscription, "_end_of_trial_announced": False}
+    changes |= endings.arranged(context, {**subscription, **changes}, params)
+    if params.get("cancel_at"):
+        subscription = {**subscription, "_credits_at_end": _prorates(params)}
+    if "items" in changes and subscription["schedule"]:
+        phases.follow(context, subscription["schedule"], changes["items"]["data"])
+    for part in parts:
+        pending.add(context, subscription["customer"], part)
+    at_once = bool(whole) or params.get("proration_behavior") == "always_invoice"
+    owed = _owed(context, subscription, whole) if at_once and (whole or parts) else []
+    return _applied(context, subscription, changes, owed, _payment_behavior(params))
+
+
+def _owed(context: Context, subscription: Json, whole: list[lines.Charge]) -> list[lines.Charge]:
+    waiting = pending.waiting(context, subscription["customer"], subscription["id"])
+    return [*(pending.charge_of(context, item) for item in waiting), *whole]
+
+
+def _applied(
+    context: Context, subscription: Json, changes: Json, owed: list[lines.Charge], payment_behavior: str
+) -> Json:
+    """Store the change, and charge for it what is owed now."""
+    if not owed:
+        return context.update(subscription, changes, "customer.subscription.updated")
+    customer = context.work.get("customer", subscription["customer"])
+    about = invoicing.Terms(
+        reason="subscription_update", period=(context.now, context.now), subscription={**subscription, **changes}
+    )
+    invoice = invoicing.draft(context, customer, owed, about)
+    changes = {**changes, "latest_invoice": invoice["id"]}
+    changed = context.update(subscription, changes, "customer.subscription.updated")
+    invoice = invoicing.finalise(context, invoice)
+    if payment_behavior != "default_incomplete" or invoice["amount_due"] == 0:
+        invoice = charging.collect(context, invoice)
+    if invoice["status"] == "open" and payment_behavior == "error_if_incomplete":
+        raise errors.CardDeclined
+    changed = context.work.get("subscription", changed["id"])
+    if invoice["status"] == "open" and changed["status"] == "active":
+        changed = context.update(changed, {"status": "past_due"}, "customer.subscription.updated")
+    return changed
+
+
+def _plain_changes(context: Context, subscription: Json, params: forms.Params) -> Json:
     changes: Json = {"metadata": rules.merged_metadata(subscription["metadata"], params.get("metadata"))}
     if "description" in params:
         changes["description"] = params["description"] or None
+    if "default_payment_method" in params:
+        changes["default_payment_method"] = beginnings.check_card(
+            context, subscription["customer"], params["default_payment_method"]
+        )
+    if behavior := trials.without_card(params):
+        changes["trial_settings"] = {"end_behavior": {"missing_payment_method": behavior}}
     if "cancellation_details" in params:
         given = {name: value or None for name, value in params["cancellation_details"].items()}
         changes["cancellation_details"] = {**subscription["cancellation_details"], **given}
-    if "items" in params:
-        changes |= subscription_items.changed(context, subscription, params["items"])
-    if "trial_end" in params:
-        changes |= _changed_trial(context, subscription, params["trial_end"])
-    changes |= _changed_ending(context, {**subscription, **changes}, params)
-    return context.show(context.update(subscription, changes, "customer.subscription.updated"), params)
+    return changes
 
 
-def _changed_ending(context: Context, subscription: Json, params: forms.Params) -> Json:
-    """Say whether and when it will end: at a time, at the period's end, or not at all."""
-    at_period_end, at = params.get("cancel_at_period_end"), params.get("cancel_at")
-    if at_period_end is not None and at:
+def _prorates(params: forms.Params) -> bool:
+    return params.get("proration_behavior") != "none"
+
+
+def _change(context: Context, subscription: Json, params: forms.Params, *, resets: bool) -> subscription_items.Change:
+    at = params.get("proration_date", context.now)
+    starts = [item["current_period_start"] for item in subscription["items"]["data"]]
+    if not min(starts) <= at < max(endings.period_ends(subscription)):
         raise errors.InvalidParameter(
-            "You may only specify one of cancel_at and cancel_at_period_end.", param="cancel_at"
+            "proration_date must lie within the current period of the subscription.", param="proration_date"
         )
-    ends = [item["current_period_end"] for item in subscription["items"]["data"]]
-    if at_period_end is None and at is None:
-        if not subscription["cancel_at_period_end"]:
-            return {}
-        return {"cancel_at": min(ends)}  # the period may just have changed with the items
-    if at_period_end:
-        at = min(ends)
-    match at:
-        case None | "":
-            reason = {**subscription["cancellation_details"], "reason": None}
-            return {
-                "cancel_at": None,
-                "cancel_at_period_end": False,
-                "canceled_at": None,
-                "cancellation_details": reason,
-            }
-        case "min_period_end":
-            at = min(ends)
-        case "max_period_end":
-            at = max(ends)
-        case int() if at <= context.now:
-            raise errors.InvalidParameter("cancel_at must lie in the future.", param="cancel_at")
-        case int():
-            pass
-        case _:
-            raise errors.InvalidParameter(f"The sandbox does not know cancel_at={at}.", param="cancel_at")
-    return {
-        "cancel_at": at,
-        "cancel_at_period_end": bool(at_period_end),
-        "canceled_at": subscription["canceled_at"] or context.now,
-        "cancellation_details": {**subscription["cancellation_details"], "reason": "cancellation_requested"},
-    }
+    return subscription_items.Change(at=at, prorates=_prorates(params), resets=resets)
 
 
-def _changed_trial(context: Context, subscription: Json, given: int | str) -> Json:
-    end = context.now if given == "now" else int(given)
-    if end < context.now:
-        raise errors.InvalidParameter("trial_end must lie in the future.", param="trial_end")
-    trialing = end > context.now
-    items = [
-        {
-            **item,
-            "current_period_start": context.now,
-            "current_period_end": end if trialing else subscription_items.next_end(context, item["price"], end),
-        }
-        for item in subscription["items"]["data"]
-    ]
-    return {
-        "billing_cycle_anchor": end,
-        "items": {**subscription["items"], "data": items},
-        "status": "trialing" if trialing else "active",
-        "trial_end": end,
-        "trial_start": subscription["trial_start"] or context.now,
-    }
+def _items(subscription: Json, data: list[Json]) -> Json:
+    return {**subscription["items"], "data": data}
 
 
 def cancel(context: Context, params: forms.Params, subscription_id: str) -> Json:
-    """Answer DELETE /v1/subscriptions/{id}: over at once. Usage that is not invoiced is not invoiced yet."""
+    """Answer DELETE /v1/subscriptions/{id}."""
     subscription = context.work.get("subscription", subscription_id)
-    if subscription["status"] in OVER:
+    if subscription["status"] in endings.OVER:
         raise errors.NotFound(f"No such subscription: '{subscription_id}'", param="id", code="resource_missing")
     given = {name: value or None for name, value in params.get("cancellation_details", {}).items()}
-    return context.show(end(context, subscription, given), params)
+    invoice_now, prorates = params.get("invoice_now", False), params.get("prorate", False)
+    return context.show(canceled(context, subscription, given, invoice_now=invoice_now, prorates=prorates), params)
 
 
-def end(context: Context, subscription: Json, details: Json | None = None) -> Json:
-    """End it now."""
-    merged = {**subscription["cancellation_details"], "reason": "cancellation_requested", **(details or {})}
-    changes = {
-        "status": "canceled",
-        "canceled_at": subscription["canceled_at"] or context.now,
-        "cancel_at_period_end": False,
-        "ended_at": context.now,
-        "cancellation_details": merged,
-    }
-    ended = context.update(subscription, changes, None)
-    context.emit("customer.subscription.deleted", ended)
-    return ended
+def canceled(context: Context, subscription: Json, details: Json, *, invoice_now: bool, prorates: bool) -> Json:
+    """End it at once. Usage that nothing has charged for is charged only by an invoice now; else it is forgotten."""
+    items = subscription["items"]["data"]
+    billed = subscription["status"] in {"active", "past_due", "unpaid"}
+    if prorates and billed:
+        for item in items:
+            if not subscription_items.metered(item):
+                for credit in prorations.credits_for(context.work, subscription, item, context.now):
+                    pending.add(context, subscription["customer"], credit)
+    owed: list[lines.Charge] = []
+    if invoice_now and billed:
+        used = [
+            lines.used_until_now(context.work, subscription, each, context.now)
+            for each in items
+            if subscription_items.metered(each)
+        ]
+        owed = [charge for charge in used if charge.amount] + _owed(context, subscription, [])
+    if not owed:
+        return endings.end(context, subscription, details)
+    customer = context.work.get("customer", subscription["customer"])
+    since = min(item["current_period_start"] for item in items)
+    about = invoicing.Terms(reason="subscription_update", period=(since, context.now), subscription=subscription)
+    invoice = invoicing.draft(context, customer, owed, about)
+    endings.end(context, {**subscription, "latest_invoice": invoice["id"]}, details)
+    charging.finalise_and_collect(context, invoice)
+    return context.work.get("subscription", subscription["id"])

@@ -1,14 +1,16 @@
 """`webhook-gateway`: settings, application, server."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
 import structlog
 
-from webhook_gateway import app, forwarding, serving, settings
+from webhook_gateway import app, channel, forwarding, metrics, serving, settings
 
 
 def main() -> None:
@@ -16,19 +18,35 @@ def main() -> None:
     try:
         configuration = settings.read()
     except settings.SettingsError as error:
-        print(f"webhook-gateway: {error}", file=sys.stderr)  # noqa: T201 - for whoever starts it
-        sys.exit(2)
+        _refuse(str(error))
     _configure_logging()
     # uvicorn raises the signal anew once it has shut down; that ends the process here, in order.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
-    asyncio.run(_serve(configuration))
+    try:
+        asyncio.run(_serve(configuration))
+    except channel.CertificateError as error:
+        _refuse(f"BILLING_GRPC_CA_FILE, BILLING_GRPC_CERT_FILE, BILLING_GRPC_KEY_FILE: {error}")
 
 
 async def _serve(configuration: settings.Settings) -> None:
-    async with forwarding.connect(configuration.grpc_target, configuration.grpc_token) as forwarder:
-        application = app.create_app(configuration.webhook_secrets, forwarder)
+    counted = metrics.Metrics()
+    async with contextlib.AsyncExitStack() as stack:
+        forwarder = await stack.enter_async_context(
+            forwarding.connect(configuration.grpc_target, configuration.grpc_token, files=configuration.tls)
+        )
+        if configuration.metrics is not None:
+            try:
+                await stack.enter_async_context(metrics.told(counted, *configuration.metrics))
+            except OSError as error:
+                _refuse(f"GATEWAY_METRICS_LISTEN: cannot be listened on ({error.strerror})")
+        application = app.create_app(configuration.webhook_secrets, forwarder, metrics=counted)
         await serving.build_server(application, configuration.host, configuration.port).serve()
+
+
+def _refuse(sentence: str) -> NoReturn:
+    print(f"webhook-gateway: {sentence}", file=sys.stderr)  # noqa: T201 - for whoever starts it
+    sys.exit(2)
 
 
 def _exit(_number: int, _frame: FrameType | None) -> None:

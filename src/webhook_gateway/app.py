@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from webhook_gateway import body, event, forwarding, signature
+from webhook_gateway import metrics as metrics_module
 
 RETRY_AFTER_SECONDS = 5  # for whoever repeats by hand or through a proxy; Stripe keeps its own schedule
 
@@ -90,13 +91,14 @@ class Gateway:
 
 
 class RequestLog:
-    """Writes one line for each request: no body, header, path or secret, at any level."""
+    """Counts each request and writes one line for it: no body, header, path or secret, at any level."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: metrics_module.Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the request, then log it."""
+        """Run the request, then count and log it."""
         started = time.monotonic()
         try:
             await self._app(scope, receive, send)
@@ -104,6 +106,8 @@ class RequestLog:
             answer: Answer = scope.get(_ANSWER_KEY) or Answer(
                 HTTPStatus.INTERNAL_SERVER_ERROR, "internal", logging.ERROR
             )
+            seconds = time.monotonic() - started
+            self._metrics.answered(answer.status, answer.reason, seconds)
             _log.log(
                 answer.level,
                 "request",
@@ -111,12 +115,15 @@ class RequestLog:
                 reason=answer.reason,
                 event_id=answer.event_id,
                 grpc_code=answer.grpc_code,
-                duration_ms=round((time.monotonic() - started) * 1000, 1),
+                duration_ms=round(seconds * 1000, 1),
             )
 
 
 def create_app(
-    secrets: Sequence[bytes], forwarder: forwarding.Forwarder, body_seconds_max: float = body.READ_SECONDS_MAX
+    secrets: Sequence[bytes],
+    forwarder: forwarding.Forwarder,
+    body_seconds_max: float = body.READ_SECONDS_MAX,
+    metrics: metrics_module.Metrics | None = None,
 ) -> ASGIApp:
     """Build the application. The forwarder stays its builder's, to be closed after the last request."""
     gateway = Gateway(secrets, forwarder, body_seconds_max)
@@ -126,7 +133,7 @@ def create_app(
             Route("/healthz", gateway.answer_alive, methods=["GET"]),
             Route("/readyz", gateway.answer_ready, methods=["GET"]),
         ],
-        middleware=[Middleware(RequestLog)],
+        middleware=[Middleware(RequestLog, metrics or metrics_module.Metrics())],
         exception_handlers={HTTPException: _answer_no_route, Exception: _answer_defect},
     )
     app.router.redirect_slashes = False  # any other path is a 404, and Stripe counts a redirect as a failure

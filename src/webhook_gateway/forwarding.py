@@ -10,6 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from billing.v1 import stripe_event_pb2, stripe_event_pb2_grpc
+from webhook_gateway import channel
 
 FORWARD_SECONDS_MAX = 5.0  # storing takes milliseconds; with reading the body it stays within Stripe's patience
 HEALTH_SECONDS_MAX = 2.0  # whoever asks for readiness asks again
@@ -55,19 +56,19 @@ class Delivery:
 
 
 class Forwarder:
-    """One channel to the service; built by `connect`."""
+    """Calls of the service; built by `connect`."""
 
-    def __init__(self, channel: grpc.aio.Channel, token: str, seconds_max: float) -> None:
-        self._events = stripe_event_pb2_grpc.StripeEventServiceStub(channel)
-        self._health = health_pb2_grpc.HealthStub(channel)
+    def __init__(self, channels: channel.Channels, token: str | None, seconds_max: float) -> None:
+        self._channels = channels
         self._seconds_max = seconds_max
-        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
 
     async def forward(self, body: bytes, event_id: str) -> Delivery:
         """Hand a verified body to the service. Safe to repeat: the service stores an event id once."""
         request = stripe_event_pb2.AcceptStripeEventRequest(payload=body, event_id=event_id)
         try:
-            response = await self._events.AcceptStripeEvent(
+            events = stripe_event_pb2_grpc.StripeEventServiceStub(self._channels.current())
+            response = await events.AcceptStripeEvent(
                 request, timeout=self._seconds_max, metadata=self._metadata, wait_for_ready=False
             )
         except grpc.aio.AioRpcError as error:
@@ -78,7 +79,7 @@ class Forwarder:
     async def is_service_serving(self) -> bool:
         """Return whether the service's health check answers SERVING."""
         try:
-            answer = await self._health.Check(
+            answer = await health_pb2_grpc.HealthStub(self._channels.current()).Check(
                 health_pb2.HealthCheckRequest(), timeout=HEALTH_SECONDS_MAX, metadata=self._metadata
             )
         except grpc.aio.AioRpcError:
@@ -87,10 +88,15 @@ class Forwarder:
 
 
 @asynccontextmanager
-async def connect(target: str, token: str, seconds_max: float = FORWARD_SECONDS_MAX) -> AsyncIterator[Forwarder]:
-    """Open the channel, lazily: the service may come later. Closing it lets calls under way finish."""
-    channel = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+async def connect(
+    target: str, token: str | None, seconds_max: float = FORWARD_SECONDS_MAX, files: channel.Files | None = None
+) -> AsyncIterator[Forwarder]:
+    """Open the channel, lazily: the service may come later. Closing it lets calls under way finish.
+
+    Without `files` it is in plain text. Raises `channel.CertificateError` when they are of no use.
+    """
+    channels = channel.Channels(target, _CHANNEL_OPTIONS, files, seconds_max)
     try:
-        yield Forwarder(channel, token, seconds_max)
+        yield Forwarder(channels, token, seconds_max)
     finally:
-        await channel.close(grace=seconds_max)
+        await channels.close()

@@ -3,16 +3,22 @@
 | variable | default | meaning |
 |---|---|---|
 | `STRIPE_WEBHOOK_SECRETS` | (required) | signing secrets, comma-separated; several while one is being rolled |
-| `BILLING_GRPC_TOKEN` | (required) | sent to the service as `authorization: Bearer <token>` |
+| `BILLING_GRPC_TOKEN` | (required without a certificate) | sent to the service as `authorization: Bearer <token>` |
 | `BILLING_GRPC_TARGET` | `127.0.0.1:50051` | the service's gRPC address |
+| `BILLING_GRPC_CA_FILE` | (none: plain text) | the authorities (PEM) of the service's certificate |
+| `BILLING_GRPC_CERT_FILE`, `BILLING_GRPC_KEY_FILE` | (none) | the gateway's own certificate and key (PEM) |
 | `GATEWAY_LISTEN` | `127.0.0.1:8080` | the address to listen on, `host:port`; port 0 takes a free one |
+| `GATEWAY_METRICS_LISTEN` | (none) | where Prometheus is answered, `host:port`; not for the world |
 | `BILLING_DEV` | `0` | `1` allows the well-known secret and token of `billing-svc dev` |
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from webhook_gateway import channel
 
 SECRETS_MAX = 8  # each costs one HMAC over the body of any request, signed or not
 DEV_SECRET = "whsec_dev"  # noqa: S105 - known to everyone, which is why it is refused outside dev
@@ -31,8 +37,10 @@ class Settings:
     host: str
     port: int
     grpc_target: str
-    grpc_token: str = field(repr=False)
+    grpc_token: str | None = field(repr=False)
     webhook_secrets: tuple[bytes, ...] = field(repr=False)
+    tls: channel.Files | None = None
+    metrics: tuple[str, int] | None = None
 
 
 class _Environment(BaseSettings):
@@ -43,7 +51,11 @@ class _Environment(BaseSettings):
     secrets: SecretStr = Field(default=SecretStr(""), validation_alias="STRIPE_WEBHOOK_SECRETS")
     token: SecretStr = Field(default=SecretStr(""), validation_alias="BILLING_GRPC_TOKEN")
     target: str = Field(default="127.0.0.1:50051", validation_alias="BILLING_GRPC_TARGET")
+    ca_file: Path | None = Field(default=None, validation_alias="BILLING_GRPC_CA_FILE")
+    cert_file: Path | None = Field(default=None, validation_alias="BILLING_GRPC_CERT_FILE")
+    key_file: Path | None = Field(default=None, validation_alias="BILLING_GRPC_KEY_FILE")
     listen: str = Field(default="127.0.0.1:8080", validation_alias="GATEWAY_LISTEN")
+    metrics_listen: str | None = Field(default=None, validation_alias="GATEWAY_METRICS_LISTEN")
     dev: bool = Field(default=False, validation_alias="BILLING_DEV")
 
 
@@ -55,14 +67,29 @@ def read() -> Settings:
         # Only the place and the rule: pydantic's own text could quote the value.
         problems = "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors(include_input=False))
         raise SettingsError(f"The settings are not usable: {problems}.") from None
-    host, port = _read_listen(environment.listen)
+    host, port = _read_listen("GATEWAY_LISTEN", environment.listen)
+    metrics_listen = environment.metrics_listen
     return Settings(
         host=host,
         port=port,
         grpc_target=environment.target.strip(),
-        grpc_token=_read_token(environment.token.get_secret_value(), dev=environment.dev),
+        grpc_token=_read_token(
+            environment.token.get_secret_value(), dev=environment.dev, optional=environment.cert_file is not None
+        ),
         webhook_secrets=_read_secrets(environment.secrets.get_secret_value(), dev=environment.dev),
+        tls=_read_tls(environment.ca_file, environment.cert_file, environment.key_file),
+        metrics=None if metrics_listen is None else _read_listen("GATEWAY_METRICS_LISTEN", metrics_listen),
     )
+
+
+def _read_tls(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> channel.Files | None:
+    if (cert_file is None) != (key_file is None):
+        raise SettingsError("BILLING_GRPC_CERT_FILE and BILLING_GRPC_KEY_FILE belong together: set both or none.")
+    if ca_file is None:
+        if cert_file is not None:
+            raise SettingsError("BILLING_GRPC_CERT_FILE needs BILLING_GRPC_CA_FILE, whom the service is believed by.")
+        return None
+    return channel.Files(ca_file, cert_file, key_file)
 
 
 def _read_secrets(text: str, *, dev: bool) -> tuple[bytes, ...]:
@@ -80,8 +107,10 @@ def _read_secrets(text: str, *, dev: bool) -> tuple[bytes, ...]:
     return tuple(secret.encode() for secret in secrets)
 
 
-def _read_token(text: str, *, dev: bool) -> str:
+def _read_token(text: str, *, dev: bool, optional: bool) -> str | None:
     token = text.strip()
+    if not token and optional:
+        return None
     if not token:
         raise SettingsError(
             "BILLING_GRPC_TOKEN is missing: set it to the token that the billing service gave the gateway."
@@ -93,9 +122,9 @@ def _read_token(text: str, *, dev: bool) -> str:
     return token
 
 
-def _read_listen(text: str) -> tuple[str, int]:
+def _read_listen(name: str, text: str) -> tuple[str, int]:
     host, separator, port = text.strip().rpartition(":")
     host = host.removeprefix("[").removesuffix("]")  # [::1]:8080
     if not (separator and host and port.isascii() and port.isdigit() and int(port) <= _PORT_MAX):
-        raise SettingsError("GATEWAY_LISTEN is not host:port, such as 127.0.0.1:8080.")
+        raise SettingsError(f"{name} is not host:port, such as 127.0.0.1:8080.")
     return host, int(port)

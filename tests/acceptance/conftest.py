@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy.dialects import postgresql
 
-from billing.v1 import decision_pb2, quota_pb2, usage_pb2
+from billing.v1 import decision_pb2, quota_pb2, subscription_pb2, usage_pb2
 from billing_svc.catalog import loading, versions
 from billing_svc.database import tables
 from tests import clocks
@@ -85,12 +85,20 @@ class Account:
         await subscription.apply(self.billing.transactions, self.now)
 
     async def switch_pay_as_you_go(self, *, on: bool) -> None:
-        """Set what SetPayAsYouGo sets once the metered price exists."""
-        row = {"account_id": self.account_id, "created_at": self.now, "pay_as_you_go": on}
+        """Set what SetPayAsYouGo sets, on the default plan once its metered-only subscription exists at Stripe."""
+        under = None
+        if on:
+            request = subscription_pb2.GetSubscriptionRequest(account_id=self.account_id)
+            known = (await self.billing.subscriptions.GetSubscription(request)).subscription
+            under = known.subscription_id
+            if not under:
+                under = "sub_metered"
+                await self.subscribe(known.plan, price="", subscription_id=under)
+        row = {"account_id": self.account_id, "created_at": self.now, "pay_as_you_go_under": under}
         statement = postgresql.insert(tables.accounts).values(row)
         async with self.billing.engine.begin() as connection:
             await connection.execute(
-                statement.on_conflict_do_update(index_elements=["account_id"], set_={"pay_as_you_go": on})
+                statement.on_conflict_do_update(index_elements=["account_id"], set_={"pay_as_you_go_under": under})
             )
 
 

@@ -13,7 +13,7 @@ from billing_svc.accounts import store as accounts_store
 from billing_svc.audit import store as audit_store
 from billing_svc.catalog import versions
 from billing_svc.database import tables, transactions
-from billing_svc.stripe import catalog_sync
+from billing_svc.stripe import catalog_objects
 from billing_svc.subscriptions import applying, rules, store
 
 ORIGIN = audit_store.Origin("stripe:evt_test")
@@ -21,7 +21,10 @@ ORIGIN = audit_store.Origin("stripe:evt_test")
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A subscription at Stripe, active for a month from `since` unless it says otherwise."""
+    """A subscription at Stripe, active for a month from `since` unless it says otherwise.
+
+    With an empty `price` it is metered-only: it carries the plan's pay-as-you-go.
+    """
 
     plan: str
     since: datetime
@@ -54,7 +57,10 @@ class Told:
         await store.link_customer(conn, self.account_id, f"cus_{self.account_id}", now)
         await _make_prices(conn, catalogs, version, now)
         start, end = self.period or (self.since, self.since + relativedelta(months=1))
-        keys = [plan.base_lookup_key(self.price), *(metered.lookup_key for metered in plan.metered_prices)]
+        if self.price:
+            keys = [plan.base_lookup_key(self.price), *(metered.lookup_key for metered in plan.metered_prices)]
+        else:
+            keys = [metered.lookup_key for metered in plan.charged(pay_as_you_go=True)]
         items = tuple(
             rules.Item(f"si_{n}", f"price_{key}", self.quantity if n == 0 else 1, start, end)
             for n, key in enumerate(keys)
@@ -91,6 +97,6 @@ async def _make_prices(conn: AsyncConnection, catalogs: versions.CatalogCache, v
             "is_current": True,
             "created_at": now,
         }
-        for one in catalog_sync.wanted_prices(await catalogs.get(conn, version))
+        for one in catalog_objects.wanted_prices(await catalogs.get(conn, version))
     ]
     await conn.execute(postgresql.insert(tables.stripe_prices).on_conflict_do_nothing(), rows)

@@ -27,6 +27,7 @@ from billing_svc.stripe import client
 
 CATALOGS = Path(__file__).parents[2] / "catalogs"
 TOKEN = "test-token"
+LIMITED_TOKEN = "limited-token"
 
 
 # The async stubs exist in the type hints alone, hence the quotes.
@@ -55,9 +56,14 @@ class _Token(grpc.aio.UnaryUnaryClientInterceptor):
 
 
 def tokens() -> access.Tokens:
-    """Return a caller with every group, and for each group one that has it alone: its token is `only-<group>`."""
+    """Return a caller with every group, for each group one that has it alone, and one that is limited to `org_1`.
+
+    The second's token is `only-<group>`.
+    """
     callers = [(access.Caller("test", frozenset(access.Group)), TOKEN)]
     callers += [(access.Caller(f"only-{one}", frozenset({one})), f"only-{one}") for one in access.Group]
+    limited = access.Caller("limited", frozenset(access.Group) - {access.Group.WEBHOOK}, "org_1")
+    callers += [(limited, LIMITED_TOKEN)]
     return access.Tokens((caller, [hashlib.sha256(token.encode()).hexdigest()]) for caller, token in callers)
 
 

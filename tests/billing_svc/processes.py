@@ -5,8 +5,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -36,6 +36,7 @@ class ServerProcess:
     database_url: str
     port: int
     log: Path
+    more: Mapping[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
 
     @property
@@ -53,6 +54,7 @@ class ServerProcess:
             "STRIPE_API_BASE": "http://127.0.0.1:9",
             "BILLING_CHECKOUT_SUCCESS_URL": "https://app.example.com/paid",
             "BILLING_CHECKOUT_CANCEL_URL": "https://app.example.com/plans",
+            **self.more,
         }
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
@@ -87,9 +89,13 @@ class ServerProcess:
 
 
 @contextlib.asynccontextmanager
-async def servers(database_url: str, folder: Path, count: int) -> AsyncIterator[list[ServerProcess]]:
-    """Run server processes on one database, where a catalog was published."""
-    started = [ServerProcess(database_url, embedded.free_port(), folder / f"server_{n}.log") for n in range(count)]
+async def servers(
+    database_url: str, folder: Path, count: int, more: Mapping[str, str] | None = None
+) -> AsyncIterator[list[ServerProcess]]:
+    """Run server processes on one database, where a catalog was published; `more` are further settings."""
+    started = [
+        ServerProcess(database_url, embedded.free_port(), folder / f"server_{n}.log", more or {}) for n in range(count)
+    ]
     try:
         await asyncio.gather(*(one.start() for one in started))
         yield started

@@ -9,6 +9,7 @@ import ssl
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -125,6 +126,16 @@ class Sandbox:
             if not page["has_more"]:
                 return found
 
+    async def control(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
+        """Call a route that Stripe does not have: `clock`, `clock/step`, `faults`."""
+        answer = await self.http.request(method, f"/_sandbox/{path}", **({} if body is None else {"json": body}))  # type: ignore[arg-type]  # as above
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    async def fault(self, kind: str, **more: object) -> None:
+        """Have it bring a fault about; see `stripe_sandbox.faults.Rule`."""
+        await self.control("POST", "faults", {"kind": kind, **more})
+
     async def pay(self, url: str) -> dict[str, Any]:
         answer = await self.http.post(f"{url}/pay", headers={"Accept": "application/json"})
         assert answer.status_code == 200, answer.text
@@ -199,6 +210,7 @@ class World:
     sandbox: Sandbox
     stripe: client.Stripe
     inbox: applying.Inbox
+    delivered: set[str] = field(default_factory=set)
 
     async def rows(self, table: sa.Table, *where: sa.ColumnElement[bool]) -> list[sa.Row[Any]]:
         async with self.billing.engine.connect() as conn:
@@ -231,6 +243,46 @@ class World:
             await self.billing.events.AcceptStripeEvent(
                 stripe_event_pb2.AcceptStripeEventRequest(payload=json.dumps(event).encode())
             )
+            self.delivered.add(event["id"])
+
+    async def deliver_new(self) -> None:
+        """Deliver and apply every event that was not delivered yet, the oldest first."""
+        await self.deliver(*(event for event in await self.events() if event["id"] not in self.delivered))
+        await self.apply_all()
+
+    async def advance(
+        self,
+        by: timedelta,
+        each_step: Callable[[], Awaitable[object]] | None = None,
+        *,
+        deliver: bool = True,
+        apart: timedelta = timedelta.max,
+    ) -> list[str]:
+        """Move both clocks, from one thing that is due at Stripe to the next; return what happened there.
+
+        At each step the new events are delivered and applied, and then `each_step` runs: what the worker's other loops
+        would do, such as sealing and sending usage. Steps are at most `apart`.
+        """
+        left, happened = int(by.total_seconds()), list[str]()
+        while left > 0:
+            clock = await self.sandbox.control("GET", "clock")
+            following = clock["next"]["at"] - clock["now"] if clock["next"] else left
+            ahead = min(left, max(following, 0), int(apart.total_seconds()))
+            # Ours first: what Stripe tells of an instant must not come to us before it.
+            self.billing.clock.advance(timedelta(seconds=ahead))
+            step = await self.sandbox.control("POST", "clock/step", {"seconds": ahead})
+            while step["moved_seconds"] < ahead:
+                more = await self.sandbox.control("POST", "clock/step", {"seconds": ahead - step["moved_seconds"]})
+                more["moved_seconds"] += step["moved_seconds"]
+                more["happened"] = step["happened"] + more["happened"]
+                step = more
+            left -= ahead
+            happened += [each["what"] for each in step["happened"]]
+            if deliver:
+                await self.deliver_new()
+            if each_step is not None:
+                await each_step()
+        return happened
 
     async def apply_all(self) -> None:
         while await self.inbox.apply_due():
@@ -290,8 +342,10 @@ async def published_catalog(
 ) -> int:
     """The catalog's version, as brought to the sandbox before the server starts."""
     catalog = loading.load_file(CATALOGS / f"{catalog_name}.yaml")
-    now = clock.Clock().now()
-    return await catalog_sync.apply(transactions, stripe_client, catalog, "operator:test", now, lambda _line: None)
+    applied = await catalog_sync.apply(
+        transactions, stripe_client, catalog, "operator:test", clock.Clock(), lambda _line: None
+    )
+    return applied.version
 
 
 @pytest.fixture

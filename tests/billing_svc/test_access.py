@@ -9,7 +9,10 @@ from google.protobuf import descriptor_pool, empty_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from billing_svc import access, draining, interceptors, server
+from billing_svc import access, clock, draining, interceptors, server
+from billing_svc import settings as settings_module
+from billing_svc.database import transactions as transactions_module
+from billing_svc.stripe import client
 from tests.billing_svc import books, refusals
 from tests.billing_svc.conftest import TOKEN, Billing, tokens
 
@@ -182,3 +185,17 @@ async def test_an_rpc_that_nobody_entered_is_refused_to_a_caller_with_every_grou
         refusal = await _send(channel, "/billing.v1.Hidden/Call", b"", ())
         assert refusal.code is grpc.StatusCode.UNAUTHENTICATED
     await hidden.stop(None)
+
+
+async def test_reflection_is_answered_only_where_it_is_switched_on(
+    settings: settings_module.Settings, transactions: transactions_module.Transactions, published_catalog: int
+) -> None:
+    assert published_catalog
+    unreflected = settings.model_copy(update={"reflection": False})
+    stripe = client.Stripe.from_settings(unreflected)
+    running = await server.start(unreflected, transactions, stripe, clock.Clock(), tokens())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+        refusal = await refusals.refused(_services(channel, _bearer(TOKEN)))
+    assert refusal.code is grpc.StatusCode.UNIMPLEMENTED
+    await running.stop(grace_seconds=1)
+    await stripe.close()

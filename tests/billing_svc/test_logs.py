@@ -106,3 +106,34 @@ asyncio.run(call())
 
     assert "erika" not in text
     assert "hunter2" not in text
+
+
+def test_lines_of_an_event_loop_are_gathered_and_an_ordered_end_loses_none() -> None:
+    script = """
+import asyncio, structlog
+log = structlog.get_logger('x')
+async def work():
+    for n in range(1_000):
+        log.info('call', n=n)
+asyncio.run(work())
+log.info('after')
+"""
+    entries = logged(script, level="info")
+
+    assert [entry.get("n", entry["event"]) for entry in entries] == [*range(1_000), "after"]
+
+
+def test_gathered_lines_are_written_within_a_moment_and_a_warning_takes_them_along_at_once() -> None:
+    script = """
+import asyncio, os, structlog
+log = structlog.get_logger('x')
+async def work():
+    log.info('a')
+    await asyncio.sleep(0.2)
+    log.info('b')
+    log.warning('c')
+    log.info('lost with the process')
+    os._exit(0)
+asyncio.run(work())
+"""
+    assert [entry["event"] for entry in logged(script, level="info")] == ["a", "b", "c"]

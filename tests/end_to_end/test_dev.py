@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,39 @@ def test_a_part_that_dies_comes_back(running: dev_process.DevProcess, part: str)
     assert check(running, account).used == 1
 
 
+def advance(dev: dev_process.DevProcess, duration: str) -> str:
+    """Move the clocks by the command, and return what it says."""
+    port = str(dev.ports[2])
+    ended = subprocess.run(
+        [sys.executable, "-m", "billing_svc", "sandbox", "advance", duration, "--sandbox-port", port, "--pause", "0"],
+        cwd=dev_process.ROOT,
+        env=dev_process.environment(),
+        capture_output=True,
+        text=True,
+        timeout=CALL_SECONDS_MAX,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_stripes_clock_and_ours_move_together(running: dev_process.DevProcess) -> None:
+    record(running, "org_moved", "before")
+    ended = check(running, "org_moved").period_end.ToDatetime()
+
+    told = advance(running, "35d")
+    moved = check(running, "org_moved")
+
+    assert told.startswith("it is ")
+    assert moved.used == 0, "a new month"
+    assert moved.period_start.ToDatetime() >= ended
+    # A part that is started afresh has the same time.
+    killed = running.pid_of("server")
+    dev_process.kill(killed)
+    running.await_line(rf"  server answers after .* \(process (?!{killed}\))")
+    assert check(running, "org_moved").period_start == moved.period_start
+
+
 def test_a_kill_leaves_nothing_running_and_the_next_start_keeps_the_data(folder: Path) -> None:
     with dev_process.ended_in_any_case(dev_process.DevProcess(folder / "killed")) as dev:
         dev.start()
@@ -146,6 +180,13 @@ def test_it_does_not_start_beside_a_live_key(folder: Path, key: str) -> None:
     assert "live key" in sentence
     assert key not in sentence
     assert not (folder / "live").exists()
+
+
+def test_a_test_key_of_stripes_needs_the_webhooks_secret(folder: Path) -> None:
+    sentence = refused(dev_process.DevProcess(folder / "test").command(), STRIPE_API_KEY="sk_test_51abc")
+
+    assert "STRIPE_WEBHOOK_SECRET" in sentence
+    assert "51abc" not in sentence
 
 
 def test_a_reset_spares_a_folder_that_is_not_its_own(folder: Path) -> None:

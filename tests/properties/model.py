@@ -70,8 +70,11 @@ class Account:
     """One account's whole history."""
 
     now: datetime
-    pay_as_you_go: bool = False
     subscriptions: list[Subscription] = field(default_factory=list)
+    # Those that carry pay-as-you-go on the default plan.
+    metered_only: list[Subscription] = field(default_factory=list)
+    # The subscription under which it was switched on.
+    pay_as_you_go_under: str | None = None
     overrides: dict[str, tuple[int | None, datetime | None]] = field(default_factory=dict)
     counters: dict[tuple[str, datetime], Counter] = field(default_factory=dict)
     levels: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)
@@ -87,7 +90,8 @@ class Account:
         found = self.subscription(at)
         plan, seats = (found.plan, found.seats) if found else ("free", 1)
         offer = offers.PLANS[plan].get(meter)
-        if self.pay_as_you_go:
+        carriers = [found] if found else [one for one in self.metered_only if one.covers(at)]
+        if self.pay_as_you_go_under in {one.name for one in carriers}:
             offer = offers.OVERLAYS.get(plan, {}).get(meter, offer)
         beyond = offer.beyond if offer else ""
         if meter in self.overrides:

@@ -139,7 +139,7 @@ class Counting(stateful.RuleBasedStateMachine):
     def let_an_operator_act(self, meter: str, included: int | None, after: timedelta | None, what: int) -> None:
         """Switch pay-as-you-go, set an override, or remove one."""
         if what in {0, 1}:
-            self._switch_pay_as_you_go(on=what == 0)
+            self._switch_pay_as_you_go(after, on=what == 0)
         elif what == 2:
             self._set_override(meter, included, after)
         else:
@@ -147,11 +147,22 @@ class Counting(stateful.RuleBasedStateMachine):
             table = tables.account_overrides
             self._run(self._execute(sa.delete(table).where(table.c.meter == meter)))
 
-    def _switch_pay_as_you_go(self, *, on: bool) -> None:
-        self.account.pay_as_you_go = on
-        row = {"account_id": ACCOUNT, "created_at": self.account.now, "pay_as_you_go": on}
+    def _switch_pay_as_you_go(self, after: timedelta | None, *, on: bool) -> None:
+        """Under the plan's subscription; without one, under a metered-only one that may end after a time."""
+        now, held = self.account.now, self.account.subscription(self.account.now)
+        if on and held is None:
+            end = None if after is None else now + after
+            held = model.Subscription(next(self._ids), "free", 1, start=now, anchor=now, end=end)
+            self.account.metered_only.append(held)
+            metered = told.Told(
+                "free", price="", since=now, account_id=ACCOUNT, subscription_id=held.name, cancel_at=end
+            )
+            self._run(metered.apply(self._billing.transactions, now))
+        under = held.name if on and held is not None else None
+        self.account.pay_as_you_go_under = under
+        row = {"account_id": ACCOUNT, "created_at": now, "pay_as_you_go_under": under}
         statement = postgresql.insert(tables.accounts).values(row)
-        changes = {"pay_as_you_go": on}
+        changes = {"pay_as_you_go_under": under}
         self._run(self._execute(statement.on_conflict_do_update(index_elements=["account_id"], set_=changes)))
 
     def _set_override(self, meter: str, included: int | None, after: timedelta | None) -> None:

@@ -37,6 +37,8 @@ ALL = sorted(
         "price.created",
         "price.created",
         "customer.created",
+        "payment_method.attached",
+        "customer.updated",
         "invoice.created",
         "invoice.finalized",
         "invoice.paid",

@@ -189,9 +189,10 @@ async def test_a_refusal_that_execution_met_is_kept(sandbox: Sandbox) -> None:
 
 
 async def test_every_request_is_in_the_log(sandbox: Sandbox) -> None:
-    await post(sandbox, "/v1/customers", "metadata[a]=b", Idempotency_Key="k1")
+    made = await post(sandbox, "/v1/customers", "metadata[a]=b", Idempotency_Key="k1")
     await sandbox.http.get("/v1/customers/cus_nobody")
     first, second = (await sandbox.http.get("/_sandbox/requests")).json()
+    assert first.pop("at") >= made.json()["created"]
     assert first == {
         "method": "POST",
         "path": "/v1/customers",
@@ -199,5 +200,8 @@ async def test_every_request_is_in_the_log(sandbox: Sandbox) -> None:
         "params": {"metadata": {"a": "b"}},
         "status": 200,
         "replayed": False,
+        "object": made.json()["id"],
+        "fault": None,
     }
+    assert "sk_test_" not in str((first, second))
     assert (second["path"], second["status"]) == ("/v1/customers/cus_nobody", 404)

@@ -61,6 +61,9 @@ def test_ipv6_addresses_are_written_in_brackets(monkeypatch: pytest.MonkeyPatch)
         ("GATEWAY_LISTEN", ":8080"),
         ("GATEWAY_LISTEN", "127.0.0.1:65536"),
         ("GATEWAY_LISTEN", "127.0.0.1:http"),
+        ("GATEWAY_METRICS_LISTEN", "9465"),
+        ("BILLING_GRPC_CERT_FILE", "cert.pem"),
+        ("BILLING_GRPC_KEY_FILE", "key.pem"),
         ("BILLING_DEV", "perhaps"),
     ],
 )

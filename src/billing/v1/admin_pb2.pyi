@@ -696,7 +696,9 @@ class ReplayStripeEventsRequest(_message.Message):
     """The caller's id for this replay, 1 to 255 bytes of printable ASCII. Required unless `preview`."""
     @_builtins.property
     def event_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """These events, at most 500, each at most 255 bytes. An unknown one is NOT_FOUND, and none is replayed."""
+        """These events, at most 500, each at most 255 bytes. An unknown one is NOT_FOUND, one whose payload was deleted
+        FAILED_PRECONDITION, and none is replayed. Filters leave those out.
+        """
 
     @_builtins.property
     def received_from(self) -> _timestamp_pb2.Timestamp:

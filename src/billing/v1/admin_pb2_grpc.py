@@ -84,8 +84,6 @@ class AdminServiceServicer:
     def ListAccounts(self, request, context):
         """Lists accounts with plan, status and usage of the current period, by account id.
 
-        Not offered yet: it answers UNIMPLEMENTED.
-
         Retry: safe, it only reads.
         Depends on: Postgres only.
         When down: wait; nothing is lost.
@@ -96,8 +94,6 @@ class AdminServiceServicer:
 
     def GetAccount(self, request, context):
         """Tells all about one account.
-
-        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.
@@ -133,8 +129,6 @@ class AdminServiceServicer:
     def ListAllInvoices(self, request, context):
         """Lists the invoices of all accounts, newest first.
 
-        Not offered yet: it answers UNIMPLEMENTED.
-
         Retry: safe, it only reads.
         Depends on: Postgres only.
         When down: wait, or look at Stripe's dashboard.
@@ -145,8 +139,6 @@ class AdminServiceServicer:
 
     def ListAuditEntries(self, request, context):
         """Lists who changed what, newest first.
-
-        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.
@@ -159,8 +151,6 @@ class AdminServiceServicer:
     def ListStripeEvents(self, request, context):
         """Lists the inbox of Stripe's events, newest first.
 
-        Not offered yet: it answers UNIMPLEMENTED.
-
         Retry: safe, it only reads.
         Depends on: Postgres only.
         When down: wait; nothing is lost.
@@ -172,8 +162,6 @@ class AdminServiceServicer:
     def ReplayStripeEvents(self, request, context):
         """Lets the worker apply stored events again, by id, type, state or time. Safe for any event: the object is fetched
         afresh, so that an old event cannot undo a newer state. Written to the audit log.
-
-        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe with the same request_id; and replaying twice ends in the same state.
         Depends on: Postgres only; the worker then calls Stripe.

@@ -36,16 +36,12 @@ class AdminServiceStub:
     ListAccounts: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAccountsRequest, _admin_pb2.ListAccountsResponse]
     """Lists accounts with plan, status and usage of the current period, by account id.
 
-    Not offered yet: it answers UNIMPLEMENTED.
-
     Retry: safe, it only reads.
     Depends on: Postgres only.
     When down: wait; nothing is lost.
     """
     GetAccount: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetAccountRequest, _admin_pb2.GetAccountResponse]
     """Tells all about one account.
-
-    Not offered yet: it answers UNIMPLEMENTED.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
@@ -69,16 +65,12 @@ class AdminServiceStub:
     ListAllInvoices: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAllInvoicesRequest, _admin_pb2.ListAllInvoicesResponse]
     """Lists the invoices of all accounts, newest first.
 
-    Not offered yet: it answers UNIMPLEMENTED.
-
     Retry: safe, it only reads.
     Depends on: Postgres only.
     When down: wait, or look at Stripe's dashboard.
     """
     ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAuditEntriesRequest, _admin_pb2.ListAuditEntriesResponse]
     """Lists who changed what, newest first.
-
-    Not offered yet: it answers UNIMPLEMENTED.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
@@ -87,8 +79,6 @@ class AdminServiceStub:
     ListStripeEvents: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListStripeEventsRequest, _admin_pb2.ListStripeEventsResponse]
     """Lists the inbox of Stripe's events, newest first.
 
-    Not offered yet: it answers UNIMPLEMENTED.
-
     Retry: safe, it only reads.
     Depends on: Postgres only.
     When down: wait; nothing is lost.
@@ -96,8 +86,6 @@ class AdminServiceStub:
     ReplayStripeEvents: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReplayStripeEventsRequest, _admin_pb2.ReplayStripeEventsResponse]
     """Lets the worker apply stored events again, by id, type, state or time. Safe for any event: the object is fetched
     afresh, so that an old event cannot undo a newer state. Written to the audit log.
-
-    Not offered yet: it answers UNIMPLEMENTED.
 
     Retry: safe with the same request_id; and replaying twice ends in the same state.
     Depends on: Postgres only; the worker then calls Stripe.
@@ -112,16 +100,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListAccounts: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAccountsRequest, _admin_pb2.ListAccountsResponse]  # type: ignore[assignment]
     """Lists accounts with plan, status and usage of the current period, by account id.
 
-    Not offered yet: it answers UNIMPLEMENTED.
-
     Retry: safe, it only reads.
     Depends on: Postgres only.
     When down: wait; nothing is lost.
     """
     GetAccount: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetAccountRequest, _admin_pb2.GetAccountResponse]  # type: ignore[assignment]
     """Tells all about one account.
-
-    Not offered yet: it answers UNIMPLEMENTED.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
@@ -145,16 +129,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListAllInvoices: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAllInvoicesRequest, _admin_pb2.ListAllInvoicesResponse]  # type: ignore[assignment]
     """Lists the invoices of all accounts, newest first.
 
-    Not offered yet: it answers UNIMPLEMENTED.
-
     Retry: safe, it only reads.
     Depends on: Postgres only.
     When down: wait, or look at Stripe's dashboard.
     """
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAuditEntriesRequest, _admin_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
     """Lists who changed what, newest first.
-
-    Not offered yet: it answers UNIMPLEMENTED.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
@@ -163,8 +143,6 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListStripeEvents: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListStripeEventsRequest, _admin_pb2.ListStripeEventsResponse]  # type: ignore[assignment]
     """Lists the inbox of Stripe's events, newest first.
 
-    Not offered yet: it answers UNIMPLEMENTED.
-
     Retry: safe, it only reads.
     Depends on: Postgres only.
     When down: wait; nothing is lost.
@@ -172,8 +150,6 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ReplayStripeEvents: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReplayStripeEventsRequest, _admin_pb2.ReplayStripeEventsResponse]  # type: ignore[assignment]
     """Lets the worker apply stored events again, by id, type, state or time. Safe for any event: the object is fetched
     afresh, so that an old event cannot undo a newer state. Written to the audit log.
-
-    Not offered yet: it answers UNIMPLEMENTED.
 
     Retry: safe with the same request_id; and replaying twice ends in the same state.
     Depends on: Postgres only; the worker then calls Stripe.
@@ -190,8 +166,6 @@ class AdminServiceServicer:
     ) -> _typing.Union[_admin_pb2.ListAccountsResponse, _abc.Awaitable[_admin_pb2.ListAccountsResponse]]:
         """Lists accounts with plan, status and usage of the current period, by account id.
 
-        Not offered yet: it answers UNIMPLEMENTED.
-
         Retry: safe, it only reads.
         Depends on: Postgres only.
         When down: wait; nothing is lost.
@@ -203,8 +177,6 @@ class AdminServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetAccountResponse, _abc.Awaitable[_admin_pb2.GetAccountResponse]]:
         """Tells all about one account.
-
-        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.
@@ -243,8 +215,6 @@ class AdminServiceServicer:
     ) -> _typing.Union[_admin_pb2.ListAllInvoicesResponse, _abc.Awaitable[_admin_pb2.ListAllInvoicesResponse]]:
         """Lists the invoices of all accounts, newest first.
 
-        Not offered yet: it answers UNIMPLEMENTED.
-
         Retry: safe, it only reads.
         Depends on: Postgres only.
         When down: wait, or look at Stripe's dashboard.
@@ -256,8 +226,6 @@ class AdminServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListAuditEntriesResponse, _abc.Awaitable[_admin_pb2.ListAuditEntriesResponse]]:
         """Lists who changed what, newest first.
-
-        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.
@@ -271,8 +239,6 @@ class AdminServiceServicer:
     ) -> _typing.Union[_admin_pb2.ListStripeEventsResponse, _abc.Awaitable[_admin_pb2.ListStripeEventsResponse]]:
         """Lists the inbox of Stripe's events, newest first.
 
-        Not offered yet: it answers UNIMPLEMENTED.
-
         Retry: safe, it only reads.
         Depends on: Postgres only.
         When down: wait; nothing is lost.
@@ -285,8 +251,6 @@ class AdminServiceServicer:
     ) -> _typing.Union[_admin_pb2.ReplayStripeEventsResponse, _abc.Awaitable[_admin_pb2.ReplayStripeEventsResponse]]:
         """Lets the worker apply stored events again, by id, type, state or time. Safe for any event: the object is fetched
         afresh, so that an old event cannot undo a newer state. Written to the audit log.
-
-        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe with the same request_id; and replaying twice ends in the same state.
         Depends on: Postgres only; the worker then calls Stripe.

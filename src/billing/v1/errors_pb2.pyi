@@ -60,6 +60,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. The account has no override on this meter. Metadata: account_id, meter."""
     ERROR_REASON_STRIPE_EVENT_NOT_FOUND: _ErrorReason.ValueType  # 16
     """NOT_FOUND. The inbox has no such Stripe event. Metadata: event_id."""
+    ERROR_REASON_STRIPE_EVENT_BODY_DELETED: _ErrorReason.ValueType  # 43
+    """FAILED_PRECONDITION. What this Stripe event carried was deleted, as its time was over; it cannot be applied again.
+    Metadata: event_id.
+    """
     ERROR_REASON_ALREADY_SUBSCRIBED: _ErrorReason.ValueType  # 17
     """FAILED_PRECONDITION. The account has a plan subscription that is not over; use ChangePlan or CancelSubscription.
     Metadata: plan, status.
@@ -177,6 +181,10 @@ ERROR_REASON_OVERRIDE_NOT_FOUND: ErrorReason.ValueType  # 15
 """NOT_FOUND. The account has no override on this meter. Metadata: account_id, meter."""
 ERROR_REASON_STRIPE_EVENT_NOT_FOUND: ErrorReason.ValueType  # 16
 """NOT_FOUND. The inbox has no such Stripe event. Metadata: event_id."""
+ERROR_REASON_STRIPE_EVENT_BODY_DELETED: ErrorReason.ValueType  # 43
+"""FAILED_PRECONDITION. What this Stripe event carried was deleted, as its time was over; it cannot be applied again.
+Metadata: event_id.
+"""
 ERROR_REASON_ALREADY_SUBSCRIBED: ErrorReason.ValueType  # 17
 """FAILED_PRECONDITION. The account has a plan subscription that is not over; use ChangePlan or CancelSubscription.
 Metadata: plan, status.

@@ -85,6 +85,7 @@ class Invoice(_message.Message):
     SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
     MORE_LINES_FIELD_NUMBER: _builtins.int
+    ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     invoice_id: _builtins.str
     """Stripe's id ("in_...")."""
     account_id: _builtins.str
@@ -101,6 +102,8 @@ class Invoice(_message.Message):
     """Stripe's id of the subscription that it bills; empty without one."""
     more_lines: _builtins.bool
     """There are more lines at Stripe."""
+    attempt_count: _builtins.int
+    """Attempts to collect it so far, 0 or more; with next_payment_attempt_at, all of them failed."""
     @_builtins.property
     def total(self) -> _money_pb2.Money:
         """The sum of its lines after discounts and taxes; negative if it is a credit."""
@@ -162,10 +165,11 @@ class Invoice(_message.Message):
         subscription_id: _builtins.str = ...,
         lines: _abc.Iterable[Global___InvoiceLine] | None = ...,
         more_lines: _builtins.bool = ...,
+        attempt_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount_due", b"amount_due", "amount_paid", b"amount_paid", "created_at", b"created_at", "due_at", b"due_at", "next_payment_attempt_at", b"next_payment_attempt_at", "paid_at", b"paid_at", "period_end", b"period_end", "period_start", b"period_start", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_due", b"amount_due", "amount_paid", b"amount_paid", "created_at", b"created_at", "due_at", b"due_at", "hosted_url", b"hosted_url", "invoice_id", b"invoice_id", "lines", b"lines", "more_lines", b"more_lines", "next_payment_attempt_at", b"next_payment_attempt_at", "number", b"number", "paid_at", b"paid_at", "pdf_url", b"pdf_url", "period_end", b"period_end", "period_start", b"period_start", "status", b"status", "subscription_id", b"subscription_id", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_due", b"amount_due", "amount_paid", b"amount_paid", "attempt_count", b"attempt_count", "created_at", b"created_at", "due_at", b"due_at", "hosted_url", b"hosted_url", "invoice_id", b"invoice_id", "lines", b"lines", "more_lines", b"more_lines", "next_payment_attempt_at", b"next_payment_attempt_at", "number", b"number", "paid_at", b"paid_at", "pdf_url", b"pdf_url", "period_end", b"period_end", "period_start", b"period_start", "status", b"status", "subscription_id", b"subscription_id", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,9 +31,9 @@ class _StripeEventStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stri
     STRIPE_EVENT_STATE_APPLIED: _StripeEventState.ValueType  # 2
     """Its object's state is in effect here."""
     STRIPE_EVENT_STATE_IGNORED: _StripeEventState.ValueType  # 3
-    """Kept without effect: a type that is not handled, or the other livemode."""
+    """Kept without effect: a type that is not handled, the other livemode, or an object that is not ours."""
     STRIPE_EVENT_STATE_FAILED: _StripeEventState.ValueType  # 4
-    """Cannot be applied, for the reason in `error`; waits for a replay."""
+    """Cannot be applied, for the reason in `error`; waits for a replay, or for the object's next event."""
 
 class StripeEventState(_StripeEventState, metaclass=_StripeEventStateEnumTypeWrapper):
     """Where a stored event stands."""
@@ -45,9 +45,9 @@ STRIPE_EVENT_STATE_PENDING: StripeEventState.ValueType  # 1
 STRIPE_EVENT_STATE_APPLIED: StripeEventState.ValueType  # 2
 """Its object's state is in effect here."""
 STRIPE_EVENT_STATE_IGNORED: StripeEventState.ValueType  # 3
-"""Kept without effect: a type that is not handled, or the other livemode."""
+"""Kept without effect: a type that is not handled, the other livemode, or an object that is not ours."""
 STRIPE_EVENT_STATE_FAILED: StripeEventState.ValueType  # 4
-"""Cannot be applied, for the reason in `error`; waits for a replay."""
+"""Cannot be applied, for the reason in `error`; waits for a replay, or for the object's next event."""
 Global___StripeEventState: _TypeAlias = StripeEventState  # noqa: Y015
 
 @_typing.final
@@ -136,7 +136,7 @@ class StripeEvent(_message.Message):
     attempts: _builtins.int
     """Attempts to apply it so far, 0 or more."""
     error: _builtins.str
-    """Why it failed, or why the last attempt did; empty otherwise. At most 1,000 characters."""
+    """Why it failed, why the last attempt did, or why it is ignored; empty otherwise. At most 1,000 characters."""
     livemode: _builtins.bool
     """Whether it comes from Stripe's live mode."""
     api_version: _builtins.str

@@ -120,7 +120,9 @@ class SubscriptionServiceServicer:
         """Makes a page of Stripe's on which the account's customer can buy a plan, and answers its address.
 
         One page is open per account: an equal one that is still open is given again, another one is expired. Refused with
-        ALREADY_SUBSCRIBED while a plan subscription is not over.
+        ALREADY_SUBSCRIBED while a plan subscription is not over. A trial is for an account's first plan subscription. If
+        two pages of an account are paid all the same, the first subscription stays; the other one is cancelled and
+        credited.
 
         Retry: safe. The same request_id with the same content gives the same page; without a request_id, an equal open
         page is given again.
@@ -135,8 +137,6 @@ class SubscriptionServiceServicer:
         """Makes a page of Stripe's on which the account's customer sees invoices, changes payment methods and cancels.
 
         Refused with NO_STRIPE_CUSTOMER before the first checkout.
-
-        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe; the same request_id gives the same page while it is fresh, and another page beside it does no harm.
         Depends on: Postgres and Stripe.
@@ -153,8 +153,6 @@ class SubscriptionServiceServicer:
         Stripe, and it is in force once that exists; off denies overage at once, and ends it with the period. On again in
         between undoes that. Usage that was charged stays charged, and no switch gives a fresh allowance.
 
-        Not offered yet: it answers UNIMPLEMENTED.
-
         Retry: safe with the same request_id; and setting what is set already changes nothing.
         Depends on: Postgres; and Stripe for accounts without a subscription.
         When down: repeat later with the same request_id. Until it is answered, the switch stands as GetSubscription says.
@@ -168,10 +166,10 @@ class SubscriptionServiceServicer:
         `preview`, only says what that would cost.
 
         A change now first sends the usage so far to Stripe, so that each unit is charged once on the terms that it was
-        used on: USAGE_NOT_REPORTED means that this is still under way. A change at the period's end replaces one that is
-        pending.
-
-        Not offered yet: it answers UNIMPLEMENTED.
+        used on: USAGE_NOT_REPORTED means that this is still under way. A change that cannot be paid does not take place.
+        A change at the period's end replaces one that is pending, and takes back an end that is scheduled; choosing what
+        the account has already gives up the pending one. A change now gives up what is pending, and leaves an end that is
+        scheduled.
 
         Retry: safe with the same request_id; a preview changes nothing.
         Depends on: Postgres and Stripe.
@@ -185,9 +183,9 @@ class SubscriptionServiceServicer:
         """Ends a subscription, at the period's end or now.
 
         At the period's end the plan stays until then, and ResumeSubscription undoes it. Now: usage so far is sent to
-        Stripe and invoiced, USAGE_NOT_REPORTED means that this is still under way, and the default plan follows.
-
-        Not offered yet: it answers UNIMPLEMENTED.
+        Stripe and invoiced, USAGE_NOT_REPORTED means that this is still under way, and the default plan follows; what was
+        paid for the rest of the period is not given back. Either gives up a pending change. Pay-as-you-go on the default
+        plan is no such subscription: SetPayAsYouGo ends it.
 
         Retry: safe with the same request_id; cancelling what is already ending that way changes nothing.
         Depends on: Postgres and Stripe.
@@ -201,8 +199,6 @@ class SubscriptionServiceServicer:
         """Undoes a cancellation that has not taken effect yet.
 
         Refused with NOT_CANCELING if none is scheduled, and with NOT_SUBSCRIBED once the subscription is over.
-
-        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe with the same request_id.
         Depends on: Postgres and Stripe.
@@ -238,8 +234,6 @@ class SubscriptionServiceServicer:
 
     def ListInvoices(self, request, context):
         """Lists an account's invoices, newest first, as they were when Stripe last told of them.
-
-        Not offered yet: it answers UNIMPLEMENTED.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.

@@ -48,8 +48,5 @@ def crossed(
     if not included:
         return []
     was = -1 if is_new_allowance else before.shown_used * 100
-    return [
-        Alert(percent, included, after.shown_used)
-        for percent in percents
-        if was < percent * included <= after.shown_used * 100
-    ]
+    used = after.shown_used
+    return [Alert(percent, included, used) for percent in percents if was < percent * included <= used * 100]

@@ -39,7 +39,8 @@ async def raise_alerts(
                     "used": alert.used,
                     "raised_at": now,
                 }
-                for (account_id, meter, period_start), alert in alerts
+                # In key order, so that processes cannot deadlock.
+                for (account_id, meter, period_start), alert in sorted(alerts, key=lambda one: one[0])
             ],
         )
 
@@ -85,6 +86,12 @@ async def list_alerts(
         query = query.where(sa.tuple_(*order) < sa.tuple_(*(sa.literal(one) for one in after)))
     rows = await conn.execute(query.order_by(*(column.desc() for column in order)).limit(most))
     return [StoredAlert(*row) for row in rows]
+
+
+async def count_open(conn: AsyncConnection, account_id: str) -> int:
+    """Return how many of the account's alerts nobody has acknowledged."""
+    query = sa.select(sa.func.count()).where(_ALERTS.c.account_id == account_id, _ALERTS.c.acknowledged_at.is_(None))
+    return int((await conn.execute(query)).scalar_one())
 
 
 async def find(conn: AsyncConnection, account_id: str, alert_id: str) -> StoredAlert | None:

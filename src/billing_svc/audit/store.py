@@ -30,6 +30,30 @@ class Entry:
     changes: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which entries are looked for; what is empty or None matches all."""
+
+    account_id: str = ""
+    actor: str = ""
+    action: str = ""
+    since: datetime | None = None
+    before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One mutation as stored."""
+
+    at: datetime
+    account_id: str
+    entry_id: str
+    actor: str
+    action: str
+    request_id: str
+    changes: Mapping[str, Any]
+
+
 async def append(
     conn: AsyncConnection, origin: Origin, account_id: str, action: str, changes: Mapping[str, object], now: datetime
 ) -> None:
@@ -79,6 +103,31 @@ async def find_request(conn: AsyncConnection, account_id: str, request_id: str) 
         await conn.execute(query.where(log.account_id == account_id, log.entry_id == _entry_of(request_id)))
     ).one_or_none()
     return None if row is None else Entry(*row)
+
+
+async def list_entries(
+    conn: AsyncConnection, choice: Filter, after: tuple[datetime, str, str] | None, most: int
+) -> list[Row]:
+    """Return entries, newest first; those after a position (instant, account, entry)."""
+    log = tables.audit_log.c
+    query = sa.select(*(log[name] for name in Row.__dataclass_fields__))
+    if choice.account_id:
+        query = query.where(log.account_id == choice.account_id)
+    if choice.actor == "stripe":
+        query = query.where(sa.func.starts_with(log.actor, "stripe:"))
+    elif choice.actor:
+        query = query.where(log.actor.in_([f"caller:{choice.actor}", f"operator:{choice.actor}"]))
+    if choice.action:
+        query = query.where(log.action == choice.action)
+    if choice.since is not None:
+        query = query.where(log.at >= choice.since)
+    if choice.before is not None:
+        query = query.where(log.at < choice.before)
+    order = (log.at, log.account_id, log.entry_id)
+    if after is not None:
+        query = query.where(sa.tuple_(*order) < sa.tuple_(*(sa.literal(one) for one in after)))
+    rows = await conn.execute(query.order_by(*(column.desc() for column in order)).limit(most))
+    return [Row(*row) for row in rows]
 
 
 def _entry_of(request_id: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from billing_svc.catalog import money, notation
+from billing_svc.catalog import money
 from billing_svc.catalog.notation import Problem
 
 if TYPE_CHECKING:
@@ -90,5 +90,5 @@ def _amount_problems(path: tuple[str, ...], amount: Decimal, currency: str) -> I
 
 
 def _too_much(currency: str) -> str:
-    largest = notation.EXACT.scaleb(decimal.Decimal(money.MINOR_UNITS_MAX), -money.EXPONENTS[currency])
+    largest = money.EXACT.scaleb(decimal.Decimal(money.MINOR_UNITS_MAX), -money.EXPONENTS[currency])
     return f"must be <= {largest}, the most that Stripe takes"

@@ -107,7 +107,7 @@ class Limit(_Part):
             yield Problem(("unit_price",), "must be > 0; what costs nothing is beyond: allow")
         else:
             try:
-                notation.EXACT.divide(self.unit_price, Decimal(self.per))
+                money.EXACT.divide(self.unit_price, Decimal(self.per))
             except decimal.Inexact:
                 yield Problem(("per",), f"{self.unit_price} / {self.per} has no end, so one unit has no exact price")
 
@@ -120,11 +120,11 @@ class Limit(_Part):
     @functools.cached_property
     def unit_price_exact(self) -> Decimal:
         """The exact price of one unit; 0 where nothing is charged."""
-        return Decimal(0) if self.unit_price is None else notation.EXACT.divide(self.unit_price, Decimal(self.per))
+        return Decimal(0) if self.unit_price is None else money.EXACT.divide(self.unit_price, Decimal(self.per))
 
     def price_of(self, units: int) -> Decimal:
         """Return what `units` beyond the included quantity cost, exact and unrounded; 0 where nothing is charged."""
-        return notation.EXACT.multiply(self.unit_price_exact, Decimal(units))
+        return money.EXACT.multiply(self.unit_price_exact, Decimal(units))
 
 
 class RateLimit(_Part):

@@ -1,9 +1,12 @@
 """Currencies and their minor units, and what Stripe can charge in them."""
 
+import decimal
 from decimal import Decimal
 
-from billing_svc.catalog.notation import EXACT
-
+# Products of the largest amounts and quantities have fewer digits than this; what would be rounded raises instead.
+EXACT = decimal.Context(
+    prec=80, traps=[decimal.Inexact, decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow]
+)
 # ISO 4217 exponents as Stripe applies them. Left out on purpose: ISK and UGX (whole amounts written as hundredths) and
 # the three-decimal currencies (the last digit must be 0), whose rules no product needs yet.
 EXPONENTS = {

@@ -1,6 +1,5 @@
 """How names, quantities, amounts and durations are written in a catalog, and their bounds."""
 
-import decimal
 import re
 from datetime import timedelta
 from decimal import Decimal
@@ -17,6 +16,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from billing_svc.catalog import money
+
 # Exact also as a double, for callers in JavaScript, and so far below int64 that no sum of a period can overflow.
 QUANTITY_MAX = 10**15
 # A quantity of seats: with SCALED_INCLUDED_MAX, what is included stays within QUANTITY_MAX.
@@ -30,11 +31,6 @@ GRACE_PERIOD_MAX = timedelta(days=366)
 AMOUNT_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,20})?$"
 DURATION_PATTERN = r"^[1-9][0-9]{0,9}[smhd]$"
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,63}$"
-
-# Products of the largest amounts and quantities have fewer digits than this; what would be rounded raises instead.
-EXACT = decimal.Context(
-    prec=80, traps=[decimal.Inexact, decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow]
-)
 
 _SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _QUOTED = 'must be a whole number or, for an amount of money, text in quotes such as "0.008"'
@@ -96,7 +92,7 @@ def _amount(value: object) -> object:
 
 def write_amount(amount: Decimal) -> str:
     """Write equal amounts equally: "0.50" and "0.5" are the same content."""
-    return format(EXACT.create_decimal(amount).normalize(EXACT), "f")
+    return format(money.EXACT.create_decimal(amount).normalize(money.EXACT), "f")
 
 
 def _duration(value: object) -> object:

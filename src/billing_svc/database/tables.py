@@ -35,7 +35,8 @@ accounts = sa.Table(
     sa.Column("created_at", _INSTANT, nullable=False),
     # The account's customer at Stripe; stripe_customers is the way back.
     sa.Column("customer_id", sa.Text),
-    sa.Column("pay_as_you_go", sa.Boolean, nullable=False, server_default=sa.false()),
+    # The subscription under which pay-as-you-go was switched on; null: off. It ends with that subscription, by the clock.
+    sa.Column("pay_as_you_go_under", sa.Text),
     sa.CheckConstraint("account_id <> ''", name="named"),
 )
 
@@ -82,9 +83,23 @@ subscriptions = sa.Table(
     # what every decision reads. Equal bounds: it never did (incomplete).
     sa.Column("effective_from", _INSTANT, nullable=False),
     sa.Column("effective_until", _INSTANT),
+    # The checkout page of ours that it came from; null: it was made in another way.
+    sa.Column("checkout_id", sa.Text),
+    # A second one, bought while another was in force: it never gives its plan, and is ended as soon as it is seen.
+    sa.Column("superfluous", sa.Boolean, nullable=False, server_default=sa.false()),
+    # The schedule at Stripe that changes it later, and that change; all null without one.
+    sa.Column("schedule_id", sa.Text),
+    sa.Column("pending_plan", sa.Text),
+    sa.Column("pending_price", sa.Text),
+    sa.Column("pending_quantity", sa.BigInteger),
+    sa.Column("pending_at", _INSTANT),
     sa.Column("updated_at", _INSTANT, nullable=False),
     sa.CheckConstraint("quantity >= 0", name="quantity"),
     sa.CheckConstraint("effective_until IS NULL OR effective_until >= effective_from", name="effective"),
+    sa.CheckConstraint("NOT superfluous OR effective_until = effective_from", name="superfluous"),
+    sa.CheckConstraint(
+        "num_nulls(pending_plan, pending_price, pending_quantity, pending_at) IN (0, 4)", name="pending"
+    ),
     # A decision reads those in force and those that ended within its horizon, however many there ever were.
     sa.Index("ix_subscriptions_effective", "account_id", "effective_until"),
 )
@@ -260,7 +275,8 @@ reservations = sa.Table(
     sa.Index("ix_reservations_expiring", "expires_at", postgresql_where=sa.text("state = 'held'")),
 )
 
-# A contiguous slice (from_units, to_units] of a counter's billable total, sent to Stripe under one identifier.
+# A contiguous slice (from_units, to_units] of a counter's billable total; docs/adr/0007 has its states. It may grow until
+# it is first sent, and never changes after that.
 usage_reports = sa.Table(
     "usage_reports",
     metadata,
@@ -271,23 +287,55 @@ usage_reports = sa.Table(
     sa.Column("slice", sa.Integer, nullable=False),
     sa.Column("from_units", sa.BigInteger, nullable=False),
     sa.Column("to_units", sa.BigInteger, nullable=False),
+    # The terms that it is charged under, and the subscription whose invoices carry it; null: none does.
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("catalog_version", sa.Integer, nullable=False),
     sa.Column("subscription_id", sa.Text),
     sa.Column("customer_id", sa.Text, nullable=False),
     sa.Column("stripe_event_name", sa.Text, nullable=False),
+    # The event's timestamp, inside the billing period, which ends (as far as is known when it is sealed) at period_end.
     sa.Column("reported_for", _INSTANT, nullable=False),
+    sa.Column("period_end", _INSTANT, nullable=False),
+    # What Stripe knows it by. A new one is given only to what is certain not to be at Stripe.
+    sa.Column("identifier", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("next_attempt_at", _INSTANT),
+    sa.Column("next_attempt_at", _INSTANT, nullable=False),
+    # Stored before the call. Null: certain not to be at Stripe.
     sa.Column("first_attempt_at", _INSTANT),
+    sa.Column("last_attempt_at", _INSTANT),
+    # Stripe said that it is wrong, but an earlier attempt may have arrived: its meter tells.
+    sa.Column("refused_at", _INSTANT),
     sa.Column("error", sa.Text),
+    # Of what is charged as an invoice item: its amount in minor units, and the item, if that is not 0.
+    sa.Column("amount", sa.BigInteger),
+    sa.Column("invoice_item_id", sa.Text),
     sa.Column("sealed_at", _INSTANT, nullable=False),
     sa.Column("closed_at", _INSTANT),
     # Slices of a counter follow each other without gap or overlap: the next one takes the next number.
     sa.UniqueConstraint("account_id", "meter", "period_start", "slice"),
-    sa.CheckConstraint("from_units <> to_units", name="slice"),
+    sa.UniqueConstraint("account_id", "identifier"),
+    sa.CheckConstraint("(from_units = to_units) = (state = 'void')", name="slice"),
     sa.CheckConstraint("from_units >= 0 AND to_units >= 0", name="bounds"),
-    sa.CheckConstraint("state IN ('sealed', 'sent', 'invoiced', 'failed')", name="state"),
-    sa.Index("ix_usage_reports_open", "account_id", "next_attempt_at", postgresql_where=sa.text("state = 'sealed'")),
+    sa.CheckConstraint("length(identifier) <= 100", name="identifier"),
+    # 'sealed': to be sent. 'late': to be an invoice item. 'itemised': that is made, and waits for an invoice of its own.
+    # 'void': corrected away before it was sent.
+    sa.CheckConstraint("state IN ('sealed', 'late', 'itemised', 'sent', 'invoiced', 'failed', 'void')", name="state"),
+    sa.CheckConstraint("(state IN ('sealed', 'late', 'itemised')) = (closed_at IS NULL)", name="closed"),
+    sa.CheckConstraint("(state IN ('itemised', 'invoiced')) <= (amount IS NOT NULL)", name="amount"),
+    # What the worker has to do something about.
+    sa.Index(
+        "ix_usage_reports_open",
+        "next_attempt_at",
+        postgresql_where=sa.text("state IN ('sealed', 'late', 'itemised')"),
+    ),
+    sa.Index(
+        "ix_usage_reports_account_open",
+        "account_id",
+        postgresql_where=sa.text("state IN ('sealed', 'late', 'itemised')"),
+    ),
+    # Stripe's error reports name nothing else.
+    sa.Index("ix_usage_reports_identifier", "identifier"),
 )
 
 usage_alerts = sa.Table(
@@ -327,13 +375,23 @@ invoices = sa.Table(
     sa.Column("total", sa.BigInteger, nullable=False),
     sa.Column("amount_due", sa.BigInteger, nullable=False),
     sa.Column("amount_paid", sa.BigInteger, nullable=False),
+    # Attempts to collect it so far, the failed ones among them.
+    sa.Column("attempt_count", sa.Integer, nullable=False),
+    sa.Column("next_payment_attempt_at", _INSTANT),
+    sa.Column("due_at", _INSTANT),
+    sa.Column("paid_at", _INSTANT),
     sa.Column("period_start", _INSTANT, nullable=False),
     sa.Column("period_end", _INSTANT, nullable=False),
+    # The first so many; whether Stripe has more.
     sa.Column("lines", JSONB, nullable=False),
+    sa.Column("more_lines", sa.Boolean, nullable=False),
     sa.Column("hosted_url", sa.Text),
     sa.Column("pdf_url", sa.Text),
     sa.Column("created_at", _INSTANT, nullable=False),
     sa.Column("updated_at", _INSTANT, nullable=False),
+    # Lists run newest first: one account's, and all.
+    sa.Index("ix_invoices_account_created", "account_id", "created_at", "invoice_id"),
+    sa.Index("ix_invoices_created", "created_at", "invoice_id"),
 )
 
 # The one look-up from Stripe's side to ours.
@@ -396,6 +454,40 @@ checkouts = sa.Table(
     ),
 )
 
+# What a caller asked of a subscription under a request id, so that the same again gives the same, and other content is
+# refused. Kept for good.
+change_requests = sa.Table(
+    "change_requests",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("request_id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    # As sent; a repeat is compared with it.
+    sa.Column("content", JSONB, nullable=False),
+    # What it came to when it was first seen; repeats carry out just this, whatever the catalog has become.
+    sa.Column("target", JSONB, nullable=False),
+    # What was answered beside the subscription; null while it is under way.
+    sa.Column("answer", JSONB),
+    sa.Column("created_at", _INSTANT, nullable=False),
+    sa.Column("closed_at", _INSTANT),
+    sa.CheckConstraint("account_id <> '' AND request_id <> ''", name="named"),
+)
+
+# What the worker has to do about a subscription at Stripe, because of something that happened here. The row goes when it
+# is done; a new cause gives it a new id, under which it is done anew.
+subscription_duties = sa.Table(
+    "subscription_duties",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("subscription_id", sa.Text, primary_key=True),
+    sa.Column("duty_id", sa.Text, nullable=False),
+    sa.Column("due_at", _INSTANT, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("note", sa.Text),
+    sa.Column("created_at", _INSTANT, nullable=False),
+    sa.Index("ix_subscription_duties_due_at", "due_at"),
+)
+
 # The intent before a Stripe write, its result after. The idempotency key and the exact parameters come from here, so
 # that a crash anywhere can be repeated.
 stripe_requests = sa.Table(
@@ -431,8 +523,8 @@ stripe_events = sa.Table(
     sa.Column("api_version", sa.Text),
     sa.Column("created_at", _INSTANT, nullable=False),
     sa.Column("received_at", _INSTANT, nullable=False),
-    # The verified bytes.
-    sa.Column("body", sa.LargeBinary, nullable=False),
+    # The verified bytes; null once it was applied or ignored long ago. The row stays, so that its id counts once.
+    sa.Column("body", sa.LargeBinary),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("next_attempt_at", _INSTANT, nullable=False),
@@ -442,8 +534,16 @@ stripe_events = sa.Table(
     sa.CheckConstraint("state IN ('waiting', 'applied', 'ignored', 'failed')", name="state"),
     sa.CheckConstraint("(state = 'waiting') = (closed_at IS NULL)", name="closed"),
     sa.Index("ix_stripe_events_waiting", "next_attempt_at", postgresql_where=sa.text("state = 'waiting'")),
-    sa.Index("ix_stripe_events_object", "object_id", postgresql_where=sa.text("state = 'waiting'")),
+    sa.CheckConstraint("body IS NOT NULL OR state IN ('applied', 'ignored')", name="body"),
+    # Also finds what failed: a fresh fetch for a new event serves it as well.
+    sa.Index("ix_stripe_events_object", "object_id", postgresql_where=sa.text("state IN ('waiting', 'failed')")),
     sa.Index("ix_stripe_events_received", "received_at", "event_id"),
+    # Bodies to be deleted.
+    sa.Index(
+        "ix_stripe_events_bodies",
+        "closed_at",
+        postgresql_where=sa.text("body IS NOT NULL AND state IN ('applied', 'ignored')"),
+    ),
 )
 
 # The lease of a Stripe object: who may apply its events now. A holder whose number was passed has lost it.
@@ -468,4 +568,18 @@ audit_log = sa.Table(
     sa.Column("request_id", sa.Text, nullable=False),
     sa.Column("changes", JSONB, nullable=False),
     sa.Index("ix_audit_log_account_at", "account_id", "at", "entry_id"),
+    # Operators list all accounts' together, newest first.
+    sa.Index("ix_audit_log_at", "at", "account_id", "entry_id"),
+)
+
+# Which accounts a login that reads the database itself sees. The service neither reads nor writes it.
+reader_accounts = sa.Table(
+    "reader_accounts",
+    metadata,
+    # The name that it logs in with.
+    sa.Column("login", sa.Text, primary_key=True),
+    # This account and those below it; privileges.py says what that means.
+    sa.Column("account_prefix", sa.Text, primary_key=True),
+    # Every id begins with the empty string.
+    sa.CheckConstraint("account_prefix <> ''", name="named"),
 )

@@ -11,6 +11,7 @@ from typing import IO
 from billing_svc import cli
 
 MARKER = "billing-svc-dev"
+_STRIPE_ITSELF = "stripe-itself"
 _MARKER_TEXT = "`billing-svc dev` keeps its data here; beside this file, --reset may delete everything.\n"
 # A `dev` that was killed a moment ago, and its Postgres, may not have let go yet.
 _PREDECESSOR_SECONDS_MAX = 2.0
@@ -29,6 +30,19 @@ def claimed(folder: Path) -> Iterator[Path]:
         marker.write(_MARKER_TEXT)
         marker.flush()
         yield path
+
+
+def keep_to_one_stripe(path: Path, sandbox_state: Path, *, sandbox: bool) -> None:
+    """Remember whether the sandbox or Stripe itself knows the objects that are kept here. Raises Refusal."""
+    marker = path / _STRIPE_ITSELF
+    if marker.exists() if sandbox else sandbox_state.exists():
+        other, wanted = ("Stripe itself", "the sandbox") if sandbox else ("the sandbox", "Stripe itself")
+        raise cli.Refusal(
+            f"{path} holds what {other} knows and {wanted} does not; name another folder with --data-dir, "
+            "or begin anew with --reset"
+        )
+    if not sandbox:
+        marker.touch()
 
 
 def _claim(path: Path) -> IO[str]:

@@ -39,7 +39,12 @@ def lines(chosen: options.Options, ports: options.Ports, path: Path) -> Iterator
     yield ""
     yield f"  gRPC      {programs.grpc_address(ports)}  (token {settings.DEV_TOKEN})"
     yield f"  webhook   {programs.webhook_url(ports)}"
-    yield f"  sandbox   {programs.sandbox_url(ports)}  (in Stripe's place)"
+    if chosen.stripe is None:
+        yield f"  sandbox   {programs.sandbox_url(ports)}  (in Stripe's place)"
+        yield f"  clock     billing-svc sandbox advance 35d{_port_option(ports)}  (moves Stripe's and ours)"
+    else:
+        yield "  Stripe    itself, in test mode; its events come by"
+        yield f"            stripe listen --forward-to {programs.webhook_url(ports)}"
     yield f"  database  {'as DATABASE_URL says' if chosen.database_url else _shown(str(path / 'postgres'))}"
     yield f"  catalog   {_shown(str(chosen.catalog_file))}"
     yield ""
@@ -51,6 +56,10 @@ def lines(chosen: options.Options, ports: options.Ports, path: Path) -> Iterator
     yield ""
     yield _GRPCURL.format_map(values)
     yield ""
+
+
+def _port_option(ports: options.Ports) -> str:
+    return "" if ports.sandbox == options.SANDBOX_PORT else f" --sandbox-port {ports.sandbox}"
 
 
 def _shown(path: str) -> str:

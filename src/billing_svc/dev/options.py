@@ -4,13 +4,17 @@ import importlib.util
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from billing_svc import cli
 from billing_svc.catalog import loading, model
 
 LOOPBACK = "127.0.0.1"
+# Where the sandbox's own command looks for it.
+SANDBOX_PORT = 12_111
+# The key by which the parts call the sandbox; it takes any test key.
+SANDBOX_KEY = "sk_test_sandbox"
 # A part of a `dev` that was killed a moment ago may not have let go yet.
 _PREDECESSOR_SECONDS_MAX = 2.0
 _POLL_SECONDS = 0.05
@@ -28,8 +32,19 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True)
+class StripeAccount:
+    """A test account at Stripe itself."""
+
+    api_key: str = field(repr=False)
+    webhook_secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
-    """All that `dev` is told. `database_url` is None for the embedded Postgres; `meter` is one of the catalog's."""
+    """All that `dev` is told. `meter` is one of the catalog's.
+
+    `database_url` is None for the embedded Postgres, `stripe` for the sandbox.
+    """
 
     catalog_file: Path
     meter: str
@@ -37,6 +52,7 @@ class Options:
     reset: bool
     requested: Ports
     database_url: str | None
+    stripe: StripeAccount | None
 
 
 def read(*, catalog: Path, data_dir: Path, reset: bool, requested: Ports) -> Options:
@@ -45,16 +61,37 @@ def read(*, catalog: Path, data_dir: Path, reset: bool, requested: Ports) -> Opt
         raise cli.Refusal(
             "STRIPE_API_KEY is a live key, which moves real money: `dev` does not start beside one; unset it"
         )
-    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-        raise cli.Refusal(f"{missing[0]} is not installed: `dev` needs the extra (pip install 'billing-svc[dev]')")
+    require_extra()
+    stripe = _stripe_account()
     return Options(
         catalog_file=catalog.resolve(),
         meter=_first_meter(loading.load_file(catalog)),
         data_dir=data_dir,
         reset=reset,
-        requested=requested,
+        # Without a sandbox nobody needs its port.
+        requested=requested if stripe is None else replace(requested, sandbox=0),
         database_url=os.environ.get("DATABASE_URL") or None,
+        stripe=stripe,
     )
+
+
+def require_extra() -> None:
+    """Raise Refusal if the packages are missing that only development needs."""
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        raise cli.Refusal(f"{missing[0]} is not installed: `dev` needs the extra (pip install 'billing-svc[dev]')")
+
+
+def _stripe_account() -> StripeAccount | None:
+    key = os.environ.get("STRIPE_API_KEY", "")
+    if not key.startswith(("sk_test_", "rk_test_")) or key == SANDBOX_KEY:
+        return None
+    secret = os.environ.get("STRIPE_WEBHOOK_SECRET", "")
+    if not secret:
+        raise cli.Refusal(
+            "STRIPE_API_KEY is a test key of Stripe's, so `dev` would use Stripe itself: set STRIPE_WEBHOOK_SECRET too "
+            "(`stripe listen` prints it), or unset STRIPE_API_KEY to use the sandbox"
+        )
+    return StripeAccount(key, secret)
 
 
 def _first_meter(catalog: model.Catalog) -> str:

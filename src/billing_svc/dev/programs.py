@@ -4,17 +4,17 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Never
 
 import grpc
 import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from billing_svc import settings
-from billing_svc.dev import children
+from billing_svc.dev import children, options
 from billing_svc.dev.options import LOOPBACK, Ports
 from billing_svc.dev.parts import Program
 
-STRIPE_KEY = "sk_test_sandbox"
 # A front end on the developer's machine; the sandbox's pages send the customer back there.
 _FRONT_END = "http://localhost:3000"
 _WEBHOOK_PATH = "/stripe/webhook"
@@ -24,13 +24,14 @@ _PROBE_SECONDS_MAX = 2.0
 _OWN_PREFIXES = ("BILLING_", "DATABASE_URL", "GATEWAY_", "STRIPE_")
 _KEPT = frozenset({"BILLING_LOG_LEVEL"})
 
+_SANDBOX = (sys.executable, "-m", "stripe_sandbox")
 
-def environment(ports: Ports, database_url: str) -> Mapping[str, str]:
-    """Return what every part is started with."""
+
+def environment(ports: Ports, database_url: str, path: Path, stripe: options.StripeAccount | None) -> Mapping[str, str]:
+    """Return what every part is started with; `path` is the data folder."""
     inherited = {
         name: value for name, value in os.environ.items() if name in _KEPT or not name.startswith(_OWN_PREFIXES)
     }
-    sandbox = sandbox_url(ports)
     own_hosts = ",".join(
         filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK, "localhost"))
     )
@@ -44,16 +45,35 @@ def environment(ports: Ports, database_url: str) -> Mapping[str, str]:
         "BILLING_REFLECTION": "1",
         "BILLING_CHECKOUT_SUCCESS_URL": f"{_FRONT_END}/billing/success",
         "BILLING_CHECKOUT_CANCEL_URL": f"{_FRONT_END}/billing/cancel",
-        "BILLING_REDIRECT_ORIGINS": f"{_FRONT_END},{sandbox}",
         "DATABASE_URL": database_url,
-        "STRIPE_API_KEY": STRIPE_KEY,
-        "STRIPE_API_BASE": sandbox,
-        "STRIPE_SANDBOX_WEBHOOK_SECRET": settings.DEV_WEBHOOK_SECRET,
-        "STRIPE_WEBHOOK_SECRETS": settings.DEV_WEBHOOK_SECRET,
+        **(_with_sandbox(ports, path) if stripe is None else _with_stripe(stripe)),
         "BILLING_GRPC_TARGET": grpc_address(ports),
         "BILLING_GRPC_TOKEN": settings.DEV_TOKEN,
         "GATEWAY_LISTEN": f"{LOOPBACK}:{ports.gateway}",
     }
+
+
+def _with_sandbox(ports: Ports, path: Path) -> Mapping[str, str]:
+    return {
+        "BILLING_REDIRECT_ORIGINS": f"{_FRONT_END},{sandbox_url(ports)}",
+        "BILLING_CLOCK_FILE": str(_clock_file(path)),
+        "STRIPE_API_KEY": options.SANDBOX_KEY,
+        "STRIPE_API_BASE": sandbox_url(ports),
+        "STRIPE_SANDBOX_WEBHOOK_SECRET": settings.DEV_WEBHOOK_SECRET,
+        "STRIPE_WEBHOOK_SECRETS": settings.DEV_WEBHOOK_SECRET,
+    }
+
+
+def _with_stripe(stripe: options.StripeAccount) -> Mapping[str, str]:
+    return {
+        "BILLING_REDIRECT_ORIGINS": _FRONT_END,
+        "STRIPE_API_KEY": stripe.api_key,
+        "STRIPE_WEBHOOK_SECRETS": stripe.webhook_secret,
+    }
+
+
+def _clock_file(path: Path) -> Path:
+    return path / "clock"
 
 
 def grpc_address(ports: Ports) -> str:
@@ -76,11 +96,27 @@ def command(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "billing_svc", *arguments)
 
 
-def sandbox(ports: Ports, state_file: Path, common: Mapping[str, str]) -> Program:
+def sandbox_state(path: Path) -> Path:
+    """Return where the sandbox keeps everything."""
+    return path / "sandbox.sqlite"
+
+
+def sandbox(ports: Ports, path: Path, common: Mapping[str, str]) -> Program:
     """Describe the stand-in for Stripe."""
-    arguments = ("--port", str(ports.sandbox), "--state", str(state_file), "--webhook-url", webhook_url(ports))
+    arguments = (
+        *("--port", str(ports.sandbox), "--state", str(sandbox_state(path))),
+        *("--webhook-url", webhook_url(ports), "--clock-file", str(_clock_file(path))),
+    )
     health = f"{sandbox_url(ports)}/healthz"
-    return Program("sandbox", (sys.executable, "-m", "stripe_sandbox", *arguments), common, _answers_http(health))
+    return Program("sandbox", (*_SANDBOX, *arguments), common, _answers_http(health))
+
+
+def become_sandbox_advance(duration: str, port: int, pause_seconds: float | None) -> Never:
+    """Turn this process into the sandbox's own command."""
+    pause = () if pause_seconds is None else ("--pause", str(pause_seconds))
+    options.require_extra()
+    arguments = (*_SANDBOX, "advance", duration, "--port", str(port), *pause)
+    os.execv(sys.executable, arguments)  # noqa: S606 - no shell is the point
 
 
 def server(ports: Ports, common: Mapping[str, str]) -> Program:

@@ -100,11 +100,13 @@ class _Start:
         if self.chosen.reset:
             with self.out.step("reset"):
                 await asyncio.to_thread(folder.empty, self.path)
+        folder.keep_to_one_stripe(self.path, programs.sandbox_state(self.path), sandbox=self.chosen.stripe is None)
         database_url = self.chosen.database_url or await self._start_postgres()
-        environment = programs.environment(self.ports, database_url)
-        sandbox = self._begin(programs.sandbox(self.ports, self.path / "sandbox.sqlite", environment))
+        environment = programs.environment(self.ports, database_url, self.path, self.chosen.stripe)
+        sandbox = None if self.chosen.stripe else self._begin(programs.sandbox(self.ports, self.path, environment))
         await self._complete("migrate", programs.command("migrate"), environment)
-        await self._answering(sandbox)
+        if sandbox is not None:
+            await self._answering(sandbox)
         apply = programs.command("catalog", "apply", str(self.chosen.catalog_file))
         await self._complete("catalog", apply, environment)
         server = self._begin(programs.server(self.ports, environment))

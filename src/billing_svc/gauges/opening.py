@@ -44,11 +44,11 @@ async def open_due(conn: AsyncConnection, catalogs: versions.CatalogCache, now: 
         for key, found in known.items()
         if terms[key].period.start not in found.facts.counters
     }
-    if missing:
-        await usage_store.insert_counters(conn, missing, now)
-    counters = await usage_store.lock_counters(conn, keys.values())
+    counters = await usage_store.lock_counters(conn, set(keys.values()) - missing.keys())
     ends = {key: terms[key].period.end for key in known}
     levels = await store.lock(conn, due, now)
+    if missing:
+        counters |= await usage_store.open_counters(conn, missing, (), now)
     written: dict[usage_store.CounterKey, usage_store.Written] = {}
     for key, found in known.items():
         allowance = found.allowance(terms[key], now)

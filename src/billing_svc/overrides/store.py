@@ -1,5 +1,7 @@
 """Overrides in Postgres. Decisions read them in a statement of their own (`quota.store`), with no cache between."""
 
+from datetime import datetime
+
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -15,6 +17,18 @@ async def find(conn: AsyncConnection, account_id: str, meter: str) -> terms.Over
     columns = [_OVERRIDES.c[name] for name in terms.Override.__dataclass_fields__]
     row = (await conn.execute(sa.select(*columns).where(*_is(account_id, meter)))).one_or_none()
     return None if row is None else terms.Override(*row)
+
+
+async def in_force(conn: AsyncConnection, account_id: str, now: datetime) -> list[tuple[str, terms.Override]]:
+    """Return the account's overrides that hold now, by meter."""
+    columns = [_OVERRIDES.c[name] for name in terms.Override.__dataclass_fields__]
+    rows = await conn.execute(
+        sa.select(_OVERRIDES.c.meter, *columns)
+        .where(_OVERRIDES.c.account_id == account_id)
+        .where(sa.or_(_OVERRIDES.c.expires_at.is_(None), _OVERRIDES.c.expires_at > now))
+        .order_by(_OVERRIDES.c.meter)
+    )
+    return [(meter, terms.Override(*values)) for meter, *values in rows]
 
 
 async def save(conn: AsyncConnection, account_id: str, meter: str, override: terms.Override) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from billing_svc import clock, errors, fields
 from billing_svc.catalog import model, versions
 from billing_svc.database import transactions
@@ -63,14 +65,20 @@ class Checks:
         now = self._clock.now()
         # Calls about the same meter of an account share what is read.
         asked = list(dict.fromkeys(question.asked for question in questions))
-        known = await self._database.read(lambda conn: reading.read(conn, self._catalogs, asked, now))
-        by_asked = dict(zip(asked, known, strict=True))
-        outcomes = [answer(by_asked[question.asked], question, now) for question in questions]
-        wanted = _wanted(outcomes)
-        admitted = await self._database.run(lambda conn: store.admit(conn, wanted, now)) if wanted else {}
-        return [
-            one if isinstance(one, errors.BillingError) else _within_rate(one, wanted, admitted) for one in outcomes
-        ]
+
+        async def decide(conn: AsyncConnection) -> list[Checked | errors.BillingError]:
+            known = await reading.read(conn, self._catalogs, asked, now)
+            by_asked = dict(zip(asked, known, strict=True))
+            outcomes = [answer(by_asked[question.asked], question, now) for question in questions]
+            wanted = _wanted(outcomes)
+            if not wanted:
+                return outcomes
+            admitted = await store.admit_at_once(conn, wanted, now)
+            return [
+                one if isinstance(one, errors.BillingError) else _within_rate(one, wanted, admitted) for one in outcomes
+            ]
+
+        return await self._database.look(decide)
 
 
 def answer(

@@ -117,7 +117,7 @@ def to_proto_check(checked: checking.Checked) -> quota_pb2.CheckQuotaResponse:
 
 def is_over_hard_limit(reason: rules.Reason) -> bool:
     """Say whether a limit that is hard, or whose grace is over, is passed."""
-    return reason in {rules.Reason.QUOTA_EXHAUSTED, rules.Reason.GRACE_EXPIRED}
+    return reason is rules.Reason.QUOTA_EXHAUSTED or reason is rules.Reason.GRACE_EXPIRED
 
 
 def to_proto_reset(

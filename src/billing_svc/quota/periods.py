@@ -5,6 +5,9 @@ import functools
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+# Every month has them.
+_DAYS_MIN = 28
+
 
 @dataclass(frozen=True, slots=True)
 class Period:
@@ -15,10 +18,9 @@ class Period:
 
     def clipped(self, start: datetime | None, end: datetime | None) -> "Period":
         """Return the part of it inside [start, end); a bound left out does not clip."""
-        return Period(
-            self.start if start is None else max(self.start, start),
-            self.end if end is None else min(self.end, end),
-        )
+        begins = self.start if start is None or start <= self.start else start
+        ends = self.end if end is None or end >= self.end else end
+        return self if begins is self.start and ends is self.end else Period(begins, ends)
 
 
 def calendar_month(at: datetime) -> Period:
@@ -51,5 +53,5 @@ def _shifted(anchor: datetime, months: int) -> datetime:
     """
     years, month = divmod(anchor.month - 1 + months, 12)
     year = anchor.year + years
-    day = min(anchor.day, calendar.monthrange(year, month + 1)[1])
+    day = anchor.day if anchor.day <= _DAYS_MIN else min(anchor.day, calendar.monthrange(year, month + 1)[1])
     return anchor.replace(year=year, month=month + 1, day=day)

@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc import errors
 from billing_svc.catalog import model, versions
+from billing_svc.database import direct
 from billing_svc.quota import rules, store, terms
 
 
@@ -71,30 +72,36 @@ async def read(
 
     One statement, and one more only when another process has published a catalog since the last time.
     """
+    return (await read_beside(conn, catalogs, asked, now))[0]
+
+
+async def read_beside(
+    conn: AsyncConnection, catalogs: versions.CatalogCache, asked: Sequence[Asked], now: datetime, *calls: direct.Call
+) -> tuple[list[Known | errors.BillingError], list[list[direct.Row]]]:
+    """Return what `read` does, and the rows of other statements that go in the same round trip."""
     catalog = await catalogs.latest(conn)
     while True:
         meters = [_meter(catalog, one) for one in asked]
-        facts = await store.read_facts(
-            conn, [(one.account_id, meter or "") for one, meter in zip(asked, meters, strict=True)], now
-        )
+        keys = [(one.account_id, meter or "") for one, meter in zip(asked, meters, strict=True)]
+        facts, others = await store.read_facts(conn, keys, now, *calls)
         newest = await catalogs.get(conn, max(one.standing.newest_catalog for one in facts))
         if newest is catalog:
             break
         catalog = newest
-    loaded = {
-        version: await catalogs.get(conn, version) for one in facts for version in one.standing.catalog_versions()
-    }
-    return [
+    versions_needed = {version for one in facts for version in one.standing.catalog_versions()}
+    loaded = {version: await catalogs.get(conn, version) for version in versions_needed}
+    known = [
         _unknown(one) if meter is None else Known(one, meter, fact, loaded)
         for one, meter, fact in zip(asked, meters, facts, strict=True)
     ]
+    return known, others
 
 
 async def read_standing(
     conn: AsyncConnection, catalogs: versions.CatalogCache, account_id: str, now: datetime
 ) -> Known:
     """Return what is known of an account apart from any meter."""
-    facts = (await store.read_facts(conn, [(account_id, "")], now))[0]
+    (facts,), _ = await store.read_facts(conn, [(account_id, "")], now)
     loaded = {version: await catalogs.get(conn, version) for version in facts.standing.catalog_versions()}
     return Known(Asked(account_id, "", ""), "", facts, loaded)
 

@@ -114,6 +114,9 @@ class Decision:
     retry_after: timedelta | None = None
 
 
+_FITS = Decision(allowed=True, reason=Reason.NONE)
+
+
 def decide(
     allowance: terms.Allowance, counter: Counter, units: int, grace_period: timedelta, now: datetime
 ) -> Decision:
@@ -123,7 +126,7 @@ def decide(
         return Decision(allowed=False, reason=Reason.NOT_IN_PLAN, units_beyond=units)
     beyond = 0 if included is None else max(0, units - counter.remaining(included))
     if included is None or beyond == 0:
-        return Decision(allowed=True, reason=Reason.NONE)
+        return _FITS
     if limit.beyond == "charge":
         return _decide_charge(allowance, limit, included, counter, units, beyond)
     if limit.beyond == "allow":

@@ -6,6 +6,7 @@ from billing.v1 import quota_pb2, quota_pb2_grpc
 from billing_svc import batching, clock, errors, interceptors
 from billing_svc.catalog import versions
 from billing_svc.database import transactions
+from billing_svc.monitoring import metrics
 from billing_svc.quota import checking, conversions
 from billing_svc.reservations import reserving
 
@@ -18,13 +19,16 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         database: transactions.Transactions,
         catalogs: versions.CatalogCache,
         now: clock.Clock,
+        counted: metrics.Server | None = None,
     ) -> None:
         self._database = database
         self._catalogs = catalogs
         self._clock = now
-        self._checks = batching.Batcher("checks", checking.Checks(database, catalogs, now).decide)
-        self._holds = batching.Batcher("holds", self._reserve)
-        self._releases = batching.Batcher("releases", self._release)
+        self._counted = counted or metrics.Server()
+        self._decider = checking.Checks(database, catalogs, now)
+        self._checks = batching.Batcher("checks", self._decide, self._counted)
+        self._holds = batching.Batcher("holds", self._reserve, self._counted)
+        self._releases = batching.Batcher("releases", self._release, self._counted)
 
     async def CheckQuota(
         self, request: quota_pb2.CheckQuotaRequest, context: interceptors.Context
@@ -43,11 +47,23 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         """Give back what a reservation holds."""
         return conversions.to_proto_released(await self._releases.submit(conversions.from_proto_release(request)))
 
+    async def _decide(self, questions: Sequence[checking.Question]) -> Sequence[checking.Checked | errors.BillingError]:
+        return self._count(await self._decider.decide(questions))
+
     async def _reserve(
         self, questions: Sequence[checking.Question]
     ) -> Sequence[checking.Checked | errors.BillingError]:
         now = self._clock.now()
-        return await self._database.run(lambda conn: reserving.reserve(conn, self._catalogs, questions, now))
+        return self._count(
+            await self._database.run(lambda conn: reserving.reserve(conn, self._catalogs, questions, now))
+        )
+
+    def _count(
+        self, outcomes: Sequence[checking.Checked | errors.BillingError]
+    ) -> Sequence[checking.Checked | errors.BillingError]:
+        decided = (one.decision for one in outcomes if not isinstance(one, errors.BillingError))
+        self._counted.decided((decision.allowed, decision.reason) for decision in decided)
+        return outcomes
 
     async def _release(self, keys: Sequence[tuple[str, str]]) -> Sequence[reserving.Released | errors.BillingError]:
         now = self._clock.now()

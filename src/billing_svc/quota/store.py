@@ -1,14 +1,12 @@
 """What a decision reads, in one statement: standing and counters, for any number of accounts and meters at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.database import bulk, tables
+from billing_svc.database import bulk, direct, tables
 from billing_svc.quota import rules, terms
 
 # A period lasts 31 days at the most, and counts late events until half an hour after its end: what started or ended
@@ -17,12 +15,14 @@ HORIZON = timedelta(days=33)
 
 _ASKED = bulk.recordset("asked", "n integer, account_id text, meter text")
 
+_WANTED = "account_id text, wanted bigint, requests bigint, over_before timestamptz"
+
 # Each table is looked into by key for each one asked: OFFSET 0 keeps the planner from reading all of it instead.
-_SELECT_FACTS = sa.text(f"""
+_SELECT_FACTS = direct.Statement(f"""
     SELECT asked.n, newest.version,
-           a.created_at, a.pay_as_you_go,
+           a.created_at, a.pay_as_you_go_under,
            s.subscription_id, s.status, s.plan, s.catalog_version, s.quantity, s.anchor,
-           s.effective_from, s.effective_until,
+           s.effective_from, s.effective_until, s.is_plan,
            o.included, o.expires_at, o.note, o.set_by, o.set_at, g.level,
            w.window_start, w.admitted,
            c.period_start, c.used, c.reserved - coalesce(over.units, 0), c.billable, c.exceeded_at
@@ -31,7 +31,7 @@ _SELECT_FACTS = sa.text(f"""
       LEFT JOIN LATERAL (SELECT * FROM accounts a WHERE a.account_id = asked.account_id OFFSET 0) AS a ON TRUE
       LEFT JOIN LATERAL (
            SELECT * FROM subscriptions s
-            WHERE s.account_id = asked.account_id AND s.is_plan
+            WHERE s.account_id = asked.account_id AND (s.is_plan OR s.subscription_id = a.pay_as_you_go_under)
               AND (s.effective_until IS NULL OR s.effective_until > :horizon) OFFSET 0
            ) AS s ON TRUE
       LEFT JOIN LATERAL (
@@ -57,21 +57,25 @@ _SELECT_FACTS = sa.text(f"""
 
 
 # In key order, so that processes cannot deadlock. What was there before the update is what the lock found.
-_ADMIT = sa.text("""
+_ADMIT = direct.Statement(f"""
     UPDATE rate_windows w
-       SET window_start = CASE WHEN old.is_over THEN :now ELSE old.window_start END,
+       SET window_start = CASE WHEN old.is_over THEN CAST(:now AS timestamptz) ELSE old.window_start END,
            admitted = CASE WHEN old.is_over THEN least(old.wanted, old.requests)
                            ELSE greatest(old.admitted, least(old.admitted + old.wanted, old.requests)) END
       FROM (SELECT r.account_id, r.window_start, r.admitted, asked.wanted, asked.requests,
                    r.window_start <= asked.over_before AS is_over
-              FROM unnest(CAST(:account_ids AS text[]), CAST(:wanted AS bigint[]), CAST(:requests AS bigint[]),
-                          CAST(:over_before AS timestamptz[])) AS asked (account_id, wanted, requests, over_before)
+              FROM {bulk.recordset("asked", _WANTED)}
               JOIN rate_windows r USING (account_id)
              ORDER BY r.account_id
                FOR UPDATE OF r) AS old
      WHERE w.account_id = old.account_id
     RETURNING w.account_id, w.admitted - CASE WHEN old.is_over THEN 0 ELSE old.admitted END, w.window_start
-""")
+""")  # noqa: S608 - constants of this file
+_OPEN_WINDOWS = direct.Statement(
+    bulk.insert_missing(tables.rate_windows, ("account_id", "window_start", "admitted")).text
+)
+# For the transaction that it begins: its commit does not wait for the disk.
+_WITHOUT_WAITING = direct.Statement("SELECT set_config('synchronous_commit', 'off', true)")
 
 
 @dataclass(slots=True)
@@ -86,41 +90,44 @@ class Facts:
     counters: dict[datetime, rules.Counter]
 
 
-async def read_facts(conn: AsyncConnection, asked: Sequence[tuple[str, str]], now: datetime) -> list[Facts]:
+async def read_facts(
+    conn: AsyncConnection, asked: Sequence[tuple[str, str]], now: datetime, *beside: direct.Call
+) -> tuple[list[Facts], list[list[direct.Row]]]:
     """Return the facts of each (account, meter), in the order asked, from one snapshot.
 
-    Raises LookupError if no catalog was ever published.
+    What is to be read beside goes in the same round trip. Raises LookupError if no catalog was ever published.
     """
-    rows = await conn.execute(
-        _SELECT_FACTS,
-        {
-            **bulk.to_rows(
-                [{"n": n, "account_id": account_id, "meter": meter} for n, (account_id, meter) in enumerate(asked)]
-            ),
-            "horizon": now - HORIZON,
-            "now": now,
-        },
+    rows = bulk.to_rows(
+        [{"n": n, "account_id": account_id, "meter": meter} for n, (account_id, meter) in enumerate(asked)]
     )
-    # Subscriptions times counters, a handful of rows for each one asked; keyed here, so that repeats collapse.
-    facts: dict[int, Facts] = {}
-    subscriptions: dict[int, dict[str, terms.Subscription]] = {}
-    for row in rows:
-        n, version, created_at, pay_as_you_go = row[:4]
-        if version is None:
-            raise LookupError("no catalog was published")
-        if n not in facts:
-            standing = terms.Standing(version, created_at, bool(pay_as_you_go), ())
-            override = terms.Override(*row[12:17]) if row[16] is not None else None
-            window = rules.Window(*row[18:20]) if row[18] is not None else None
-            facts[n] = Facts(standing, override, row[17] or 0, window, {})
-            subscriptions[n] = {}
-        if row[4] is not None:
-            subscriptions[n][row[4]] = terms.Subscription(*row[4:12])
-        if row[20] is not None:
-            facts[n].counters[row[20]] = rules.Counter(*row[21:])
-    for n, held in subscriptions.items():
-        facts[n].standing = replace(facts[n].standing, subscriptions=tuple(held.values()))
-    return [facts[n] for n in range(len(asked))]
+    select: direct.Call = _SELECT_FACTS, {**rows, "horizon": now - HORIZON, "now": now}
+    found, *others = await direct.fetch_each(conn, select, *beside)
+    by_asked: dict[int, list[direct.Row]] = {}
+    for row in found:
+        by_asked.setdefault(row[0], []).append(row)
+    return [_facts(by_asked[n]) for n in range(len(asked))], others
+
+
+def _facts(rows: Sequence[direct.Row]) -> Facts:
+    """Return what the rows of one asked say: subscriptions times counters, whose repeats collapse by their keys."""
+    first = rows[0]
+    if first[1] is None:
+        raise LookupError("no catalog was published")
+    plans = {row[4]: row[4:12] for row in rows if row[12]}
+    metered_only = next((row[4:12] for row in rows if row[12] is False), None)
+    return Facts(
+        standing=terms.Standing(
+            newest_catalog=first[1],
+            created_at=first[2],
+            pay_as_you_go_under=first[3],
+            subscriptions=tuple([terms.Subscription(*columns) for columns in plans.values()]),
+            metered_only=None if metered_only is None else terms.Subscription(*metered_only),
+        ),
+        override=None if first[17] is None else terms.Override(*first[13:18]),
+        level=first[18] or 0,
+        window=None if first[19] is None else rules.Window(*first[19:21]),
+        counters={row[21]: rules.Counter(*row[22:]) for row in rows if row[21] is not None},
+    )
 
 
 async def admit(
@@ -128,23 +135,39 @@ async def admit(
 ) -> dict[str, tuple[int, datetime]]:
     """Count checks against rate limits; returns how many of each account's were admitted, and when its window opened.
 
-    Holds across processes: the row's own lock decides. One statement for all, and one more for accounts that never had
-    a window.
+    Holds across processes: the row's own lock decides. One round trip for all.
     """
-    new = [account_id for account_id, one in wanted.items() if one.is_first]
-    if new:
-        await conn.execute(
-            postgresql.insert(tables.rate_windows).on_conflict_do_nothing(),
-            [{"account_id": account_id, "window_start": now, "admitted": 0} for account_id in sorted(new)],
-        )
-    rows = await conn.execute(
-        _ADMIT,
+    return _admitted((await direct.fetch_each(conn, *_admissions(wanted, now)))[-1])
+
+
+async def admit_at_once(
+    conn: AsyncConnection, wanted: Mapping[str, rules.Requests], now: datetime
+) -> dict[str, tuple[int, datetime]]:
+    """Do the same in a transaction of its own, outside of any other.
+
+    It does not wait for the disk: when the database's machine crashes, the rate windows of its last moment may be
+    forgotten. If the connection is lost meanwhile, the repetition counts twice.
+    """
+    return _admitted((await direct.fetch_each(conn, (_WITHOUT_WAITING, {}), *_admissions(wanted, now)))[-1])
+
+
+def _admissions(wanted: Mapping[str, rules.Requests], now: datetime) -> list[direct.Call]:
+    rows = [
         {
-            "now": now,
-            "account_ids": list(wanted),
-            "wanted": [one.number for one in wanted.values()],
-            "requests": [one.limit.requests for one in wanted.values()],
-            "over_before": [now - one.limit.window for one in wanted.values()],
-        },
-    )
+            "account_id": account_id,
+            "wanted": one.number,
+            "requests": one.limit.requests,
+            "over_before": now - one.limit.window,
+        }
+        for account_id, one in wanted.items()
+    ]
+    admit: direct.Call = _ADMIT, {**bulk.to_rows(rows), "now": now}
+    new = sorted(account_id for account_id, one in wanted.items() if one.is_first)
+    if not new:
+        return [admit]
+    windows = [{"account_id": account_id, "window_start": now, "admitted": 0} for account_id in new]
+    return [(_OPEN_WINDOWS, bulk.to_rows(windows)), admit]
+
+
+def _admitted(rows: Sequence[direct.Row]) -> dict[str, tuple[int, datetime]]:
     return {account_id: (admitted, window_start) for account_id, admitted, window_start in rows}

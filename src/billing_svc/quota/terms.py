@@ -37,8 +37,12 @@ class Standing:
 
     newest_catalog: int
     created_at: datetime | None
-    pay_as_you_go: bool
+    # The subscription under which pay-as-you-go was switched on; None: off.
+    pay_as_you_go_under: str | None
+    # Plan subscriptions alone.
     subscriptions: tuple[Subscription, ...]
+    # The metered-only subscription that `pay_as_you_go_under` names, if it names one. It never sets a period.
+    metered_only: Subscription | None = None
 
     def catalog_versions(self) -> Iterable[int]:
         """Return the numbers of all catalogs that its terms may come from."""
@@ -92,6 +96,14 @@ class Terms:
     quantity: int
     pay_as_you_go: bool
     period: periods.Period
+    # The metered-only subscription that carries the default plan's pay-as-you-go while that is in force.
+    metered_only: Subscription | None = None
+
+    @property
+    def billed_under(self) -> str | None:
+        """Return the id of the subscription whose invoices carry what is charged; None if nothing can be charged."""
+        billing = self.subscription or self.metered_only
+        return None if billing is None else billing.subscription_id
 
     @property
     def past_due(self) -> bool:
@@ -126,15 +138,34 @@ def at_instant(standing: Standing, catalogs: Mapping[int, model.Catalog], at: da
     version = standing.newest_catalog if subscription is None else subscription.catalog_version
     catalog = catalogs[version]
     plan = catalog.default if subscription is None else catalog.plan(subscription.plan)
+    carrier = _pay_as_you_go(standing, plan, subscription, at)
     return Terms(
         catalog_version=version,
         catalog=catalog,
         plan=plan,
         subscription=subscription,
         quantity=1 if subscription is None else subscription.quantity,
-        pay_as_you_go=standing.pay_as_you_go and plan.pay_as_you_go is not None,
-        period=_month(standing, catalog, plan, subscription, at).clipped(*_tenure(standing, at)),
+        pay_as_you_go=carrier is not None,
+        period=_month(standing, catalog, plan, subscription, at).clipped(*_tenure(standing, subscription, at)),
+        metered_only=None if carrier is subscription else carrier,
     )
+
+
+def _pay_as_you_go(
+    standing: Standing, plan: model.Plan, subscription: Subscription | None, at: datetime
+) -> Subscription | None:
+    """Return the subscription that carries pay-as-you-go at `at`; None while it is off.
+
+    On a bought plan that is the plan's own one, on the default plan a metered-only one: a plan that is bought or that
+    ends leaves it off by the clock alone, however late its event is.
+    """
+    if plan.pay_as_you_go is None:
+        return None
+    if subscription is not None:
+        return subscription if subscription.subscription_id == standing.pay_as_you_go_under else None
+    carrier = standing.metered_only
+    # Its prices are those of the plan that was the default one when it was made.
+    return carrier if carrier is not None and carrier.plan == plan.key and carrier.covers(at) else None
 
 
 def _deciding(standing: Standing, at: datetime) -> Subscription | None:
@@ -142,10 +173,14 @@ def _deciding(standing: Standing, at: datetime) -> Subscription | None:
     return max(covering, key=lambda one: (one.effective_from, one.subscription_id), default=None)
 
 
-def _tenure(standing: Standing, at: datetime) -> tuple[datetime | None, datetime | None]:
+def _tenure(
+    standing: Standing, deciding_now: Subscription | None, at: datetime
+) -> tuple[datetime | None, datetime | None]:
     """Return since when and until when the same subscription decides as at `at`; None: as far as one knows."""
     if not standing.subscriptions:
         return None, None
+    if deciding_now is not None and len(standing.subscriptions) == 1:  # as nearly always
+        return deciding_now.effective_from, deciding_now.effective_until
     bounds = {one.effective_from for one in standing.subscriptions}
     bounds |= {one.effective_until for one in standing.subscriptions if one.effective_until is not None}
     before, changes = None, []

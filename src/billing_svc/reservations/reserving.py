@@ -11,7 +11,6 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc import errors
-from billing_svc.accounts import store as accounts_store
 from billing_svc.catalog import versions
 from billing_svc.database import transactions
 from billing_svc.gauges import store as gauges_store
@@ -52,11 +51,6 @@ async def reserve(
     # What even a counter at zero refuses leaves no trace.
     outcomes = {n: refused for n in first.values() if (refused := _refused_at_once(known[n], questions[n], now))}
     going = [n for n in first.values() if n not in outcomes]
-    unknown = {questions[n].asked.account_id for n in going if _is_unknown(known[n])}
-    if unknown:
-        # Free periods may be counted from the account's beginning, which another process may just have set.
-        await accounts_store.insert_missing(conn, unknown, now)
-        known = await reading.read(conn, catalogs, asked, now)
     new = await _locked(conn, {n: one for n in going if isinstance(one := known[n], reading.Known)}, now)
     desk = _Desk(now)
     for n, one in new.items():
@@ -139,10 +133,6 @@ def _is_held(outcome: checking.Checked | errors.BillingError) -> bool:
     return isinstance(outcome, checking.Checked) and outcome.reservation is not None
 
 
-def _is_unknown(known: reading.Known | errors.BillingError) -> bool:
-    return isinstance(known, reading.Known) and known.facts.standing.created_at is None
-
-
 async def _locked(conn: AsyncConnection, known: Mapping[int, reading.Known], now: datetime) -> dict[int, reading.Known]:
     """Lock the counters (and levels) of new holds, and return what is known of each as of now."""
     if not known:
@@ -154,13 +144,15 @@ async def _locked(conn: AsyncConnection, known: Mapping[int, reading.Known], now
         for n, one in known.items()
         if under[n].period.start not in one.facts.counters
     }
-    if missing:
-        await usage_store.insert_counters(conn, missing, now)
-    locked = await usage_store.lock_counters(conn, set(keys.values()))
+    unknown = {one.asked.account_id for one in known.values() if one.facts.standing.created_at is None}
+    locked = await usage_store.lock_counters(conn, set(keys.values()) - missing.keys())
     holding = [key for key, row in locked.items() if row.counter.reserved]
     back = await expire(conn, holding, now) if holding else {}
     gauges = {keys[n][:2] for n, one in known.items() if one.is_gauge}
     levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
+    # After all locks, so that who waits for one of them holds none that we wait for.
+    if missing:
+        locked |= await usage_store.open_counters(conn, missing, unknown, now)
     fresh = {}
     for n, one in known.items():
         key = keys[n]

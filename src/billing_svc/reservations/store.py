@@ -146,6 +146,15 @@ async def add_reserved(conn: AsyncConnection, changes: Mapping[CounterKey, int],
     )
 
 
+async def count_held(conn: AsyncConnection, account_id: str, now: datetime) -> int:
+    """Return how many reservations of an account are held now."""
+    reservation = _RESERVATIONS.c
+    query = sa.select(sa.func.count()).where(
+        reservation.account_id == account_id, reservation.state == "held", reservation.expires_at > now
+    )
+    return int((await conn.execute(query)).scalar_one())
+
+
 async def overdue_counters(conn: AsyncConnection, most: int, now: datetime) -> list[CounterKey]:
     """Return counters that still hold what has expired."""
     overdue = (

@@ -33,12 +33,18 @@ async def draw(conn: AsyncConnection, catalogs: versions.CatalogCache, query: Qu
     known = await _read(conn, catalogs, query, now)
     current = next(iter(known.values())).terms_at(now)
     if at >= current.period.start:
-        statement = rules.Statement(current, tuple(_present(one, current, now) for one in known.values()))
+        statement = present(list(known.values()), now)
     else:
         # What was in force then may have ended too long ago to matter now.
         known = await _read(conn, catalogs, query, at)
         statement = await _past(conn, catalogs, query.account_id, known, current, at)
     return await _with_shares(conn, query.account_id, statement) if query.with_shares else statement
+
+
+def present(known: Sequence[reading.Known], now: datetime) -> rules.Statement:
+    """Return the statement of the present period of one account, from what is known of each of its meters."""
+    current = known[0].terms_at(now)
+    return rules.Statement(current, tuple(_present(one, current, now) for one in known))
 
 
 def _checked(at: datetime | None, now: datetime) -> datetime:

@@ -1,4 +1,4 @@
-"""Bringing the catalog to Stripe: products for plans and charged meters, a price for each charge.
+"""Bringing the catalog to Stripe: showing the differences, and removing them.
 
 Idempotent and interruptible: each object is looked for before it is made, and made under a stored intent. The version
 is published together with its prices once they are at Stripe, so that nothing is sold before it exists; what it
@@ -11,7 +11,6 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,66 +19,51 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc import clock
 from billing_svc.audit import store as audit_store
-from billing_svc.catalog import model, money, versions
+from billing_svc.catalog import model, versions
 from billing_svc.database import tables, transactions
-from billing_svc.stripe import client, requests
+from billing_svc.stripe import catalog_objects, client, requests
 
 # One catalog is published at a time: the newest version and the current prices must be of the same one. Any number
 # that nothing else in the database takes for an advisory lock.
 PUBLISH_LOCK_KEY = 0x63_61_74_61  # "cata"
 # What belongs to no account.
 _NO_ACCOUNT = ""
+# The intent that made a catalog's configuration also remembers its id, which never changes.
+_PORTAL_PURPOSE = "portal_configuration:"
 
 _PRICES = tables.stripe_prices
+_REQUESTS = tables.stripe_requests
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A price that the catalog asks for. A metered one has a meter, whose event name is the lookup key."""
+class Applied:
+    """A catalog in force: its version, and the ids at Stripe of its prices and meters by lookup key."""
 
-    lookup_key: str
-    product_id: str
-    product_name: str
-    plan: str
-    price: str
-    meter: str
-    pay_as_you_go: bool
-    unit_amount: Decimal
-    interval: str
-
-    @property
-    def is_metered(self) -> bool:
-        """Say whether it multiplies reported usage."""
-        return bool(self.meter)
+    version: int
+    prices: Mapping[str, str]
+    meters: Mapping[str, str]
+    portal_configuration: str
 
 
-def wanted_prices(catalog: model.Catalog) -> list[Wanted]:
-    """Return all prices of a catalog, in its order. Amounts are in minor units."""
-    wanted = []
-    for plan in catalog.plans.values():
-        product_id = f"{catalog.name}_{plan.key}"
-        for key, price in plan.prices.items():
-            lookup_key, amount = plan.base_lookup_key(key), Decimal(catalog.minor_units(price))
-            wanted.append(
-                Wanted(lookup_key, product_id, plan.name, plan.key, key, "", False, amount, price.interval)  # noqa: FBT003
-            )
-        for metered in plan.metered_prices:
-            unit = catalog.meters[metered.meter].display_name or metered.meter
-            amount = money.in_minor_units(metered.limit.unit_price_exact, catalog.currency)
-            wanted.append(
-                Wanted(
-                    metered.lookup_key,
-                    metered.lookup_key,
-                    f"{plan.name}: {unit} beyond included",
-                    plan.key,
-                    "",
-                    metered.meter,
-                    metered.pay_as_you_go,
-                    amount,
-                    "month",
-                )
-            )
-    return wanted
+async def compare(
+    stripe: client.Stripe, catalog: model.Catalog
+) -> tuple[catalog_objects.Found, list[catalog_objects.Difference]]:
+    """Return what is at Stripe of a catalog, and what differs; changes nothing. Raises StripeUnavailable."""
+    wanted = catalog_objects.wanted_prices(catalog)
+    meters: dict[str, client.Data] = {}
+    for meter in await stripe.all_meters():
+        # Several may have had the name; one that is active has it now.
+        if meter["status"] == "active" or meter["event_name"] not in meters:
+            meters[meter["event_name"]] = meter
+    portals = [one for one in await stripe.portal_configurations() if one["metadata"].get("catalog") == catalog.name]
+    found = catalog_objects.Found(
+        products={one["id"]: one for one in await stripe.products(sorted({one.product_id for one in wanted}))},
+        meters=meters,
+        prices={price["lookup_key"]: price for price in await stripe.prices([one.lookup_key for one in wanted])},
+        # The first one made, wherever a race made two.
+        portal=min(portals, key=lambda one: (one["created"], one["id"]), default=None),
+    )
+    return found, catalog_objects.differences(catalog, wanted, found)
 
 
 async def apply(
@@ -87,116 +71,123 @@ async def apply(
     stripe: client.Stripe,
     catalog: model.Catalog,
     actor: str,
-    now: datetime,
+    now: clock.Clock,
     report: Callable[[str], None],
-) -> int:
-    """Make Stripe and the database have this catalog; returns its version. Each thing that is made is reported.
+) -> Applied:
+    """Make Stripe and the database have this catalog. Each thing that is made or changed is reported.
 
     Raises StripeUnavailable or StripeRefused; what was made by then is found again by the next attempt. Raises
     CatalogError, before anything is made, if it cannot follow the versions that there are.
     """
     await database.read(lambda conn: versions.refuse_other_kinds(conn, catalog))
-    sync = _Sync(database, stripe, requests.Requests(database, stripe, clock.Clock()), catalog.currency, report)
-    wanted = wanted_prices(catalog)
-    ids = await sync.prices(wanted)
+    found, differences = await compare(stripe, catalog)
+    sync = _Sync(stripe, requests.Requests(database, stripe, now), catalog, found)
+    for one in differences:
+        await sync.remove(one)
+        report(f"{one.kind} {one.key}: {one.detail}")
+    wanted = catalog_objects.wanted_prices(catalog)
 
     async def publish(conn: AsyncConnection) -> tuple[int, bool, list[str]]:
         await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(PUBLISH_LOCK_KEY)))
-        version, is_new = await versions.publish(conn, catalog, actor, now)
-        replaced = await _keep_prices(conn, wanted, ids, version, now)
+        version, is_new = await versions.publish(conn, catalog, actor, now.now())
+        replaced = await _keep_prices(conn, wanted, sync.prices, version, now.now())
         if is_new:
             changes = {"catalog": catalog.name, "version": version}
-            await audit_store.append(conn, audit_store.Origin(actor), _NO_ACCOUNT, "catalog.published", changes, now)
+            await audit_store.append(
+                conn, audit_store.Origin(actor), _NO_ACCOUNT, "catalog.published", changes, now.now()
+            )
         return version, is_new, replaced
 
     version, is_new, replaced = await database.run(publish)
     for price_id in replaced:
         await sync.retire(price_id)
     report(f"catalog {catalog.name}: version {version}{'' if is_new else ' is in force already'}")
-    return version
+    meters = {one.lookup_key: sync.meters[one.lookup_key] for one in wanted if one.is_metered}
+    return Applied(version, sync.prices, meters, sync.portal)
+
+
+async def portal_configuration(conn: AsyncConnection) -> str | None:
+    """Return the id of the newest catalog's portal configuration; None before it was ever made."""
+    newest = sa.select(tables.catalog_versions.c.name).order_by(tables.catalog_versions.c.version.desc()).limit(1)
+    purpose = sa.func.concat(_PORTAL_PURPOSE, newest.scalar_subquery())
+    query = sa.select(_REQUESTS.c.result["id"].astext).where(
+        _REQUESTS.c.account_id == _NO_ACCOUNT, _REQUESTS.c.purpose == purpose, _REQUESTS.c.state == "done"
+    )
+    return (await conn.execute(query)).scalar_one_or_none()
 
 
 class _Sync:
-    """Makes what is missing at Stripe."""
+    """Makes at Stripe what is missing, and mends what differs."""
 
     def __init__(
         self,
-        database: transactions.Transactions,
         stripe: client.Stripe,
         writes: requests.Requests,
-        currency: str,
-        report: Callable[[str], None],
+        catalog: model.Catalog,
+        found: catalog_objects.Found,
     ) -> None:
-        self._database = database
         self._stripe = stripe
         self._requests = writes
-        self._currency = currency
-        self._report = report
+        self._catalog = catalog
+        self.prices = {key: str(price["id"]) for key, price in found.prices.items()}
+        self.meters = {key: str(meter["id"]) for key, meter in found.meters.items()}
+        self.portal = "" if found.portal is None else str(found.portal["id"])
 
-    async def prices(self, wanted: list[Wanted]) -> dict[str, str]:
-        """Return the id of the price of each lookup key; a changed price is a new one that takes the key over."""
-        found = {price["lookup_key"]: price for price in await self._stripe.prices([one.lookup_key for one in wanted])}
-        meters = {meter["event_name"]: meter["id"] for meter in await self._stripe.meters()}
-        ids = {}
-        for one in wanted:
-            await self._product(one)
-            meter_id = meters.get(one.lookup_key) or await self._meter(one) if one.is_metered else None
-            params = _price_params(one, self._currency, meter_id)
-            old = found.get(one.lookup_key)
-            if old is not None and _is_same(old, params):
-                ids[one.lookup_key] = old["id"]
-                continue
-            ids[one.lookup_key] = await self._price(one, params, None if old is None else old["id"])
-        return ids
-
-    async def _product(self, one: Wanted) -> None:
-        async def find() -> client.Data | None:
-            try:
-                return await self._stripe.product(one.product_id)
-            except client.NotAtStripe:
-                return None
-
-        if await find() is None:
-            params = {"id": one.product_id, "name": one.product_name, "metadata": {"plan": one.plan}}
-            await self._make(f"product:{one.product_id}", "products.create", params, find)
-            self._report(f"product {one.product_id}")
-
-    async def _meter(self, one: Wanted) -> str:
-        async def find() -> client.Data | None:
-            return next((meter for meter in await self._stripe.meters() if meter["event_name"] == one.lookup_key), None)
-
-        params = {
-            "display_name": one.product_name,
-            "event_name": one.lookup_key,
-            "default_aggregation": {"formula": "sum"},
-            "customer_mapping": {"type": "by_id", "event_payload_key": "stripe_customer_id"},
-            "value_settings": {"event_payload_key": "value"},
-        }
-        meter_id = await self._make(f"meter:{one.lookup_key}", "billing.meters.create", params, find)
-        self._report(f"meter {one.lookup_key}")
-        return meter_id
-
-    async def _price(self, one: Wanted, params: Mapping[str, Any], old_id: str | None) -> str:
-        async def find() -> client.Data | None:
-            holders = await self._stripe.prices([one.lookup_key])
-            return next((price for price in holders if _is_same(price, params)), None)
-
-        # Going back to an earlier amount is a new price again, so what it replaces is part of the purpose.
-        content = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16]
-        purpose = f"price:{one.lookup_key}:{old_id or ''}:{content}"
-        price_id = await self._make(purpose, "prices.create", params, find)
-        self._report(f"price {one.lookup_key}{' (changed)' if old_id else ''}")
-        return price_id
+    async def remove(self, one: catalog_objects.Difference) -> None:
+        """Remove a difference; done by another process meanwhile, it stays done."""
+        match one.operation:
+            case "products.create":
+                await self._make(f"product:{one.key}", one.operation, one.params, lambda: self._product(one.key))
+            case "billing.meters.create":
+                self.meters[one.key] = await self._make(
+                    f"meter:{one.key}", one.operation, one.params, lambda: self._meter(one.key)
+                )
+            case "prices.create":
+                self.prices[one.key] = await self._price(one)
+            case "billing_portal.configurations.create":
+                self.portal = await self._make(
+                    f"{_PORTAL_PURPOSE}{one.key}", one.operation, one.params, self._portal_configuration
+                )
+            case _:
+                await self._change(one)
 
     async def retire(self, price_id: str) -> None:
         """Let nobody buy a price any more; who has it keeps it. Done once for each, and not again."""
-
-        async def find() -> client.Data | None:
-            return None  # doing it twice does no harm
-
         # One that is not at Stripe any more cannot be bought either.
         with contextlib.suppress(client.NotAtStripe):
-            await self._make(f"retire:{price_id}", "prices.deactivate", {"price": price_id}, find)
+            await self._make(f"retire:{price_id}", "prices.deactivate", {"price": price_id}, _harmless)
+
+    async def _price(self, one: catalog_objects.Difference) -> str:
+        wanted = one.wanted
+        if wanted is None:
+            raise ValueError("a price that nobody wants")
+        meter_id = self.meters.get(one.key)
+        params = wanted.params(meter_id)
+
+        async def find() -> client.Data | None:
+            holders = await self._stripe.prices([one.key])
+            return next((price for price in holders if wanted.is_met_by(price, meter_id)), None)
+
+        # Going back to an earlier amount is a new price again, so what it replaces is part of the purpose.
+        purpose = f"price:{one.key}:{'' if one.old is None else one.old['id']}:{_digest(params)}"
+        return await self._make(purpose, one.operation, params, find)
+
+    async def _change(self, one: catalog_objects.Difference) -> None:
+        # The same change is needed again after somebody has undone it.
+        since = "" if one.old is None else one.old.get("updated", "")
+        purpose = f"change:{one.kind}:{one.key}:{since}:{_digest(one.params)}"
+        await self._make(purpose, one.operation, one.params, _harmless)
+
+    async def _product(self, product_id: str) -> client.Data | None:
+        return next(iter(await self._stripe.products([product_id])), None)
+
+    async def _meter(self, event_name: str) -> client.Data | None:
+        meters = await self._stripe.meters()
+        return next((one for one in meters if one["event_name"] == event_name), None)
+
+    async def _portal_configuration(self) -> client.Data | None:
+        found = await self._stripe.portal_configurations()
+        return next((one for one in found if one["metadata"].get("catalog") == self._catalog.name), None)
 
     async def _make(
         self, purpose: str, operation: str, params: Mapping[str, Any], find: Callable[[], Awaitable[client.Data | None]]
@@ -207,38 +198,17 @@ class _Sync:
         return str(made["id"])
 
 
-def _price_params(one: Wanted, currency: str, meter_id: str | None) -> dict[str, Any]:
-    recurring = {"interval": one.interval}
-    if meter_id is not None:
-        recurring |= {"usage_type": "metered", "meter": meter_id}
-    return {
-        "product": one.product_id,
-        "currency": currency,
-        "unit_amount_decimal": f"{one.unit_amount:f}",
-        "recurring": recurring,
-        "lookup_key": one.lookup_key,
-        "transfer_lookup_key": True,
-        "metadata": {"plan": one.plan, "meter": one.meter},
-    }
+async def _harmless() -> client.Data | None:
+    """Find nothing: doing it twice does no harm."""
+    return None
 
 
-def _is_same(price: client.Data, params: Mapping[str, Any]) -> bool:
-    """Say whether a price at Stripe charges what is wanted; somebody may have given our lookup key to any other."""
-    recurring, amount = price.get("recurring"), price.get("unit_amount_decimal")
-    return (
-        bool(price["active"])
-        and price["product"] == params["product"]
-        and price["currency"] == params["currency"]
-        and amount is not None
-        and Decimal(amount) == Decimal(params["unit_amount_decimal"])
-        and recurring is not None
-        and (recurring["interval"], recurring.get("interval_count", 1)) == (params["recurring"]["interval"], 1)
-        and recurring.get("meter") == params["recurring"].get("meter")
-    )
+def _digest(params: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16]
 
 
 async def _keep_prices(
-    conn: AsyncConnection, wanted: list[Wanted], ids: Mapping[str, str], version: int, now: datetime
+    conn: AsyncConnection, wanted: list[catalog_objects.Wanted], ids: Mapping[str, str], version: int, now: datetime
 ) -> list[str]:
     """Remember what each price stands for, for ever; a lookup key stands for its newest one. Returns the others."""
     if not wanted:

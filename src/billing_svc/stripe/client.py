@@ -4,7 +4,10 @@ Never called inside a database transaction.
 """
 
 import asyncio
+import email.utils
+import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any, TypeAlias
@@ -29,6 +32,17 @@ PAGE_SIZE = 100
 
 # An object of Stripe's as plain data.
 Data: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class MeterEvent:
+    """Usage of a customer for a meter; a repeat of its identifier is not counted again."""
+
+    event_name: str
+    customer_id: str
+    units: int
+    reported_for: datetime
+    identifier: str
 
 
 class NotAtStripe(Exception):
@@ -62,11 +76,43 @@ class Stripe:
             "prices.deactivate": lambda params, options: v1.prices.update_async(
                 params["price"], {"active": False}, options
             ),
+            "subscriptions.update": lambda params, options: v1.subscriptions.update_async(
+                params["subscription"], _but(params, "subscription"), options
+            ),
+            "subscriptions.cancel": lambda params, options: v1.subscriptions.cancel_async(
+                params["subscription"], _but(params, "subscription"), options
+            ),
+            "subscription_schedules.update": lambda params, options: v1.subscription_schedules.update_async(
+                params["schedule"], _but(params, "schedule"), options
+            ),
+            "subscription_schedules.release": lambda params, options: v1.subscription_schedules.release_async(
+                params["schedule"], {}, options
+            ),
+            "subscriptions.create": v1.subscriptions.create_async,
+            "subscription_schedules.create": v1.subscription_schedules.create_async,
+            "billing_portal.sessions.create": v1.billing_portal.sessions.create_async,
             "customers.create": v1.customers.create_async,
             "checkout.sessions.create": v1.checkout.sessions.create_async,
             "products.create": v1.products.create_async,
+            "products.update": lambda params, options: v1.products.update_async(
+                params["product"], _but(params, "product"), options
+            ),
+            "billing.meters.update": lambda params, options: v1.billing.meters.update_async(
+                params["meter"], _but(params, "meter"), options
+            ),
+            "billing.meters.reactivate": lambda params, options: v1.billing.meters.reactivate_async(
+                params["meter"], {}, options
+            ),
+            "billing_portal.configurations.create": v1.billing_portal.configurations.create_async,
+            "billing_portal.configurations.update": lambda params, options: (
+                v1.billing_portal.configurations.update_async(
+                    params["configuration"], _but(params, "configuration"), options
+                )
+            ),
             "prices.create": v1.prices.create_async,
             "billing.meters.create": v1.billing.meters.create_async,
+            "invoiceitems.create": v1.invoice_items.create_async,
+            "invoices.create": v1.invoices.create_async,
         }
 
     @classmethod
@@ -88,16 +134,89 @@ class Stripe:
         return await self._answer(method(dict(params), {"idempotency_key": idempotency_key}))
 
     async def subscription(self, subscription_id: str) -> Data:
-        """Fetch a subscription; raises NotAtStripe."""
-        return await self._answer(self._client.v1.subscriptions.retrieve_async(subscription_id))
+        """Fetch a subscription, its schedule in full; raises NotAtStripe."""
+        fetch: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.subscriptions.retrieve_async
+        return await self._answer(fetch(subscription_id, {"expand": ["schedule"]}))
+
+    async def subscriptions_of(self, customer_id: str) -> list[Data]:
+        """Return the subscriptions of a customer, those that are over as well."""
+        return await self._all(self._client.v1.subscriptions.list_async, {"customer": customer_id, "status": "all"})
+
+    async def server_time(self) -> datetime | None:
+        """Return what time it is at Stripe, to the second; None if it does not say. Asks nothing else of it."""
+        told: list[str] = []
+
+        async def ask() -> stripe.StripeObject:
+            answer = await self._client.v1.prices.list_async({"limit": 1})
+            headers = answer.last_response.headers if answer.last_response is not None else {}
+            told.extend(value for name, value in headers.items() if name.lower() == "date")
+            return answer
+
+        await self._answer(ask())
+        return email.utils.parsedate_to_datetime(told[0]) if told else None
+
+    async def every_subscription(self, customer_id: str | None) -> list[Data]:
+        """Return all subscriptions, or a customer's, their schedules in full; those that are over as well."""
+        params: dict[str, Any] = {"status": "all", "expand": ["data.schedule"]}
+        if customer_id is not None:
+            params["customer"] = customer_id
+        return await self._all(self._client.v1.subscriptions.list_async, params)
+
+    async def every_invoice(self, customer_id: str | None, since: datetime) -> list[Data]:
+        """Return all invoices, or a customer's, that were made since an instant."""
+        params: dict[str, Any] = {"created": {"gte": int(since.timestamp())}}
+        if customer_id is not None:
+            params["customer"] = customer_id
+        return await self._all(self._client.v1.invoices.list_async, params)
+
+    async def schedule(self, schedule_id: str) -> Data:
+        """Fetch a subscription schedule; raises NotAtStripe."""
+        return await self._answer(self._client.v1.subscription_schedules.retrieve_async(schedule_id))
+
+    async def preview_invoice(self, params: Data) -> Data:
+        """Return the invoice that a change would make, with its first lines; makes nothing."""
+        preview: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.invoices.create_preview_async
+        return await self._answer(preview(dict(params)))
+
+    async def customer(self, customer_id: str) -> Data:
+        """Fetch a customer; raises NotAtStripe."""
+        return await self._answer(self._client.v1.customers.retrieve_async(customer_id))
+
+    async def payment_methods_of(self, customer_id: str) -> list[Data]:
+        """Return the payment methods that a customer has on file, the first page of them."""
+        list_page = self._client.v1.customers.payment_methods.list_async
+        page = await self._answer(list_page(customer_id, {"limit": PAGE_SIZE}))
+        return list(page["data"])
+
+    async def invoice(self, invoice_id: str) -> Data:
+        """Fetch an invoice, with its first lines; raises NotAtStripe."""
+        return await self._answer(self._client.v1.invoices.retrieve_async(invoice_id))
+
+    async def invoice_lines(self, invoice_id: str, after: str) -> Data:
+        """Return the page of an invoice's lines that comes after one of them; raises NotAtStripe."""
+        lines = self._client.v1.invoices.line_items
+        return await self._answer(lines.list_async(invoice_id, {"limit": PAGE_SIZE, "starting_after": after}))
+
+    async def thin_event(self, event_id: str) -> Data:
+        """Fetch the whole of an event that came without its data; raises NotAtStripe, as after 30 days."""
+        return await self._answer(self._client.v2.core.events.retrieve_async(event_id))
 
     async def checkout_session(self, session_id: str) -> Data:
         """Fetch a checkout session; raises NotAtStripe."""
         return await self._answer(self._client.v1.checkout.sessions.retrieve_async(session_id))
 
-    async def product(self, product_id: str) -> Data:
-        """Fetch a product; raises NotAtStripe."""
-        return await self._answer(self._client.v1.products.retrieve_async(product_id))
+    async def products(self, ids: Sequence[str]) -> list[Data]:
+        """Return the products of these ids; those that Stripe does not have are missing."""
+        found: list[Data] = []
+        for start in range(0, len(ids), PAGE_SIZE):
+            params: Data = {"ids": list(ids[start : start + PAGE_SIZE]), "limit": PAGE_SIZE}
+            list_page: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.products.list_async
+            found += (await self._answer(list_page(params)))["data"]
+        return found
+
+    async def portal_configurations(self) -> list[Data]:
+        """Return all configurations of the portal."""
+        return await self._all(self._client.v1.billing_portal.configurations.list_async, {})
 
     async def prices(self, lookup_keys: Sequence[str]) -> list[Data]:
         """Return the prices that hold any of the lookup keys."""
@@ -110,7 +229,11 @@ class Stripe:
 
     async def meters(self) -> list[Data]:
         """Return all active meters."""
-        return await self._all(self._client.v1.billing.meters.list_async, {"status": "active"})
+        return [meter for meter in await self.all_meters() if meter["status"] == "active"]
+
+    async def all_meters(self) -> list[Data]:
+        """Return all meters, those that are switched off as well."""
+        return await self._all(self._client.v1.billing.meters.list_async, {})
 
     async def customers_of_account(self, account_id: str, since: datetime, until: datetime) -> list[Data]:
         """Return the customers made in an interval that carry our account in their metadata.
@@ -120,6 +243,53 @@ class Stripe:
         created = {"gte": int(since.timestamp()), "lte": int(until.timestamp())}
         made = await self._all(self._client.v1.customers.list_async, {"created": created})
         return [customer for customer in made if (customer.get("metadata") or {}).get("account_id") == account_id]
+
+    async def meter_event(self, event: MeterEvent, idempotency_key: str) -> None:
+        """Report usage; that the meter has an event of this identifier already is a success too.
+
+        Raises StripeRefused if Stripe finds it wrong, and StripeUnavailable if the outcome is unknown.
+        """
+        params = {
+            "event_name": event.event_name,
+            "identifier": event.identifier,
+            "payload": {"stripe_customer_id": event.customer_id, "value": str(event.units)},
+            "timestamp": int(event.reported_for.timestamp()),
+        }
+        create: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.billing.meter_events.create_async
+        try:
+            await self._answer(create(params, {"idempotency_key": idempotency_key}))
+        except errors.StripeRefused as error:
+            if not _is_known_already(error.__cause__, event.identifier):
+                raise
+
+    async def meter_total(self, meter_id: str, customer_id: str, start: datetime, end: datetime) -> int:
+        """Return what a meter has of a customer with timestamps in [start, end), which are whole minutes."""
+        params = {
+            "customer": customer_id,
+            "start_time": int(start.timestamp()),
+            "end_time": int(end.timestamp()),
+        }
+        list_page = functools.partial(self._client.v1.billing.meters.event_summaries.list_async, meter_id)
+        return sum(int(one["aggregated_value"]) for one in await self._all(list_page, params))
+
+    async def invoices_of_subscription(self, subscription_id: str, since: datetime) -> list[Data]:
+        """Return the invoices of a subscription that were made since an instant, the newest first."""
+        params = {"subscription": subscription_id, "created": {"gte": int(since.timestamp())}}
+        return await self._all(self._client.v1.invoices.list_async, params)
+
+    async def invoices_of_customer(self, customer_id: str, since: datetime) -> list[Data]:
+        """Return the invoices of a customer that were made since an instant, the newest first."""
+        params = {"customer": customer_id, "created": {"gte": int(since.timestamp())}}
+        return await self._all(self._client.v1.invoices.list_async, params)
+
+    async def invoice_item(self, item_id: str) -> Data:
+        """Fetch an invoice item; raises NotAtStripe."""
+        return await self._answer(self._client.v1.invoice_items.retrieve_async(item_id))
+
+    async def invoice_items_of(self, customer_id: str, since: datetime) -> list[Data]:
+        """Return the invoice items of a customer that were made since an instant."""
+        params = {"customer": customer_id, "created": {"gte": int(since.timestamp())}}
+        return await self._all(self._client.v1.invoice_items.list_async, params)
 
     async def checkout_sessions_of(self, customer_id: str) -> list[Data]:
         """Return the checkout sessions of a customer."""
@@ -151,7 +321,8 @@ async def _translated(call: Awaitable[stripe.StripeObject]) -> Data:
             raise NotAtStripe("Stripe has no such object") from error
         raise _refused(error) from error
     except stripe.CardError as error:
-        raise _refused(error) from error
+        decline = getattr(error.error, "decline_code", None) or error.code or ""
+        raise errors.PaymentFailed("the payment was refused", {"decline_code": decline}) from error
     except (stripe.AuthenticationError, stripe.PermissionError) as error:
         # Without the traceback: the SDK's text quotes a part of the key.
         _log.error("stripe_key_refused", code=error.code)
@@ -169,6 +340,11 @@ async def _translated(call: Awaitable[stripe.StripeObject]) -> Data:
         raise errors.StripeUnavailable("Stripe is busy with this object; send the same call again", 1.0) from error
 
 
+def _but(params: Data, name: str) -> Any:  # noqa: ANN401 - the SDK's own types, one for each call
+    """Return the body of a call, without what is named in its path."""
+    return {key: value for key, value in params.items() if key != name}
+
+
 def _is_kept(error: stripe.APIError) -> bool:
     """Say whether Stripe gives this failure again under the same key.
 
@@ -180,6 +356,12 @@ def _is_kept(error: stripe.APIError) -> bool:
     return status == HTTPStatus.INTERNAL_SERVER_ERROR or (
         status > HTTPStatus.INTERNAL_SERVER_ERROR and replayed == "true"
     )
+
+
+def _is_known_already(error: BaseException | None, identifier: str) -> bool:
+    """Say whether a meter event was refused because the meter has it: Stripe has no code for that, only words."""
+    text = error.user_message if isinstance(error, stripe.StripeError) else None
+    return text is not None and "already exists" in text and identifier in text
 
 
 def _refused(error: stripe.StripeError) -> errors.StripeRefused:

@@ -70,6 +70,13 @@ class Requests:
                 continue
         raise errors.LostRace("other calls for the same thing were refused meanwhile; send the same call again")
 
+    async def is_known(self, account_id: str, purpose: str) -> bool:
+        """Say whether an intent was stored for a purpose, whatever became of it at Stripe, short of being refused."""
+        query = sa.select(_REQUESTS.c.state).where(
+            _REQUESTS.c.account_id == account_id, _REQUESTS.c.purpose == purpose, _REQUESTS.c.state != "refused"
+        )
+        return await self._database.read(lambda conn: _exists(conn, query))
+
     async def _attempt(self, intent: Intent, look_up: LookUp) -> client.Data:
         now = self._clock.now()
         row = await self._database.run(lambda conn: _begin(conn, intent, now))
@@ -111,6 +118,10 @@ class Requests:
             return await _read(conn, intent)
 
         return await self._database.run(work)
+
+
+async def _exists(conn: AsyncConnection, query: sa.Select[Any]) -> bool:
+    return (await conn.execute(query)).first() is not None
 
 
 def _is(intent: Intent) -> tuple[sa.ColumnElement[bool], ...]:

@@ -1,26 +1,25 @@
 """Applying the inbox: one worker at a time for each Stripe object, one fresh fetch for all its waiting events.
 
-Fetched state decides, not the events' order: whatever came twice, late or mixed up ends in what Stripe has. The lease
-has a number that grows with each holder; a worker that was overtaken finds its number gone and writes nothing.
+Fetched state decides, not the events' order: whatever came twice, late or mixed up ends in what Stripe has. A worker
+that was overtaken finds its lease gone and writes nothing.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc import clock, errors
-from billing_svc.audit import store as audit_store
 from billing_svc.catalog import versions
 from billing_svc.database import transactions
-from billing_svc.stripe import client
+from billing_svc.stripe import client, leases
 from billing_svc.stripe_events import rules, store
+from billing_svc.stripe_events.handlers import checkouts, customers, handling, invoices, meter_errors, subscriptions
 from billing_svc.subscriptions import applying as subscriptions_applying
-from billing_svc.subscriptions import checkout
-from billing_svc.subscriptions import rules as subscriptions_rules
+from billing_svc.subscriptions import refreshing
+from billing_svc.subscriptions import store as subscriptions_store
 
 _log = structlog.get_logger(__name__)
 
@@ -29,29 +28,32 @@ OBJECTS_MAX = 50
 OBJECTS_AT_ONCE = 4
 
 
-class _Overtaken(Exception):
-    """Another worker holds the object now."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """The waiting events of one object, under a lease."""
+    """Events of one object, of one kind, under its lease."""
 
-    object_id: str
-    fence: int
-    waiting: Sequence[store.Waiting]
+    lease: leases.Lease
+    kind: rules.Kind
+    events: Sequence[rules.Event]
+    # How often those that wait were tried before.
+    attempts: int
+
+    @property
+    def object_id(self) -> str:
+        return self.lease.object_id
 
     @property
     def event_ids(self) -> list[str]:
-        return [one.event_id for one in self.waiting]
-
-    @property
-    def attempts(self) -> int:
-        return max(one.attempts for one in self.waiting)
+        return [event.event_id for event in self.events]
 
 
-# Applies in a transaction; returns the account.
-_Apply = Callable[[AsyncConnection], Awaitable[str]]
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What becomes of an event without a fetch."""
+
+    event_id: str
+    state: str
+    note: str
 
 
 class Inbox:
@@ -63,11 +65,21 @@ class Inbox:
         catalogs: versions.CatalogCache,
         stripe: client.Stripe,
         now: clock.Clock,
+        *,
+        livemode: bool = False,
     ) -> None:
+        """`livemode` is that of our own key: events of the other mode are ignored, also when replayed."""
         self._database = database
-        self._catalogs = catalogs
-        self._stripe = stripe
         self._clock = now
+        self._livemode = livemode
+        refresher = refreshing.Refresher(database, catalogs, stripe, now)
+        self._handlers: Mapping[rules.Kind, handling.Handler] = {
+            rules.Kind.SUBSCRIPTION: subscriptions.Subscriptions(catalogs, stripe),
+            rules.Kind.CHECKOUT: checkouts.Checkouts(),
+            rules.Kind.INVOICE: invoices.Invoices(stripe),
+            rules.Kind.CUSTOMER: customers.Customers(database, refresher),
+            rules.Kind.METER_ERROR: meter_errors.MeterErrors(stripe),
+        }
 
     async def apply_due(self) -> int:
         """Apply the events that are due, and return of how many objects.
@@ -82,23 +94,87 @@ class Inbox:
         async def one(object_id: str) -> bool:
             async with at_once:
                 try:
-                    work = await self._take(object_id)
-                    if work is not None:
-                        await self._apply(work)
+                    return await self._apply_object(object_id)
                 except errors.BillingError as error:
                     _log.warning("object_left", object=object_id, error=error.message)
                     return False
-                return work is not None
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(object_id)) for object_id in due]
         return sum(task.result() for task in tasks)
 
+    async def _apply_object(self, object_id: str) -> bool:
+        """Apply what waits for an object; returns False if there is nothing to do or somebody else is at it."""
+        taken = await self._take(object_id)
+        if taken is None:
+            return False
+        lease, pending = taken
+        work, verdicts = self._judge(lease, pending)
+        if verdicts or work is None:
+            await self._record(lease, verdicts, is_all=work is None)
+        if work is not None:
+            await self._apply(work)
+        return True
+
+    async def _take(self, object_id: str) -> tuple[leases.Lease, Sequence[store.Pending]] | None:
+        """Lease an object and note its waiting events: those are fetched for, and only those are marked."""
+        now = self._clock.now()
+
+        async def take(conn: AsyncConnection) -> tuple[leases.Lease, Sequence[store.Pending]] | None:
+            lease = await leases.take(conn, object_id, now)
+            if lease is None:
+                return None
+            pending = await store.pending(conn, object_id)
+            if not pending:  # another worker was just here
+                await leases.end(conn, lease, now)
+                return None
+            return lease, pending
+
+        return await self._database.run(take)
+
+    def _judge(self, lease: leases.Lease, pending: Sequence[store.Pending]) -> tuple[_Work | None, list[_Verdict]]:
+        """Part the events that are to be applied from those that need no fetch.
+
+        Two kinds of one id are not Stripe's doing; those of the second kind wait for the next round.
+        """
+        now = self._clock.now()
+        verdicts: list[_Verdict] = []
+        by_kind: dict[rules.Kind, list[rules.Event]] = {}
+        for one in pending:
+            try:
+                # The row's key is what is marked.
+                event = replace(rules.parse(one.body, now), event_id=one.event_id)
+            except errors.InvalidRequest as error:
+                verdicts.append(_Verdict(one.event_id, "failed", error.message))
+                continue
+            reason = event.ignored_because(livemode=self._livemode)
+            if reason is not None:
+                verdicts.append(_Verdict(one.event_id, "ignored", reason))
+            elif event.kind is not None:
+                by_kind.setdefault(event.kind, []).append(event)
+        if not by_kind:
+            return None, verdicts
+        kind, events = next(iter(by_kind.items()))
+        attempts = max(one.attempts for one in pending if one.state == "waiting")
+        return _Work(lease, kind, events, attempts), verdicts
+
+    async def _record(self, lease: leases.Lease, verdicts: Sequence[_Verdict], *, is_all: bool) -> None:
+        now = self._clock.now()
+
+        async def record(conn: AsyncConnection) -> None:
+            if is_all:
+                await leases.end(conn, lease, now)
+            for one in verdicts:
+                await store.close(conn, [one.event_id], one.state, "", one.note, now)
+
+        await self._database.run(record)
+
     async def _apply(self, work: _Work) -> None:
         try:
-            apply = await self._prepare(work)
-            await self._database.run(lambda conn: self._finish(conn, work, apply))
-        except _Overtaken:
+            await self._require_ours(work.events)
+            apply = await self._handlers[work.kind].prepare(work.events)
+            await self._finish(work, apply)
+        except leases.Overtaken:
             _log.info("overtaken", object=work.object_id)
         except subscriptions_applying.NotOurs as finding:
             await self._close(work, "ignored", str(finding))
@@ -112,78 +188,31 @@ class Inbox:
             _log.exception("event_crashed", object=work.object_id, events=work.event_ids)
             await self._postpone(work, f"internal error: {type(error).__name__}")
 
-    async def _take(self, object_id: str) -> _Work | None:
-        """Lease an object and note its waiting events: those are fetched for, and only those are marked."""
+    async def _require_ours(self, events: Sequence[rules.Event]) -> None:
+        """Raise NotOurs if the payload names a customer that is none of ours: a read is too dear for a stranger's."""
+        customer_id = next((event.customer_id for event in events if event.customer_id), None)
+        if customer_id is None:
+            return
+        known = await self._database.read(lambda conn: subscriptions_store.account_of_customer(conn, customer_id))
+        if known is None:
+            raise subscriptions_applying.NotOurs(f"customer {customer_id} is not ours")
+
+    async def _finish(self, work: _Work, apply: handling.Apply) -> None:
         now = self._clock.now()
 
-        async def work(conn: AsyncConnection) -> _Work | None:
-            fence = await store.lease(conn, object_id, now)
-            if fence is None:
-                return None
-            waiting = await store.waiting(conn, object_id)
-            if not waiting:  # another worker was just here
-                await store.end_lease(conn, object_id, fence, now)
-                return None
-            return _Work(object_id, fence, waiting)
+        async def finish(conn: AsyncConnection) -> None:
+            if not await leases.end(conn, work.lease, now):
+                raise leases.Overtaken
+            account_id = await apply(conn, now)
+            await store.close(conn, work.event_ids, "applied", account_id, None, now)
 
-        return await self._database.run(work)
-
-    async def _prepare(self, work: _Work) -> _Apply:
-        """Fetch what the events are about, once; returns what is to be done with it."""
-        now = self._clock.now()
-        try:
-            events = [rules.parse(one.body, now) for one in work.waiting]
-        except errors.InvalidRequest as error:
-            raise subscriptions_applying.CannotApply(error.message) from error
-        subscription = await self._fetch_subscription(events)
-        sessions = [event for event in events if event.type.startswith("checkout.session.")]
-        if subscription is None and not sessions:
-            raise subscriptions_applying.CannotApply("names no subscription")
-
-        async def apply(conn: AsyncConnection) -> str:
-            account_id = None
-            if subscription is not None:
-                origin = audit_store.Origin(f"stripe:{work.event_ids[-1]}")
-                # First, because it locks the account, as opening a checkout does before it looks at the page.
-                account_id = await subscriptions_applying.apply(conn, self._catalogs, subscription, origin, now)
-            for event in sessions:
-                account_id = await _close_checkout(conn, event, now) or account_id
-            if account_id is None:
-                raise subscriptions_applying.NotOurs("the checkout is none that this service opened")
-            return account_id
-
-        return apply
-
-    async def _fetch_subscription(self, events: Sequence[rules.Event]) -> subscriptions_rules.StripeSubscription | None:
-        subscription_id = next((event.subscription_id for event in events if event.subscription_id), None)
-        if subscription_id is None:
-            return None
-        try:
-            data = await self._stripe.subscription(subscription_id)
-        except client.NotAtStripe:
-            # Gone for good: its last word is in the event itself.
-            last = next((event for event in reversed(events) if event.type == "customer.subscription.deleted"), None)
-            if last is None:
-                message = f"Stripe has no subscription {subscription_id}"
-                raise subscriptions_applying.CannotApply(message) from None
-            data = last.object
-        try:
-            return subscriptions_rules.from_stripe(data)
-        except ValueError as error:
-            raise subscriptions_applying.CannotApply(str(error)) from error
-
-    async def _finish(self, conn: AsyncConnection, work: _Work, apply: _Apply) -> None:
-        now = self._clock.now()
-        if not await store.end_lease(conn, work.object_id, work.fence, now):
-            raise _Overtaken
-        account_id = await apply(conn)
-        await store.close(conn, work.event_ids, "applied", account_id, None, now)
+        await self._database.run(finish)
 
     async def _close(self, work: _Work, state: str, note: str) -> None:
         now = self._clock.now()
 
         async def close(conn: AsyncConnection) -> None:
-            if await store.end_lease(conn, work.object_id, work.fence, now):
+            if await leases.end(conn, work.lease, now):
                 await store.close(conn, work.event_ids, state, "", note, now)
 
         await self._database.run(close)
@@ -193,17 +222,7 @@ class Inbox:
         until = rules.retry_at(work.attempts, now)
 
         async def postpone(conn: AsyncConnection) -> None:
-            if await store.end_lease(conn, work.object_id, work.fence, now):
+            if await leases.end(conn, work.lease, now):
                 await store.postpone(conn, work.event_ids, until, note)
 
         await self._database.run(postpone)
-
-
-async def _close_checkout(conn: AsyncConnection, event: rules.Event, now: datetime) -> str | None:
-    """Close the checkout that a session's event is about; returns its account, if it is one of ours."""
-    named = event.checkout
-    if named is None:
-        return None
-    state = "complete" if event.type == "checkout.session.completed" else "expired"
-    await checkout.close(conn, named.account_id, named.checkout_id, state, now)
-    return named.account_id

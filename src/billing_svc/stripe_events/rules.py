@@ -1,5 +1,6 @@
 """What an event is about, and when to try again. Pure: no I/O, `now` is an argument."""
 
+import enum
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +20,29 @@ CREATED_MAX = 2**33
 RETRY_FIRST = timedelta(seconds=1)
 RETRY_MOST = timedelta(minutes=5)
 
-_SUBSCRIPTION = "customer.subscription."
-_CHECKOUT = ("checkout.session.completed", "checkout.session.expired")
+
+class Kind(enum.Enum):
+    """What an event brings up to date; each kind has its handler."""
+
+    SUBSCRIPTION = enum.auto()
+    # A checkout page that became no subscription.
+    CHECKOUT = enum.auto()
+    INVOICE = enum.auto()
+    CUSTOMER = enum.auto()
+    METER_ERROR = enum.auto()
+
+
+_FAMILIES: Mapping[str, Kind] = {"customer.subscription.": Kind.SUBSCRIPTION, "invoice.": Kind.INVOICE}
+_TYPES: Mapping[str, Kind] = {
+    "checkout.session.completed": Kind.CHECKOUT,
+    "checkout.session.expired": Kind.CHECKOUT,
+    "customer.updated": Kind.CUSTOMER,
+    "customer.deleted": Kind.CUSTOMER,
+    "v1.billing.meter.error_report_triggered": Kind.METER_ERROR,
+    "v1.billing.meter.no_meter_found": Kind.METER_ERROR,
+}
+# Those of a family that carry nothing to fetch.
+_WITHOUT_EFFECT: Mapping[str, str] = {"invoice.upcoming": "the invoice that it announces does not exist yet"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +55,7 @@ class Checkout:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A webhook event, typed; `object` is what it carried."""
+    """A webhook event, typed; `object` is what it carried, empty for a thin one."""
 
     event_id: str
     type: str
@@ -44,17 +66,36 @@ class Event:
     body: bytes
 
     @property
-    def is_handled(self) -> bool:
-        """Say whether events of this type change anything here."""
-        return self.type.startswith(_SUBSCRIPTION) or self.type in _CHECKOUT
+    def kind(self) -> Kind | None:
+        """Return what it brings up to date; None if events of this type change nothing here."""
+        if self.type in _WITHOUT_EFFECT:
+            return None
+        family = next((kind for prefix, kind in _FAMILIES.items() if self.type.startswith(prefix)), None)
+        kind = family or _TYPES.get(self.type)
+        # A page that was paid is closed together with the arrival of its subscription.
+        return Kind.SUBSCRIPTION if kind is Kind.CHECKOUT and self.subscription_id else kind
+
+    @property
+    def is_about_checkout(self) -> bool:
+        """Say whether it carries a checkout session."""
+        return _TYPES.get(self.type) is Kind.CHECKOUT
+
+    @property
+    def tells_of_deletion(self) -> bool:
+        """Say whether its object may be gone: then what it carries is the object's last word."""
+        return self.type.endswith(".deleted")
 
     @property
     def subscription_id(self) -> str | None:
         """Return the subscription that the event is about, if it is about one."""
-        value = self.object.get("id" if self.type.startswith(_SUBSCRIPTION) else "subscription")
-        if isinstance(value, Mapping):
-            value = value.get("id")
-        return value if _is_text(value, ID_LENGTH_MAX) else None
+        if self.type.startswith("customer.subscription."):
+            return self._own_id
+        return _id(self.object.get("subscription")) if self.is_about_checkout else None
+
+    @property
+    def customer_id(self) -> str | None:
+        """Return the customer that its object belongs to, or is. An object never changes its customer."""
+        return self._own_id if _TYPES.get(self.type) is Kind.CUSTOMER else _id(self.object.get("customer"))
 
     @property
     def checkout(self) -> "Checkout | None":
@@ -69,9 +110,23 @@ class Event:
 
     @property
     def object_id(self) -> str:
-        """Return the Stripe object that applying the event refreshes; one worker at a time works on it."""
-        own = self.object.get("id")
-        return self.subscription_id or (own if _is_text(own, ID_LENGTH_MAX) else self.event_id)
+        """Return the Stripe object that applying the event refreshes; its own id if it names none.
+
+        One worker at a time works on an object.
+        """
+        return self.subscription_id or self._own_id or self.event_id
+
+    @property
+    def _own_id(self) -> str | None:
+        return _id(self.object.get("id"))
+
+    def ignored_because(self, *, livemode: bool) -> str | None:
+        """Return why it is kept without effect under a key of the given mode; None if it is to be applied."""
+        if self.livemode != livemode:
+            return f"livemode is {self.livemode}, our key's is {livemode}"
+        if self.kind is None:
+            return _WITHOUT_EFFECT.get(self.type, "this type changes nothing here")
+        return None
 
 
 def parse(body: bytes, now: datetime) -> Event:
@@ -109,14 +164,29 @@ def retry_at(attempts: int, now: datetime) -> datetime:
     return now + min(RETRY_FIRST * (1 << min(attempts, 16)), RETRY_MOST)
 
 
+def _id(value: object) -> str | None:
+    """Return the id of an object that may have come expanded; None if it is none."""
+    if isinstance(value, Mapping):
+        value = value.get("id")
+    return value if _is_text(value, ID_LENGTH_MAX) else None
+
+
 def _is_text(value: object, length_max: int) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= length_max and value.isprintable()
 
 
 def _created(value: object, now: datetime) -> datetime:
-    if not isinstance(value, int) or not 0 <= value < CREATED_MAX:
-        return now
-    return datetime.fromtimestamp(value, UTC)
+    """Return when Stripe made it: seconds since 1970, or ISO text in thin events."""
+    if isinstance(value, int) and 0 <= value < CREATED_MAX:
+        return datetime.fromtimestamp(value, UTC)
+    if isinstance(value, str):
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            return now
+        if at.tzinfo is not None and 0 <= at.timestamp() < CREATED_MAX:
+            return at.astimezone(UTC)
+    return now
 
 
 def _refused(problem: str) -> errors.InvalidRequest:

@@ -23,10 +23,6 @@ class StripeEventServicer(stripe_event_pb2_grpc.StripeEventServiceServicer):
         event = rules.parse(request.payload, now)
         if request.event_id not in {"", event.event_id}:
             raise errors.InvalidRequest([errors.FieldViolation("event_id", "is not the payload's")])
-        ignored_because = None
-        if event.livemode != self._livemode:
-            ignored_because = f"livemode is {event.livemode}, our key's is {self._livemode}"
-        elif not event.is_handled:
-            ignored_because = "this type changes nothing here"
+        ignored_because = event.ignored_because(livemode=self._livemode)
         stored = await self._database.run(lambda conn: store.insert(conn, event, ignored_because, now))
         return stripe_event_pb2.AcceptStripeEventResponse(stored=stored, duplicate=not stored)

@@ -1,5 +1,6 @@
 """Bringing a subscription row to what Stripe has: the one way in which they change, for events and RPCs alike."""
 
+from collections.abc import Mapping
 from datetime import datetime
 
 import structlog
@@ -9,7 +10,7 @@ from billing_svc.accounts import store as accounts_store
 from billing_svc.audit import store as audit_store
 from billing_svc.catalog import versions
 from billing_svc.gauges import store as gauges_store
-from billing_svc.subscriptions import rules, store
+from billing_svc.subscriptions import consequences, rules, store
 
 _log = structlog.get_logger(__name__)
 
@@ -17,11 +18,11 @@ _KNOWN_STATUSES = rules.GIVING | rules.SUSPENDED | rules.STILLBORN | rules.OVER
 
 
 class NotOurs(Exception):
-    """The subscription belongs to a customer that this service did not make."""
+    """The object belongs to a customer that this service did not make."""
 
 
 class CannotApply(Exception):
-    """The subscription cannot be understood; nothing changes until somebody mends the cause and replays."""
+    """The object cannot be understood; nothing changes until somebody mends the cause and replays."""
 
 
 async def apply(
@@ -51,6 +52,9 @@ async def apply(
     await store.lock_account(conn, account_id)
     previous = await store.find(conn, account_id, fetched.subscription_id)
     interval = rules.effective(fetched, previous.interval if previous else None, item.period_end, now)
+    superfluous = previous is not None and previous.superfluous
+    if superfluous:
+        interval = rules.Interval(interval.start, interval.start)
     version = await _sold_version(conn, catalogs, fetched, price)
     if previous is not None and (previous.plan, previous.price) == (price.plan, price.price):
         # It may have been moved to a newer version since, which Stripe does not know of.
@@ -76,6 +80,10 @@ async def apply(
             "ended_at": fetched.ended_at,
             "effective_from": interval.start,
             "effective_until": interval.end,
+            "checkout_id": fetched.metadata.get("checkout_id"),
+            "superfluous": superfluous,
+            "schedule_id": fetched.schedule_id,
+            **await _pending(conn, fetched, price, item.quantity),
         },
         now,
     )
@@ -90,7 +98,29 @@ async def apply(
         "until": interval.end.isoformat() if interval.end else None,
     }
     await audit_store.append(conn, origin, account_id, "subscription.applied", changes, now)
+    await consequences.draw(conn, origin, account_id, now)
     return account_id
+
+
+async def _pending(
+    conn: AsyncConnection, fetched: rules.StripeSubscription, present: store.SoldPrice, quantity: int
+) -> Mapping[str, object]:
+    """Return the columns of the change that the subscription's schedule is going to make, if it is one of ours."""
+    phase = fetched.next_phase
+    sold = await store.sold_prices(conn, list(phase.prices)) if phase is not None and not fetched.is_over else {}
+    base = next((one for one in sold.values() if one.price), None)
+    none = dict.fromkeys(("pending_plan", "pending_price", "pending_quantity", "pending_at"))
+    if phase is None or base is None:
+        return none
+    coming = phase.prices[base.price_id]
+    if (base.plan, base.price, coming) == (present.plan, present.price, quantity):
+        return none
+    return {
+        "pending_plan": base.plan,
+        "pending_price": base.price,
+        "pending_quantity": coming,
+        "pending_at": phase.starts_at,
+    }
 
 
 async def _sold_version(

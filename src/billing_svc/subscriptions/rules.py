@@ -30,6 +30,14 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Phase:
+    """What a schedule at Stripe makes of a subscription from an instant on: prices and how many of each."""
+
+    starts_at: datetime
+    prices: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class StripeSubscription:
     """A subscription as fetched, typed."""
 
@@ -45,6 +53,19 @@ class StripeSubscription:
     cancel_at: datetime | None
     canceled_at: datetime | None
     ended_at: datetime | None
+    schedule_id: str | None = None
+    # What comes after the schedule's present phase, if it came expanded.
+    next_phase: Phase | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether it has ended for good."""
+        return self.status in OVER
+
+    @property
+    def will_end(self) -> bool:
+        """Say whether its end is scheduled; either field says so."""
+        return self.cancel_at_period_end or self.cancel_at is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +95,8 @@ def from_stripe(data: Mapping[str, Any]) -> StripeSubscription:
             cancel_at=_instant(data.get("cancel_at")),
             canceled_at=_instant(data.get("canceled_at")),
             ended_at=_instant(data.get("ended_at")),
+            schedule_id=_id(data["schedule"]) if data.get("schedule") else None,
+            next_phase=_next_phase(data.get("schedule")),
         )
     except (KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
         raise ValueError(f"not a subscription: {error!r}") from error
@@ -104,6 +127,19 @@ def effective(
     else:  # a status that is not known yet keeps what was
         end = start if previous is None else previous.end
     return Interval(start, end if end is None else max(start, end))
+
+
+def _next_phase(schedule: object) -> Phase | None:
+    """Return what a schedule will make of its subscription next; None if nothing, or if it came as an id."""
+    present = schedule.get("current_phase") if isinstance(schedule, Mapping) else None
+    if not isinstance(schedule, Mapping) or present is None:
+        return None
+    coming = [phase for phase in schedule["phases"] if phase["start_date"] >= present["end_date"]]
+    if not coming:
+        return None
+    phase = min(coming, key=lambda one: one["start_date"])
+    prices = {_id(item["price"]): _quantity(item.get("quantity") or 1) for item in phase["items"]}
+    return Phase(_required_instant(phase["start_date"]), prices)
 
 
 def _item(item: Mapping[str, Any], subscription: Mapping[str, Any]) -> Item:

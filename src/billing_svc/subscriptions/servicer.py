@@ -1,5 +1,7 @@
 """SubscriptionService: gRPC in, the database and Stripe in turn, gRPC out."""
 
+from dataclasses import dataclass
+
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.v1 import subscription_pb2, subscription_pb2_grpc
@@ -10,11 +12,29 @@ from billing_svc.alerts import store as alerts_store
 from billing_svc.audit import store as audit_store
 from billing_svc.catalog import conversions as plans_conversions
 from billing_svc.catalog import model, versions
+from billing_svc.changes import canceling, changing
+from billing_svc.changes import conversions as changes_conversions
+from billing_svc.checkouts import opening
+from billing_svc.customers import portal
 from billing_svc.database import transactions
+from billing_svc.invoices import conversions as invoices_conversions
+from billing_svc.invoices import store as invoices_store
+from billing_svc.pay_as_you_go import switching
 from billing_svc.pricing import conversions as pricing_conversions
 from billing_svc.pricing import previewing
-from billing_svc.quota import reading, terms
-from billing_svc.subscriptions import checkout, conversions, store
+from billing_svc.quota import reading
+from billing_svc.subscriptions import conversions, store
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Those who sell, change and end at Stripe."""
+
+    checkout: opening.Checkout
+    portal: portal.Portal
+    changing: changing.Changing
+    canceling: canceling.Canceling
+    switching: switching.Switching
 
 
 class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
@@ -24,45 +44,75 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         self,
         database: transactions.Transactions,
         catalogs: versions.CatalogCache,
-        pages: checkout.Checkout,
+        desk: Desk,
         now: clock.Clock,
         options: settings.Settings,
     ) -> None:
         self._database = database
         self._catalogs = catalogs
-        self._pages = pages
+        self._desk = desk
         self._clock = now
         self._success_url = options.success_url
         self._cancel_url = options.cancel_url
-        self._origins = frozenset(
-            fields.origin(url) for url in (options.success_url, options.cancel_url, *options.redirect_origins)
-        )
+        self._return_url = options.portal_return_url or options.cancel_url
+        own = (options.success_url, options.cancel_url, self._return_url)
+        self._origins = frozenset(fields.origin(url) for url in (*own, *options.redirect_origins))
 
     async def GetSubscription(
         self, request: subscription_pb2.GetSubscriptionRequest, context: interceptors.Context
     ) -> subscription_pb2.GetSubscriptionResponse:
         """Say which plan is in force and how the subscription stands."""
         account_id = conversions.from_proto_get(request)
-        now = self._clock.now()
-
-        async def work(conn: AsyncConnection) -> tuple[terms.Terms, list[store.Row]]:
-            known = await reading.read_standing(conn, self._catalogs, account_id, now)
-            return known.terms_at(now), await store.plan_subscriptions(conn, account_id)
-
-        under, rows = await self._database.read(work)
-        # The one that gives the plan; if none does, the latest.
-        in_force = under.subscription.subscription_id if under.subscription else None
-        row = next((row for row in rows if row.subscription_id == in_force), rows[0] if rows else None)
-        return subscription_pb2.GetSubscriptionResponse(subscription=conversions.to_proto_subscription(under, row, now))
+        return subscription_pb2.GetSubscriptionResponse(subscription=await self._subscription(account_id))
 
     async def CreateCheckout(
         self, request: subscription_pb2.CreateCheckoutRequest, context: interceptors.Context
     ) -> subscription_pb2.CreateCheckoutResponse:
         """Give the account's checkout page for a plan."""
         order = conversions.from_proto_checkout(request, self._success_url, self._cancel_url, self._origins)
-        call = interceptors.current_call()
-        origin = audit_store.Origin(f"caller:{call.caller.name}", call.request_id)
-        return conversions.to_proto_checkout(await self._pages.open_page(order, origin))
+        return conversions.to_proto_checkout(await self._desk.checkout.open_page(order, _origin()))
+
+    async def CreatePortalSession(
+        self, request: subscription_pb2.CreatePortalSessionRequest, context: interceptors.Context
+    ) -> subscription_pb2.CreatePortalSessionResponse:
+        """Give the account's customer a page of the portal."""
+        visit = changes_conversions.from_proto_portal(request, self._return_url, self._origins)
+        return subscription_pb2.CreatePortalSessionResponse(url=await self._desk.portal.open_page(visit))
+
+    async def SetPayAsYouGo(
+        self, request: subscription_pb2.SetPayAsYouGoRequest, context: interceptors.Context
+    ) -> subscription_pb2.SetPayAsYouGoResponse:
+        """Switch pay-as-you-go on or off."""
+        switch = changes_conversions.from_proto_switch(request)
+        await self._desk.switching.switch(switch, _origin())
+        return subscription_pb2.SetPayAsYouGoResponse(subscription=await self._subscription(switch.account_id))
+
+    async def ChangePlan(
+        self, request: subscription_pb2.ChangePlanRequest, context: interceptors.Context
+    ) -> subscription_pb2.ChangePlanResponse:
+        """Move the subscription to another plan, price or quantity, or say what that would cost."""
+        order = changes_conversions.from_proto_change(request, self._clock.now())
+        if request.preview:
+            outcome = await self._desk.changing.preview(order)
+        else:
+            outcome = await self._desk.changing.change(order, _origin())
+        return changes_conversions.to_proto_change(outcome, await self._subscription(order.account_id))
+
+    async def CancelSubscription(
+        self, request: subscription_pb2.CancelSubscriptionRequest, context: interceptors.Context
+    ) -> subscription_pb2.CancelSubscriptionResponse:
+        """End the subscription, at the period's end or now."""
+        ending = changes_conversions.from_proto_cancel(request)
+        await self._desk.canceling.cancel(ending, _origin())
+        return subscription_pb2.CancelSubscriptionResponse(subscription=await self._subscription(ending.account_id))
+
+    async def ResumeSubscription(
+        self, request: subscription_pb2.ResumeSubscriptionRequest, context: interceptors.Context
+    ) -> subscription_pb2.ResumeSubscriptionResponse:
+        """Take back an end that has not come yet."""
+        account_id, request_id = changes_conversions.from_proto_resume(request)
+        await self._desk.canceling.resume(account_id, request_id, _origin())
+        return subscription_pb2.ResumeSubscriptionResponse(subscription=await self._subscription(account_id))
 
     async def ListPlans(
         self, request: subscription_pb2.ListPlansRequest, context: interceptors.Context
@@ -90,14 +140,26 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         bill = await self._database.read(lambda conn: previewing.preview(conn, self._catalogs, asked, now))
         return pricing_conversions.to_proto_bill(bill)
 
+    async def ListInvoices(
+        self, request: subscription_pb2.ListInvoicesRequest, context: interceptors.Context
+    ) -> subscription_pb2.ListInvoicesResponse:
+        """List the account's invoices, newest first."""
+        choice, page = invoices_conversions.from_proto_list(request)
+        rows = await self._database.read(
+            lambda conn: invoices_store.list_invoices(conn, choice, page.after, page.size + 1)
+        )
+        invoices, token = invoices_conversions.to_proto_list(rows, page)
+        return subscription_pb2.ListInvoicesResponse(invoices=invoices, next_page_token=token)
+
     async def ListAlerts(
         self, request: subscription_pb2.ListAlertsRequest, context: interceptors.Context
     ) -> subscription_pb2.ListAlertsResponse:
         """List the account's alerts, newest first."""
-        page = alerts_conversions.from_proto_list(request)
+        asked = alerts_conversions.from_proto_list(request)
+        page = asked.page
         # One more than the page shows whether there is a next one.
         found = await self._database.read(
-            lambda conn: alerts_store.list_alerts(conn, page.account_id, page.choice, page.after, page.size + 1)
+            lambda conn: alerts_store.list_alerts(conn, asked.account_id, asked.choice, page.after, page.size + 1)
         )
         return alerts_conversions.to_proto_list(found, page)
 
@@ -106,10 +168,24 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.AcknowledgeAlertResponse:
         """Mark an alert as seen."""
         account_id, alert_id = alerts_conversions.from_proto_acknowledge(request)
-        call = interceptors.current_call()
-        origin = audit_store.Origin(f"caller:{call.caller.name}", call.request_id)
+        origin = _origin()
         now = self._clock.now()
         alert = await self._database.run(
             lambda conn: acknowledging.acknowledge(conn, account_id, alert_id, origin, now)
         )
         return subscription_pb2.AcknowledgeAlertResponse(alert=alerts_conversions.to_proto_alert(alert))
+
+    async def _subscription(self, account_id: str) -> subscription_pb2.Subscription:
+        now = self._clock.now()
+
+        async def work(conn: AsyncConnection) -> tuple[reading.Known, list[store.Row]]:
+            known = await reading.read_standing(conn, self._catalogs, account_id, now)
+            return known, await store.plan_subscriptions(conn, account_id)
+
+        known, rows = await self._database.read(work)
+        return conversions.to_proto_subscription(known.terms_at(now), known.facts.standing, rows, now)
+
+
+def _origin() -> audit_store.Origin:
+    call = interceptors.current_call()
+    return audit_store.Origin(f"caller:{call.caller.name}", call.request_id)

@@ -34,6 +34,7 @@ class Row:
 
     subscription_id: str
     status: str
+    is_plan: bool
     plan: str
     price: str
     catalog_version: int
@@ -46,11 +47,37 @@ class Row:
     ended_at: datetime | None
     effective_from: datetime
     effective_until: datetime | None
+    checkout_id: str | None
+    superfluous: bool
+    schedule_id: str | None
+    pending_plan: str | None
+    pending_price: str | None
+    pending_quantity: int | None
+    pending_at: datetime | None
 
     @property
     def is_over(self) -> bool:
         """Say whether it has ended for good, so that another one may be bought."""
         return self.status in rules.OVER
+
+    @property
+    def will_end(self) -> bool:
+        """Say whether its end is scheduled."""
+        return self.cancel_at_period_end or self.cancel_at is not None
+
+    @property
+    def is_giving(self) -> bool:
+        """Say whether its status gives what it is for."""
+        return self.status in rules.GIVING
+
+    def goes_on(self, at: datetime) -> bool:
+        """Say whether it has not come to its end at `at`, also where Stripe has not told of that yet."""
+        return not self.is_over and (self.effective_until is None or at < self.effective_until)
+
+    def gives_plan(self, at: datetime) -> bool:
+        """Say whether the account has its plan at `at`, as far as it alone decides."""
+        in_time = self.effective_from <= at and (self.effective_until is None or at < self.effective_until)
+        return self.is_plan and self.is_giving and in_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +88,7 @@ class Previous:
     price: str
     catalog_version: int
     interval: rules.Interval
+    superfluous: bool
 
 
 async def account_of_customer(conn: AsyncConnection, customer_id: str) -> str | None:
@@ -123,24 +151,56 @@ async def lock_account(conn: AsyncConnection, account_id: str) -> None:
 
 async def plan_subscriptions(conn: AsyncConnection, account_id: str) -> list[Row]:
     """Return the account's plan subscriptions, the latest first; those that are over as well."""
+    return [row for row in await subscriptions(conn, account_id) if row.is_plan]
+
+
+async def plan_subscriptions_of(conn: AsyncConnection, account_ids: Collection[str]) -> dict[str, list[Row]]:
+    """Return the plan subscriptions of many accounts, the latest first; an account without one is missing."""
+    columns = [_SUBSCRIPTIONS.c[name] for name in Row.__dataclass_fields__]
+    rows = await conn.execute(
+        sa.select(_SUBSCRIPTIONS.c.account_id, *columns)
+        .where(_SUBSCRIPTIONS.c.account_id.in_(account_ids), _SUBSCRIPTIONS.c.is_plan)
+        .order_by(_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id)
+    )
+    found: dict[str, list[Row]] = {}
+    for account_id, *values in rows:
+        found.setdefault(account_id, []).append(Row(*values))
+    return found
+
+
+async def subscriptions(conn: AsyncConnection, account_id: str) -> list[Row]:
+    """Return the account's subscriptions, the latest first; metered-only ones and those that are over as well."""
     columns = [_SUBSCRIPTIONS.c[name] for name in Row.__dataclass_fields__]
     rows = await conn.execute(
         sa.select(*columns)
-        .where(_SUBSCRIPTIONS.c.account_id == account_id, _SUBSCRIPTIONS.c.is_plan)
+        .where(_SUBSCRIPTIONS.c.account_id == account_id)
         .order_by(_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id)
     )
     return [Row(*row) for row in rows]
 
 
+async def living_of_customer(conn: AsyncConnection, customer_id: str) -> list[str]:
+    """Return the subscriptions of a customer that are not over; none if it is not ours."""
+    account_id = await account_of_customer(conn, customer_id)
+    if account_id is None:
+        return []
+    query = sa.select(_SUBSCRIPTIONS.c.subscription_id).where(
+        _SUBSCRIPTIONS.c.account_id == account_id,
+        _SUBSCRIPTIONS.c.customer_id == customer_id,
+        _SUBSCRIPTIONS.c.status.not_in(rules.OVER),
+    )
+    return list((await conn.execute(query)).scalars())
+
+
 async def find(conn: AsyncConnection, account_id: str, subscription_id: str) -> Previous | None:
     """Return what is stored of a subscription; None if it is new."""
-    columns = ("plan", "price", "catalog_version", "effective_from", "effective_until")
+    columns = ("plan", "price", "catalog_version", "effective_from", "effective_until", "superfluous")
     query = sa.select(*(_SUBSCRIPTIONS.c[name] for name in columns)).where(*_is(account_id, subscription_id))
     row = (await conn.execute(query)).one_or_none()
     if row is None:
         return None
     interval = rules.Interval(row.effective_from, row.effective_until)
-    return Previous(row.plan, row.price, row.catalog_version, interval)
+    return Previous(row.plan, row.price, row.catalog_version, interval, row.superfluous)
 
 
 async def save(
@@ -158,6 +218,12 @@ async def save(
         .returning(_SUBSCRIPTIONS.c.subscription_id)
     )
     return result.scalar_one_or_none() is not None
+
+
+async def mark_superfluous(conn: AsyncConnection, account_id: str, subscription_id: str, now: datetime) -> None:
+    """Let a subscription never have given its plan."""
+    values = {"superfluous": True, "effective_until": _SUBSCRIPTIONS.c.effective_from, "updated_at": now}
+    await conn.execute(sa.update(_SUBSCRIPTIONS).where(*_is(account_id, subscription_id)).values(values))
 
 
 def _is(account_id: str, subscription_id: str) -> tuple[sa.ColumnElement[bool], ...]:

@@ -15,6 +15,7 @@ RETRY_ATTEMPT_MAX = 1_000
 VIOLATIONS_MAX = 20
 
 _REJECTING = usage_pb2.IF_EXCEEDED_REJECT
+_IF_EXCEEDED = frozenset(usage_pb2.IfExceeded.values())
 
 
 def from_proto_event(
@@ -22,41 +23,46 @@ def from_proto_event(
 ) -> rules.NewEvent:
     """Return the event that a request asks to record. Raises InvalidRequest."""
     check = fields.Fields(prefix)
-    check.account_id(request.account_id)
-    check.identifier("event_id", request.event_id)
-    check.meter_or_operation(request.meter, request.operation)
-    check.optional_identifier("reservation_id", request.reservation_id, quota_conversions.RESERVATION_ID_LENGTH_MAX)
-    has_quantity, has_level = request.HasField("quantity"), request.HasField("level")
-    if has_quantity:
+    account_id = check.account_id(request.account_id)
+    event_id = check.identifier("event_id", request.event_id)
+    meter, operation = request.meter, request.operation
+    check.meter_or_operation(meter, operation)
+    reservation_id = check.optional_identifier(
+        "reservation_id", request.reservation_id, quota_conversions.RESERVATION_ID_LENGTH_MAX
+    )
+    quantity = request.quantity if request.HasField("quantity") else None
+    level = request.level if request.HasField("level") else None
+    if quantity is not None:
         # A gauge takes a negative change; whether the meter is one shows later.
-        check.quantity("quantity", request.quantity, least=-fields.QUANTITY_MAX)
-        if request.quantity == 0 or (request.operation and request.quantity < 0):
-            check.refuse("quantity", f"is {request.quantity}; must be 1 to {fields.QUANTITY_MAX}")
-    if has_level:
-        check.quantity("level", request.level, least=0)
-        if has_quantity or request.operation:
+        check.quantity("quantity", quantity, least=-fields.QUANTITY_MAX)
+        if quantity == 0 or (operation and quantity < 0):
+            check.refuse("quantity", f"is {quantity}; must be 1 to {fields.QUANTITY_MAX}")
+    if level is not None:
+        check.quantity("level", level, least=0)
+        if quantity is not None or operation:
             check.refuse("level", "is the whole of what a gauge is set to; give no quantity and no operation with it")
-    if not 0 <= request.retry_attempt <= RETRY_ATTEMPT_MAX:
-        check.refuse("retry_attempt", f"is {request.retry_attempt}; must be 0 to {RETRY_ATTEMPT_MAX}")
-    if request.if_exceeded not in usage_pb2.IfExceeded.values():
-        check.refuse("if_exceeded", f"{request.if_exceeded} is no value of IfExceeded")
+    retry_attempt, if_exceeded = request.retry_attempt, request.if_exceeded
+    if not 0 <= retry_attempt <= RETRY_ATTEMPT_MAX:
+        check.refuse("retry_attempt", f"is {retry_attempt}; must be 0 to {RETRY_ATTEMPT_MAX}")
+    if if_exceeded not in _IF_EXCEEDED:
+        check.refuse("if_exceeded", f"{if_exceeded} is no value of IfExceeded")
     occurred_at = check.instant("occurred_at", request.occurred_at) if request.HasField("occurred_at") else None
     properties = check.properties("properties", request.properties)
     check.done()
     return rules.NewEvent(
-        account_id=request.account_id,
-        event_id=request.event_id,
+        account_id=account_id,
+        event_id=event_id,
         sent=rules.Sent(
-            meter=request.meter or None,
-            operation=request.operation or None,
-            quantity=request.quantity if has_quantity else None,
-            level=request.level if has_level else None,
+            meter=meter or None,
+            operation=operation or None,
+            quantity=quantity,
+            level=level,
             occurred_at=occurred_at,
             properties=properties,
         ),
-        retry_attempt=request.retry_attempt,
-        reject=request.if_exceeded == _REJECTING,
-        reservation_id=request.reservation_id,
+        retry_attempt=retry_attempt,
+        reject=if_exceeded == _REJECTING,
+        reservation_id=reservation_id,
         caller=caller,
         request_id=request_id,
     )

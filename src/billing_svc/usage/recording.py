@@ -1,7 +1,7 @@
 """Recording a batch of usage events in the caller's transaction: look up, place, lock, count, write.
 
-One statement for each step, whatever the size of the batch. Locks are taken in one order everywhere (counters, gauge
-levels, reservations, events, each by key), so that processes cannot deadlock.
+One round trip for each step, whatever the size of the batch. Locks are taken in one order everywhere (counters, gauge
+levels, reservations, then what is new: accounts, counters, events; each by key), so that processes cannot deadlock.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,6 @@ from typing import TypeAlias
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc import errors
-from billing_svc.accounts import store as accounts_store
 from billing_svc.alerts import rules as alerts_rules
 from billing_svc.alerts import store as alerts_store
 from billing_svc.catalog import versions
@@ -27,7 +26,7 @@ from billing_svc.reservations import store as reservations_store
 from billing_svc.usage import rules, store
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """An event that is stored: by this call, or by an earlier one (`duplicate`)."""
 
@@ -38,27 +37,43 @@ class Answer:
 Outcome: TypeAlias = Answer | rules.Denied | errors.BillingError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class _Landing:
+    """Where events of one account and meter count that happened at one instant, and under which terms."""
+
+    known: reading.Known
+    under: terms.Terms
+    allowance: terms.Allowance
+    key: store.CounterKey
+
+    @classmethod
+    def at(cls, known: reading.Known, under: terms.Terms, now: datetime) -> "_Landing":
+        """Return where events count under some terms."""
+        key = (known.asked.account_id, known.meter, under.period.start)
+        return cls(known, under, known.allowance(under, now), key)
+
+    @property
+    def gauge_key(self) -> gauges_store.GaugeKey:
+        return self.key[:2]
+
+    @property
+    def is_counted(self) -> bool:
+        return self.under.period.start in self.known.facts.counters
+
+    @property
+    def is_of_unknown(self) -> bool:
+        """Say whether this will be the account's beginning."""
+        return self.known.facts.standing.created_at is None
+
+
+@dataclass(slots=True)
 class _Placed:
     """A new event with the counter that it goes to."""
 
     n: int
     event: rules.NewEvent
-    known: reading.Known
     occurred_at: datetime
-    under: terms.Terms
-
-    @property
-    def key(self) -> store.CounterKey:
-        return (self.event.account_id, self.known.meter, self.under.period.start)
-
-    @property
-    def gauge_key(self) -> gauges_store.GaugeKey:
-        return (self.event.account_id, self.known.meter)
-
-    @property
-    def is_counted(self) -> bool:
-        return self.under.period.start in self.known.facts.counters
+    landing: _Landing
 
 
 async def record(
@@ -68,76 +83,77 @@ async def record(
 
     Raises RetryTransaction when another transaction stored one of the ids meanwhile: done again, it is a duplicate.
     """
-    stored = await store.find_events(conn, {event.key for event in events})
+    keys = [event.key for event in events]
+    names = [(event.account_id, event.sent.meter or "", event.sent.operation or "") for event in events]
+    # Events of the same meter of an account share what is read.
+    asked = list(dict.fromkeys(names))
+    read, (found,) = await reading.read_beside(
+        conn, catalogs, [reading.Asked(*one) for one in asked], now, store.finding(set(keys))
+    )
+    known = dict(zip(asked, read, strict=True))
+    stored = store.to_events(found)
     outcomes: dict[int, Outcome] = {}
     first: dict[tuple[str, str], int] = {}
-    for n, event in enumerate(events):
-        if event.key in stored:
-            outcomes[n] = _repeated(event, *stored[event.key])
+    for n, key in enumerate(keys):
+        if key in stored:
+            outcomes[n] = _repeated(events[n], *stored[key])
         else:
-            first.setdefault(event.key, n)
-    new = [(n, events[n]) for n in first.values()]
-    if new:
-        placed = await _place(conn, catalogs, new, outcomes, now)
-        unknown = {one.event.account_id for one in placed if one.known.facts.standing.created_at is None}
-        if unknown:
-            # Free periods may be counted from the account's beginning, which another process may just have set.
-            await accounts_store.insert_missing(conn, unknown, now)
-            placed = await _place(conn, catalogs, [(one.n, one.event) for one in placed], outcomes, now)
+            first.setdefault(key, n)
+    if first:
+        placed = _place([(n, events[n], known[names[n]]) for n in first.values()], outcomes, now)
         await _count(conn, catalogs, placed, outcomes, now)
     # Within a batch the first one wins.
-    for n, event in enumerate(events):
+    for n, key in enumerate(keys):
         if n not in outcomes:
-            outcomes[n] = _repeated_in_batch(event, events[first[event.key]], outcomes[first[event.key]])
+            outcomes[n] = _repeated_in_batch(events[n], events[first[key]], outcomes[first[key]])
     return [outcomes[n] for n in range(len(events))]
 
 
-async def _place(
-    conn: AsyncConnection,
-    catalogs: versions.CatalogCache,
-    events: Sequence[tuple[int, rules.NewEvent]],
+def _place(
+    events: Sequence[tuple[int, rules.NewEvent, reading.Known | errors.BillingError]],
     outcomes: dict[int, Outcome],
     now: datetime,
 ) -> list[_Placed]:
     """Find the counter of each event; one that has none gets its error as its outcome."""
-    asked = [reading.Asked(event.account_id, event.sent.meter or "", event.sent.operation or "") for _, event in events]
     placed: list[_Placed] = []
-    begun: set[store.CounterKey] = set()
-    for (n, event), known in zip(events, await reading.read(conn, catalogs, asked, now), strict=True):
-        if isinstance(known, errors.BillingError):
-            outcomes[n] = known
+    landings: dict[tuple[int, datetime], _Landing] = {}
+    begun: set[gauges_store.GaugeKey] = set()
+    for n, event, found in events:
+        if isinstance(found, errors.BillingError):
+            outcomes[n] = found
             continue
         try:
-            rules.check_kind(event.sent, known.newest.meters[known.meter])
+            rules.check_kind(event.sent, found.newest.meters[found.meter])
             occurred_at = rules.check_occurred_at(event.sent.occurred_at, now)
         except errors.BillingError as error:
             outcomes[n] = error
             continue
         # A level is not of the past: it counts in the present period, whenever it was measured.
-        lands_at = now if known.is_gauge else occurred_at
-        under = rules.landing(known.facts.standing, known.catalogs, lands_at, now)
-        one = _Placed(n, event, known, occurred_at, under)
-        # After another event of the batch a counter is not at zero any more.
-        refused = None if one.key in begun else _refused_at_once(one, now)
+        lands_at = now if found.is_gauge else occurred_at
+        landing = landings.get((id(found), lands_at))
+        if landing is None:
+            standing = found.facts.standing
+            if standing.created_at is None:
+                standing = replace(standing, created_at=now)
+            under = rules.landing(standing, found.catalogs, lands_at, now)
+            landing = landings[id(found), lands_at] = _Landing.at(found, under, now)
+        one = _Placed(n, event, occurred_at, landing)
+        # A gauge is made before its event is taken. After another event of the batch it is not at zero any more.
+        is_begun = not (found.is_gauge and landing.is_of_unknown) or landing.gauge_key in begun
+        refused = None if is_begun else _refused_at_once(one, now)
         if refused is None:
             placed.append(one)
-            begun.add(one.key)
+            begun.add(landing.gauge_key)
         else:
             outcomes[n] = refused
     return placed
 
 
 def _refused_at_once(one: _Placed, now: datetime) -> Outcome | None:
-    """Return why an event is refused even by a counter at zero: then neither that nor the account is made for it."""
-    is_new_gauge = one.known.is_gauge and one.known.facts.standing.created_at is None
-    if one.is_counted or (one.known.is_gauge and not is_new_gauge):
-        return None
-    allowance = one.known.allowance(one.under, now)
-    levels = {one.gauge_key: gauges_rules.Level(0, None)} if is_new_gauge else {}
+    """Return why an event is refused even by a gauge at zero: then neither that nor the account is made for it."""
+    books = _Books({}, {one.landing.gauge_key: gauges_rules.Level(0, None)}, {}, now)
     try:
-        outcome = _Books({one.key: store.LockedCounter.opened(one.under, allowance)}, levels, {}, now).take(
-            one, one.under, allowance
-        )
+        outcome = books.take(one)
     except errors.BillingError as error:
         return error
     return None if isinstance(outcome, Answer) else outcome
@@ -150,26 +166,28 @@ async def _count(
     outcomes: dict[int, Outcome],
     now: datetime,
 ) -> None:
-    """Lock the counters, take the events one after the other, and write both."""
+    """Lock the counters, take the events one after the other, and write both.
+
+    A counter that nobody has yet is opened here and written with its totals, and so is an account: whoever creates one
+    of them meanwhile makes us begin anew.
+    """
     if not placed:
         return
-    missing = {one.key: (one.under, one.known.allowance(one.under, now)) for one in placed if not one.is_counted}
-    if missing:
-        await store.insert_counters(conn, missing, now)
+    landings = list({id(one.landing): one.landing for one in placed}.values())
     named = {one.event.reservation_key for one in placed if one.event.reservation_id}
     reservations = await reservations_store.find(conn, named) if named else {}
-    locked = await store.lock_counters(
-        conn, {one.key for one in placed} | {one.counter_key for one in reservations.values()}
-    )
-    gauges = {one.gauge_key: one.under.period.end for one in placed if one.known.is_gauge}
+    counted = {one.key for one in landings if one.is_counted} | {one.counter_key for one in reservations.values()}
+    locked = await store.lock_counters(conn, counted) if counted else {}
+    for landing in landings:
+        await _keep_terms(conn, catalogs, landing, locked, now)
+    gauges = {one.gauge_key: one.under.period.end for one in landings if one.known.is_gauge}
     levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
     books = _Books(locked, levels, reservations, now)
     if any(one.event.reject for one in placed):
         await books.expire(conn)
     for one in placed:
-        under, allowance = await _terms_of(conn, catalogs, one, locked[one.key], now)
         try:
-            outcomes[one.n] = books.take(one, under, allowance)
+            outcomes[one.n] = books.take(one)
         except errors.BillingError as error:
             outcomes[one.n] = error
     refused = {one.event.key for one in placed if not isinstance(outcomes[one.n], Answer)}
@@ -178,23 +196,30 @@ async def _count(
         raise transactions.RetryTransaction
     if not books.events:
         return
-    if await store.write(conn, books.events, books.counters, now) < len(books.events):
-        raise transactions.RetryTransaction
     if gauges:
         await gauges_store.update(conn, books.levels, gauges)
     await books.settle(conn)
     await alerts_store.raise_alerts(conn, books.alerts, now)
+    known = {key: one for key, one in books.counters.items() if key in locked}
+    opened = {key: one for key, one in books.counters.items() if key not in locked}
+    unknown = {one.key[0] for one in landings if one.is_of_unknown and one.key in opened}
+    await store.write(conn, books.events, known, opened, unknown, now)
 
 
-async def _terms_of(
-    conn: AsyncConnection, catalogs: versions.CatalogCache, placed: _Placed, row: store.LockedCounter, now: datetime
-) -> tuple[terms.Terms, terms.Allowance]:
-    """Return the terms that count: of a past period, the last ones that were kept on its counter."""
-    if placed.under.period.end > now or not placed.is_counted:
-        return placed.under, placed.known.allowance(placed.under, now)
+async def _keep_terms(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    landing: _Landing,
+    locked: Mapping[store.CounterKey, store.LockedCounter],
+    now: datetime,
+) -> None:
+    """Let the terms of a past period be the last ones that were kept on its counter."""
+    if landing.under.period.end > now or landing.key not in locked:
+        return
+    row = locked[landing.key]
     catalog = await catalogs.get(conn, row.catalog_version)
-    under = replace(
-        placed.under,
+    landing.under = replace(
+        landing.under,
         catalog_version=row.catalog_version,
         catalog=catalog,
         plan=catalog.plan(row.plan),
@@ -202,7 +227,7 @@ async def _terms_of(
         pay_as_you_go=row.pay_as_you_go,
     )
     override = terms.Override(row.included, None, note="", set_by="", set_at=now) if row.overridden else None
-    return under, under.allowance(placed.known.meter, override, now)
+    landing.allowance = landing.under.allowance(landing.known.meter, override, now)
 
 
 class _Books:
@@ -215,7 +240,7 @@ class _Books:
         reservations: Mapping[tuple[str, str], reservations_rules.Reservation],
         now: datetime,
     ) -> None:
-        self._locked = locked
+        self._rows = dict(locked)
         self._now = now
         self._reservations = dict(reservations)
         # What each counter holds for work in progress, as of now.
@@ -248,45 +273,39 @@ class _Books:
             back[one.counter_key] = back.get(one.counter_key, 0) - one.units
         await reservations_store.add_reserved(conn, back, self._now)
 
-    def take(self, placed: _Placed, under: terms.Terms, allowance: terms.Allowance) -> Outcome:
+    def take(self, placed: _Placed) -> Outcome:
         """Decide on one event and count it; raises what makes it unfit, and then nothing has changed."""
-        event, row = placed.event, self._locked[placed.key]
-        before = self.counters[placed.key].counter if placed.key in self.counters else row.counter
-        before = before.holding(self._reserved[placed.key])
-        level = self.levels.get(placed.gauge_key)
+        event, landing = placed.event, placed.landing
+        key, known, under, allowance = landing.key, landing.known, landing.under, landing.allowance
+        row = self._row(landing)
+        before = self.counters.get(key, row).counter.holding(self._reserved[key])
+        level = self.levels.get(landing.gauge_key) if self.levels else None
         if level is not None:
             before = quota_rules.raise_peak(allowance, replace(before, level=level.level))
-        asked = placed.known.units(under, event.sent.quantity_or_one)
-        units = rules.units(event, level, placed.known.meter, asked, placed.occurred_at)
-        grace_period = under.catalog.grace_period
-        reservation = self._reservations.get(event.reservation_key)
-        outcome = _outcome(event, reservation, placed.known.meter, self._now)
-        own = reservation.units if reservation is not None and self._is_held(reservation, placed, outcome) else 0
+        asked = known.units(under, event.sent.quantity_or_one)
+        units = rules.units(event, level, known.meter, asked, placed.occurred_at)
+        reservation = self._reservations.get(event.reservation_key) if self._reservations else None
+        outcome = _outcome(event, reservation, known.meter, self._now)
+        own = reservation.units if reservation is not None and self._is_held(reservation, key, outcome) else 0
         # Holds of others stand in the way of an admission, not of a fact.
         basis = before.holding(before.reserved - own if event.reject else 0)
-        decision = quota_rules.decide(allowance, basis, units, grace_period, self._now)
+        decision = quota_rules.decide(allowance, basis, units, under.catalog.grace_period, self._now)
         if event.reject and units > 0 and not decision.allowed:
-            plans = quota_rules.allowing_plans(placed.known.newest, under, placed.known.meter, units)
-            return rules.Denied(placed.known.meter, units, under, allowance, before, decision, plans)
+            plans = quota_rules.allowing_plans(known.newest, under, known.meter, units)
+            return rules.Denied(known.meter, units, under, allowance, before, decision, plans)
         if reservation is not None:
             self._close(reservation, outcome, event)
-        after = quota_rules.count(allowance, before.holding(self._reserved[placed.key]), units, self._now)
+            before = before.holding(self._reserved[key])
+        after = quota_rules.count(allowance, before, units, self._now)
         is_new_allowance = (row.included, row.overridden) != (allowance.included, allowance.overridden)
-        found = alerts_rules.crossed(
+        for alert in alerts_rules.crossed(
             under.catalog.alert_percents, allowance, before, after, is_new_allowance=is_new_allowance
-        )
-        self.alerts += [(placed.key, alert) for alert in found]
-        self.counters[placed.key] = store.Written(after, under, allowance)
-        superseded = False
-        if level is not None:
-            is_set = event.sent.level is not None and not event.retry_attempt
-            superseded = is_set and level.is_newer_than(placed.occurred_at)
-            moved = level.changed(units)
-            self.levels[placed.gauge_key] = (
-                replace(moved, set_at=placed.occurred_at) if is_set and not superseded else moved
-            )
+        ):
+            self.alerts.append((key, alert))
+        self.counters[key] = store.Written(after, under, allowance)
+        superseded = level is not None and self._move(placed, level, units)
         recorded = rules.Recorded(
-            meter=placed.known.meter,
+            meter=known.meter,
             units=units,
             billable=after.billable - before.billable,
             period_start=under.period.start,
@@ -306,14 +325,32 @@ class _Books:
         self.events.append(store.StoredEvent(event, placed.occurred_at, self._now, recorded))
         return Answer(recorded, duplicate=False)
 
+    def _row(self, landing: _Landing) -> store.LockedCounter:
+        """Return the counter as it was locked, or as it is opened."""
+        row = self._rows.get(landing.key)
+        if row is None:
+            row = self._rows[landing.key] = store.LockedCounter.opened(landing.under, landing.allowance)
+            self._reserved[landing.key] = 0
+        return row
+
+    def _move(self, placed: _Placed, level: gauges_rules.Level, units: int) -> bool:
+        """Move a gauge's level; returns whether the event is a set that came too late to count."""
+        is_set = placed.event.sent.level is not None and not placed.event.retry_attempt
+        superseded = is_set and level.is_newer_than(placed.occurred_at)
+        moved = level.changed(units)
+        self.levels[placed.landing.gauge_key] = (
+            replace(moved, set_at=placed.occurred_at) if is_set and not superseded else moved
+        )
+        return superseded
+
     def _is_held(
         self,
         reservation: reservations_rules.Reservation,
-        placed: _Placed,
+        key: store.CounterKey,
         outcome: reservations_rules.Outcome | None,
     ) -> bool:
         """Say whether a reservation still counts in the event's own counter."""
-        return outcome is reservations_rules.Outcome.SETTLED and reservation.counter_key == placed.key
+        return outcome is reservations_rules.Outcome.SETTLED and reservation.counter_key == key
 
     def _close(
         self,

@@ -8,6 +8,7 @@ from billing_svc.catalog import versions
 from billing_svc.corrections import conversions as corrections_conversions
 from billing_svc.corrections import correcting
 from billing_svc.database import transactions
+from billing_svc.monitoring import metrics
 from billing_svc.statements import conversions as statements_conversions
 from billing_svc.statements import drawing
 from billing_svc.usage import conversions, recording, rules
@@ -21,11 +22,14 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         database: transactions.Transactions,
         catalogs: versions.CatalogCache,
         now: clock.Clock,
+        counted: metrics.Server | None = None,
     ) -> None:
         self._database = database
         self._catalogs = catalogs
         self._clock = now
-        self._events = batching.Batcher[rules.NewEvent, recording.Answer | rules.Denied]("events", self._record)
+        self._events = batching.Batcher[rules.NewEvent, recording.Answer | rules.Denied](
+            "events", self._record, counted
+        )
 
     async def RecordUsage(
         self, request: usage_pb2.RecordUsageRequest, context: interceptors.Context

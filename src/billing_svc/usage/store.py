@@ -1,14 +1,15 @@
-"""Usage events and counters in Postgres. Every function takes a batch and costs one statement for all of it."""
+"""Usage events and counters in Postgres. Every function takes a batch and costs one round trip for all of it."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-import sqlalchemy as sa
+import psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.database import bulk, tables
+from billing_svc.accounts import store as accounts_store
+from billing_svc.database import bulk, direct, tables, transactions
 from billing_svc.quota import rules as quota_rules
 from billing_svc.quota import terms
 from billing_svc.reservations import rules as reservations_rules
@@ -18,7 +19,7 @@ from billing_svc.usage import rules
 CounterKey: TypeAlias = tuple[str, str, datetime]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LockedCounter:
     """A counter whose row this transaction holds, with the terms that it was last written under."""
 
@@ -46,7 +47,7 @@ class LockedCounter:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Written:
     """A counter as it is to be written, with the terms that it is kept under from now on."""
 
@@ -55,7 +56,7 @@ class Written:
     allowance: terms.Allowance
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoredEvent:
     """An event with the answer that it was given."""
 
@@ -65,41 +66,32 @@ class StoredEvent:
     recorded: rules.Recorded
 
 
-_ZERO = {"used": 0, "reserved": 0, "billable": 0, "sealed": 0}
-_INSERT_COUNTERS = bulk.insert_missing(
-    tables.usage_counters,
-    (
-        *("account_id", "meter", "period_start", "period_end", *_ZERO),
-        *("catalog_version", "plan", "subscription_id", "quantity", "pay_as_you_go", "included", "overridden"),
-        "updated_at",
-    ),
+_COUNTER_COLUMNS = (
+    *("account_id", "meter", "period_start", "used", "level", "billable", "exceeded_at"),
+    *("period_end", "catalog_version", "plan", "subscription_id", "quantity", "pay_as_you_go", "included"),
+    *("overridden", "updated_at"),
 )
-
-_INSERT_EVENTS = bulk.insert_missing(
-    tables.usage_events,
-    (
-        *("account_id", "event_id"),
-        *("sent_meter", "sent_operation", "sent_quantity", "sent_level", "sent_occurred_at", "properties"),
-        *("meter", "period_start", "units", "billable", "occurred_at", "recorded_at", "retry_attempt"),
-        *("reservation_id", "reservation_outcome", "caller", "request_id", "period_end", "plan", "catalog_version"),
-        *("used_after", "reserved_after", "billable_after", "remaining_after", "included", "overridden"),
-        *("reason", "superseded"),
-    ),
-    returning="event_id",
+_EVENT_COLUMNS = (
+    *("event_id", "account_id"),
+    *("sent_meter", "sent_operation", "sent_quantity", "sent_level", "sent_occurred_at", "properties"),
+    *("meter", "period_start", "units", "billable", "occurred_at", "recorded_at", "retry_attempt"),
+    *("reservation_id", "reservation_outcome", "caller", "request_id", "period_end", "plan", "catalog_version"),
+    *("used_after", "reserved_after", "billable_after", "remaining_after", "included", "overridden"),
+    *("reason", "superseded"),
+)
+_INSERT_EVENTS = direct.Statement(bulk.insert(tables.usage_events, _EVENT_COLUMNS))
+_INSERT_COUNTERS = direct.Statement(bulk.insert(tables.usage_counters, _COUNTER_COLUMNS))
+# The rows are there, and locked. By way of the key's conflict, because an UPDATE that joins many rows may be planned to
+# begin with all counters.
+_UPDATE_COUNTERS = direct.Statement(
+    f"{bulk.insert(tables.usage_counters, _COUNTER_COLUMNS)} ON CONFLICT (account_id, meter, period_start) DO UPDATE"
+    f" SET {', '.join(f'{name} = excluded.{name}' for name in _COUNTER_COLUMNS[3:])}"
 )
 
 _COUNTER_KEY = "account_id text, meter text, period_start timestamptz"
 _ASKED_EVENTS = bulk.recordset("asked", "account_id text, event_id text")
 _ASKED_COUNTERS = bulk.recordset("asked", _COUNTER_KEY)
-_NEW_COUNTERS = bulk.recordset(
-    "new",
-    f"{_COUNTER_KEY}, used bigint, level bigint, billable bigint, exceeded_at timestamptz, period_end timestamptz,"
-    " catalog_version integer, plan text, subscription_id text, quantity bigint, pay_as_you_go boolean,"
-    " included bigint, overridden boolean",
-    parameter="counters",
-)
-
-_SELECT_EVENTS = sa.text(f"""
+_SELECT_EVENTS = direct.Statement(f"""
     SELECT e.account_id, e.event_id,
            e.sent_meter, e.sent_operation, e.sent_quantity, e.sent_level, e.sent_occurred_at, e.properties,
            e.meter, e.units, e.billable, e.period_start, e.period_end, e.plan,
@@ -113,7 +105,7 @@ _SELECT_EVENTS = sa.text(f"""
 """)  # noqa: S608 - constants of this file
 
 # One after the other in the order asked, which is that of the keys, so that processes cannot deadlock.
-_LOCK_COUNTERS = sa.text(f"""
+_LOCK_COUNTERS = direct.Statement(f"""
     SELECT c.account_id, c.meter, c.period_start, c.used, c.reserved, c.billable, c.exceeded_at,
            c.period_end, c.catalog_version, c.plan, c.quantity, c.pay_as_you_go,
            c.included, c.overridden
@@ -125,180 +117,127 @@ _LOCK_COUNTERS = sa.text(f"""
            ) AS c
 """)  # noqa: S608 - constants of this file
 
-# By way of the key's conflict, because an UPDATE that joins many rows may be planned to begin with all counters. The
-# rows are there, and locked.
-_UPDATE = f"""
-    INSERT INTO usage_counters AS c
-           (account_id, meter, period_start, period_end, used, level, billable, exceeded_at,
-            catalog_version, plan, subscription_id, quantity, pay_as_you_go, included, overridden, updated_at)
-    SELECT account_id, meter, period_start, period_end, used, level, billable, exceeded_at,
-           catalog_version, plan, subscription_id, quantity, pay_as_you_go, included, overridden,
-           CAST(:now AS timestamptz)
-      FROM {_NEW_COUNTERS}
-        ON CONFLICT (account_id, meter, period_start) DO UPDATE
-       SET used = excluded.used, billable = excluded.billable, exceeded_at = excluded.exceeded_at,
-           level = excluded.level, period_end = excluded.period_end, catalog_version = excluded.catalog_version,
-           plan = excluded.plan, subscription_id = excluded.subscription_id, quantity = excluded.quantity,
-           pay_as_you_go = excluded.pay_as_you_go, included = excluded.included, overridden = excluded.overridden,
-           updated_at = excluded.updated_at
-"""  # noqa: S608 - constants of this file
-_UPDATE_COUNTERS = sa.text(_UPDATE)
-# Two writes that do not meet: joining them would cost the square of the batch.
-_WRITE = sa.text(f"WITH updated AS ({_UPDATE}) {_INSERT_EVENTS}")
-
 
 async def find_events(
     conn: AsyncConnection, keys: Collection[tuple[str, str]]
 ) -> dict[tuple[str, str], tuple[rules.Sent, rules.Recorded]]:
     """Return what was sent and what was answered for each (account, event id) that is stored."""
-    rows = await conn.execute(
-        _SELECT_EVENTS,
-        bulk.to_rows([{"account_id": account_id, "event_id": event_id} for account_id, event_id in keys]),
-    )
-    return {
-        (row.account_id, row.event_id): (
-            rules.Sent(
-                meter=row.sent_meter,
-                operation=row.sent_operation,
-                quantity=row.sent_quantity,
-                level=row.sent_level,
-                occurred_at=row.sent_occurred_at,
-                properties=row.properties,
-            ),
-            rules.Recorded(
-                meter=row.meter,
-                units=row.units,
-                billable=row.billable,
-                period_start=row.period_start,
-                period_end=row.period_end,
-                plan=row.plan,
-                catalog_version=row.catalog_version,
-                used=row.used_after,
-                reserved=row.reserved_after,
-                total_billable=row.billable_after,
-                remaining=row.remaining_after,
-                included=row.included,
-                overridden=row.overridden,
-                reason=quota_rules.Reason(row.reason),
-                superseded=row.superseded,
-                reservation_outcome=reservations_rules.Outcome(row.reservation_outcome)
-                if row.reservation_outcome
-                else None,
-            ),
-        )
-        for row in rows
-    }
+    return to_events((await direct.fetch_each(conn, finding(keys)))[0])
 
 
-async def insert_counters(
-    conn: AsyncConnection, missing: Mapping[CounterKey, tuple[terms.Terms, terms.Allowance]], now: datetime
-) -> None:
-    """Create counters at zero under their terms; one that another process made meanwhile stays as it is."""
-    rows = [
-        {
-            **_counter_key(key),
-            "updated_at": now,
-            **_ZERO,
-            **_terms_columns(under, allowance),
-        }
-        for key, (under, allowance) in sorted(missing.items(), key=lambda item: item[0])
-    ]
-    await conn.execute(_INSERT_COUNTERS, bulk.to_rows(rows))
+def finding(keys: Collection[tuple[str, str]]) -> direct.Call:
+    """Return what looks events up by (account, event id)."""
+    rows = [{"account_id": account_id, "event_id": event_id} for account_id, event_id in keys]
+    return _SELECT_EVENTS, bulk.to_rows(rows)
+
+
+def to_events(rows: Sequence[direct.Row]) -> dict[tuple[str, str], tuple[rules.Sent, rules.Recorded]]:
+    """Return what `finding` found."""
+    return {row[:2]: (rules.Sent(*row[2:8]), _to_recorded(*row[8:])) for row in rows}
 
 
 async def lock_counters(conn: AsyncConnection, keys: Collection[CounterKey]) -> dict[CounterKey, LockedCounter]:
-    """Lock counters until the end of the transaction, in key order, and return them as they are now."""
-    rows = await conn.execute(
+    """Lock counters until the end of the transaction, in key order, and return those that exist, as they are now."""
+    rows = await direct.fetch(
+        conn,
         _LOCK_COUNTERS,
-        bulk.to_rows([_counter_key(key) for key in sorted(keys)]),
+        bulk.to_rows(
+            [{"account_id": key[0], "meter": key[1], "period_start": key[2]} for key in sorted(keys)],
+        ),
     )
-    return {
-        (account_id, meter, start): LockedCounter(
-            quota_rules.Counter(used, reserved, billable, exceeded_at), *terms_columns
-        )
-        for account_id, meter, start, used, reserved, billable, exceeded_at, *terms_columns in rows
-    }
+    return {row[:3]: LockedCounter(quota_rules.Counter(*row[3:7]), *row[7:]) for row in rows}
+
+
+async def open_counters(
+    conn: AsyncConnection,
+    opened: Mapping[CounterKey, tuple[terms.Terms, terms.Allowance]],
+    unknown: Collection[str],
+    now: datetime,
+) -> dict[CounterKey, LockedCounter]:
+    """Create counters at zero under their terms, and accounts that nobody knows; after all locks of what exists.
+
+    Raises RetryTransaction if another transaction created one of them meanwhile.
+    """
+    written = {key: Written(quota_rules.Counter(), *terms) for key, terms in opened.items()}
+    await _insert(conn, unknown, written, now)
+    return {key: LockedCounter.opened(*terms) for key, terms in opened.items()}
 
 
 async def update_counters(conn: AsyncConnection, counters: Mapping[CounterKey, Written], now: datetime) -> None:
     """Write the totals of locked counters, and the terms that they are kept under from now on."""
-    await conn.execute(_UPDATE_COUNTERS, _counter_rows(counters, now))
+    await direct.fetch(conn, _UPDATE_COUNTERS, _counter_rows(counters, now))
 
 
 async def write(
-    conn: AsyncConnection, events: Sequence[StoredEvent], counters: Mapping[CounterKey, Written], now: datetime
-) -> int:
-    """Insert events in key order and update their locked counters, in one statement.
+    conn: AsyncConnection,
+    events: Sequence[StoredEvent],
+    counters: Mapping[CounterKey, Written],
+    opened: Mapping[CounterKey, Written],
+    unknown: Collection[str],
+    now: datetime,
+) -> None:
+    """Insert events, the counters that they open and the accounts that nobody knew, and update locked counters.
 
-    Returns how many events were new; the others' ids were stored by someone else first, and all of this must be undone.
+    In one round trip. Raises RetryTransaction if another transaction inserted one of them meanwhile.
     """
+    calls: list[direct.Call] = []
+    if counters:
+        calls.append((_UPDATE_COUNTERS, _counter_rows(counters, now)))
     rows = [_event_row(stored) for stored in sorted(events, key=lambda one: one.event.key)]
-    return len((await conn.execute(_WRITE, {**bulk.to_rows(rows), **_counter_rows(counters, now)})).all())
+    calls.append((_INSERT_EVENTS, bulk.to_columns(_EVENT_COLUMNS, rows)))
+    await _insert(conn, unknown, opened, now, *calls)
 
 
-def _counter_rows(counters: Mapping[CounterKey, Written], now: datetime) -> dict[str, object]:
-    rows = [
-        {
-            **_counter_key(key),
-            "used": one.counter.used,
-            "level": one.counter.level,
-            "billable": one.counter.billable,
-            "exceeded_at": one.counter.exceeded_at,
-            **_terms_columns(one.under, one.allowance),
-        }
-        for key, one in counters.items()
-    ]
-    return {"now": now, **bulk.to_rows(rows, "counters")}
+async def _insert(
+    conn: AsyncConnection,
+    unknown: Collection[str],
+    opened: Mapping[CounterKey, Written],
+    now: datetime,
+    *calls: direct.Call,
+) -> None:
+    """Insert accounts and counters, each in key order so that processes cannot deadlock, and do what comes after."""
+    before: list[direct.Call] = []
+    if unknown:
+        before.append(accounts_store.creation(unknown, now))
+    if opened:
+        before.append((_INSERT_COUNTERS, _counter_rows(opened, now)))
+    try:
+        await direct.fetch_each(conn, *before, *calls)
+    except psycopg.errors.UniqueViolation as error:
+        raise transactions.RetryTransaction from error
 
 
-def _counter_key(key: CounterKey) -> dict[str, object]:
-    return {"account_id": key[0], "meter": key[1], "period_start": key[2]}
+def _to_recorded(*columns: Any) -> rules.Recorded:  # noqa: ANN401 - of `_SELECT_EVENTS`
+    *plain, reason, superseded, outcome = columns
+    plain += quota_rules.Reason(reason), superseded, reservations_rules.Outcome(outcome) if outcome else None
+    return rules.Recorded(*plain)
 
 
-def _terms_columns(under: terms.Terms, allowance: terms.Allowance) -> dict[str, object]:
-    return {
-        "period_end": under.period.end,
-        "catalog_version": under.catalog_version,
-        "plan": under.plan.key,
-        "subscription_id": under.subscription.subscription_id if under.subscription else None,
-        "quantity": under.quantity,
-        "pay_as_you_go": under.pay_as_you_go,
-        "included": allowance.included,
-        "overridden": allowance.overridden,
-    }
+def _counter_rows(counters: Mapping[CounterKey, Written], now: datetime) -> dict[str, str]:
+    rows = []
+    for key, one in sorted(counters.items(), key=lambda item: item[0]):
+        counter, under, allowance = one.counter, one.under, one.allowance
+        rows.append(
+            (
+                *(*key, counter.used, counter.level, counter.billable, counter.exceeded_at),
+                *(under.period.end, under.catalog_version, under.plan.key, under.billed_under),
+                *(under.quantity, under.pay_as_you_go, allowance.included, allowance.overridden, now),
+            )
+        )
+    return bulk.to_columns(_COUNTER_COLUMNS, rows)
 
 
-def _event_row(stored: StoredEvent) -> dict[str, object]:
-    event, recorded = stored.event, stored.recorded
-    return {
-        "account_id": event.account_id,
-        "event_id": event.event_id,
-        "sent_meter": event.sent.meter,
-        "sent_operation": event.sent.operation,
-        "sent_quantity": event.sent.quantity,
-        "sent_level": event.sent.level,
-        "sent_occurred_at": event.sent.occurred_at,
-        "properties": dict(event.sent.properties),
-        "meter": recorded.meter,
-        "period_start": recorded.period_start,
-        "units": recorded.units,
-        "billable": recorded.billable,
-        "occurred_at": stored.occurred_at,
-        "recorded_at": stored.recorded_at,
-        "retry_attempt": event.retry_attempt,
-        "caller": event.caller,
-        "request_id": event.request_id,
-        "period_end": recorded.period_end,
-        "plan": recorded.plan,
-        "catalog_version": recorded.catalog_version,
-        "used_after": recorded.used,
-        "reserved_after": recorded.reserved,
-        "billable_after": recorded.total_billable,
-        "remaining_after": recorded.remaining,
-        "included": recorded.included,
-        "overridden": recorded.overridden,
-        "reason": recorded.reason.value,
-        "superseded": recorded.superseded,
-        "reservation_id": event.reservation_id or None,
-        "reservation_outcome": recorded.reservation_outcome.value if recorded.reservation_outcome else None,
-    }
+def _event_row(stored: StoredEvent) -> tuple[object, ...]:
+    """Return the values of `_EVENT_COLUMNS`."""
+    event, sent, recorded = stored.event, stored.event.sent, stored.recorded
+    outcome = recorded.reservation_outcome
+    return (
+        *(event.event_id, event.account_id),
+        *(sent.meter, sent.operation, sent.quantity, sent.level, sent.occurred_at, sent.properties),
+        *(recorded.meter, recorded.period_start, recorded.units, recorded.billable),
+        *(stored.occurred_at, stored.recorded_at, event.retry_attempt),
+        *(event.reservation_id or None, outcome.value if outcome else None),
+        *(event.caller, event.request_id, recorded.period_end, recorded.plan, recorded.catalog_version),
+        *(recorded.used, recorded.reserved, recorded.total_billable, recorded.remaining),
+        *(recorded.included, recorded.overridden, recorded.reason.value, recorded.superseded),
+    )

@@ -9,7 +9,8 @@ from billing.v1 import decision_pb2, quota_pb2, subscription_pb2
 from billing_svc.catalog import loading, versions
 from billing_svc.database import transactions as transactions_module
 from tests.acceptance import told
-from tests.billing_svc import processes, test_cli
+from tests.billing_svc import processes
+from tests.billing_svc.commands import terminal
 from tests.billing_svc.conftest import CATALOGS, Billing
 
 NYQST = (CATALOGS / "nyqst.yaml").read_text()
@@ -146,8 +147,8 @@ async def test_a_catalog_with_a_mistake_names_the_place_and_changes_nothing(
     """By the command that puts a catalog in force, while a server runs."""
     file = tmp_path / "wrong.yaml"
     file.write_text(changed(mistake))
-    environment = test_cli.complete(database_url)
-    refusal = await asyncio.to_thread(test_cli.refusal, "catalog", "apply", str(file), env=environment)
+    environment = terminal.complete(database_url)
+    refusal = await asyncio.to_thread(terminal.refusal, "catalog", "apply", str(file), env=environment)
     assert f"{file}:" in refusal
     assert line in refusal
     after = await check(billing, "org_1")

@@ -11,10 +11,11 @@ from billing_svc.audit import store as audit_store
 from billing_svc.catalog import loading, moving, versions
 from billing_svc.database import tables
 from tests.acceptance import told
-from tests.billing_svc import books, test_cli
+from tests.billing_svc import books
+from tests.billing_svc.commands import terminal
 from tests.billing_svc.conftest import CATALOGS, Billing
 
-ORIGIN = audit_store.Origin("command:ops")
+ORIGIN = audit_store.Origin("operator:ops")
 
 
 async def publish(billing: Billing, name: str, *changes: tuple[str, str]) -> None:
@@ -85,7 +86,7 @@ async def test_a_move_counts_from_the_next_call_on_and_is_audited(billing: Billi
     query = sa.select(tables.audit_log).where(tables.audit_log.c.action == "subscription.moved")
     async with billing.engine.connect() as connection:
         (entry,) = (await connection.execute(query)).all()
-    assert (entry.account_id, entry.actor) == ("org_1", "command:ops")
+    assert (entry.account_id, entry.actor) == ("org_1", "operator:ops")
     assert entry.changes == {"subscription": "sub_org_1", "plan": "pro", "from_version": 1, "to_version": 2}
     await books.assert_balanced(billing.engine)
 
@@ -184,10 +185,10 @@ async def test_the_command_shows_first_and_moves_with_apply(billing: Billing, da
     await subscribe(billing, "org_1")
     await record(billing, "org_1", "runs", 150)
     await publish(billing, "nyqst", *HALVED)
-    environment = test_cli.environment(DATABASE_URL=database_url)
+    environment = terminal.environment(DATABASE_URL=database_url)
 
     async def run(*arguments: str) -> str:
-        ended = await asyncio.to_thread(test_cli.run, "catalog", "move", *arguments, env=environment)
+        ended = await asyncio.to_thread(terminal.run, "catalog", "move", *arguments, env=environment)
         assert (ended.returncode, ended.stderr) == (0, "")
         return ended.stdout
 

@@ -39,7 +39,7 @@ def own_postgres() -> Iterator[embedded.EmbeddedPostgres]:
 
 @pytest.fixture
 async def own_engine(own_postgres: embedded.EmbeddedPostgres) -> AsyncIterator[AsyncEngine]:
-    engine = engines.create_engine(own_postgres.start())
+    engine = engines.create_engine(own_postgres.start(), role=None)
     yield engine
     await engine.dispose()
 
@@ -47,7 +47,7 @@ async def own_engine(own_postgres: embedded.EmbeddedPostgres) -> AsyncIterator[A
 @pytest.fixture
 async def single(database_url: str) -> AsyncIterator[AsyncEngine]:
     """An engine with one connection: who does not give it back is found out."""
-    engine = engines.create_engine(database_url, pool_size=1)
+    engine = engines.create_engine(database_url, pool_size=1, role=None)
     yield engine
     await engine.dispose()
 
@@ -118,7 +118,7 @@ async def test_connections_that_died_in_the_pool_are_not_noticed_by_callers(
         return await _pid(connection)
 
     pids = await asyncio.gather(*(transactions.run(occupy) for _ in range(engines.POOL_SIZE)))
-    assassin = engines.create_engine(engine.url.render_as_string(hide_password=False))
+    assassin = engines.create_engine(engine.url.render_as_string(hide_password=False), role=None)
     for pid in pids:
         await _terminate(assassin, pid)
     await assassin.dispose()
@@ -218,7 +218,7 @@ async def test_work_past_its_budget_is_ended_and_gives_its_connection_back(singl
 
 
 async def test_a_statement_past_its_time_is_unavailable(database_url: str) -> None:
-    engine = engines.create_engine(database_url, statement_seconds_max=0.1)
+    engine = engines.create_engine(database_url, statement_seconds_max=0.1, role=None)
     transactions = runners.Transactions(engine)
     with pytest.raises(errors.Unavailable):
         await transactions.run(lambda connection: connection.execute(sa.text("SELECT pg_sleep(60)")))
@@ -227,7 +227,7 @@ async def test_a_statement_past_its_time_is_unavailable(database_url: str) -> No
 
 @pytest.mark.usefixtures("rows")
 async def test_a_lock_that_is_never_released_is_unavailable(database_url: str, engine: AsyncEngine) -> None:
-    impatient = engines.create_engine(database_url, lock_seconds_max=0.1)
+    impatient = engines.create_engine(database_url, lock_seconds_max=0.1, role=None)
     transactions = runners.Transactions(impatient)
     async with engine.begin() as holder:
         await holder.execute(sa.text("LOCK TABLE rows"))
@@ -239,7 +239,7 @@ async def test_a_lock_that_is_never_released_is_unavailable(database_url: str, e
 
 async def test_an_exhausted_pool_is_unavailable(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "POOL_WAIT_SECONDS_MAX", 0.1)
-    engine = engines.create_engine(database_url, pool_size=1)
+    engine = engines.create_engine(database_url, pool_size=1, role=None)
     transactions = runners.Transactions(engine)
     async with engine.connect():
         with pytest.raises(errors.Unavailable):

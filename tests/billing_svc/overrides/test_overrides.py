@@ -202,11 +202,6 @@ async def test_override_makes_the_account(account: Account) -> None:
     assert (await books.row_counts(account.billing.engine))["accounts"] == 1
 
 
-async def test_what_is_not_here_yet_says_so(account: Account) -> None:
-    refusal = await refused(account.billing.admin.ListAccounts(admin_pb2.ListAccountsRequest()))
-    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-
-
 class TestOutsideThePlan:
     @pytest.fixture
     def catalog_name(self) -> str:

@@ -32,7 +32,7 @@ def _subscription(
 
 
 def _standing(*subscriptions: terms.Subscription, created_at: datetime | None = None) -> terms.Standing:
-    return terms.Standing(1, created_at, False, subscriptions)  # noqa: FBT003 - pay-as-you-go is off
+    return terms.Standing(1, created_at, None, subscriptions)
 
 
 def _period(standing: terms.Standing, at: datetime, catalog: model.Catalog = NYQST) -> tuple[str, periods.Period]:

@@ -9,7 +9,7 @@ from billing_svc import clock
 from billing_svc.catalog import model, versions
 from billing_svc.database import tables
 from billing_svc.database import transactions as transactions_module
-from billing_svc.stripe import catalog_sync, client
+from billing_svc.stripe import catalog_objects, catalog_sync, client
 from tests.billing_svc.sandboxed import Sandbox, catalog_of
 
 CATALOG_NAMES = ("nyqst", "kalshibook", "orgs", "agentplatform", "automation")
@@ -19,8 +19,9 @@ Database = transactions_module.Transactions
 
 
 async def apply(database: Database, stripe: client.Stripe, catalog: model.Catalog) -> int:
-    now = clock.Clock().now()
-    return await catalog_sync.apply(database, stripe, catalog, "operator:test", now, lambda _line: None)
+    return (
+        await catalog_sync.apply(database, stripe, catalog, "operator:test", clock.Clock(), lambda _line: None)
+    ).version
 
 
 async def stored(database: Database) -> list[sa.Row[Any]]:
@@ -62,7 +63,7 @@ async def test_the_second_time_nothing_is_made(
         catalog = catalog_of(name)
         version = await apply(transactions, stripe_client, catalog)
         writes = await sandbox.writes()
-        lookup_keys = {one.lookup_key for one in catalog_sync.wanted_prices(catalog)}
+        lookup_keys = {one.lookup_key for one in catalog_objects.wanted_prices(catalog)}
         assert {one["lookup_key"] for one in await sandbox.all("/v1/prices")} >= lookup_keys
         assert await apply(transactions, stripe_client, catalog) == version
         assert await sandbox.writes() == writes, name
@@ -198,3 +199,89 @@ async def test_another_s_price_under_our_key_is_replaced(
     await apply(transactions, stripe_client, catalog_of("nyqst"))
     (ours,) = [one for one in await sandbox.all("/v1/prices") if one["lookup_key"] == "nyqst_pro_monthly"]
     assert (ours["product"], ours["recurring"]["interval"]) == ("nyqst_pro", "month")
+
+
+async def compare(stripe: client.Stripe, catalog: model.Catalog) -> list[tuple[str, str, bool]]:
+    _, differences = await catalog_sync.compare(stripe, catalog)
+    return [(one.kind, one.key, one.drift) for one in differences]
+
+
+async def test_the_plan_tells_the_difference_and_changes_nothing(
+    transactions: Database, stripe_client: client.Stripe, sandbox: Sandbox
+) -> None:
+    missing = [
+        ("product", "nyqst_pro", False),
+        ("price", "nyqst_pro_monthly", False),
+        ("product", "nyqst_pro_runs", False),
+        ("meter", "nyqst_pro_runs", False),
+        ("price", "nyqst_pro_runs", False),
+        ("portal", "nyqst", False),
+    ]
+    assert await compare(stripe_client, catalog_of("nyqst")) == missing
+    assert await sandbox.writes() == []
+    await apply(transactions, stripe_client, catalog_of("nyqst"))
+    writes = await sandbox.writes()
+    assert await compare(stripe_client, catalog_of("nyqst")) == []
+    assert await compare(stripe_client, catalog_of("nyqst", DEARER)) == [("price", "nyqst_pro_monthly", False)]
+    renamed = {"name: Pro": "name: Professional"}
+    assert await compare(stripe_client, catalog_of("nyqst", renamed)) == [
+        ("product", "nyqst_pro", False),
+        ("product", "nyqst_pro_runs", False),
+        ("meter", "nyqst_pro_runs", False),
+    ]
+    assert await sandbox.writes() == writes
+
+
+async def test_a_renamed_plan_is_renamed_at_stripe_and_back(
+    transactions: Database, stripe_client: client.Stripe, sandbox: Sandbox
+) -> None:
+    for name in ("Pro", "Professional", "Pro"):
+        catalog = catalog_of("nyqst", {"name: Pro": f"name: {name}"})
+        await apply(transactions, stripe_client, catalog)
+        assert (await sandbox.call("GET", "/v1/products/nyqst_pro"))["name"] == name
+        assert await compare(stripe_client, catalog) == []
+    assert len(await sandbox.all("/v1/prices")) == 2
+
+
+async def test_what_somebody_changed_at_stripe_is_told_and_mended(
+    transactions: Database, stripe_client: client.Stripe, sandbox: Sandbox
+) -> None:
+    catalog = catalog_of("nyqst")
+    await apply(transactions, stripe_client, catalog)
+    before = {row.lookup_key: row.price_id for row in await stored(transactions)}
+    (meter,) = await sandbox.all("/v1/billing/meters")
+    (portal,) = await sandbox.all("/v1/billing_portal/configurations")
+    await sandbox.call("POST", f"/v1/billing/meters/{meter['id']}/deactivate")
+    await sandbox.call("POST", f"/v1/prices/{before['nyqst_pro_monthly']}", active="false")
+    await sandbox.call("POST", "/v1/products/nyqst_pro", active="false")
+    changed = {"features[subscription_cancel][mode]": "immediately"}
+    await sandbox.call("POST", f"/v1/billing_portal/configurations/{portal['id']}", **changed)
+    drift = await compare(stripe_client, catalog)
+    assert drift == [
+        ("product", "nyqst_pro", True),
+        ("price", "nyqst_pro_monthly", True),
+        ("meter", "nyqst_pro_runs", True),
+        ("portal", "nyqst", True),
+    ]
+    assert await apply(transactions, stripe_client, catalog) == 1
+    assert await compare(stripe_client, catalog) == []
+    after = {row.lookup_key: row.price_id for row in await stored(transactions) if row.is_current}
+    # An immutable thing that is off is replaced; the meter, which has usage, is the same one.
+    assert after["nyqst_pro_runs"] == before["nyqst_pro_runs"]
+    assert after["nyqst_pro_monthly"] != before["nyqst_pro_monthly"]
+    assert [one["id"] for one in await sandbox.all("/v1/billing/meters")] == [meter["id"]]
+    assert [one["id"] for one in await sandbox.all("/v1/billing_portal/configurations")] == [portal["id"]]
+
+
+async def test_the_portal_configuration_is_that_of_the_newest_catalog(
+    transactions: Database, stripe_client: client.Stripe, sandbox: Sandbox
+) -> None:
+    assert await transactions.read(catalog_sync.portal_configuration) is None
+    for name in ("nyqst", "orgs"):
+        await apply(transactions, stripe_client, catalog_of(name))
+        configurations = {
+            one["metadata"]["catalog"]: one for one in await sandbox.all("/v1/billing_portal/configurations")
+        }
+        assert await transactions.read(catalog_sync.portal_configuration) == configurations[name]["id"]
+        assert not configurations[name]["features"]["subscription_update"]["enabled"]
+        assert configurations[name]["features"]["subscription_cancel"]["mode"] == "at_period_end"

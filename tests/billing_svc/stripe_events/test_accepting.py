@@ -33,7 +33,7 @@ async def test_ten_times_at_once_is_stored_once(world: World) -> None:
 @pytest.mark.parametrize(
     ("type_", "livemode", "note"),
     [
-        ("invoice.frozen", False, "this type changes nothing here"),
+        ("payout.frozen", False, "this type changes nothing here"),
         ("customer.subscription.updated", True, "livemode is True, our key's is False"),
     ],
 )

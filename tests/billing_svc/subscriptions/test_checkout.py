@@ -65,7 +65,7 @@ async def test_a_page_of_an_older_catalog_is_not_given_again(world: World) -> No
     first = await world.checkout()
     dearer = catalog_of("nyqst", {'"20.00"': '"25.00"'})
     await catalog_sync.apply(
-        world.billing.transactions, world.stripe, dearer, "operator:test", clock.Clock().now(), lambda _line: None
+        world.billing.transactions, world.stripe, dearer, "operator:test", clock.Clock(), lambda _line: None
     )
     second = await world.checkout()
     assert first.session_id != second.session_id
@@ -260,3 +260,41 @@ class TestSoldByTheSeat:
         second = await world.checkout(plan="team", quantity=8)
         assert first.session_id != second.session_id
         assert await session_statuses(world) == ["expired", "open"]
+
+
+async def test_a_request_id_sells_one_thing(world: World) -> None:
+    first = await world.checkout(request_id="r1")
+    assert (await world.checkout(request_id="r1")).session_id == first.session_id
+    refusal = await refusals.refused(world.checkout(request_id="r1", success_url=ELSEWHERE))
+    assert (refusal.reason, refusal.metadata) == ("REQUEST_ID_REUSED", {"request_id": "r1"})
+    assert await states(world) == ["open"]
+
+
+async def test_after_the_customer_was_deleted_a_new_one_is_made_each_time(world: World) -> None:
+    made = []
+    for _ in range(3):
+        await world.checkout()
+        (customer,) = await world.sandbox.all("/v1/customers")
+        made.append(customer["id"])
+        await world.sandbox.call("DELETE", f"/v1/customers/{customer['id']}")
+        await world.deliver_new()
+        assert [row.customer_id for row in await world.rows(tables.accounts)] == [None]
+    assert len(set(made)) == len(made)
+
+
+class TestTrials:
+    @pytest.fixture
+    def catalog_name(self) -> str:
+        return "orgs"
+
+    async def test_a_plan_is_tried_once(self, world: World) -> None:
+        subscription_id = await world.subscribe(plan="team", quantity=2, price="yearly")
+        await world.deliver_new()
+        told = await world.subscription()
+        assert (told.status, told.price, told.quantity) == (subscription_pb2.STATUS_TRIALING, "yearly", 2)
+        assert told.HasField("trial_end")
+        await world.sandbox.call("DELETE", f"/v1/subscriptions/{subscription_id}")
+        await world.deliver_new()
+        await world.subscribe(plan="starter")
+        await world.deliver_new()
+        assert (await world.subscription()).status == subscription_pb2.STATUS_ACTIVE

@@ -1,4 +1,7 @@
-"""Roles and views for readers."""
+"""Roles and views for readers: people and tools that look into the database themselves."""
+
+import sqlalchemy as sa
+from alembic import op
 
 revision = "0005"
 down_revision = "0004"
@@ -7,4 +10,25 @@ depends_on = None
 
 
 def upgrade() -> None:
-    pass
+    op.create_table(
+        "reader_accounts",
+        sa.Column("login", sa.Text(), nullable=False),
+        sa.Column("account_prefix", sa.Text(), nullable=False),
+        sa.CheckConstraint("account_prefix <> ''", name=op.f("ck_reader_accounts_named")),
+        sa.PrimaryKeyConstraint("login", "account_prefix", name=op.f("pk_reader_accounts")),
+    )
+    op.create_index("ix_audit_log_at", "audit_log", ["at", "account_id", "entry_id"])
+    # With its caller's rights, or it would show everybody every account. A plan that ended early leaves a counter
+    # whose period seems to go on: the latest one counts. `included` is as of the last time that something was recorded.
+    op.execute("""
+        CREATE VIEW current_usage WITH (security_invoker = true) AS
+        SELECT DISTINCT ON (account_id, meter)
+               account_id, meter, plan, period_start, period_end,
+               coalesce(level, used) AS used, reserved, included,
+               round(100.0 * coalesce(level, used) / nullif(included, 0), 1) AS percent,
+               coalesce(coalesce(level, used) > included, false) AS over_quota,
+               billable, updated_at
+          FROM usage_counters
+         WHERE period_start <= now() AND now() < period_end
+         ORDER BY account_id, meter, period_start DESC
+    """)

@@ -11,77 +11,32 @@ expired, or until the subscription that it became is here. Nobody pays twice bec
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc import clock, errors
 from billing_svc.accounts import store as accounts_store
 from billing_svc.audit import store as audit_store
 from billing_svc.catalog import model, versions
-from billing_svc.database import tables, transactions
+from billing_svc.changes import store as changes_store
+from billing_svc.checkouts import store
+from billing_svc.customers import making
+from billing_svc.database import transactions
 from billing_svc.stripe import client, requests
-from billing_svc.subscriptions import rules, store
+from billing_svc.subscriptions import rules as subscriptions_rules
+from billing_svc.subscriptions import store as subscriptions_store
 
 # Each round closes one page that stands in the way; more than a few mean that callers fight over the account.
 ROUNDS_MAX = 4
-# Between our clock and Stripe's.
-CLOCKS_APART_MAX = timedelta(minutes=10)
-
-_CHECKOUTS = tables.checkouts
-_OPEN = ("opening", "open")
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be sold, and where the customer goes afterwards."""
-
-    account_id: str
-    plan: str
-    price: str
-    quantity: int
-    success_url: str
-    cancel_url: str
-    customer_email: str
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A checkout page as stored; without a session while it is `opening`."""
-
-    checkout_id: str
-    plan: str
-    price: str
-    quantity: int
-    success_url: str
-    cancel_url: str
-    catalog_version: int
-    session_id: str | None
-    url: str | None
-    expires_at: datetime | None
-    # Made for this order, and not found.
-    is_new: bool = False
-
-    def sells(self, order: Order, price: str, catalog_version: int) -> bool:
-        """Say whether it sells just what is ordered, as the catalog has it now."""
-        return (self.plan, self.price, self.quantity, self.success_url, self.cancel_url, self.catalog_version) == (
-            order.plan,
-            price,
-            order.quantity,
-            order.success_url,
-            order.cancel_url,
-            catalog_version,
-        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
     """The account's one page, and whether it is what was ordered."""
 
-    page: Page
+    page: store.Page
     fits: bool
 
 
@@ -93,23 +48,25 @@ class Checkout:
         database: transactions.Transactions,
         catalogs: versions.CatalogCache,
         stripe: client.Stripe,
+        customers: making.Customers,
         now: clock.Clock,
     ) -> None:
         self._database = database
         self._catalogs = catalogs
         self._stripe = stripe
+        self._customers = customers
         self._requests = requests.Requests(database, stripe, now)
         self._clock = now
 
-    async def open_page(self, order: Order, origin: audit_store.Origin) -> Page:
+    async def open_page(self, order: store.Order, origin: audit_store.Origin) -> store.Page:
         """Return the account's open page for an order, made now unless there is an equal one.
 
         Raises PlanNotFound, PriceNotFound, PlanNotSold, PlanNotApplied, AlreadySubscribed, InvalidRequest on the
-        quantity, LostRace, StripeUnavailable and StripeRefused.
+        quantity, RequestIdReused, LostRace, StripeUnavailable and StripeRefused.
         """
         for _ in range(ROUNDS_MAX):
             begun = await self._begin(order, origin)
-            page: Page | None = begun.page
+            page: store.Page | None = begun.page
             if begun.page.url is None:
                 page = await self._make_session(begun.page, order, origin)
             if page is None or not (page.is_new or await self._is_payable(page, order.account_id)):
@@ -119,12 +76,12 @@ class Checkout:
             await self._expire(page, order.account_id)
         raise errors.LostRace("other checkouts of this account were opened at the same time; send the same call again")
 
-    async def _begin(self, order: Order, origin: audit_store.Origin) -> _Begun:
+    async def _begin(self, order: store.Order, origin: audit_store.Origin) -> _Begun:
         now = self._clock.now()
         return await self._database.run(lambda conn: self._find_or_insert(conn, order, origin, now))
 
     async def _find_or_insert(
-        self, conn: AsyncConnection, order: Order, origin: audit_store.Origin, now: datetime
+        self, conn: AsyncConnection, order: store.Order, origin: audit_store.Origin, now: datetime
     ) -> _Begun:
         """Refuse, or return the page that is open, or the intent of a new one."""
         version = await versions.newest(conn)
@@ -133,19 +90,24 @@ class Checkout:
         catalog = await self._catalogs.get(conn, version)
         _, price = offered(catalog, order)
         await accounts_store.insert_missing(conn, {order.account_id}, now)
-        await store.lock_account(conn, order.account_id)
-        held = next((one for one in await store.plan_subscriptions(conn, order.account_id) if not one.is_over), None)
+        await subscriptions_store.lock_account(conn, order.account_id)
+        asked = changes_store.Asked(order.account_id, order.request_id, "checkout", order.content)
+        known = await changes_store.find(conn, asked) if order.request_id else None
+        bought = await subscriptions_store.plan_subscriptions(conn, order.account_id)
+        held = next((one for one in bought if not one.is_over), None)
         if held is not None:
             raise errors.AlreadySubscribed(
                 f"the account is subscribed to {held.plan} ({held.status}); use ChangePlan, or cancel it first",
                 {"plan": held.plan, "status": held.status},
             )
-        found = await _find_open(conn, order.account_id)
+        if order.request_id and known is None:
+            await changes_store.remember(conn, asked, {}, now)
+        found = await store.find_open(conn, order.account_id)
         if found is not None:
             return _Begun(found, found.sells(order, price, version))
         # Also tells before anything is stored whether the prices are at Stripe.
         await _line_items(conn, catalog.plans[order.plan], price, order.quantity, version)
-        page = Page(
+        page = store.Page(
             uuid.uuid4().hex,
             order.plan,
             price,
@@ -158,17 +120,19 @@ class Checkout:
             expires_at=None,
             is_new=True,
         )
-        await _insert(conn, order.account_id, page, now)
+        await store.insert(conn, order.account_id, page, now)
         changes = {"checkout": page.checkout_id, "plan": page.plan, "price": page.price, "quantity": page.quantity}
         await audit_store.append(conn, origin, order.account_id, "checkout.created", changes, now)
         return _Begun(page, fits=True)
 
-    async def _make_session(self, page: Page, order: Order, origin: audit_store.Origin) -> Page | None:
+    async def _make_session(
+        self, page: store.Page, order: store.Order, origin: audit_store.Origin
+    ) -> store.Page | None:
         """Return the page with its session; None if Stripe refused what an earlier call had left behind.
 
         A page that was carried on may be over at Stripe already; then it is returned without its URL.
         """
-        customer_id = await self._customer(order, origin)
+        customer_id = await self._customers.ensure(order.account_id, order.customer_email, origin)
         params = await self._database.read(lambda conn: self._session_params(conn, page, order.account_id, customer_id))
 
         async def look_up(_since: datetime) -> client.Data | None:
@@ -186,48 +150,12 @@ class Checkout:
         if session["url"] is None:
             return replace(page, session_id=session["id"])
         expires_at = datetime.fromtimestamp(session["expires_at"], UTC)
-        opened = {"state": "open", "session_id": session["id"], "url": session["url"], "expires_at": expires_at}
-        await self._database.run(
-            lambda conn: conn.execute(
-                sa.update(_CHECKOUTS)
-                .where(*_is(order.account_id, page.checkout_id), _CHECKOUTS.c.state == "opening")
-                .values(opened)
-            )
-        )
-        return replace(page, session_id=session["id"], url=session["url"], expires_at=expires_at)
-
-    async def _customer(self, order: Order, origin: audit_store.Origin) -> str:
-        """Return the account's customer at Stripe, made now if it has none; one for each account under any race."""
-        account_id = order.account_id
-        known = await self._database.read(lambda conn: store.customer_of_account(conn, account_id))
-        if known is not None:
-            return known
-
-        async def look_up(since: datetime) -> client.Data | None:
-            # From the oldest attempt to the newest one that this key can have had.
-            made = await self._stripe.customers_of_account(
-                account_id, since - CLOCKS_APART_MAX, since + requests.KEY_TRUSTED_FOR + CLOCKS_APART_MAX
-            )
-            return next(iter(made), None)
-
-        params: dict[str, Any] = {"metadata": {"account_id": account_id}}
-        if order.customer_email:
-            params["email"] = order.customer_email
-        intent = requests.Intent(account_id, "customer", "customers.create", params)
-        customer = await self._requests.perform(intent, look_up)
-        customer_id, now = str(customer["id"]), self._clock.now()
-
-        async def link(conn: AsyncConnection) -> str:
-            if not await store.link_customer(conn, account_id, customer_id, now):
-                return await store.customer_of_account(conn, account_id) or customer_id
-            changes = {"customer": customer_id}
-            await audit_store.append(conn, origin, account_id, "customer.linked", changes, now)
-            return customer_id
-
-        return await self._database.run(link)
+        opened = replace(page, session_id=session["id"], url=session["url"], expires_at=expires_at)
+        await self._database.run(lambda conn: store.open_session(conn, order.account_id, opened))
+        return opened
 
     async def _session_params(
-        self, conn: AsyncConnection, page: Page, account_id: str, customer_id: str
+        self, conn: AsyncConnection, page: store.Page, account_id: str, customer_id: str
     ) -> Mapping[str, Any]:
         catalog = await self._catalogs.get(conn, page.catalog_version)
         plan = catalog.plans[page.plan]
@@ -239,7 +167,9 @@ class Checkout:
             "price": page.price,
             "catalog_version": str(page.catalog_version),
         }
-        trial = {"trial_period_days": plan.trial_days} if plan.trial_days else {}
+        # A plan is tried once, however often it is bought.
+        is_first = not await subscriptions_store.plan_subscriptions(conn, account_id)
+        trial = {"trial_period_days": plan.trial_days} if plan.trial_days and is_first else {}
         return {
             "mode": "subscription",
             "customer": customer_id,
@@ -251,7 +181,7 @@ class Checkout:
             "subscription_data": {"metadata": metadata, **trial},
         }
 
-    async def _is_payable(self, page: Page, account_id: str) -> bool:
+    async def _is_payable(self, page: store.Page, account_id: str) -> bool:
         """Say whether Stripe still takes payment on a page; one that is over is closed here as well.
 
         Raises AlreadySubscribed if it was paid, for as long as its subscription is not over.
@@ -264,7 +194,7 @@ class Checkout:
             return True
         if session["status"] == "complete":
             status = await self._status_of(session)
-            if status is not None and status not in rules.OVER:
+            if status is not None and status not in subscriptions_rules.OVER:
                 # It stays in the way until the worker has the subscription here, and closes it.
                 raise errors.AlreadySubscribed(
                     "the account has just paid for a checkout; its subscription is about to appear",
@@ -283,7 +213,7 @@ class Checkout:
         except client.NotAtStripe:
             return None
 
-    async def _expire(self, page: Page, account_id: str) -> None:
+    async def _expire(self, page: store.Page, account_id: str) -> None:
         """Close a page that sells something else; if it was paid meanwhile, the account is subscribed."""
 
         async def look_up(_since: datetime) -> client.Data | None:
@@ -303,10 +233,10 @@ class Checkout:
 
     async def _close(self, account_id: str, checkout_id: str, state: str) -> None:
         now = self._clock.now()
-        await self._database.run(lambda conn: close(conn, account_id, checkout_id, state, now))
+        await self._database.run(lambda conn: store.close(conn, account_id, checkout_id, state, now))
 
 
-def offered(catalog: model.Catalog, order: Order) -> tuple[model.Plan, str]:
+def offered(catalog: model.Catalog, order: store.Order) -> tuple[model.Plan, str]:
     """Return the plan and the name of the price that an order is for. Raises what makes it unfit."""
     plan = catalog.plans.get(order.plan)
     if plan is None:
@@ -323,52 +253,13 @@ def offered(catalog: model.Catalog, order: Order) -> tuple[model.Plan, str]:
     return plan, price
 
 
-async def close(conn: AsyncConnection, account_id: str, checkout_id: str, state: str, now: datetime) -> None:
-    """Mark a checkout `complete` or `expired`; one that is closed stays as it is."""
-    await conn.execute(
-        sa.update(_CHECKOUTS)
-        .where(*_is(account_id, checkout_id), _CHECKOUTS.c.state.in_(_OPEN))
-        .values(state=state, closed_at=now)
-    )
-
-
-async def _find_open(conn: AsyncConnection, account_id: str) -> Page | None:
-    """Return the page that is open, as far as is known here; its time may be over."""
-    columns = [_CHECKOUTS.c[name] for name in Page.__dataclass_fields__ if name != "is_new"]
-    query = sa.select(*columns).where(_CHECKOUTS.c.account_id == account_id, _CHECKOUTS.c.state.in_(_OPEN))
-    row = (await conn.execute(query)).one_or_none()
-    return None if row is None else Page(*row)
-
-
-async def _insert(conn: AsyncConnection, account_id: str, page: Page, now: datetime) -> None:
-    inserted = await conn.execute(
-        postgresql.insert(_CHECKOUTS)
-        .values(
-            account_id=account_id,
-            checkout_id=page.checkout_id,
-            plan=page.plan,
-            price=page.price,
-            quantity=page.quantity,
-            success_url=page.success_url,
-            cancel_url=page.cancel_url,
-            catalog_version=page.catalog_version,
-            state="opening",
-            created_at=now,
-        )
-        .on_conflict_do_nothing()
-        .returning(_CHECKOUTS.c.checkout_id)
-    )
-    if inserted.scalar_one_or_none() is None:
-        raise transactions.RetryTransaction
-
-
 async def _line_items(
     conn: AsyncConnection, plan: model.Plan, price: str, quantity: int, catalog_version: int
 ) -> list[dict[str, Any]]:
     """Return the base price and every metered price, the overlay's too, so that switching it on is local."""
     base = plan.base_lookup_key(price)
     metered = [one.lookup_key for one in plan.metered_prices]
-    ids = await store.prices_of_version(conn, [base, *metered], catalog_version)
+    ids = await subscriptions_store.prices_of_version(conn, [base, *metered], catalog_version)
     missing = sorted({base, *metered} - ids.keys())
     if missing:
         raise errors.PlanNotApplied(
@@ -377,7 +268,3 @@ async def _line_items(
         )
     # A metered line takes no quantity.
     return [{"price": ids[base], "quantity": quantity}, *({"price": ids[key]} for key in metered)]
-
-
-def _is(account_id: str, checkout_id: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return (_CHECKOUTS.c.account_id == account_id, _CHECKOUTS.c.checkout_id == checkout_id)

@@ -1,0 +1,1 @@
+"""Changing and ending what was bought, on a caller's request."""

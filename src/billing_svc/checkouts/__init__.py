@@ -1,0 +1,1 @@
+"""Selling a plan on a page of Stripe's."""

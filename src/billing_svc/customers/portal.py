@@ -1,0 +1,76 @@
+"""Stripe's portal pages, where customers see invoices, change payment methods and cancel."""
+
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc import clock, errors
+from billing_svc.changes import store as changes_store
+from billing_svc.database import transactions
+from billing_svc.stripe import client, requests
+from billing_svc.subscriptions import store as subscriptions_store
+
+# Stripe lets a page that nobody opened expire after five minutes; a repeat gets the same one only while it is fresh.
+FRESH = timedelta(minutes=3)
+
+# Returns the id of the portal's configuration; None: the Stripe account's default one.
+ConfigurationOf = Callable[[AsyncConnection], Awaitable[str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """Who wants to see the portal, and where the customer goes afterwards."""
+
+    account_id: str
+    request_id: str
+    return_url: str
+
+
+class Portal:
+    """Opens portal pages."""
+
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        stripe: client.Stripe,
+        now: clock.Clock,
+        portal_configuration_id: ConfigurationOf,
+    ) -> None:
+        self._database = database
+        self._requests = requests.Requests(database, stripe, now)
+        self._clock = now
+        self._configuration_of = portal_configuration_id
+
+    async def open_page(self, visit: Visit) -> str:
+        """Return a page's address. Raises NoStripeCustomer, RequestIdReused, StripeUnavailable and StripeRefused."""
+        now = self._clock.now()
+
+        async def begin(conn: AsyncConnection) -> tuple[str, str | None]:
+            customer_id = await subscriptions_store.customer_of_account(conn, visit.account_id)
+            if customer_id is None:
+                message = "the account has never been a customer at Stripe; CreateCheckout makes it one"
+                raise errors.NoStripeCustomer(message, {"account_id": visit.account_id})
+            if visit.request_id:
+                asked = changes_store.Asked(
+                    visit.account_id, visit.request_id, "portal", {"return_url": visit.return_url}
+                )
+                if await changes_store.find(conn, asked) is None:
+                    await changes_store.remember(conn, asked, {}, now)
+            return customer_id, await self._configuration_of(conn)
+
+        customer_id, configuration_id = await self._database.run(begin)
+        params: dict[str, Any] = {"customer": customer_id, "return_url": visit.return_url}
+        if configuration_id is not None:
+            params["configuration"] = configuration_id
+
+        async def look_up(_since: datetime) -> client.Data | None:
+            return None  # another page beside it does no harm
+
+        while_fresh = int(now.timestamp() // FRESH.total_seconds())
+        purpose = f"portal:{visit.request_id}:{while_fresh}" if visit.request_id else f"portal:{uuid.uuid4().hex}"
+        intent = requests.Intent(visit.account_id, purpose, "billing_portal.sessions.create", params)
+        return str((await self._requests.perform(intent, look_up))["url"])

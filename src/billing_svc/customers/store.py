@@ -1,0 +1,46 @@
+"""Which customer at Stripe an account has, in Postgres."""
+
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.accounts import store as accounts_store
+from billing_svc.audit import store as audit_store
+from billing_svc.database import tables
+from billing_svc.subscriptions import store as subscriptions_store
+
+# A new customer follows each one that was deleted at Stripe; nobody deletes so many.
+DELETIONS_MAX = 20
+
+_REQUESTS = tables.stripe_requests
+_CUSTOMERS = tables.stripe_customers
+
+
+async def purpose(conn: AsyncConnection, account_id: str) -> str:
+    """Return for what the account's next customer is made: one for each time that it has none."""
+    found = "customer"
+    for _ in range(DELETIONS_MAX):
+        query = (
+            sa.select(_CUSTOMERS.c.customer_id)
+            .join(_REQUESTS, _CUSTOMERS.c.customer_id == _REQUESTS.c.result["id"].astext)
+            .where(_REQUESTS.c.account_id == account_id, _REQUESTS.c.purpose == found)
+            .where(_CUSTOMERS.c.account_id == account_id, _CUSTOMERS.c.deleted_at.is_not(None))
+        )
+        deleted = (await conn.execute(query)).scalar_one_or_none()
+        if deleted is None:
+            break
+        found = f"customer:{deleted}"
+    return found
+
+
+async def link(
+    conn: AsyncConnection, account_id: str, customer_id: str, origin: audit_store.Origin, now: datetime
+) -> str:
+    """Remember the account's customer, with an audit row; returns the one that counts, which is the first."""
+    await accounts_store.insert_missing(conn, {account_id}, now)
+    if not await subscriptions_store.link_customer(conn, account_id, customer_id, now):
+        return await subscriptions_store.customer_of_account(conn, account_id) or customer_id
+    changes = {"customer": customer_id}
+    await audit_store.append(conn, origin, account_id, "customer.linked", changes, now)
+    return customer_id

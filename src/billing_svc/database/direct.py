@@ -1,0 +1,170 @@
+"""Statements of the hot path, straight to libpq: prepared once for each connection, several in one round trip.
+
+They run on the connections of the same pool and in the same transactions as all others, and may be mixed with them.
+What SQLAlchemy and psycopg do for each statement (a task switch, a cursor, rows, waiting in Python) costs several times
+what Postgres and the network take; see ADR 0004.
+"""
+
+import asyncio
+import itertools
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg import pq
+from psycopg.adapt import Transformer
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+Row: TypeAlias = tuple[Any, ...]
+Value: TypeAlias = str | int | bool | datetime | None
+
+# What Postgres is told when the one who waits for it has gone, and for how long at the most: within what a transaction
+# has for putting its connection in order.
+_CANCEL_SECONDS_MAX = 0.5
+_NAMED = re.compile(r"(?<!:):([a-z_]+)")
+_numbers = itertools.count(1)
+# Where the pool keeps the names of what is prepared on a connection.
+_PREPARED = "prepared"
+
+
+class Statement:
+    """A statement of fixed text; its parameters are named as in `:rows`, and what they are is said by the text."""
+
+    def __init__(self, text: str) -> None:
+        self.name = f"hot_{next(_numbers)}".encode()
+        self.parameters = tuple(dict.fromkeys(_NAMED.findall(text)))
+        self.text = _NAMED.sub(lambda found: f"${self.parameters.index(found[1]) + 1}", text).encode()
+
+    def encoded(self, values: Mapping[str, Value]) -> list[bytes | None]:
+        """Return the values as Postgres reads them."""
+        return [_encoded(values[name]) for name in self.parameters]
+
+
+Call: TypeAlias = tuple[Statement, Mapping[str, Value]]
+
+
+async def fetch(conn: AsyncConnection, statement: Statement, values: Mapping[str, Value]) -> list[Row]:
+    """Run one statement and return its rows."""
+    return (await fetch_each(conn, (statement, values)))[0]
+
+
+async def fetch_each(conn: AsyncConnection, *calls: Call) -> list[list[Row]]:
+    """Run statements one after the other in one round trip, and return the rows of each.
+
+    When one fails, those after it do not run. Raises psycopg.Error; the connection is closed if its state is unknown.
+    """
+    pooled = conn.sync_connection.connection  # type: ignore[union-attr]  # of a connection that is open
+    driver = driver_connection(conn)
+    prepared: set[bytes] = pooled.info.setdefault(_PREPARED, set())
+    pgconn = driver.pgconn
+    begins = conn.in_transaction() and not driver.autocommit and pgconn.transaction_status == pq.TransactionStatus.IDLE
+    new = list(dict.fromkeys(one for one, _ in calls if one.name not in prepared))
+    # A lone statement does without, which saves a tenth of a lone check's work for it.
+    pipelined = begins or bool(new) or len(calls) > 1
+    if pipelined:
+        pgconn.enter_pipeline_mode()
+    try:
+        if begins:
+            pgconn.send_query_params(b"BEGIN", None)
+        for statement in new:
+            pgconn.send_prepare(statement.name, statement.text)
+        for statement, values in calls:
+            pgconn.send_query_prepared(statement.name, statement.encoded(values), result_format=pq.Format.BINARY)
+        if pipelined:
+            pgconn.pipeline_sync()
+        results = await _results(pgconn, pipelined=pipelined)
+    except BaseException:
+        # Cancelled, or the connection is lost: what was sent may still be under way.
+        await _give_up(driver)
+        raise
+    if pipelined:
+        pgconn.exit_pipeline_mode()
+    # What was prepared stays so, even if the transaction is undone.
+    prepared.update(
+        one.name
+        for one, result in zip(new, results[begins:], strict=False)
+        if result.status == pq.ExecStatus.COMMAND_OK
+    )
+    for result in results:
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result, driver.info.encoding)
+    return [_rows(driver, result) for result in results[-len(calls) :]]
+
+
+def driver_connection(conn: AsyncConnection) -> psycopg.AsyncConnection[Any]:
+    """Return the driver's connection beneath."""
+    driver: psycopg.AsyncConnection[Any] = conn.sync_connection.connection.driver_connection  # type: ignore[union-attr, assignment]
+    return driver
+
+
+async def _results(pgconn: pq.abc.PGconn, *, pipelined: bool) -> list[pq.abc.PGresult]:
+    """Send what is queued, and return what comes back until its end."""
+    results: list[pq.abc.PGresult] = []
+    sending = pgconn.flush() != 0
+    while True:
+        await _readable(pgconn.socket, or_writable=sending)
+        pgconn.consume_input()
+        if sending:
+            sending = pgconn.flush() != 0
+        while not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:  # the end of one statement
+                if pgconn.status == pq.ConnStatus.BAD:
+                    raise psycopg.OperationalError("the connection is lost")
+                if not pipelined:
+                    return results
+                continue
+            if result.status == pq.ExecStatus.PIPELINE_SYNC:
+                return results
+            results.append(result)
+
+
+async def _readable(socket: int, *, or_writable: bool) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(socket, _wake, ready)
+    if or_writable:
+        loop.add_writer(socket, _wake, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(socket)
+        if or_writable:
+            loop.remove_writer(socket)
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+async def _give_up(driver: psycopg.AsyncConnection[Any]) -> None:
+    """Tell Postgres to stop, so that no lock is kept for nobody, and close the connection."""
+    try:
+        await driver.cancel_safe(timeout=_CANCEL_SECONDS_MAX)
+    except psycopg.Error:
+        pass  # it is gone, or frozen
+    finally:
+        driver.pgconn.finish()
+
+
+def _rows(driver: psycopg.AsyncConnection[Any], result: pq.abc.PGresult) -> list[Row]:
+    reading = Transformer(driver)
+    reading.set_pgresult(result)
+    return reading.load_rows(0, result.ntuples, tuple)
+
+
+def _encoded(value: Value) -> bytes | None:
+    match value:
+        case None:
+            return None
+        case str():
+            return value.encode()
+        case datetime():
+            return value.isoformat().encode()
+        case bool():
+            return b"t" if value else b"f"
+        case int():
+            return b"%d" % value

@@ -1,0 +1,1 @@
+"""Invoices as Stripe last told of them."""

@@ -1,0 +1,175 @@
+"""Every metric of the service, in a registry that each process builds once and hands to those who count.
+
+Labels are words of ours (methods, codes, reasons, names of batches and loops), never an account, a caller or a text, so
+that their number is bounded.
+"""
+
+import collections
+from collections.abc import Callable, Iterable
+
+import prometheus_client
+from prometheus_client import registry as registries
+
+# A lone check takes about a millisecond; what takes longer than the last one has met the server's deadline.
+_CALL_SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# Up to twice a batch's bound of 6 ms the steps are fine; beyond, a batch waits for the one before it.
+_WAIT_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.5, 2.5)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+# Each would double a metric, to tell when it was first counted.
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Calls:
+    """How calls end, and how long they take. Children are bound once for each method and outcome."""
+
+    def __init__(self, registry: registries.CollectorRegistry) -> None:
+        self._calls = prometheus_client.Counter(
+            "billing_rpc_calls", "Calls that ended.", ["method", "code", "reason"], registry=registry
+        )
+        self._seconds = prometheus_client.Histogram(
+            "billing_rpc_seconds",
+            "Time from a call's begin to its end.",
+            ["method"],
+            buckets=_CALL_SECONDS,
+            registry=registry,
+        )
+
+    def of(self, method: str) -> Callable[[str, str, float], None]:
+        """Return what counts a call of a method: `(code, reason, seconds)`."""
+        observe = self._seconds.labels(method).observe
+        bound: dict[tuple[str, str], Callable[[], None]] = {}
+
+        def count(code: str, reason: str, seconds: float) -> None:
+            increase = bound.get((code, reason))
+            if increase is None:
+                increase = bound[code, reason] = self._calls.labels(method, code, reason).inc
+            increase()
+            observe(seconds)
+
+        return count
+
+
+class Batch:
+    """One batcher's sizes and waits, each observed once for a whole batch."""
+
+    def __init__(self, observe_size: Callable[[float], None], observe_wait: Callable[[float], None]) -> None:
+        self.observe_size = observe_size
+        self.observe_wait = observe_wait
+
+
+class Server:
+    """What a server process counts."""
+
+    def __init__(self) -> None:
+        self.registry = registries.CollectorRegistry()
+        prometheus_client.ProcessCollector(registry=self.registry)
+        self.calls = Calls(self.registry)
+        self._decisions = prometheus_client.Counter(
+            "billing_decisions", "Decisions of CheckQuota.", ["decision", "reason"], registry=self.registry
+        )
+        self._sizes = prometheus_client.Histogram(
+            "billing_batch_size",
+            "Calls that one batch answered.",
+            ["batch"],
+            buckets=_BATCH_SIZES,
+            registry=self.registry,
+        )
+        self._waits = prometheus_client.Histogram(
+            "billing_batch_wait_seconds",
+            "How long a batch's first call waited for the others and for the batch before it.",
+            ["batch"],
+            buckets=_WAIT_SECONDS,
+            registry=self.registry,
+        )
+        self._queue = prometheus_client.Gauge(
+            "billing_batch_queue", "Calls that wait for a batch.", ["batch"], registry=self.registry
+        )
+
+    def batch(self, name: str, waiting: Callable[[], int]) -> Batch:
+        """Return what a batcher observes; `waiting` tells the length of its queue when somebody looks."""
+        self._queue.labels(name).set_function(waiting)
+        return Batch(self._sizes.labels(name).observe, self._waits.labels(name).observe)
+
+    def decided(self, decisions: Iterable[tuple[bool, str]]) -> None:
+        """Count a batch's decisions: whether each was allowed, and its reason."""
+        for (allowed, reason), number in collections.Counter(decisions).items():
+            self._decisions.labels("allowed" if allowed else "denied", reason).inc(number)
+
+    def watch_callers(self, is_stale: Callable[[], bool]) -> None:
+        """Show whether the callers' file as it is now could not be used."""
+        prometheus_client.Gauge(
+            "billing_callers_stale",
+            "1 while the callers' file cannot be used and the callers of before are still in force.",
+            registry=self.registry,
+        ).set_function(is_stale)
+
+
+class Worker:
+    """What a worker process counts."""
+
+    def __init__(self) -> None:
+        self.registry = registries.CollectorRegistry()
+        prometheus_client.ProcessCollector(registry=self.registry)
+        self._failures = prometheus_client.Counter(
+            "billing_worker_failures", "Steps of a loop that failed.", ["loop"], registry=self.registry
+        )
+        self._succeeded = prometheus_client.Gauge(
+            "billing_worker_last_success_timestamp_seconds",
+            "When a loop last finished a step.",
+            ["loop"],
+            registry=self.registry,
+        )
+        self._backlog = prometheus_client.Gauge(
+            "billing_backlog",
+            "Rows that wait for the worker, or that it gave up.",
+            ["queue", "state"],
+            registry=self.registry,
+        )
+        self._lag = prometheus_client.Gauge(
+            "billing_lag_seconds", "Age of the oldest row that waits for the worker.", ["queue"], registry=self.registry
+        )
+        self._drift = prometheus_client.Gauge(
+            "billing_reconcile_drift",
+            "Differences from Stripe that the last reconciliation found and did not mend.",
+            registry=self.registry,
+        )
+        self._reconciled = prometheus_client.Gauge(
+            "billing_reconcile_timestamp_seconds",
+            "When the last reconciliation ended; 0 before the first.",
+            registry=self.registry,
+        )
+
+    def failed(self, loop: str) -> None:
+        """Count a step that failed."""
+        self._failures.labels(loop).inc()
+
+    def succeeded(self, loop: str) -> None:
+        """Note that a step was finished."""
+        self._succeeded.labels(loop).set_to_current_time()
+
+    def backlog(self, queue: str, *, waiting: int, failed: int, lag_seconds: float) -> None:
+        """Show one queue's rows and the age of its oldest."""
+        self._backlog.labels(queue, "waiting").set(waiting)
+        self._backlog.labels(queue, "failed").set(failed)
+        self._lag.labels(queue).set(lag_seconds)
+
+    def reconciled(self, drift: int, at_timestamp: float) -> None:
+        """Show what the last reconciliation found."""
+        self._drift.set(drift)
+        self._reconciled.set(at_timestamp)
+
+
+def watch_pool(registry: registries.CollectorRegistry, in_use: Callable[[], int], size: int) -> None:
+    """Show how many of a pool's connections are lent out."""
+    prometheus_client.Gauge(
+        "billing_database_connections_in_use", "Connections of the pool that are lent out.", registry=registry
+    ).set_function(in_use)
+    prometheus_client.Gauge("billing_database_connections_max", "The pool's size.", registry=registry).set(size)
+
+
+def watch_readiness(registry: registries.CollectorRegistry, is_ready: Callable[[], bool]) -> None:
+    """Show whether the process is ready."""
+    prometheus_client.Gauge(
+        "billing_ready", "1 while Postgres answers and the process does not drain.", registry=registry
+    ).set_function(is_ready)

@@ -1,0 +1,1 @@
+"""Switching pay-as-you-go on and off."""

@@ -1,0 +1,1 @@
+"""Our view of Stripe against Stripe's own."""

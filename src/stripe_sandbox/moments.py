@@ -1,0 +1,52 @@
+"""When an object changes by itself. Kept beside every stored object, so that the next such moment is one look-up."""
+
+from collections.abc import Iterator
+from typing import Any
+
+DAY_SECONDS = 24 * 3600
+
+INCOMPLETE_SECONDS = 23 * 3600
+"""How long a subscription waits for its first payment."""
+
+TRIAL_NOTICE_SECONDS = 3 * DAY_SECONDS
+"""How long before its end a trial is announced to end."""
+
+BILLED_STATUSES = frozenset({"active", "past_due", "unpaid", "trialing"})
+
+
+def of(body: dict[str, Any]) -> tuple[int, str] | None:
+    """Give the object's next moment and what happens then, or None if it stays as it is."""
+    match body.get("object"):
+        case "subscription":
+            return min(_of_subscription(body), default=None)
+        case "invoice":
+            return _of_invoice(body)
+        case _:
+            return None
+
+
+def _of_subscription(body: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    status = body["status"]
+    if status == "incomplete":
+        yield body["created"] + INCOMPLETE_SECONDS, "expires unpaid"
+    if status not in BILLED_STATUSES | {"paused"}:
+        return
+    if body["cancel_at"] is not None:
+        yield body["cancel_at"], "ends"
+    if status == "paused":
+        return
+    yield min(item["current_period_end"] for item in body["items"]["data"]), "renews"
+    if status == "trialing" and not body.get("_end_of_trial_announced"):
+        yield max(body["created"], body["trial_end"] - TRIAL_NOTICE_SECONDS), "announces the end of its trial"
+    if body.get("_phase_end") is not None:
+        yield body["_phase_end"], "enters its next phase"
+
+
+def _of_invoice(body: dict[str, Any]) -> tuple[int, str] | None:
+    if not body["auto_advance"]:
+        return None
+    if body["status"] == "draft" and body["automatically_finalizes_at"] is not None:
+        return body["automatically_finalizes_at"], "finalises"
+    if body["status"] == "open" and body["next_payment_attempt"] is not None:
+        return body["next_payment_attempt"], "is charged again"
+    return None
