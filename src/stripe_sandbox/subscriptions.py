@@ -36,6 +36,7 @@ def created(context: Context, params: forms.Params) -> Json:
         raise errors.InvalidParameter("Missing required param: customer.", param="customer", code="parameter_missing")
     customer = customers.existing(context, params["customer"], param="customer")
     chosen = _lines(context, params.get("items", []))
+    _check_offered(params, chosen[0].price["currency"])
     terms = beginnings.Terms(
         metadata=rules.merged_metadata({}, params.get("metadata")),
         description=params.get("description") or None,
@@ -50,6 +51,20 @@ def created(context: Context, params: forms.Params) -> Json:
     if ending := endings.arranged(context, subscription, params):
         subscription = context.update(subscription, ending, None)
     return subscription
+
+
+def _check_offered(params: forms.Params, currency: str) -> None:
+    """Refuse the ways of billing that are not there."""
+    if params.get("currency", currency).lower() != currency:
+        raise errors.Refused(f"The prices are in {currency}.", param="currency")
+    for param, given, offered in (
+        ("collection_method", params.get("collection_method"), "charge_automatically"),
+        ("billing_mode[type]", params.get("billing_mode", {}).get("type"), "flexible"),
+    ):
+        if given not in {None, offered}:
+            raise errors.InvalidParameter(
+                f"The sandbox knows {param}={offered} only.", param=param, code="sandbox_unsupported"
+            )
 
 
 def _lines(context: Context, given: list[forms.Params]) -> list[subscription_items.Line]:

@@ -240,6 +240,9 @@ async def test_there_is_no_next_invoice_of_a_subscription_that_is_over(billing: 
         ({"items": [{"price": "BASE"}], "billing_cycle_anchor": 1}, "billing_cycle_anchor"),
         ({"items": [{"price": "BASE"}], "default_payment_method": "pm_none"}, "default_payment_method"),
         ({"items": [{"price": "BASE"}], "payment_behavior": "maybe"}, "payment_behavior"),
+        ({"items": [{"price": "BASE"}], "collection_method": "send_invoice"}, "collection_method"),
+        ({"items": [{"price": "BASE"}], "billing_mode": {"type": "classic"}}, "billing_mode[type]"),
+        ({"items": [{"price": "BASE"}], "currency": "eur"}, "currency"),
     ],
 )
 async def test_a_subscription_that_makes_no_sense_is_refused(

@@ -82,7 +82,14 @@ class Transactions:
 
         A caller that goes away ends it.
         """
-        return await self._in_budget(lambda: self._attempts(lambda: self._reading(self._engine, work)))
+
+        async def committed(connection: AsyncConnection) -> T:
+            result = await work(connection)
+            if connection.in_transaction():  # an ordinary statement among them began one
+                await connection.commit()
+            return result
+
+        return await self._in_budget(lambda: self._attempts(lambda: self._reading(self._engine, committed)))
 
     async def drain(self) -> None:
         """Wait for what is under way, including what nobody waits for any more."""

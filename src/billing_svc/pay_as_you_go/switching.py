@@ -83,7 +83,7 @@ class Switching:
             subscription_id = await self._make(switch.account_id, needed, origin)
             await self._carrier.database.run(lambda conn: self._set(conn, switch, subscription_id, origin, now))
             # The events bring it as well, should this fail.
-            with contextlib.suppress(errors.LostRace, client.NotAtStripe):
+            with contextlib.suppress(errors.LostRace, errors.StripeUnavailable, client.NotAtStripe):
                 await self._carrier.refresher.refresh(subscription_id, origin)
         await self._do_duties(switch.account_id)
 
@@ -121,11 +121,14 @@ class Switching:
         """Switch here, note what has to be done at Stripe, and close the request."""
         before = await accounts_store.pay_as_you_go_under(conn, switch.account_id)
         await changes_store.close(conn, switch.asked, now)
-        if not await accounts_store.set_pay_as_you_go(conn, switch.account_id, under):
-            return
+        changed = await accounts_store.set_pay_as_you_go(conn, switch.account_id, under)
         for row in await subscriptions_store.subscriptions(conn, switch.account_id):
-            if not row.is_plan and not row.is_over and row.subscription_id in {before, under}:
+            concerned = not row.is_plan and not row.is_over and row.subscription_id in {before, under}
+            # Its end may have been scheduled in the portal; on means that it goes on.
+            if concerned and (changed or (under is not None and row.will_end)):
                 await duties_store.renew(conn, switch.account_id, row.subscription_id, now)
+        if not changed:
+            return
         # A level may be billable under other terms now.
         await gauges_store.reopen(conn, switch.account_id, now)
         changes = {"enabled": under is not None, "subscription": under or before}

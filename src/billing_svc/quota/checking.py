@@ -71,9 +71,7 @@ class Checks:
             by_asked = dict(zip(asked, known, strict=True))
             outcomes = [answer(by_asked[question.asked], question, now) for question in questions]
             wanted = _wanted(outcomes)
-            if not wanted:
-                return outcomes
-            admitted = await store.admit_at_once(conn, wanted, now)
+            admitted = await store.admit_at_once(conn, wanted, now) if wanted else {}
             return [
                 one if isinstance(one, errors.BillingError) else _within_rate(one, wanted, admitted) for one in outcomes
             ]

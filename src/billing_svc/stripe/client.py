@@ -49,6 +49,10 @@ class NotAtStripe(Exception):
     """Stripe has no such object."""
 
 
+class NotReadable(errors.StripeUnavailable):
+    """An answer that the SDK cannot read, such as a price that is no number; what a write did is unknown."""
+
+
 class KeySpent(errors.StripeUnavailable):
     """The idempotency key gives nothing but this failure any more: Stripe keeps a 5xx as the answer under it."""
 
@@ -310,6 +314,8 @@ class Stripe:
                 return await _translated(call)
         except TimeoutError as error:
             raise errors.StripeUnavailable("Stripe took too long; send the same call again", 2.0) from error
+        except (ArithmeticError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise NotReadable("Stripe's answer cannot be read", 60.0) from error
 
 
 async def _translated(call: Awaitable[stripe.StripeObject]) -> Data:

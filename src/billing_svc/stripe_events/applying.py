@@ -7,6 +7,7 @@ that was overtaken finds its lease gone and writes nothing.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -135,11 +136,12 @@ class Inbox:
     def _judge(self, lease: leases.Lease, pending: Sequence[store.Pending]) -> tuple[_Work | None, list[_Verdict]]:
         """Part the events that are to be applied from those that need no fetch.
 
-        Two kinds of one id are not Stripe's doing; those of the second kind wait for the next round.
+        Two kinds of one id are not Stripe's doing; the one that is due is taken, the other has its own time.
         """
         now = self._clock.now()
         verdicts: list[_Verdict] = []
         by_kind: dict[rules.Kind, list[rules.Event]] = {}
+        waiting: list[tuple[datetime, int, rules.Kind]] = []
         for one in pending:
             try:
                 # The row's key is what is marked.
@@ -152,11 +154,13 @@ class Inbox:
                 verdicts.append(_Verdict(one.event_id, "ignored", reason))
             elif event.kind is not None:
                 by_kind.setdefault(event.kind, []).append(event)
-        if not by_kind:
+                if one.state == "waiting":
+                    waiting.append((one.next_attempt_at, one.attempts, event.kind))
+        if not waiting:
             return None, verdicts
-        kind, events = next(iter(by_kind.items()))
-        attempts = max(one.attempts for one in pending if one.state == "waiting")
-        return _Work(lease, kind, events, attempts), verdicts
+        kind = min(waiting, key=lambda one: one[0])[2]
+        attempts = max(attempts for _, attempts, of_kind in waiting if of_kind is kind)
+        return _Work(lease, kind, by_kind[kind], attempts), verdicts
 
     async def _record(self, lease: leases.Lease, verdicts: Sequence[_Verdict], *, is_all: bool) -> None:
         now = self._clock.now()
@@ -178,7 +182,7 @@ class Inbox:
             _log.info("overtaken", object=work.object_id)
         except subscriptions_applying.NotOurs as finding:
             await self._close(work, "ignored", str(finding))
-        except (subscriptions_applying.CannotApply, errors.StripeRefused) as error:
+        except (subscriptions_applying.CannotApply, errors.StripeRefused, client.NotReadable) as error:
             _log.warning("event_failed", object=work.object_id, events=work.event_ids, error=str(error))
             await self._close(work, "failed", str(error))
         except (errors.Unavailable, errors.LostRace) as error:

@@ -33,6 +33,7 @@ class Pending:
     event_id: str
     state: str
     attempts: int
+    next_attempt_at: datetime
     body: bytes
 
 
@@ -130,7 +131,7 @@ async def pending(conn: AsyncConnection, object_id: str) -> list[Pending]:
     None if none waits. What one fresh fetch serves it serves for all, so a new event tries the failed ones again.
     """
     query = (
-        sa.select(_EVENTS.c.event_id, _EVENTS.c.state, _EVENTS.c.attempts, _EVENTS.c.body)
+        sa.select(*(_EVENTS.c[name] for name in Pending.__dataclass_fields__))
         .where(_EVENTS.c.object_id == object_id, _EVENTS.c.state.in_(("waiting", "failed")))
         .order_by(_EVENTS.c.state.desc(), _EVENTS.c.received_at, _EVENTS.c.event_id)
         .limit(EVENTS_MAX)

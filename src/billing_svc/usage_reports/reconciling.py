@@ -61,6 +61,14 @@ class _Books:
     reports: Sequence[rules.Report]
     subscriptions: Sequence[store.SubscriptionRow]
 
+    def was_trial(self, counter: counters.Counter) -> bool:
+        return any(
+            one.trial_end is not None
+            and one.effective_from < counter.period_end
+            and counter.period_start < one.trial_end
+            for one in self.subscriptions
+        )
+
     def of(self, counter: counters.Counter) -> list[rules.Report]:
         return [one for one in self.reports if (one.meter, one.period_start) == (counter.meter, counter.period_start)]
 
@@ -146,7 +154,8 @@ class Reconciliation:
             for customer_id, name in names:
                 sent = [one for one in own if (one.customer_id, one.stripe_event_name) == (customer_id, name)]
                 drifts += await self._compare_meter(counter, sent, meters.get(name))
-                drifts += await self._compare_lines(counter, sent, now)
+                if not books.was_trial(counter):  # what is used in a trial is on no invoice
+                    drifts += await self._compare_lines(counter, sent, now)
             drifts += await self._compare_items(counter, own, books)
         return drifts
 

@@ -185,4 +185,4 @@ def retry_at(attempts: int, now: datetime, jitter: float) -> datetime:
     `jitter` lies in [0, 1).
     """
     pause = min(RETRY_FIRST * (1 << min(attempts, _DOUBLINGS_MAX)), RETRY_MOST)
-    return now + pause * (1 - jitter / 2)
+    return now + pause - pause * jitter // 2

@@ -35,6 +35,7 @@ class SubscriptionRow:
     is_plan: bool
     billing_period_start: datetime
     billing_period_end: datetime
+    trial_end: datetime | None
     ended_at: datetime | None
     effective_from: datetime
     effective_until: datetime | None

@@ -49,7 +49,7 @@ async def test_events_are_replayed_under_audit(env: dict[str, str], billing: Bil
     assert told == {"replayed": 1, "more": False}
     assert ids(env, "--state", "waiting") == ["evt_2", "evt_1"]
     async with billing.engine.connect() as conn:
-        rows = [row for row in await conn.execute(tables.audit_log.select())]
+        rows = list(await conn.execute(tables.audit_log.select()))
     assert [row.action for row in rows] == ["replay_stripe_events"]
     assert rows[0].actor.startswith("operator:")
 

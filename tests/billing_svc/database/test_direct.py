@@ -25,6 +25,9 @@ _SET = direct.Statement("SELECT set_config('billing.test', :value, true)")
 _SHOW = direct.Statement("SELECT current_setting('billing.test', true)")
 _BEGAN = direct.Statement("SELECT transaction_timestamp()")
 
+_OPEN_WINDOW = direct.Statement("INSERT INTO rate_windows VALUES (:account_id, now(), 0)")
+_COUNT_WINDOWS = direct.Statement("SELECT count(*) FROM rate_windows")
+
 
 @pytest.fixture
 async def other(database_url: str) -> AsyncEngine:
@@ -38,7 +41,7 @@ async def _terminate(engine: AsyncEngine, pid: int) -> None:
 
 async def test_values_and_rows_keep_their_types(transactions: runners.Transactions) -> None:
     at = datetime(2026, 2, 28, 23, 59, 59, 999999, tzinfo=UTC)
-    values = {"a": "größer", "b": -(2**62), "c": False, "d": at}
+    values: dict[str, direct.Value] = {"a": "größer", "b": -(2**62), "c": False, "d": at}
     rows = await transactions.read(lambda conn: direct.fetch(conn, _ECHO, values))
     assert rows == [("größer", -(2**62), False, at, "größer")]
     nothing = dict.fromkeys(values)
@@ -70,6 +73,19 @@ async def test_reads_are_statements_of_their_own(transactions: runners.Transacti
     assert not await transactions.read(is_one)
     assert not await transactions.look(is_one)
     assert await transactions.run(is_one), "a read leaves no trace on its connection"
+
+
+async def test_a_look_keeps_what_it_wrote_whatever_ran_before(transactions: runners.Transactions) -> None:
+    async def alone(conn: AsyncConnection) -> None:
+        await direct.fetch(conn, _OPEN_WINDOW, {"account_id": "org_1"})
+
+    async def after_an_ordinary_one(conn: AsyncConnection) -> None:
+        await conn.execute(sa.text("SELECT 1"))
+        await direct.fetch(conn, _OPEN_WINDOW, {"account_id": "org_2"})
+
+    await transactions.look(alone)
+    await transactions.look(after_an_ordinary_one)
+    assert await transactions.read(lambda conn: direct.fetch(conn, _COUNT_WINDOWS, {})) == [(2,)]
 
 
 async def test_statements_of_one_round_trip_run_in_order_and_stop_at_a_failure(

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs
 from starlette.types import Receive, Scope, Send
 
 PAGE_SIZE = 100
+OK, NOT_FOUND = 200, 404
 
 
 @dataclass
@@ -17,6 +18,8 @@ class StandIn:
 
     objects: dict[str, Any] = field(default_factory=dict)
     reads: list[str] = field(default_factory=list)
+    # What it answers in place of an object.
+    status: int | None = None
 
     def put(self, data: Mapping[str, Any]) -> None:
         """Serve an object under its id; only what is about, is fetched."""
@@ -36,8 +39,9 @@ class StandIn:
             found = _page(found, parse_qs(scope["query_string"].decode()))
         missing = {"error": {"type": "invalid_request_error", "code": "resource_missing", "message": "No such object"}}
         headers = [(b"content-type", b"application/json"), (b"request-id", b"req_1")]
-        await send({"type": "http.response.start", "status": 404 if found is None else 200, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(missing if found is None else found).encode()})
+        status = self.status or (NOT_FOUND if found is None else OK)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps(found if status == OK else missing).encode()})
 
 
 def _page(rows: list[Any], query: Mapping[str, list[str]]) -> dict[str, Any]:

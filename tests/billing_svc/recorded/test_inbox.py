@@ -170,6 +170,29 @@ async def test_a_call_takes_so_many_and_says_that_there_are_more(door: Door) -> 
     assert (answer.replayed, answer.more) == (1, False)
 
 
+async def test_two_kinds_of_one_id_do_not_hold_each_other_up(door: Door) -> None:
+    """Stripe's ids are unique; whoever forges one must not keep the worker busy."""
+    door.stripe.status = 429
+    await door.deliver(shapes.event("invoice.paid", shapes.invoice("in_1"), event_id="evt_1"))
+    session = {"id": "in_1", "customer": shapes.CUSTOMER}
+    await door.deliver(shapes.event("checkout.session.expired", session, event_id="evt_2"))
+    rounds = 0
+    while await door.inbox.apply_due():
+        rounds += 1
+    assert rounds == 2
+    states = await door.states()
+    assert (states["evt_1"][0], states["evt_2"][0]) == ("waiting", "ignored")
+
+
+async def test_an_answer_that_nobody_can_read_fails(door: Door) -> None:
+    line = shapes.line(0, shapes.PRICE, 1, 1)
+    line["pricing"]["unit_amount_decimal"] = "a lot"
+    door.stripe.put(shapes.invoice(lines=[line]))
+    await door.deliver(shapes.event("invoice.paid", shapes.invoice(), event_id="evt_1"))
+    await door.apply_all()
+    assert await door.states() == {"evt_1": ("failed", "Stripe's answer cannot be read")}
+
+
 class TestRetention:
     async def test_bodies_go_in_batches_once_their_time_is_over(self, door: Door) -> None:
         await fill(door)

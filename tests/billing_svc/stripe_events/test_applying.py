@@ -327,3 +327,19 @@ class TestLeases:
         assert await world.inbox._take(row.object_id) is None  # noqa: SLF001 - the instant between two statements
         (held,) = await world.rows(tables.stripe_objects)
         assert held.leased_until <= world.billing.clock.now()
+
+
+async def test_after_a_deleted_customer_the_next_checkout_makes_a_new_one(world: World) -> None:
+    subscription_id = await world.subscribe()
+    await world.deliver_new()
+    customer_id = (await world.sandbox.call("GET", f"{SUBSCRIPTIONS}/{subscription_id}"))["customer"]
+    await world.sandbox.call("DELETE", f"/v1/customers/{customer_id}")
+    await world.deliver_new()
+    assert {state for state, _ in (await world.inbox_states()).values()} <= {"applied", "ignored"}
+    assert (await world.subscription()).plan == "free"
+    assert (await world.rows(tables.accounts))[0].customer_id is None
+    await world.subscribe()
+    await world.deliver_new()
+    (account,) = await world.rows(tables.accounts)
+    assert account.customer_id not in {None, customer_id}
+    assert (await world.subscription()).plan == "pro"

@@ -191,3 +191,41 @@ async def test_a_catalog_may_demand_a_payment_method_first(deal: Dealing) -> Non
     assert (refusal.reason, refusal.metadata) == ("PAYMENT_METHOD_REQUIRED", {"account_id": "org_1"})
     await deal.give_card("works")
     assert (await deal.switch(on=True, request_id="r1")).pay_as_you_go
+
+
+async def test_what_is_used_after_it_was_switched_off_hides_nothing_from_the_bill(deal: Dealing) -> None:
+    await deal.switch(on=True)
+    await deal.give_card()
+    await deal.use("credits", 1_125)
+    await deal.switch(on=False)
+    # A fact, though it would have been denied.
+    assert (await deal.use("credits", 50)).billable == 0
+    await deal.advance(days=TO_NEXT_MONTH)
+    assert await deal.invoiced() == {"kalshibook_free_payg_credits": 100}
+
+
+async def test_while_its_subscription_is_not_known_here_it_is_pending(deal: Dealing) -> None:
+    subscription = "/v1/subscriptions/"
+
+    async def unreachable(method: str, path: str) -> int | None:
+        return 503 if method == "GET" and path.startswith(subscription) else None
+
+    deal.world.sandbox.faults.before = unreachable
+    told = await deal.switch(on=True)
+    assert (told.pay_as_you_go, told.pay_as_you_go_pending) == (False, True)
+    deal.world.sandbox.faults.clear()
+    await deal.world.deliver_new()
+    told = await deal.told()
+    assert (told.pay_as_you_go, told.pay_as_you_go_pending) == (True, False)
+
+
+async def test_on_takes_back_an_end_that_was_scheduled_in_the_portal(deal: Dealing) -> None:
+    await deal.switch(on=True)
+    (made,) = await deal.at_stripe()
+    period_end = made["items"]["data"][0]["current_period_end"]
+    await deal.world.sandbox.call("POST", f"/v1/subscriptions/{made['id']}", cancel_at=period_end)
+    await deal.world.deliver_new()
+    await deal.work()
+    assert [one["cancel_at"] for one in await deal.at_stripe()] == [period_end]
+    await deal.switch(on=True)
+    assert [one["cancel_at"] for one in await deal.at_stripe()] == [None]

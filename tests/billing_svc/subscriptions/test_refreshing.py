@@ -118,6 +118,7 @@ async def test_one_who_was_overtaken_writes_nothing_and_fetches_again(world: Wor
     await world.sandbox.call("DELETE", f"{SUBSCRIPTIONS}/{subscription_id}")
     late = clock.Clock(leases.LEASE)
     await refresher(world, 1, late).refresh(subscription_id, audit_store.Origin("caller:other"))
+    world.billing.clock.advance(leases.LEASE)
     overtaken.set()
     assert await slow == "org_1"
     assert (await world.subscription()).status == subscription_pb2.STATUS_CANCELED

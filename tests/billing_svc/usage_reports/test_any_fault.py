@@ -179,6 +179,7 @@ class Story:
                 (
                     *(self.call, self.call, self.spend, self.spend, self.correct),
                     *(self.change_faults, self.go_away, self.report_error, self.hear, self.retry_failed),
+                    self.near_the_end,
                 )
             )
             await happens()
@@ -193,6 +194,14 @@ class Story:
 
     async def change_faults(self) -> None:
         self.faults = self.random.choice((0.0, 0.0, 0.2, 0.9))
+
+    async def near_the_end(self) -> None:
+        """Skip to a few minutes before a period's end, or before its invoice is final."""
+        self.stripe.catch_up()
+        ends = self.stripe.cycles[-1].end
+        if ends - self.billing.clock.now() > timedelta(days=3) and self.random.random() < 0.5:
+            minutes = self.random.choice((-50, -10, 1, 10, 600))
+            self.billing.clock.advance(ends - self.billing.clock.now() - timedelta(minutes=minutes))
 
     async def go_away(self) -> None:
         if self.random.random() < 0.3:
@@ -220,7 +229,7 @@ async def test_the_sum_at_stripe_is_what_was_recorded(billing: Billing, seed: in
     await story.begin()
     await story.record("api_calls", INCLUDED["api_calls"])
     await story.record("llm_tokens", INCLUDED["llm_tokens"])
-    await story.live(120)
+    await story.live(100)
     if seed % 3 == 0:
         story.stripe.catch_up()
         story.stripe.ended_at = billing.clock.now()

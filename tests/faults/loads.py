@@ -1,0 +1,94 @@
+"""Callers at work against server processes, while a test harms what is behind them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+import random
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from billing_svc import clock
+from billing_svc.catalog import loading, versions
+from billing_svc.database import engine as engines
+from billing_svc.database import transactions
+from tests.billing_svc import processes
+from tests.billing_svc.conftest import CATALOGS
+from tests.faults import callers, ledger, runs
+
+CALLERS = 16
+ACCOUNTS = ("org_0", "org_1", "org_2")
+STRICT_LIMIT = 40
+# Enough for what these callers hold: their limits are not the point.
+PLENTY = 10**9
+RECOVERY_SECONDS_MAX = 60
+
+
+def patient(_rng: random.Random) -> float:
+    return callers.CALL_SECONDS_MAX
+
+
+@dataclass(slots=True)
+class Load:
+    """Callers, and what they call."""
+
+    run: runs.Run
+    callers: Sequence[callers.Caller]
+    servers: Sequence[callers.Server] = ()
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def count(self, **figures: int) -> None:
+        self.run.count(**figures, **callers.figures(self.callers))
+
+    async def more(self, calls: int = 200) -> None:
+        """Wait until so many more calls were made: whatever was harmed is in order again."""
+        enough = sum(caller.calls for caller in self.callers) + calls
+        async with asyncio.timeout(RECOVERY_SECONDS_MAX):
+            while sum(caller.calls for caller in self.callers) < enough:  # noqa: ASYNC110 - many callers add to it
+                await asyncio.sleep(0.02)
+
+    async def settle(self) -> None:
+        """Let the callers find out what they do not know."""
+        await asyncio.gather(
+            *(caller.settle(self.servers[n % len(self.servers)]) for n, caller in enumerate(self.callers))
+        )
+
+
+def callers_of(
+    run: runs.Run, accounts: Sequence[str] = ACCOUNTS, deadline: Callable[[random.Random], float] = patient
+) -> list[callers.Caller]:
+    return [callers.Caller(str(n), run.rng(n), accounts, deadline=deadline) for n in range(CALLERS)]
+
+
+@contextlib.asynccontextmanager
+async def working(load: Load, processes_: Sequence[processes.ServerProcess]) -> AsyncIterator[Load]:
+    """Run the load; at the end every outcome is known."""
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [await stack.enter_async_context(one.channel()) for one in processes_]
+        load.servers = [callers.Server(channel) for channel in channels]
+        async with asyncio.TaskGroup() as group:
+            for caller in load.callers:
+                group.create_task(caller.work(load.servers, load.stop))
+            yield load
+            load.stop.set()
+        await load.settle()
+
+
+async def prepare(url: str) -> None:
+    """Publish a catalog, and let the accounts have what the callers use."""
+    owner, service = engines.create_engine(url, role=None), engines.create_engine(url)
+    catalog, now = loading.load_file(CATALOGS / "nyqst.yaml"), clock.Clock().now()
+    await transactions.Transactions(service).run(lambda conn: versions.publish(conn, catalog, "operator:test", now))
+    for account_id in ACCOUNTS:
+        await ledger.give(owner, account_id, PLENTY, now)
+    await ledger.give(owner, "strict", STRICT_LIMIT, now)
+    await owner.dispose()
+    await service.dispose()
+
+
+async def assert_kept(load: Load, url: str) -> None:
+    """Assert that what the callers know is what the database holds, and that the test was about something."""
+    engine: AsyncEngine = engines.create_engine(url, role=None)
+    await ledger.assert_kept(engine, load.callers, STRICT_LIMIT)
+    await engine.dispose()
+    assert load.run.figures["outcomes_unknown"], "no fault met a call"

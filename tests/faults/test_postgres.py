@@ -1,0 +1,65 @@
+"""Postgres killed, stopped at once and started again, and its sessions ended at random, all of it under load."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import psycopg
+import sqlalchemy as sa
+
+from billing_svc.database import embedded, migrating
+from tests.billing_svc import processes
+from tests.faults import loads, runs
+
+# An own child of a server that was killed may hold its memory for a moment.
+START_SECONDS_MAX = 20.0
+# How many sessions end between two ends of the whole server.
+TERMINATIONS = 5
+
+
+def terminate_one(url: str, choice: float) -> None:
+    """End one of the service's sessions."""
+    conninfo = sa.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        if pids := sorted(row[0] for row in connection.execute(query)):
+            connection.execute("SELECT pg_terminate_backend(%s)", [pids[int(choice * len(pids))]])
+
+
+def end_and_start(postgres: embedded.EmbeddedPostgres, number: int) -> None:
+    """End the server without a word, and start it again."""
+    assert postgres.pid is not None
+    os.kill(postgres.pid, number)
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while True:
+        postgres.stop()
+        try:
+            postgres.start()
+        except embedded.EmbeddedPostgresError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+async def test_postgres_killed_under_load_loses_and_doubles_nothing(
+    own_postgres: embedded.EmbeddedPostgres, run: runs.Run, tmp_path: Path
+) -> None:
+    url = own_postgres.start()
+    await asyncio.to_thread(migrating.upgrade, url)
+    await loads.prepare(url)
+    load, rng, ends = loads.Load(run, loads.callers_of(run)), run.rng(), run.times(2, 30)
+    async with processes.servers(url, tmp_path, 1) as started:
+        async with loads.working(load, started):
+            for n in range(ends):
+                for _ in range(TERMINATIONS):
+                    await asyncio.sleep(rng.uniform(0, 0.2))
+                    await asyncio.to_thread(terminate_one, url, rng.random())
+                await asyncio.to_thread(end_and_start, own_postgres, (signal.SIGKILL, signal.SIGQUIT)[n % 2])
+                await load.more()
+                load.count(ends_of_Postgres=n + 1, sessions_ended=(n + 1) * TERMINATIONS)
+        load.count()
+    await loads.assert_kept(load, url)
