@@ -51,10 +51,15 @@ class Sandbox:
         done = self.control("POST", "clock/step", {"seconds": seconds, "delivery_seconds": delivery_seconds})
         return int(done["moved_seconds"]), [each["what"] for each in done["happened"]]
 
-    def advance(self, seconds: int, each: Callable[[list[str]], object] = lambda _happened: None) -> None:
+    def advance(
+        self,
+        seconds: int,
+        each: Callable[[list[str]], object] = lambda _happened: None,
+        delivery_seconds: float = 2.0,
+    ) -> None:
         """Move the clocks all the way, from one due thing to the next."""
         while True:
-            moved, happened = self.step(seconds, delivery_seconds=2.0)
+            moved, happened = self.step(seconds, delivery_seconds)
             seconds -= moved
             each(happened)
             if seconds <= 0:

@@ -257,5 +257,3 @@ def figures(callers: Sequence[Caller]) -> dict[str, int]:
 
 def servers(channels: Sequence[grpc.aio.Channel]) -> list[Server]:
     return [Server(channel) for channel in channels]
-
-

@@ -31,9 +31,7 @@ async def give(engine: AsyncEngine, account_id: str, included: int, at: datetime
     """Let an account have so many runs, whatever its plan says."""
     override = {"account_id": account_id, "meter": callers_module.METER, "included": included}
     async with engine.begin() as conn:
-        await conn.execute(
-            sa.insert(tables.account_overrides).values(**override, note="", set_by="test", set_at=at)
-        )
+        await conn.execute(sa.insert(tables.account_overrides).values(**override, note="", set_by="test", set_at=at))
 
 
 async def assert_consistent(engine: AsyncEngine) -> None:

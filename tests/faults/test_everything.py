@@ -61,6 +61,8 @@ async def harm(one: world.World, rng: random.Random, victim: str) -> None:
 
 async def come_to_rest(one: world.World) -> None:
     """Wait until the worker has nothing left to do; time passes faster meanwhile."""
+    # Our own connections died as well.
+    await one.engine.dispose()
     for process in one.programs.values():
         await process.answering()
     for seconds in STEPS:
@@ -82,7 +84,9 @@ async def assert_stripe_agrees(one: world.World) -> int:
         counters = tables.usage_counters.c
         billable = sum(row.billable for row in await one.rows(tables.usage_counters, counters.account_id == account_id))
         (customer,) = {row.customer_id for row in reports if row.account_id == account_id}
-        by_items = sum(row.to_units - row.from_units for row in reports if (row.account_id, row.state) == (account_id, "invoiced"))
+        by_items = sum(
+            row.to_units - row.from_units for row in reports if (row.account_id, row.state) == (account_id, "invoiced")
+        )
         assert await one.on_the_meter(METER_EVENT, customer) + by_items == billable, account_id
         total += billable
     for row in await one.rows(tables.subscriptions):

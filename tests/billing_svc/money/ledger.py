@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
+from billing.v1 import subscription_pb2
 from billing_svc.audit import store as audit_store
 from billing_svc.catalog import loading
 from billing_svc.database import tables
@@ -95,30 +96,27 @@ class Ledger(dealing.Dealing):
         comparison = whole.Comparison(billing.transactions, self.catalogs, self.world.stripe, billing.clock)
         return [(one.kind, one.detail) for one in await comparison.run(ORIGIN, self.account_id, fix=False)]
 
-    async def is_as_at_stripe(self) -> bool:
-        """Say whether `GetSubscription` tells of the newest plan subscription what Stripe has."""
+    async def as_told(self) -> tuple[object, ...]:
+        """Return what `GetSubscription` tells of the plan subscription."""
         told = await self.told()
-        plans = [one for one in await self.at_stripe() if any(item.get("quantity") for item in one["items"]["data"])]
+        if not told.subscription_id:
+            return ()
+        return told.subscription_id, told.status, told.cancel_at.seconds, told.price, told.quantity
+
+    async def as_at_stripe(self) -> tuple[object, ...]:
+        """Return the same as Stripe has it: of the one that is not over, or else of the last."""
+        bases = {row.price_id: row.price for row in await self.world.rows(tables.stripe_prices) if not row.meter}
+        plans = [
+            (one, item)
+            for one in await self.at_stripe()
+            for item in one["items"]["data"]
+            if item["price"]["id"] in bases
+        ]
         if not plans:
-            return not told.subscription_id
-        newest = max(plans, key=lambda one: (one["status"] not in {"canceled", "incomplete_expired"}, one["created"]))
-        return (told.subscription_id, STATUSES[newest["status"]], told.cancel_at.seconds) == (
-            newest["id"],
-            told.status,
-            newest["cancel_at"] or 0,
-        )
-
-
-STATUSES = {
-    "trialing": 2,
-    "active": 3,
-    "past_due": 4,
-    "unpaid": 5,
-    "canceled": 6,
-    "incomplete": 7,
-    "incomplete_expired": 8,
-    "paused": 9,
-}
+            return ()
+        newest, item = max(plans, key=lambda one: (one[0]["ended_at"] is None, one[0]["created"]))
+        status = subscription_pb2.Status.Value(f"STATUS_{newest['status'].upper()}")
+        return newest["id"], status, newest["cancel_at"] or 0, bases[item["price"]["id"]], item["quantity"]
 
 
 def prorated(price: str, begins: int, at: int, ends: int) -> Decimal:

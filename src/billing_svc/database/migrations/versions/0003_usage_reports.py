@@ -43,3 +43,6 @@ def upgrade() -> None:
     op.create_index("ix_usage_reports_open", "usage_reports", ["next_attempt_at"], postgresql_where=_OPEN)
     op.create_index("ix_usage_reports_account_open", "usage_reports", ["account_id"], postgresql_where=_OPEN)
     op.create_index("ix_usage_reports_identifier", "usage_reports", ["identifier"])
+    op.create_index(
+        "ix_usage_reports_failed", "usage_reports", ["account_id"], postgresql_where=sa.text("state = 'failed'")
+    )
