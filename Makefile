@@ -11,17 +11,23 @@ READY := .venv/.ready
 export XDG_CACHE_HOME := $(CURDIR)/.cache
 export TMPDIR := $(CURDIR)/.cache/tmp
 
-.PHONY: help dev test bench lint format generate constraints clean
+.PHONY: help dev test faults mutants bench lint format generate constraints clean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 dev: $(READY)  ## Run everything on this machine; make dev ARGS="--catalog catalogs/kalshibook.yaml"
 	@# Whoever kills make means dev as well; the launcher ties the one to the other.
-	@exec $(PY) -I -S src/billing_svc/dev/launcher.py $$PPID $(PY) -m billing_svc dev $(ARGS)
+	@exec $(PY) -I -S src/billing_svc/supervision/launcher.py $$PPID $(PY) -m billing_svc dev $(ARGS)
 
 test: lint  ## Run every check and test; make test ARGS="-k quota" passes options to pytest
 	$(PY) -m pytest $(ARGS)
+
+faults: $(READY)  ## Bring every fault about, for long; make faults ARGS="--minutes 2 --seed 7 -k holds"
+	@PYTHONPATH=src:. $(PY) -m tests.faults $(ARGS)
+
+mutants: $(READY)  ## Take out each protection, and show which test notices; make mutants ARGS="-k lease"
+	@PYTHONPATH=src:. $(PY) -m tests.mutants $(ARGS)
 
 bench: $(READY)  ## Measure against a bare echo; make bench ARGS="--stored 10000000", ARGS="compare OLD.json NEW.json"
 	@PYTHONPATH=src $(PY) -m benchmarks $(ARGS)

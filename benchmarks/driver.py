@@ -10,7 +10,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ from benchmarks import traffic
 # What production callers send too.
 _METADATA = (("authorization", "Bearer dev-token"),)
 _DEADLINE_SECONDS = 20.0
+# How often calls that are due are begun.
+_TICK_SECONDS = 0.002
 # A caller's process has one; more spread over the processes of `--workers`.
 _CHANNELS = 4
 _OPTIONS = (
@@ -31,13 +33,18 @@ _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 )
+# By the service, and by gRPC's core before the service sees the call.
+_SHED = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED})
 # Field 1, 2: CheckQuota's DENIED. Field 1, 1: RecordUsage's duplicate, which must not occur.
 _MARKS = {traffic.CHECK: b"\x08\x02", traffic.RECORD: b"\x08\x01"}
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to do: for `seconds` after a warm-up, or until `calls` were made; or round trips to Postgres."""
+    """What to do: for `seconds` after a warm-up, or until `calls` were made; or round trips to Postgres.
+
+    With `per_second` calls begin at that rate, whether or not earlier ones were answered.
+    """
 
     address: str = ""
     sent: traffic.Traffic | None = None
@@ -46,15 +53,17 @@ class Job:
     warm_up_seconds: float = 0.5
     seconds: float = 3.0
     calls: int = 0
+    per_second: float = 0.0
 
 
 @dataclass(slots=True)
 class Done:
-    """What came of it. Latencies are of good calls within the window, in microseconds, in no order."""
+    """What came of it. Latencies are within the window, of good calls and of those shed, in microseconds."""
 
     calls_in_all: int = 0
     seconds: float = 0.0
     latencies_us: list[int] = field(default_factory=list)
+    shed_us: list[int] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
     marked: int = 0
     cpu_seconds: float = 0.0
@@ -69,6 +78,7 @@ class Load:
         self._requests = requests
         self._mark = b"\xff" if job.sent.events else _MARKS[job.sent.rpc]
         self._latencies = array.array("d")
+        self._shed = array.array("d")
         self._errors: collections.Counter[str] = collections.Counter()
         self._calls = 0
         self._marked = 0
@@ -85,7 +95,10 @@ class Load:
             ends = began + job.seconds if not job.calls else float("inf")
             cpu = time.process_time()
             rpcs: list[Any] = [channel.unary_unary(job.sent.rpc, None, None) for channel in channels]
-            await asyncio.gather(*(self._caller(rpcs[n % len(rpcs)], began, ends) for n in range(job.in_flight)))
+            if job.per_second:
+                await self._at_a_rate(rpcs, began, ends)
+            else:
+                await asyncio.gather(*(self._caller(rpcs[n % len(rpcs)], began, ends) for n in range(job.in_flight)))
             cpu = time.process_time() - cpu
         finally:
             await asyncio.gather(*(channel.close() for channel in channels))
@@ -93,29 +106,51 @@ class Load:
             calls_in_all=self._calls,
             seconds=min(ends, time.perf_counter()) - began,
             latencies_us=[round(one * 1e6) for one in self._latencies],
+            shed_us=[round(one * 1e6) for one in self._shed],
             errors=dict(self._errors),
             marked=self._marked,
             cpu_seconds=cpu,
         )
 
     async def _caller(self, rpc: Any, began: float, ends: float) -> None:  # noqa: ANN401 - grpc's callable
-        clock, note, mark = time.perf_counter, self._latencies.append, self._mark
         calls_max = self._job.calls or sys.maxsize
         for request in self._requests:
-            start = clock()
-            if start >= ends or self._calls >= calls_max:
+            if time.perf_counter() >= ends or self._calls >= calls_max:
                 return
-            self._calls += 1
-            try:
-                response = await rpc(request, timeout=_DEADLINE_SECONDS, metadata=_METADATA)
-            except grpc.aio.AioRpcError as error:
-                self._errors[f"{error.code().name}: {error.details()}"] += 1
-                continue
-            end = clock()
-            if response.startswith(mark):
-                self._marked += 1
-            if began <= end < ends:
-                note(end - start)
+            await self._call(rpc, request, began, ends)
+
+    async def _at_a_rate(self, rpcs: Sequence[Any], began: float, ends: float) -> None:
+        first, begun = began - self._job.warm_up_seconds, 0
+        async with asyncio.TaskGroup() as calls:
+            while (now := time.perf_counter()) < ends:
+                due = int((now - first) * self._job.per_second)
+                for n in range(begun, due):
+                    calls.create_task(self._call(rpcs[n % len(rpcs)], next(self._requests), began, ends))
+                begun = due
+                await asyncio.sleep(_TICK_SECONDS)
+
+    async def _call(self, rpc: Any, request: bytes, began: float, ends: float) -> None:  # noqa: ANN401 - grpc's callable
+        self._calls += 1
+        start = time.perf_counter()
+        try:
+            response = await rpc(request, timeout=_DEADLINE_SECONDS, metadata=_METADATA)
+        except grpc.aio.AioRpcError as error:
+            end = time.perf_counter()
+            if error.code() in _SHED and began <= end < ends:
+                self._shed.append(end - start)
+            self._errors[f"{error.code().name}: {error.details()}"] += 1
+            return
+        end = time.perf_counter()
+        if response.startswith(self._mark):
+            self._marked += 1
+        if began <= end < ends:
+            self._latencies.append(end - start)
+
+
+def percentile_ms(latencies_us: Sequence[int], percent: float) -> float:
+    """Return a percentile."""
+    every = sorted(latencies_us)
+    return every[min(len(every) - 1, int(len(every) * percent / 100))] / 1000 if every else float("nan")
 
 
 async def _round_trips(job: Job) -> Done:

@@ -59,8 +59,7 @@ class Rounds:
 
     def percentile_ms(self, percent: float) -> float:
         """Return a percentile of the latencies of all rounds."""
-        every = sorted(one for each in self.rounds for one in each.done.latencies_us)
-        return every[min(len(every) - 1, int(len(every) * percent / 100))] / 1000 if every else float("nan")
+        return driver.percentile_ms([one for each in self.rounds for one in each.done.latencies_us], percent)
 
     def share(self, count: Callable[[Round], float]) -> float:
         """Return something that is counted in each round, per call."""
@@ -118,6 +117,7 @@ class Drivers:
             job.warm_up_seconds,
             job.seconds,
             job.calls // len(used),
+            job.per_second / len(used),
         )
         for process in used:
             assert process.stdin is not None
@@ -127,6 +127,7 @@ class Drivers:
             total.calls_in_all += done.calls_in_all
             total.seconds = max(total.seconds, done.seconds)
             total.latencies_us += done.latencies_us
+            total.shed_us += done.shed_us
             total.marked += done.marked
             total.cpu_seconds += done.cpu_seconds
             for error, count in done.errors.items():

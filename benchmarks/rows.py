@@ -23,6 +23,11 @@ _RESIDENT_MB_MAX = 150
 _GROWTH_MB_MAX = 10
 _MEMORY_STEPS = 5
 _H2LOAD_CALLS = 8_000
+_OVERLOAD_SECONDS = 4.0
+# What is accepted has waited behind two full queues at the most.
+_OVERLOAD_MS_MAX = 1_000
+# Every call that is not answered is shed: by us, or by gRPC's core before we see it.
+_SHED = ("RESOURCE_EXHAUSTED", "CANCELLED")
 _CHECK_BAR, _CHECK_AIM = 0.60, 0.85
 _RECORD_BAR, _RECORD_AIM = 0.55, 0.75
 # One hot account, many accounts and a mix: none falls under the bar by more than a fifth.
@@ -191,6 +196,46 @@ def history(plan: Plan) -> list[Row]:
     return rows
 
 
+def overload(plan: Plan) -> list[Row]:
+    """Twice what the server can carry, at a rate that does not wait for answers; then half of it again."""
+    server, sent = plan.nyqst, traffic.Traffic(traffic.CHECK)
+
+    def drive(*, per_second: float = 0.0, seconds: float = 1.0, warm_up_seconds: float = 1.0) -> driver.Done:
+        job = driver.Job(server.address, sent, warm_up_seconds=warm_up_seconds, seconds=seconds, per_second=per_second)
+        done = plan.meter.drivers.run(job)
+        server.calls += done.calls_in_all
+        return done
+
+    carried = max(len(drive().latencies_us) for _ in range(plan.meter.rounds))
+    half = drive(per_second=carried / 2)
+    before = server.resident_mb()
+    twice = drive(per_second=carried * 2, seconds=_OVERLOAD_SECONDS)
+    # At once: the warm-up is the second that it has to recover in.
+    after = drive(per_second=carried / 2)
+    grown = server.resident_mb() - before
+    wrong = {error: count for error, count in twice.errors.items() if not error.startswith(_SHED)}
+    p99_ms = driver.percentile_ms(twice.latencies_us, 99)
+    accepted = len(twice.latencies_us) / _OVERLOAD_SECONDS
+    return [
+        Row(
+            "CheckQuota, twice its load",
+            per_second=accepted,
+            p50_ms=driver.percentile_ms(twice.latencies_us, 50),
+            p95_ms=driver.percentile_ms(twice.latencies_us, 95),
+            p99_ms=p99_ms,
+            passed=not (wrong or after.errors) and p99_ms < _OVERLOAD_MS_MAX and grown < _GROWTH_MB_MAX,
+            errors=wrong,
+            note=(
+                f"of {twice.calls_in_all / (_OVERLOAD_SECONDS + 1):,.0f} calls a second (it carries {carried:,.0f}),"
+                f" {len(twice.shed_us) / _OVERLOAD_SECONDS:,.0f} shed within"
+                f" {driver.percentile_ms(twice.shed_us, 50):.1f} ms at the median; p99 at half its load"
+                f" {driver.percentile_ms(half.latencies_us, 99):.1f} ms before, a second after"
+                f" {driver.percentile_ms(after.latencies_us, 99):.1f} ms; memory {grown:+.1f} MB"
+            ),
+        )
+    ]
+
+
 def naive(plan: Plan) -> list[Row]:
     """Drive what people write by hand."""
     plan.stand.create("naive")
@@ -287,6 +332,7 @@ GROUPS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "reserve": reserve,
     "record": record,
     "batch": batch,
+    "overload": overload,
     "memory": memory,
     "history": history,
     "naive": naive,

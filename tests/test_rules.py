@@ -22,8 +22,13 @@ OURS = {"billing", "billing_svc", "webhook_gateway", "stripe_sandbox"}
 
 # Pure modules: values and `now` in, values out.
 RULES = {"rules.py", "terms.py", "periods.py"}
-# What a rule may know: the catalog's types, and the errors that name situations.
-RULES_MAY_IMPORT = ("billing_svc.catalog.model", "billing_svc.catalog.money", "billing_svc.errors")
+# What a rule may know: the catalog's types, the errors that name situations, and how Stripe writes ids and instants.
+RULES_MAY_IMPORT = (
+    "billing_svc.catalog.model",
+    "billing_svc.catalog.money",
+    "billing_svc.errors",
+    "billing_svc.stripe.reading",
+)
 # Of the rest of the world, what does no I/O.
 RULES_MAY_USE = ("dateutil",)
 
@@ -36,6 +41,7 @@ GRPC_MODULES = {
     "billing_svc.errors",  # each names its status code
     "billing_svc.fields",  # what the messages share
     "billing_svc.interceptors",
+    "billing_svc.listening",  # watches the server
     "billing_svc.scope",  # finds the account in any request
     "billing_svc.server",
     "billing_svc.tls",

@@ -21,9 +21,9 @@ _log = structlog.get_logger(__name__)
 
 # Past this many waiting calls the server sheds: at a few thousand calls a second it is the work of a tenth of a second,
 # so what is accepted keeps its latency.
-QUEUE_MAX = 512
+QUEUE_MAX = 256
 # A larger batch costs no less for each call, and holds its locks for longer.
-BATCH_MAX = 256
+BATCH_MAX = 128
 # How long a batch waits for company at the most. Under a full load it brings batches of some fifty calls, and then even
 # the mean latency is lower than without it.
 WAIT_SECONDS_MAX = 0.006

@@ -40,8 +40,6 @@ app.command("doctor")(doctor.doctor)
 sandbox_app = typer.Typer(help="The stand-in for Stripe that `billing-svc dev` runs.", no_args_is_help=True)
 app.add_typer(sandbox_app, name="sandbox")
 
-Refusal = common.Refusal
-
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
@@ -67,7 +65,7 @@ def _explained(error: Exception) -> tuple[str, int] | None:
     match error:
         case settings.SettingsError():
             return str(error), _EXIT_USAGE
-        case Refusal() | loading.CatalogError() | errors.BillingError() | privileges.RolesMissingError():
+        case common.Refusal() | loading.CatalogError() | errors.BillingError() | privileges.RolesMissingError():
             return str(error), _EXIT_FAILED
         case sa.exc.OperationalError():
             # The driver's first line names host and user; the others are its guesses.
@@ -114,9 +112,9 @@ def serve(
     async def run() -> None:
         await _require_catalog(options)
         if workers > 1:
-            from billing_svc import workers as supervising
+            from billing_svc.supervision import replicas
 
-            await supervising.run(options, workers)
+            await replicas.run(options, workers)
         else:
             from billing_svc import server
 

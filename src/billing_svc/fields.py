@@ -27,6 +27,8 @@ PROPERTY_KEY_BYTES_MAX = 64
 PROPERTY_VALUE_BYTES_MAX = 512
 # The same bound as a single event's units: millions of such events fit an int64 counter.
 QUANTITY_MAX = 10**12
+# Far above any team; times any price of the catalog it fits an int64 of minor units.
+SEATS_MAX = 100_000
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 _PRINTABLE = re.compile(r"[!-~]+", re.ASCII)
@@ -93,6 +95,12 @@ class Fields:
         """Check a quantity."""
         if not least <= value <= QUANTITY_MAX:
             self.refuse(field, f"is {value}; must be {least} to {QUANTITY_MAX}")
+        return value
+
+    def seats(self, value: int) -> int:
+        """Check the field `quantity`: how many of a plan are bought."""
+        if not 1 <= value <= SEATS_MAX:
+            self.refuse("quantity", f"is {value}; must be 1 to {SEATS_MAX}")
         return value
 
     def text(self, field: str, value: str, length_max: int) -> str:

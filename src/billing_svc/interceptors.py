@@ -6,6 +6,7 @@ composed once for each method, not once for each call.
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import random
 import time
@@ -34,6 +35,8 @@ REQUEST_ID_KEY = "x-request-id"
 REQUEST_ID_LENGTH_MAX = 128
 # Longer than any transaction's budget, so that what is cut off here hangs.
 SERVER_DEADLINE_SECONDS = 15.0
+# Watches of the service's health by those who balance and supervise, which need no token, and reflection.
+STREAMS_AT_ONCE = 100
 # Past about 8 KiB of trailers a status is destroyed in transit. The message travels twice: by itself, where a byte that
 # is not ASCII takes three, and within the details, which base64 makes a third longer. With these bounds both fit.
 MESSAGE_BYTES_MAX = 1024
@@ -50,12 +53,13 @@ class Call:
     caller: access.Caller = access.ANONYMOUS
     account_id: str = ""
     reason: str = ""
-    # What the caller sent beside its request: asked for once, because gRPC decodes it anew each time.
     metadata: Metadata = field(default=(), repr=False)
     started: float = field(default_factory=time.perf_counter)
 
 
 _current: contextvars.ContextVar[Call] = contextvars.ContextVar("call")
+# What the caller sent beside its request: the handler's context would decode it anew.
+_metadata: contextvars.ContextVar[Metadata] = contextvars.ContextVar("metadata")
 
 
 def current_call() -> Call:
@@ -70,6 +74,9 @@ class Interceptors(grpc.aio.ServerInterceptor):
         self._layers = layers
         self._tokens = tokens
         self._wrapped: dict[str, MethodHandler] = {}
+        self._refusing: dict[str, MethodHandler] = {}
+        # All streams together, whichever their method.
+        self._limit_streams = limit_calls(STREAMS_AT_ONCE)
 
     async def intercept_service(
         self,
@@ -77,6 +84,8 @@ class Interceptors(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "MethodHandler | None":
         """Return the wrapped handler of the called method."""
+        # Runs in the call's own task, before its handler.
+        _metadata.set(handler_call_details.invocation_metadata or ())
         method = handler_call_details.method
         wrapped = self._wrapped.get(method)
         if wrapped is None:
@@ -85,7 +94,28 @@ class Interceptors(grpc.aio.ServerInterceptor):
                 return None
             wrapped = self._wrap_stream(method, handler) if handler.response_streaming else self._wrap(method, handler)
             self._wrapped[method] = wrapped
+            self._refusing[method] = self._refuse(method)
+        if access.is_strangers(
+            method, _metadata_value(handler_call_details.invocation_metadata, "authorization"), self._tokens
+        ):
+            return self._refusing[method]
         return wrapped
+
+    def _refuse(self, method: str) -> MethodHandler:
+        """Return what answers callers that nobody knows.
+
+        gRPC reads a request whole before it calls its handler, but not a stream of them: a stranger's megabytes, and
+        those that never come, take nothing.
+        """
+
+        async def run(_request: object, _context: Context) -> None:
+            raise errors.Unauthenticated("the token is not known")
+
+        refusing: Handler = run
+        for layer in reversed(self._layers):
+            refusing = layer(method, refusing)
+        handler: MethodHandler = grpc.stream_unary_rpc_method_handler(refusing)
+        return handler
 
     def _wrap(self, method: str, handler: MethodHandler) -> MethodHandler:
         # Parsed inside the layers: grpc would parse before, and send the parser's text to the caller.
@@ -97,7 +127,7 @@ class Interceptors(grpc.aio.ServerInterceptor):
     def _wrap_stream(self, method: str, handler: MethodHandler) -> MethodHandler:
         # Only the standard services stream (health, reflection). A watch lasts, so its time is not limited.
         run = _parse_and_stream(handler)
-        for layer in (authenticate(self._tokens), map_errors, identify):
+        for layer in (authenticate(self._tokens), self._limit_streams, map_errors, identify):
             run = layer(method, run)
         make: Any = (
             grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
@@ -110,9 +140,10 @@ def identify(method: str, inner: Handler) -> Handler:
     """Give each call its id (the caller's own, if it sent a fit one), and write one log line for it."""
 
     async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
-        metadata = tuple(context.invocation_metadata() or ())
+        metadata = _metadata.get()
         sent = _metadata_value(metadata, REQUEST_ID_KEY) or ""
-        fit = 0 < len(sent) <= REQUEST_ID_LENGTH_MAX and sent.isprintable()
+        # What is not ASCII cannot be sent back.
+        fit = 0 < len(sent) <= REQUEST_ID_LENGTH_MAX and sent.isascii() and sent.isprintable()
         call = Call(sent if fit else _new_request_id(), metadata=metadata)
         _current.set(call)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
@@ -304,6 +335,17 @@ def _metadata_value(metadata: Metadata, key: str) -> str | None:
 
 
 async def _abort(context: Context, error: errors.BillingError, request_id: str) -> None:
+    # Shedding has to cost less than what it sheds.
+    answer = _shedding(error.message, error.retry_after_seconds) if type(error) is errors.Overloaded else _answer(error)
+    await context.abort(answer.code, answer.details, (*answer.trailing_metadata, (REQUEST_ID_KEY, request_id)))
+
+
+@functools.lru_cache(maxsize=16)  # one for each bound; the texts are ours
+def _shedding(message: str, retry_after_seconds: float) -> grpc.Status:
+    return _answer(errors.Overloaded(message, retry_after_seconds))
+
+
+def _answer(error: errors.BillingError) -> grpc.Status:
     status = status_pb2.Status(
         code=getattr(code_pb2, error.code.name),
         message=error.message.encode()[:MESSAGE_BYTES_MAX].decode(errors="ignore"),
@@ -315,8 +357,7 @@ async def _abort(context: Context, error: errors.BillingError, request_id: str) 
         _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
     if isinstance(error, errors.InvalidRequest):
         _add(status, _bad_request(error.violations, DETAILS_BYTES_MAX - status.ByteSize()))
-    answer = rpc_status.to_status(status)
-    await context.abort(answer.code, answer.details, (*answer.trailing_metadata, (REQUEST_ID_KEY, request_id)))
+    return rpc_status.to_status(status)
 
 
 def _add(status: status_pb2.Status, detail: message.Message) -> None:

@@ -70,8 +70,14 @@ def configure(level: str, *, dev: bool = False) -> None:
     logging.captureWarnings(capture=True)
     for name in _DISCREET:
         logging.getLogger(name).setLevel(max(minimum, logging.WARNING))
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_quotes_no_header)
     sys.excepthook = _log_defect
     threading.excepthook = _log_thread_defect
+
+
+def _quotes_no_header(record: logging.LogRecord) -> bool:
+    """Leave out what gRPC says of a header that is not UTF-8: it quotes the value, which may be a token."""
+    return not str(record.msg).startswith("Invalid encoding")
 
 
 class _Lines:

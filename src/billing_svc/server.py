@@ -22,7 +22,7 @@ from billing.v1 import (
     usage_pb2,
     usage_pb2_grpc,
 )
-from billing_svc import access, callers, clock, draining, interceptors, processes, tls
+from billing_svc import access, callers, clock, draining, interceptors, listening, processes, tls
 from billing_svc.admin.servicer import AdminServicer
 from billing_svc.catalog import versions
 from billing_svc.changes.canceling import Canceling
@@ -44,6 +44,7 @@ from billing_svc.subscriptions.refreshing import Refresher
 from billing_svc.subscriptions.servicer import Desk, SubscriptionServicer
 from billing_svc.usage.servicer import UsageServicer
 from billing_svc.usage_reports.flushing import Flush
+from billing_svc.usage_reports.settling import Settling
 
 _log = structlog.get_logger("server")
 
@@ -52,6 +53,10 @@ MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 # Calls under way at once in one process. Each batch queue has a tighter bound of its own; this one also covers what is
 # not batched.
 CALLS_AT_ONCE = 1_000
+# Calls that have reached the process and were not handed to Python yet, out of our sight. Refusing one in Python costs
+# more than half of answering it, so past this gRPC's core drops them, at next to no cost (CANCELLED): some from here
+# on, all from a quarter more on. A crowd of some hundreds that comes at once finds room.
+CALLS_OUTSIDE_MAX = 512
 # What a stop waits for: longer than a call may take.
 DRAIN_SECONDS = interceptors.SERVER_DEADLINE_SECONDS + 5.0
 
@@ -101,7 +106,7 @@ def layers(
 class Running:
     """A server that answers, and what it is made of."""
 
-    server: grpc.aio.Server
+    listener: listening.Listener
     health: HealthServicer
     database: transactions.Transactions
     answers: draining.Answers
@@ -116,7 +121,7 @@ class Running:
     async def stop(self, grace_seconds: float = DRAIN_SECONDS) -> None:
         """Turn unready, let the calls under way finish, then stop."""
         await self.health.enter_graceful_shutdown()
-        await self.answers.stop(self.server, grace_seconds)
+        await self.answers.stop(await self.listener.rest(), grace_seconds)
         await self.database.drain()
 
 
@@ -138,29 +143,34 @@ async def start(
     await database.read(catalogs.latest)
     answers = draining.Answers()
     counted = counted or metrics.Server()
-    server = grpc.aio.server(
-        interceptors=[interceptors.Interceptors(layers(tokens, answers, counted), tokens)],
-        options=_options(settings, shared_port=shared_port),
-    )
-    quota_pb2_grpc.add_QuotaServiceServicer_to_server(QuotaServicer(database, catalogs, now, counted), server)
-    usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(database, catalogs, now, counted), server)
-    subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server(
-        SubscriptionServicer(database, catalogs, _desk(database, catalogs, stripe, now), now, settings), server
-    )
-    admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(database, catalogs, now), server)
-    stripe_event_pb2_grpc.add_StripeEventServiceServicer_to_server(
-        StripeEventServicer(database, now, livemode=settings.livemode), server
-    )
+    intercepting = interceptors.Interceptors(layers(tokens, answers, counted), tokens)
+    quota = QuotaServicer(database, catalogs, now, counted)
+    usage = UsageServicer(database, catalogs, now, counted)
+    desk = _desk(database, catalogs, stripe, now)
+    subscriptions = SubscriptionServicer(database, catalogs, desk, now, settings)
+    admin = AdminServicer(database, catalogs, now)
+    events = StripeEventServicer(database, now, livemode=settings.livemode)
     health = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    if settings.reflection:
-        reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
-    if settings.is_encrypted:
-        port = server.add_secure_port(settings.listen, tls.Certificates(settings).credentials())
-    else:
-        port = server.add_insecure_port(settings.listen)
-    await server.start()
-    running = Running(server, health, database, answers, port)
+    certificates = tls.Certificates(settings) if settings.is_encrypted else None
+
+    def build(port: int) -> tuple[grpc.aio.Server, int]:
+        server = grpc.aio.server(interceptors=[intercepting], options=_options(settings, shared_port=shared_port))
+        quota_pb2_grpc.add_QuotaServiceServicer_to_server(quota, server)
+        usage_pb2_grpc.add_UsageServiceServicer_to_server(usage, server)
+        subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server(subscriptions, server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+        stripe_event_pb2_grpc.add_StripeEventServiceServicer_to_server(events, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        if settings.reflection:
+            reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
+        listen = f"{settings.listen[:-1]}{port}" if settings.listen.endswith(":0") else settings.listen
+        if certificates is not None:
+            return server, server.add_secure_port(listen, certificates.credentials())
+        return server, server.add_insecure_port(listen)
+
+    listener = listening.Listener(build, DRAIN_SECONDS)
+    await listener.start()
+    running = Running(listener, health, database, answers, listener.port)
     await running.set_serving(True)
     return running
 
@@ -172,7 +182,8 @@ def _desk(
     refresher = Refresher(database, catalogs, stripe, now)
     flush = Flush(database, catalogs, stripe, now)
     carrier = Carrier(database, stripe, refresher, flush, now)
-    duties = Duties(database, Requests(database, stripe, now), refresher, flush, now)
+    settlement = Settling(database, stripe, now)
+    duties = Duties(database, Requests(database, stripe, now), refresher, flush, settlement, now)
     return Desk(
         checkout=Checkout(database, catalogs, stripe, customers, now),
         portal=portal.Portal(database, stripe, now, catalog_sync.portal_configuration),
@@ -185,6 +196,8 @@ def _desk(
 def _options(settings: Settings, *, shared_port: bool) -> Sequence[tuple[str, int]]:
     return (
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.server.max_pending_requests", CALLS_OUTSIDE_MAX),
+        ("grpc.server.max_pending_requests_hard_limit", CALLS_OUTSIDE_MAX * 5 // 4),
         ("grpc.so_reuseport", int(shared_port)),
         # gRPC varies it by a tenth by itself, so that connections of one moment do not end in one moment.
         ("grpc.max_connection_age_ms", settings.connection_age_seconds * 1_000),

@@ -23,7 +23,7 @@ class SettingsError(Exception):
 
 
 class DatabaseSettings(BaseSettings):
-    """The settings of `migrate` and `catalog move`, which run where nobody gives away Stripe's key."""
+    """The settings of commands that never call Stripe, and run where nobody gives away its key."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
 
@@ -41,7 +41,7 @@ class DatabaseSettings(BaseSettings):
 
 
 class Settings(DatabaseSettings):
-    """The settings of `serve`, `worker` and `catalog apply`."""
+    """The settings of all that may call Stripe: `serve`, `worker` and some commands."""
 
     listen: Annotated[str, Field(alias="BILLING_LISTEN")] = "127.0.0.1:50051"
     reflection: Annotated[bool, Field(alias="BILLING_REFLECTION")] = False
@@ -85,11 +85,20 @@ class Settings(DatabaseSettings):
         for name, url in (
             ("BILLING_CHECKOUT_SUCCESS_URL", self.success_url),
             ("BILLING_CHECKOUT_CANCEL_URL", self.cancel_url),
+            ("BILLING_PORTAL_RETURN_URL", self.portal_return_url),
+            ("STRIPE_API_BASE", self.stripe_api_base),
+            *(("BILLING_REDIRECT_ORIGINS", origin) for origin in self.redirect_origins),
         ):
-            if urlsplit(url).scheme not in {"http", "https"}:
+            if url is not None and not _is_web_url(url):
                 raise ValueError(f"{name} must be an http or https URL")
-        if not self.stripe_api_key.get_secret_value():
-            raise ValueError("STRIPE_API_KEY must not be empty")
+        key = self.stripe_api_key.get_secret_value()
+        if not (key.isascii() and key.isprintable() and " " not in key):
+            raise ValueError("STRIPE_API_KEY has characters that no key has, such as a space or a line's end")
+        if self.dev and (self.livemode or not is_loopback(self.listen)):
+            raise ValueError(
+                "BILLING_DEV lets everybody in who knows the token of `dev`: unset it, or listen on this machine alone "
+                "and with a test key"
+            )
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("BILLING_TLS_CERT_FILE and BILLING_TLS_KEY_FILE belong together")
         if self.tls_client_ca_file is not None and not self.is_encrypted:
@@ -122,12 +131,20 @@ class Settings(DatabaseSettings):
         return self.stripe_api_key.get_secret_value().startswith(("sk_live_", "rk_live_"))
 
 
+def _is_web_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)
+
+
 def host_and_port(name: str, listen: str) -> tuple[str, int]:
     """Return the parts of `host:port` or `[host]:port`. Raises SettingsError that names the variable."""
     host, _, port = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not (port.isascii() and port.isdigit()) or int(port) > PORT_MAX:
-        raise SettingsError(f"{name}: {listen!r} is not host:port, such as 127.0.0.1:9464")
+        raise SettingsError(f"{name} is not host:port, such as 127.0.0.1:9464")
     return host, int(port)
 
 

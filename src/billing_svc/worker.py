@@ -20,7 +20,7 @@ from billing_svc.stripe import client, requests
 from billing_svc.stripe_events import applying
 from billing_svc.stripe_events import store as events_store
 from billing_svc.subscriptions import refreshing
-from billing_svc.usage_reports import flushing, pacing, sealing, sending
+from billing_svc.usage_reports import flushing, pacing, sealing, sending, settling
 
 _log = structlog.get_logger("worker")
 
@@ -68,6 +68,7 @@ async def work(settings: Settings) -> None:
         requests.Requests(database, stripe, now),
         refreshing.Refresher(database, catalogs, stripe, now),
         flushing.Flush(database, catalogs, stripe, now),
+        settling.Settling(database, stripe, now),
         now,
     )
 

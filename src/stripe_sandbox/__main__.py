@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from stripe_sandbox import advancing, app, control, faults, settings
+from stripe_sandbox import app, settings
+from stripe_sandbox.control import control, faults
+from stripe_sandbox.time import advancing
 
 SHUTDOWN_SECONDS = 3
 """How long requests under way may take to finish after SIGTERM."""

@@ -12,27 +12,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from stripe_sandbox import (
-    billing_control,
-    clock,
-    control,
-    delivery,
-    faults,
-    invoice_pages,
-    pages,
-    portal_pages,
-    requests,
-    routes,
-    settings,
-    state,
-    timeline,
-    validation,
-)
+from stripe_sandbox import settings, state
+from stripe_sandbox.api import requests, validation
+from stripe_sandbox.control import billing_control, control, faults
+from stripe_sandbox.delivery import delivery
+from stripe_sandbox.pages import checkout_pages, invoice_pages, portal_pages
+from stripe_sandbox.routes import table
+from stripe_sandbox.time import clock, timeline
 
 
 def create_app(config: settings.Settings) -> Starlette:
     """Build the sandbox. It reads its state at once, and delivers events while the app's lifespan lasts."""
-    for route in routes.ROUTES:
+    for route in table.ROUTES:
         validation.adapter(route.params_type)
     store = state.State(config.state_file)
     told = faults.Faults(config.faults_at_start)
@@ -40,7 +31,7 @@ def create_app(config: settings.Settings) -> Starlette:
         config, store, clock.SandboxClock(config.clock_file), delivery.Delivery(store, config, told), told
     )
     time = timeline.Timeline(sandbox)
-    checkout_pages = pages.CheckoutPages(sandbox)
+    checkout = checkout_pages.CheckoutPages(sandbox)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -60,10 +51,10 @@ def create_app(config: settings.Settings) -> Starlette:
 
     return Starlette(
         routes=[
-            *(Route(each.path, requests.endpoint(sandbox, each), methods=[each.method]) for each in routes.ROUTES),
-            Route("/checkout/{session_id}", checkout_pages.show, methods=["GET"]),
-            Route("/checkout/{session_id}/pay", checkout_pages.pay, methods=["POST"]),
-            Route("/checkout/{session_id}/cancel", checkout_pages.cancel, methods=["POST"]),
+            *(Route(each.path, requests.endpoint(sandbox, each), methods=[each.method]) for each in table.ROUTES),
+            Route("/checkout/{session_id}", checkout.show, methods=["GET"]),
+            Route("/checkout/{session_id}/pay", checkout.pay, methods=["POST"]),
+            Route("/checkout/{session_id}/cancel", checkout.cancel, methods=["POST"]),
             *invoice_pages.InvoicePages(sandbox).routes(),
             *portal_pages.PortalPages(sandbox).routes(),
             *control.Control(sandbox, time).routes(),

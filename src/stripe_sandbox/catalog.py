@@ -1,11 +1,11 @@
-"""Products, prices and meters: what can be sold."""
+"""Products and prices: what can be sold."""
 
 import decimal
-import sqlite3
 from typing import Any
 
-from stripe_sandbox import errors, forms, rules, state
-from stripe_sandbox.context import Context
+from stripe_sandbox import errors, state
+from stripe_sandbox.api import forms, rules
+from stripe_sandbox.api.context import Context
 from stripe_sandbox.state import Json
 
 PRODUCT_FIELDS = ("name", "active", "description", "unit_label", "statement_descriptor", "url")
@@ -173,86 +173,3 @@ def update_price(context: Context, params: forms.Params, price_id: str) -> Json:
         _free_lookup_key(context, params, for_price=price_id)
         changes["lookup_key"] = params["lookup_key"]
     return context.show(context.update(price, changes, "price.updated"), params)
-
-
-def create_meter(context: Context, params: forms.Params) -> Json:
-    """Answer POST /v1/billing/meters."""
-    mapping = params.get("customer_mapping", {})
-    meter = {
-        "id": state.new_id("mtr"),
-        "object": "billing.meter",
-        "created": context.now,
-        "customer_mapping": {
-            "event_payload_key": mapping.get("event_payload_key", "stripe_customer_id"),
-            "type": "by_id",
-        },
-        "default_aggregation": params["default_aggregation"],
-        "display_name": params["display_name"],
-        "event_name": params["event_name"],
-        "event_time_window": params.get("event_time_window"),
-        "livemode": False,
-        "status": "active",
-        "status_transitions": {"deactivated_at": None},
-        "updated": context.now,
-        "value_settings": params.get("value_settings", {"event_payload_key": "value"}),
-    }
-    try:
-        context.add("billing.meter", meter, "billing.meter.created")
-    except sqlite3.IntegrityError as error:
-        raise _event_name_taken(meter) from error
-    return context.show(meter, params)
-
-
-def _event_name_taken(meter: Json) -> errors.Refused:
-    return errors.Refused(
-        f"There is already an active meter with the event name '{meter['event_name']}'.",
-        param="event_name",
-        code="resource_already_exists",
-    )
-
-
-def retrieve_meter(context: Context, params: forms.Params, meter_id: str) -> Json:
-    """Answer GET /v1/billing/meters/{id}."""
-    return context.show(context.work.get("billing.meter", meter_id), params)
-
-
-def active_meter(context: Context, event_name: str) -> Json | None:
-    """Give the one meter that takes events of this name now."""
-    found, _ = context.work.select("billing.meter", {"event_name": event_name, "status": "active"}, state.Page(1))
-    return found[0] if found else None
-
-
-def list_meters(context: Context, params: forms.Params) -> Json:
-    """Answer GET /v1/billing/meters."""
-    where = {"status": params["status"]} if "status" in params else {}
-    return context.show_list("billing.meter", "/v1/billing/meters", where, params)
-
-
-def update_meter(context: Context, params: forms.Params, meter_id: str) -> Json:
-    """Answer POST /v1/billing/meters/{id}: only the display name can change."""
-    meter = context.work.get("billing.meter", meter_id)
-    if params.get("display_name", meter["display_name"]) != meter["display_name"]:
-        changes = {"display_name": params["display_name"], "updated": context.now}
-        meter = context.update(meter, changes, "billing.meter.updated")
-    return context.show(meter, params)
-
-
-def deactivate_meter(context: Context, params: forms.Params, meter_id: str) -> Json:
-    """Answer POST /v1/billing/meters/{id}/deactivate."""
-    meter = context.work.get("billing.meter", meter_id)
-    changes = {"status": "inactive", "status_transitions": {"deactivated_at": context.now}, "updated": context.now}
-    if meter["status"] == "active":
-        meter = context.update(meter, changes, "billing.meter.deactivated")
-    return context.show(meter, params)
-
-
-def reactivate_meter(context: Context, params: forms.Params, meter_id: str) -> Json:
-    """Answer POST /v1/billing/meters/{id}/reactivate."""
-    meter = context.work.get("billing.meter", meter_id)
-    changes = {"status": "active", "status_transitions": {"deactivated_at": None}, "updated": context.now}
-    try:
-        if meter["status"] == "inactive":
-            meter = context.update(meter, changes, "billing.meter.reactivated")
-    except sqlite3.IntegrityError as error:
-        raise _event_name_taken(meter) from error
-    return context.show(meter, params)

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import urllib.parse
 
-from stripe_sandbox import faults
+from stripe_sandbox.control import faults
 
 LOOPBACK = "127.0.0.1"
 """Where it listens, and what its pages' addresses begin with: pages and control routes have no authentication."""

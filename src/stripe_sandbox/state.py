@@ -15,7 +15,8 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from stripe_sandbox import errors, moments
+from stripe_sandbox import errors
+from stripe_sandbox.time import moments
 
 Json = dict[str, Any]
 T = TypeVar("T")

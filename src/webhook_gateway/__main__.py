@@ -15,6 +15,9 @@ from webhook_gateway import app, channel, forwarding, metrics, serving, settings
 
 def main() -> None:
     """Run until SIGTERM or SIGINT (exit 0); exit 2 with one sentence if the settings are not usable."""
+    if "--help" in sys.argv[1:]:
+        print(settings.__doc__)  # noqa: T201 - for whoever asks
+        return
     try:
         configuration = settings.read()
     except settings.SettingsError as error:

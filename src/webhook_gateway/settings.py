@@ -24,6 +24,7 @@ SECRETS_MAX = 8  # each costs one HMAC over the body of any request, signed or n
 DEV_SECRET = "whsec_dev"  # noqa: S105 - known to everyone, which is why it is refused outside dev
 DEV_TOKEN = "dev-token"  # noqa: S105 - as above
 _PORT_MAX = 65535
+_OWN_HOSTS = {"127.0.0.1", "::1", "localhost"}
 
 
 class SettingsError(Exception):
@@ -68,6 +69,8 @@ def read() -> Settings:
         problems = "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors(include_input=False))
         raise SettingsError(f"The settings are not usable: {problems}.") from None
     host, port = _read_listen("GATEWAY_LISTEN", environment.listen)
+    if environment.dev and host not in _OWN_HOSTS:
+        raise SettingsError("BILLING_DEV=1 believes what everyone knows: only where GATEWAY_LISTEN is 127.0.0.1.")
     metrics_listen = environment.metrics_listen
     return Settings(
         host=host,

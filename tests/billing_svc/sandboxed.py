@@ -133,7 +133,7 @@ class Sandbox:
         return answer.json()
 
     async def fault(self, kind: str, **more: object) -> None:
-        """Have it bring a fault about; see `stripe_sandbox.faults.Rule`."""
+        """Have it bring a fault about; see `stripe_sandbox.control.faults.Rule`."""
         await self.control("POST", "faults", {"kind": kind, **more})
 
     async def pay(self, url: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from billing_svc import clock
 from billing_svc.settings import Settings, SettingsError, read_database
-from stripe_sandbox import clock as sandbox_clock
+from stripe_sandbox.time import clock as sandbox_clock
 
 DAY = timedelta(days=1)
 

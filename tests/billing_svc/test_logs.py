@@ -137,3 +137,12 @@ async def work():
 asyncio.run(work())
 """
     assert [entry["event"] for entry in logged(script, level="info")] == ["a", "b", "c"]
+
+
+def test_a_header_that_is_not_utf_8_is_not_quoted() -> None:
+    script = """
+import logging
+logging.getLogger('grpc._cython.cygrpc').error('Invalid encoding on %s', b'Bearer hunter2')
+logging.getLogger('grpc._cython.cygrpc').error('something else')
+"""
+    assert [entry["event"] for entry in logged(script)] == ["something else"]

@@ -68,7 +68,17 @@ class Sandbox:
     def advance_by_command(self, duration: str, *more: str) -> str:
         """Do it as people do: `billing-svc sandbox advance`."""
         ended = subprocess.run(
-            [sys.executable, "-m", "billing_svc", "sandbox", "advance", duration, "--sandbox-port", str(self.port), *more],
+            [
+                sys.executable,
+                "-m",
+                "billing_svc",
+                "sandbox",
+                "advance",
+                duration,
+                "--sandbox-port",
+                str(self.port),
+                *more,
+            ],
             cwd=dev_process.ROOT,
             env=dev_process.environment(),
             capture_output=True,

@@ -14,7 +14,7 @@ from tests.faults import runs, summary
 ELSEWHERE = (
     "tests/billing_svc/database/test_transaction_faults.py",
     "tests/billing_svc/test_outages.py",
-    "tests/billing_svc/test_workers.py",
+    "tests/billing_svc/supervision/test_replicas.py",
     "tests/billing_svc/usage/test_atomicity.py",
     "tests/billing_svc/usage/test_repeats.py",
     "tests/billing_svc/usage_reports/test_any_fault.py",
@@ -28,7 +28,7 @@ def main(
     minutes: Annotated[float, typer.Option(min=0.1, help="What the longest of the tests takes.")] = 10.0,
     seed: Annotated[int | None, typer.Option(help="To repeat a run; left out: another one each time.")] = None,
     only: Annotated[str, typer.Option("-k", help="Which tests, as pytest's -k.")] = "",
-    elsewhere: Annotated[bool, typer.Option(help="Also those that stand beside what they test.")] = True,
+    elsewhere: Annotated[bool, typer.Option(help="Also those that stand beside what they test.")] = True,  # noqa: FBT002 - typer's way
 ) -> None:
     """Bring about every fault, at length."""
     seed = int(time.time()) % 1_000_000 if seed is None else seed

@@ -183,7 +183,8 @@ class Caller:
                 request, metadata=processes.METADATA, timeout=seconds, wait_for_ready=seconds > 1
             )
         except grpc.aio.AioRpcError as error:
-            assert error.code() in UNKNOWN | NOT_DONE, (rpc, request, error)
+            if error.code() not in UNKNOWN | NOT_DONE:
+                raise AssertionError(rpc, request) from error
             if error.code() in UNKNOWN:
                 for deed in deeds:
                     self.was_unknown += deed.answer is None and not deed.is_unknown

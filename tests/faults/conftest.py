@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from billing_svc.database import embedded
+from tests.billing_svc.conftest import billing, catalog_name, published_catalog, service_clock, settings
 from tests.faults import runs, summary
+
+__all__ = ["billing", "catalog_name", "published_catalog", "service_clock", "settings"]
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[runs.Run]:
 
 @pytest.fixture
 def own_postgres() -> Iterator[embedded.EmbeddedPostgres]:
-    """A server that may be killed. What was committed is in the operating system's hands, so its death loses nothing."""
+    """A server that may be killed: what it committed is in the operating system's hands by then."""
     with tempfile.TemporaryDirectory(prefix="billing-svc-tests-") as name:
         Path(name).chmod(0o711)
         with embedded.EmbeddedPostgres(Path(name) / "postgres", embedded.free_port(), durable=False) as server:

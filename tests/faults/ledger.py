@@ -1,6 +1,6 @@
 """What the callers know, compared with what the database holds: nothing is missing, and nothing is there twice."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -57,7 +57,7 @@ async def assert_kept(engine: AsyncEngine, callers: Sequence[Caller], strict_lim
             (row.account_id, row.event_id): row.units
             for row in await conn.execute(sa.select(events.account_id, events.event_id, events.units))
         }
-        states = {
+        states: dict[tuple[str, str], object] = {
             (row.account_id, row.request_id): (row.state, row.units)
             for row in await conn.execute(sa.select(tables.reservations))
         }
@@ -95,7 +95,7 @@ def _reservations(callers: Sequence[Caller]) -> dict[tuple[str, str], tuple[str,
     return found
 
 
-def _assert_same(what: str, stored: dict[tuple[str, str], object], known: dict[tuple[str, str], object]) -> None:
+def _assert_same(what: str, stored: Mapping[tuple[str, str], object], known: Mapping[tuple[str, str], object]) -> None:
     """Name what differs, instead of showing thousands that do not."""
     missing = {key: value for key, value in known.items() if stored.get(key) != value}
     unasked = {key: value for key, value in stored.items() if known.get(key) != value}

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-import random
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -33,24 +33,24 @@ class Load:
     """Callers, and what they call."""
 
     run: runs.Run
-    callers: Sequence[callers.Caller]
+    crowd: Sequence[callers.Caller]
     servers: Sequence[callers.Server] = ()
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     def count(self, **figures: int) -> None:
-        self.run.count(**figures, **callers.figures(self.callers))
+        self.run.count(**figures, **callers.figures(self.crowd))
 
     async def more(self, calls: int = 200) -> None:
         """Wait until so many more calls were made: whatever was harmed is in order again."""
-        enough = sum(caller.calls for caller in self.callers) + calls
+        enough = sum(caller.calls for caller in self.crowd) + calls
         async with asyncio.timeout(RECOVERY_SECONDS_MAX):
-            while sum(caller.calls for caller in self.callers) < enough:  # noqa: ASYNC110 - many callers add to it
+            while sum(caller.calls for caller in self.crowd) < enough:  # noqa: ASYNC110 - many callers add to it
                 await asyncio.sleep(0.02)
 
     async def settle(self) -> None:
         """Let the callers find out what they do not know."""
         await asyncio.gather(
-            *(caller.settle(self.servers[n % len(self.servers)]) for n, caller in enumerate(self.callers))
+            *(caller.settle(self.servers[n % len(self.servers)]) for n, caller in enumerate(self.crowd))
         )
 
 
@@ -67,7 +67,7 @@ async def working(load: Load, processes_: Sequence[processes.ServerProcess]) -> 
         channels = [await stack.enter_async_context(one.channel()) for one in processes_]
         load.servers = [callers.Server(channel) for channel in channels]
         async with asyncio.TaskGroup() as group:
-            for caller in load.callers:
+            for caller in load.crowd:
                 group.create_task(caller.work(load.servers, load.stop))
             yield load
             load.stop.set()
@@ -89,6 +89,6 @@ async def prepare(url: str) -> None:
 async def assert_kept(load: Load, url: str) -> None:
     """Assert that what the callers know is what the database holds, and that the test was about something."""
     engine: AsyncEngine = engines.create_engine(url, role=None)
-    await ledger.assert_kept(engine, load.callers, STRICT_LIMIT)
+    await ledger.assert_kept(engine, load.crowd, STRICT_LIMIT)
     await engine.dispose()
     assert load.run.figures["outcomes_unknown"], "no fault met a call"

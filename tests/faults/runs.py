@@ -30,7 +30,7 @@ class Run:
 
     def rng(self, *more: object) -> random.Random:
         """Return draws that are the same for the same seed; `more` makes them another caller's."""
-        return random.Random(repr((self.seed, *more)))
+        return random.Random(repr((self.seed, *more)))  # noqa: S311 - repeatable, not secret
 
     def times(self, short: int, long: int) -> int:
         """Return how often: `long` in a run of ten minutes or more, less in a shorter one."""

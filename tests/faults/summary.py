@@ -57,8 +57,10 @@ class Summary:
             table.add_column(heading, justify="right" if heading == "s" else "left")
         for name, outcome, seconds in self.results:
             colour = {"passed": "green", "failed": "red"}.get(outcome, "yellow")
-            table.add_row(name, f"[{colour}]{outcome}[/]", f"{seconds:.0f}", self.figures.get(name, ""))
-        Console(file=self.stream).print(table)
+            table.add_row(
+                name.rpartition("::")[2], f"[{colour}]{outcome}[/]", f"{seconds:.0f}", self.figures.get(name, "")
+            )
+        Console(file=self.stream, width=None if self.stream.isatty() else 160).print(table)
 
 
 def short_name(nodeid: str) -> str:

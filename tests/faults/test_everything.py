@@ -12,14 +12,14 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from billing.v1 import subscription_pb2, subscription_pb2_grpc
+from billing.v1 import subscription_pb2, subscription_pb2_grpc, usage_pb2
 from billing_svc.database import embedded, tables
 from billing_svc.dev import programs
 from tests.billing_svc import processes
 from tests.faults import ledger, loads, runs, test_postgres, world
 
 ACCOUNTS = ("org_0", "org_1", "org_2")
-METER_EVENT = "nyqst_pro_runs"
+METER_EVENT, METER_EVENTS = "nyqst_pro_runs", "/v1/billing/meter_events"
 # How far the clocks go until all is at rest: back-offs and leases end, and what is unknown for a day is looked up.
 STEPS = [5] * 20 + [60] * 20 + [1800] * 60
 VICTIMS = ("server", "server", "worker", "worker", "gateway", "postgres")
@@ -33,8 +33,10 @@ async def subscribe(one: world.World, channel: grpc.aio.Channel, account_id: str
     paid = await one.sandbox.pay(page.url)
     asked = subscription_pb2.GetSubscriptionRequest(account_id=account_id)
     async with asyncio.timeout(world.ANSWER_SECONDS_MAX):
-        while (await stub.GetSubscription(asked, metadata=processes.METADATA)).subscription.plan != "pro":
+        told = await stub.GetSubscription(asked, metadata=processes.METADATA)
+        while told.subscription.plan != "pro":
             await asyncio.sleep(world.POLL_SECONDS)
+            told = await stub.GetSubscription(asked, metadata=processes.METADATA)
     return str(paid["subscription"])
 
 
@@ -99,6 +101,44 @@ async def assert_stripe_agrees(one: world.World) -> int:
     return total
 
 
+async def record(one: world.World, event_id: str) -> None:
+    """Record what is charged, and wait for nothing."""
+    request = usage_pb2.RecordUsageRequest(account_id=ACCOUNTS[0], event_id=event_id, meter="runs", quantity=300)
+    async with grpc.aio.insecure_channel(programs.grpc_address(one.ports)) as channel:
+        await processes.usage_stub(channel).RecordUsage(request, metadata=processes.METADATA, timeout=10)
+
+
+async def kill_between_call_and_mark(one: world.World, number: int) -> None:
+    """Kill the worker when Stripe has its call, and before it can have the answer."""
+    held = {"kind": "lost_answer", "path": METER_EVENTS, "seconds": 5.0, "count": 1}
+    await one.sandbox.control("DELETE", "requests")
+    await one.sandbox.control("POST", "faults", held)
+    await record(one, f"unmarked_{number}")
+    async with asyncio.timeout(world.ANSWER_SECONDS_MAX):
+        while not (await one.sandbox.control("GET", "faults"))[0].get("struck"):  # noqa: ASYNC110 - in its process
+            await asyncio.sleep(world.POLL_SECONDS / 5)
+    await one.programs["worker"].kill()
+    await one.sandbox.control("DELETE", "faults")
+    await one.programs["worker"].start()
+    await come_to_rest(one)
+    await assert_stripe_agrees(one)
+
+
+async def be_away_for_a_day(one: world.World) -> None:
+    """Let Stripe forget what it was asked before it can be asked again."""
+    await one.sandbox.control("POST", "faults", {"kind": "lost_answer", "path": METER_EVENTS, "seconds": 0.1})
+    await record(one, "unheard")
+    await asyncio.sleep(2)
+    await one.sandbox.control("POST", "faults", {"kind": "away"})
+    await record(one, "meanwhile")
+    for _ in range(25):
+        await one.advance(3600)
+        await asyncio.sleep(0.3)
+    await one.sandbox.control("DELETE", "faults")
+    await come_to_rest(one)
+    await assert_stripe_agrees(one)
+
+
 async def test_whatever_dies_nothing_is_lost_and_nothing_counts_twice(
     own_postgres: embedded.EmbeddedPostgres, run: runs.Run, tmp_path: Path
 ) -> None:
@@ -126,3 +166,7 @@ async def test_whatever_dies_nothing_is_lost_and_nothing_counts_twice(
         await come_to_rest(one)
         load.count(units_at_Stripe=await assert_stripe_agrees(one))
         await loads.assert_kept(load, one.url)
+        for n in range(run.times(1, 10)):
+            await kill_between_call_and_mark(one, n)
+        if run.minutes is not None:
+            await be_away_for_a_day(one)

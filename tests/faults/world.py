@@ -1,4 +1,4 @@
-"""Every program in a process of its own, as in production, with the sandbox as Stripe: to be killed and started again."""
+"""Every program in a process of its own, as in production, with the sandbox as Stripe; to be killed."""
 
 import asyncio
 import contextlib
@@ -18,9 +18,10 @@ from billing_svc.audit import store as audit_store
 from billing_svc.catalog import loading, versions
 from billing_svc.database import embedded, migrating, tables, transactions
 from billing_svc.database import engine as engines
-from billing_svc.dev import children, options, parts, programs
+from billing_svc.dev import options, parts, programs
 from billing_svc.reconciling import whole
 from billing_svc.stripe import catalog_sync, client
+from billing_svc.supervision import children
 from tests.billing_svc.conftest import CATALOGS
 from tests.billing_svc.sandboxed import Sandbox
 
@@ -49,7 +50,7 @@ class Process:
     async def answering(self) -> None:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             assert self.child is not None
-            while not await self.program.answers(self.child):
+            while not await self.program.answers(self.child):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(POLL_SECONDS)
 
     async def kill(self) -> None:
@@ -97,17 +98,21 @@ class World:
 
     async def advance(self, seconds: int) -> None:
         """Move everyone's clock."""
-        await self.sandbox.control("POST", "clock/advance", {"seconds": seconds, "pause_seconds": 0.5})
+        await self.sandbox.control(
+            "POST", "clock/advance", {"seconds": seconds, "pause_seconds": 0.5, "delivery_seconds": 2}
+        )
 
     async def is_quiet(self) -> bool:
         """Say whether the worker has nothing left to do, and Stripe nothing to tell."""
+        # First what Stripe has to tell: once all of it has come, it stands in the inbox.
+        if (await self.sandbox.control("POST", "clock/step", {"seconds": 0}))["undelivered"]:
+            return False
         counters, reports, events = tables.usage_counters.c, tables.usage_reports.c, tables.stripe_events.c
-        waiting = (
+        return not (
             await self.rows(tables.usage_counters, counters.billable != counters.sealed)
             or await self.rows(tables.usage_reports, reports.state.in_(("sealed", "late", "itemised")))
             or await self.rows(tables.stripe_events, events.state == "waiting")
         )
-        return not waiting and (await self.sandbox.control("POST", "clock/step", {"seconds": 0}))["undelivered"] == 0
 
     async def on_the_meter(self, event_name: str, customer: str) -> int:
         """Return what Stripe's meter has of a customer."""
@@ -170,7 +175,7 @@ async def running(postgres: embedded.EmbeddedPostgres, folder: Path, catalog_nam
 
 
 def draw_faults(rng: random.Random) -> list[dict[str, object]]:
-    """Return what Stripe does to us: slow, refusing, accepting and then silent; events late, twice, lost and mixed up."""
+    """Return what Stripe does to us: slow, refusing, accepting and silent; events late, twice, lost, mixed up."""
 
     def rule(kind: str, probability: float, **more: object) -> dict[str, object]:
         return {"kind": kind, "probability": probability, "seed": rng.randrange(1 << 30), **more}

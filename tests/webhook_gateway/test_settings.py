@@ -35,6 +35,11 @@ def test_dev_mode_takes_the_well_known_secret_and_token(monkeypatch: pytest.Monk
     assert (read.webhook_secrets, read.grpc_token) == ((b"whsec_dev",), "dev-token")
 
 
+def test_dev_mode_is_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(settings.SettingsError, match="BILLING_DEV"):
+        read_from(monkeypatch, GATEWAY_LISTEN="0.0.0.0:8080", BILLING_DEV="1")
+
+
 def test_ipv6_addresses_are_written_in_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
     read = read_from(monkeypatch, GATEWAY_LISTEN="[::1]:9090")
 

@@ -39,6 +39,8 @@ class _AuditSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditSour
     """A command of an operator."""
     AUDIT_SOURCE_STRIPE_EVENT: _AuditSource.ValueType  # 3
     """An event of Stripe's."""
+    AUDIT_SOURCE_SERVICE: _AuditSource.ValueType  # 4
+    """The service by itself, such as a duty that was due; the caller is "service"."""
 
 class AuditSource(_AuditSource, metaclass=_AuditSourceEnumTypeWrapper):
     """Where a mutation came from."""
@@ -51,6 +53,8 @@ AUDIT_SOURCE_COMMAND: AuditSource.ValueType  # 2
 """A command of an operator."""
 AUDIT_SOURCE_STRIPE_EVENT: AuditSource.ValueType  # 3
 """An event of Stripe's."""
+AUDIT_SOURCE_SERVICE: AuditSource.ValueType  # 4
+"""The service by itself, such as a duty that was due; the caller is "service"."""
 Global___AuditSource: _TypeAlias = AuditSource  # noqa: Y015
 
 @_typing.final

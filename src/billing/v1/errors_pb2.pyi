@@ -121,7 +121,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     the same ids. Metadata: account_id.
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 36
-    """UNAVAILABLE. This server is stopping; another one will answer. Metadata: none. Repeat at once."""
+    """UNAVAILABLE. This server is stopping; another one will answer. Metadata: none. Repeat at once. Not sent today: a
+    server that stops answers every call that has reached it.
+    """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 37
     """RESOURCE_EXHAUSTED. The server sheds load; the call was not begun. RetryInfo says when to repeat. Metadata: none."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 38
@@ -242,7 +244,9 @@ ERROR_REASON_USAGE_NOT_REPORTED: ErrorReason.ValueType  # 35
 the same ids. Metadata: account_id.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 36
-"""UNAVAILABLE. This server is stopping; another one will answer. Metadata: none. Repeat at once."""
+"""UNAVAILABLE. This server is stopping; another one will answer. Metadata: none. Repeat at once. Not sent today: a
+server that stops answers every call that has reached it.
+"""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 37
 """RESOURCE_EXHAUSTED. The server sheds load; the call was not begun. RetryInfo says when to repeat. Metadata: none."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 38

@@ -15,6 +15,7 @@ _SOURCES = {
     "caller": admin_pb2.AUDIT_SOURCE_RPC,
     "operator": admin_pb2.AUDIT_SOURCE_COMMAND,
     "stripe": admin_pb2.AUDIT_SOURCE_STRIPE_EVENT,
+    store.SERVICE: admin_pb2.AUDIT_SOURCE_SERVICE,
 }
 
 
@@ -50,7 +51,7 @@ def to_proto_entry(row: store.Row) -> admin_pb2.AuditEntry:
     return admin_pb2.AuditEntry(
         entry_id=row.entry_id,
         happened_at=fields.to_proto_instant(row.at),
-        caller=kind if is_stripe else name,
+        caller=name if name and not is_stripe else kind,
         source=_SOURCES.get(kind, admin_pb2.AUDIT_SOURCE_UNSPECIFIED),
         action=row.action,
         account_id=row.account_id,

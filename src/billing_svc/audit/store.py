@@ -13,10 +13,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.database import tables
 
+# Who does what nobody asked for at the time.
+SERVICE = "service"
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who makes a change: `caller:<name>`, `operator:<login>` or `stripe:<event id>`, and in which request."""
+    """Who makes a change, and in which request.
+
+    Actors are `caller:<name>`, `operator:<login>`, `stripe:<event id>` and, by itself, SERVICE.
+    """
 
     actor: str
     request_id: str = ""
@@ -116,7 +122,8 @@ async def list_entries(
     if choice.actor == "stripe":
         query = query.where(sa.func.starts_with(log.actor, "stripe:"))
     elif choice.actor:
-        query = query.where(log.actor.in_([f"caller:{choice.actor}", f"operator:{choice.actor}"]))
+        actors = [f"caller:{choice.actor}", f"operator:{choice.actor}"]
+        query = query.where(log.actor.in_([*actors, SERVICE] if choice.actor == SERVICE else actors))
     if choice.action:
         query = query.where(log.action == choice.action)
     if choice.since is not None:

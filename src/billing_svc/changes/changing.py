@@ -7,7 +7,7 @@ by what was kept.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,35 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc import errors
 from billing_svc.audit import store as audit_store
 from billing_svc.catalog import model, versions
-from billing_svc.changes import carrying, rules, store
+from billing_svc.changes import carrying, costs, rules, store
 from billing_svc.invoices import rules as invoices_rules
-from billing_svc.stripe import client, requests
+from billing_svc.stripe import client, reading, requests
 from billing_svc.subscriptions import refreshing
 from billing_svc.subscriptions import rules as subscriptions_rules
 from billing_svc.subscriptions import store as subscriptions_store
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of what a change costs; the amount in minor units."""
-
-    description: str
-    amount: int
-    quantity: int
-    meter: str
-    period_start: datetime
-    period_end: datetime
-    is_proration: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a change costs, and when it takes effect."""
-
-    effective_at: datetime
-    proration_at: datetime | None
-    currency: str
-    lines: tuple[Line, ...]
 
 
 class Changing:
@@ -54,7 +31,7 @@ class Changing:
         self._carrier = carrier
         self._catalogs = catalogs
 
-    async def preview(self, order: rules.Order) -> Outcome:
+    async def preview(self, order: rules.Order) -> costs.Outcome:
         """Say what a change would cost, and change nothing.
 
         Raises NotSubscribed, PlanNotFound, PlanNotSold, PriceNotFound, PlanNotApplied, PlanUnchanged, InvalidRequest,
@@ -62,9 +39,9 @@ class Changing:
         """
         now = self._carrier.clock.now()
         target = await self._carrier.database.read(lambda conn: self._choose(conn, order, now))
-        return _from_answer(await self._cost(order, target, await self._fetch(order, target)))
+        return costs.from_kept(await self._cost(order, target, await self._fetch(order, target)))
 
-    async def change(self, order: rules.Order, origin: audit_store.Origin) -> Outcome:
+    async def change(self, order: rules.Order, origin: audit_store.Origin) -> costs.Outcome:
         """Carry a change out, or on, and say what it costs.
 
         Raises what `preview` does, and RequestIdReused, UsageNotReported, PaymentFailed and LostRace.
@@ -73,7 +50,7 @@ class Changing:
         now = self._carrier.clock.now()
         known = await self._carrier.database.run(lambda conn: self._begin(conn, order, asked, origin, now))
         if known.is_closed and known.answer is not None:
-            return _from_answer(known.answer)
+            return costs.from_kept(known.answer)
         target = _from_kept(known.target)
         fetched = await self._fetch(order, target)
         if order.at_period_end:
@@ -82,7 +59,7 @@ class Changing:
         else:
             answer = await self._change_now(order, asked, target, fetched, known.answer)
         await self._carrier.finish(asked, target.subscription_id, origin)
-        return _from_answer(answer)
+        return costs.from_kept(answer)
 
     async def _begin(
         self,
@@ -214,7 +191,7 @@ class Changing:
             found = await self._carrier.stripe.schedule(schedule_id)
             return found if len(found["phases"]) > 1 else None
 
-        ours = await self._ours([str(_id(item["price"])) for item in schedule["phases"][0]["items"]])
+        ours = await self._ours([reading.id_of(item["price"]) for item in schedule["phases"][0]["items"]])
         params = {
             "schedule": schedule_id,
             "end_behavior": "release",
@@ -251,23 +228,8 @@ class Changing:
         sold = await self._carrier.database.read(
             lambda conn: subscriptions_store.sold_prices(conn, {line.price_id for line in lines})
         )
-        return {
-            "effective_at": effective_at.isoformat(),
-            "proration_at": target.proration_at,
-            "currency": str(invoice["currency"]),
-            "lines": [
-                {
-                    "description": line.description,
-                    "amount": line.amount,
-                    "quantity": line.quantity,
-                    "meter": sold[line.price_id].meter if line.price_id in sold else "",
-                    "period_start": line.period_start.isoformat(),
-                    "period_end": line.period_end.isoformat(),
-                    "is_proration": line.is_proration,
-                }
-                for line in lines
-            ],
-        }
+        meters = {price_id: one.meter for price_id, one in sold.items()}
+        return costs.kept(effective_at, target.proration_at, str(invoice["currency"]), lines, meters)
 
     async def _items(
         self, target: rules.Target, fetched: subscriptions_rules.StripeSubscription
@@ -297,26 +259,3 @@ async def _price_ids(conn: AsyncConnection, choice: rules.Choice) -> tuple[str, 
 
 def _from_kept(kept: Mapping[str, Any]) -> rules.Target:
     return rules.Target(**{**kept, "metered_price_ids": tuple(kept["metered_price_ids"])})
-
-
-def _from_answer(answer: Mapping[str, Any]) -> Outcome:
-    at = answer["proration_at"]
-    return Outcome(
-        effective_at=datetime.fromisoformat(answer["effective_at"]),
-        proration_at=None if at is None else datetime.fromtimestamp(at, UTC),
-        currency=answer["currency"],
-        lines=tuple(
-            Line(
-                **{
-                    **line,
-                    "period_start": datetime.fromisoformat(line["period_start"]),
-                    "period_end": datetime.fromisoformat(line["period_end"]),
-                }
-            )
-            for line in answer["lines"]
-        ),
-    )
-
-
-def _id(value: str | Mapping[str, Any]) -> str:
-    return value if isinstance(value, str) else str(value["id"])

@@ -7,11 +7,10 @@ from decimal import Decimal
 from billing.v1 import invoice_pb2, money_pb2, subscription_pb2
 from billing_svc import fields
 from billing_svc.catalog import money
-from billing_svc.changes import canceling, changing, rules
+from billing_svc.changes import canceling, costs, rules
 from billing_svc.customers import portal
 from billing_svc.pay_as_you_go import switching
 
-SEATS_MAX = 100_000
 # A preview costs what the change does for as long.
 PREVIEW_AGE_MAX = timedelta(hours=1)
 
@@ -27,8 +26,8 @@ def from_proto_change(request: subscription_pb2.ChangePlanRequest, now: datetime
     if request.price:
         check.name("price", request.price)
     quantity = request.quantity if request.HasField("quantity") else None
-    if quantity is not None and not 1 <= quantity <= SEATS_MAX:
-        check.refuse("quantity", f"is {quantity}; must be 1 to {SEATS_MAX}")
+    if quantity is not None:
+        check.seats(quantity)
     _timing(check, request.timing)
     proration_at = None
     if request.HasField("proration_at"):
@@ -95,7 +94,7 @@ def from_proto_portal(
 
 
 def to_proto_change(
-    outcome: changing.Outcome, subscription: subscription_pb2.Subscription
+    outcome: costs.Outcome, subscription: subscription_pb2.Subscription
 ) -> subscription_pb2.ChangePlanResponse:
     """Return what changed, or would, and what it costs."""
     return subscription_pb2.ChangePlanResponse(
@@ -107,7 +106,7 @@ def to_proto_change(
     )
 
 
-def _to_proto_line(line: changing.Line, currency: str) -> invoice_pb2.InvoiceLine:
+def _to_proto_line(line: costs.Line, currency: str) -> invoice_pb2.InvoiceLine:
     return invoice_pb2.InvoiceLine(
         description=line.description,
         amount=_to_proto_money(line.amount, currency),

@@ -7,6 +7,7 @@ from typing import Any
 
 from billing_svc import errors
 from billing_svc.catalog import model
+from billing_svc.stripe import reading
 from billing_svc.subscriptions import rules as subscriptions_rules
 
 
@@ -146,7 +147,7 @@ def phases(schedule: Mapping[str, Any], ours: Collection[str], target: Target) -
         raise errors.LostRace("the subscription's schedule was changed by others; send the same call again")
     present = schedule["phases"][0]
     discounts = _discounts(present)
-    kept = [item for item in present["items"] if _id(item["price"]) not in ours]
+    kept = [item for item in present["items"] if reading.id_of(item["price"]) not in ours]
     return [
         {
             "items": [_phase_item(item) for item in present["items"]],
@@ -171,19 +172,15 @@ def phases(schedule: Mapping[str, Any], ours: Collection[str], target: Target) -
 
 def _phase_item(item: Mapping[str, Any]) -> dict[str, Any]:
     quantity = item.get("quantity")
-    return {"price": _id(item["price"]), **({} if quantity is None else {"quantity": quantity})}
+    return {"price": reading.id_of(item["price"]), **({} if quantity is None else {"quantity": quantity})}
 
 
 def _discounts(phase: Mapping[str, Any]) -> dict[str, Any]:
     """Return the discounts to be passed on: a phase that names none loses the subscription's."""
     found = [
-        {kind: _id(one[kind])}
+        {kind: reading.id_of(one[kind])}
         for one in phase.get("discounts") or ()
         for kind in ("discount", "coupon", "promotion_code")
         if one.get(kind)
     ]
     return {"discounts": found} if found else {}
-
-
-def _id(value: str | Mapping[str, Any]) -> str:
-    return str(value if isinstance(value, str) else value["id"])

@@ -102,13 +102,14 @@ async def open_session(conn: AsyncConnection, account_id: str, page: Page) -> No
     )
 
 
-async def close(conn: AsyncConnection, account_id: str, checkout_id: str, state: str, now: datetime) -> None:
-    """Mark a checkout `complete` or `expired`; one that is closed stays as it is."""
-    await conn.execute(
+async def close(conn: AsyncConnection, account_id: str, checkout_id: str, state: str, now: datetime) -> bool:
+    """Mark a checkout `complete` or `expired`; returns whether it was open. One that is closed stays as it is."""
+    closed = await conn.execute(
         sa.update(_CHECKOUTS)
         .where(*_is(account_id, checkout_id), _CHECKOUTS.c.state.in_(_OPEN))
         .values(state=state, closed_at=now)
     )
+    return closed.rowcount == 1
 
 
 def _is(account_id: str, checkout_id: str) -> tuple[sa.ColumnElement[bool], ...]:

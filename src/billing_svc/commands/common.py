@@ -85,9 +85,12 @@ def database_url(options: "DatabaseSettings") -> str:
 
     url = options.database_url.get_secret_value()
     try:
-        engine.driver_url(url)
-    except sa.exc.ArgumentError:
+        sa.make_url(url)
+    # A password with characters that a URL must escape is read as host and port, and what is no number is quoted.
+    except (sa.exc.ArgumentError, ValueError):
         raise settings.SettingsError("DATABASE_URL is not a URL: postgresql://user:password@host:port/name") from None
+    try:
+        engine.driver_url(url)
     except ValueError as error:
         raise settings.SettingsError(str(error)) from None
     return url

@@ -25,8 +25,11 @@ Value: TypeAlias = str | int | bool | datetime | None
 _CANCEL_SECONDS_MAX = 0.5
 _NAMED = re.compile(r"(?<!:):([a-z_]+)")
 _numbers = itertools.count(1)
-# Where the pool keeps the names of what is prepared on a connection.
+_UNFINISHED = frozenset({pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR})
+# Where the pool keeps what is known of a connection: the names of what is prepared on it, and, while a transaction
+# lasts, what is to go with its COMMIT.
 _PREPARED = "prepared"
+_DEFERRED = "deferred"
 
 
 class Statement:
@@ -44,6 +47,41 @@ class Statement:
 
 Call: TypeAlias = tuple[Statement, Mapping[str, Value]]
 
+_COMMIT: Call = Statement("COMMIT"), {}
+_ROLLBACK: Call = Statement("ROLLBACK"), {}
+
+
+def begin(conn: AsyncConnection) -> None:
+    """Let the next direct statement begin a transaction; sends nothing."""
+    _info(conn)[_DEFERRED] = []
+
+
+def defer(conn: AsyncConnection, *calls: Call) -> None:
+    """Run statements at the very end of the transaction, in the round trip of its COMMIT; nobody reads their rows.
+
+    What others have inserted meanwhile (a unique violation) makes the whole transaction begin anew.
+    """
+    _info(conn)[_DEFERRED].extend(calls)
+
+
+async def commit(conn: AsyncConnection) -> None:
+    """Run what was deferred, and commit if there is anything to commit. Raises psycopg.Error."""
+    deferred = _info(conn)[_DEFERRED]
+    if deferred or not is_idle(conn):
+        await fetch_each(conn, *deferred, _COMMIT)
+
+
+async def rollback(conn: AsyncConnection) -> None:
+    """Undo the transaction if one is under way, and forget what was deferred. Raises psycopg.Error."""
+    _info(conn).pop(_DEFERRED, None)
+    if driver_connection(conn).pgconn.transaction_status in _UNFINISHED:
+        await fetch_each(conn, _ROLLBACK)
+
+
+def is_idle(conn: AsyncConnection) -> bool:
+    """Say whether a connection is open, and has nothing under way."""
+    return driver_connection(conn).pgconn.transaction_status == pq.TransactionStatus.IDLE
+
 
 async def fetch(conn: AsyncConnection, statement: Statement, values: Mapping[str, Value]) -> list[Row]:
     """Run one statement and return its rows."""
@@ -55,11 +93,11 @@ async def fetch_each(conn: AsyncConnection, *calls: Call) -> list[list[Row]]:
 
     When one fails, those after it do not run. Raises psycopg.Error; the connection is closed if its state is unknown.
     """
-    pooled = conn.sync_connection.connection  # type: ignore[union-attr]  # of a connection that is open
+    info = _info(conn)
     driver = driver_connection(conn)
-    prepared: set[bytes] = pooled.info.setdefault(_PREPARED, set())
+    prepared: set[bytes] = info.setdefault(_PREPARED, set())
     pgconn = driver.pgconn
-    begins = conn.in_transaction() and not driver.autocommit and pgconn.transaction_status == pq.TransactionStatus.IDLE
+    begins = _DEFERRED in info and is_idle(conn)
     new = list(dict.fromkeys(one for one, _ in calls if one.name not in prepared))
     # A lone statement does without, which saves a tenth of a lone check's work for it.
     pipelined = begins or bool(new) or len(calls) > 1
@@ -97,6 +135,10 @@ def driver_connection(conn: AsyncConnection) -> psycopg.AsyncConnection[Any]:
     """Return the driver's connection beneath."""
     driver: psycopg.AsyncConnection[Any] = conn.sync_connection.connection.driver_connection  # type: ignore[union-attr, assignment]
     return driver
+
+
+def _info(conn: AsyncConnection) -> dict[Any, Any]:
+    return conn.sync_connection.connection.info  # type: ignore[union-attr]  # of a connection that is open
 
 
 async def _results(pgconn: pq.abc.PGconn, *, pipelined: bool) -> list[pq.abc.PGresult]:

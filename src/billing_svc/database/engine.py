@@ -1,5 +1,10 @@
 """Connections to Postgres: the URL, the session's settings, and the pool."""
 
+import functools
+from collections.abc import Generator
+from typing import Any
+
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -39,12 +44,15 @@ def create_engine(
     """
     return create_async_engine(
         driver_url(url),
-        connect_args=connect_arguments(
-            url,
-            statement_seconds_max=statement_seconds_max,
-            lock_seconds_max=lock_seconds_max,
-            role=role,
-        ),
+        connect_args={
+            **connect_arguments(
+                url,
+                statement_seconds_max=statement_seconds_max,
+                lock_seconds_max=lock_seconds_max,
+                role=role,
+            ),
+            "async_creator_fn": _Connecting,
+        },
         isolation_level="READ COMMITTED",
         pool_size=pool_size,
         max_overflow=0,
@@ -57,6 +65,16 @@ def create_engine(
         # Values may be customers' data, and errors reach logs.
         hide_parameters=True,
     )
+
+
+class _Connecting:
+    """A connection to come, begun when it is awaited and not before: nobody may be there to wait for it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - the driver's
+        self._begin = functools.partial(psycopg.AsyncConnection.connect, *arguments, **options)
+
+    def __await__(self) -> "Generator[Any, None, psycopg.AsyncConnection[Any]]":
+        return self._begin().__await__()
 
 
 def driver_url(url: str) -> sa.URL:

@@ -21,8 +21,8 @@ ADMIN = "billing_admin"
 # Facts and who did what: never changed, by nobody's bug.
 APPENDED = frozenset({"audit_log", "usage_events", "catalog_versions"})
 DELETED_FROM = frozenset({"account_overrides", "invoices", "subscription_duties"})
-# What a reader sees of its accounts: no page that can be paid, nothing of Stripe's requests and events (both have
-# personal data).
+# What a reader sees of its accounts: nothing of Stripe's requests and events, and no page that can be paid, because of
+# their personal data.
 READ = frozenset(
     {
         "account_overrides",
@@ -39,6 +39,8 @@ READ = frozenset(
         "usage_reports",
     }
 )
+# Columns that a reader does not see of those.
+HIDDEN = {"invoices": frozenset({"hosted_url", "pdf_url"})}
 VIEWS = frozenset({"current_usage"})
 _READERS = tables.reader_accounts.name
 _CATALOGS = tables.catalog_versions.name
@@ -72,7 +74,7 @@ def apply(connection: sa.Connection) -> None:
         connection.execute(sa.text(f"GRANT USAGE ON SCHEMA public TO {role}"))
     connection.execute(sa.text(f"GRANT SELECT ON alembic_version TO {SERVICE}"))
     for table in tables.metadata.sorted_tables:
-        _grant(connection, table.name)
+        _grant(connection, table)
         _protect(connection, table.name)
     for view in sorted(VIEWS):
         connection.execute(sa.text(f"GRANT SELECT ON {view} TO {READER}, {ADMIN}"))
@@ -97,7 +99,8 @@ def _create_roles(connection: sa.Connection) -> None:
         ) from error
 
 
-def _grant(connection: sa.Connection, table: str) -> None:
+def _grant(connection: sa.Connection, described: sa.Table) -> None:
+    table = described.name
     if table == _READERS:
         connection.execute(sa.text(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {ADMIN}"))
         connection.execute(sa.text(f"GRANT SELECT ON {table} TO {READER}"))
@@ -109,7 +112,10 @@ def _grant(connection: sa.Connection, table: str) -> None:
         service += ", DELETE"
     connection.execute(sa.text(f"GRANT {service} ON {table} TO {SERVICE}"))
     connection.execute(sa.text(f"GRANT SELECT ON {table} TO {ADMIN}"))
-    if table in READ or table == _CATALOGS:
+    if table in HIDDEN:
+        columns = ", ".join(one.name for one in described.columns if one.name not in HIDDEN[table])
+        connection.execute(sa.text(f"GRANT SELECT ({columns}) ON {table} TO {READER}"))
+    elif table in READ or table == _CATALOGS:
         connection.execute(sa.text(f"GRANT SELECT ON {table} TO {READER}"))
 
 

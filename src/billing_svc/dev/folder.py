@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from billing_svc import cli
+from billing_svc.commands import common
 
 MARKER = "billing-svc-dev"
 _STRIPE_ITSELF = "stripe-itself"
@@ -37,7 +37,7 @@ def keep_to_one_stripe(path: Path, sandbox_state: Path, *, sandbox: bool) -> Non
     marker = path / _STRIPE_ITSELF
     if marker.exists() if sandbox else sandbox_state.exists():
         other, wanted = ("Stripe itself", "the sandbox") if sandbox else ("the sandbox", "Stripe itself")
-        raise cli.Refusal(
+        raise common.Refusal(
             f"{path} holds what {other} knows and {wanted} does not; name another folder with --data-dir, "
             "or begin anew with --reset"
         )
@@ -50,10 +50,10 @@ def _claim(path: Path) -> IO[str]:
         path.mkdir(parents=True, exist_ok=True, mode=_MODE)
         marker = path / MARKER
         if not marker.exists() and any(path.iterdir()):
-            raise cli.Refusal(f"{path} holds things that `dev` did not make; name another folder with --data-dir")
+            raise common.Refusal(f"{path} holds things that `dev` did not make; name another folder with --data-dir")
         return marker.open("a")
     except OSError as error:
-        raise cli.Refusal(f"{path} cannot be used: {error.strerror}; name another folder with --data-dir") from None
+        raise common.Refusal(f"{path} cannot be used: {error.strerror}; name another folder with --data-dir") from None
 
 
 def empty(path: Path) -> None:
@@ -84,7 +84,7 @@ def _lock(file: IO[str], folder: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise cli.Refusal(
+                raise common.Refusal(
                     f"another `billing-svc dev` runs on {folder}; stop it, or name another folder with --data-dir"
                 ) from None
             time.sleep(_POLL_SECONDS)

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from billing_svc import cli
 from billing_svc.catalog import loading, model
+from billing_svc.commands import common
 
 LOOPBACK = "127.0.0.1"
 # Where the sandbox's own command looks for it.
@@ -58,7 +58,7 @@ class Options:
 def read(*, catalog: Path, data_dir: Path, reset: bool, requested: Ports) -> Options:
     """Return the options, once all that needs no port and no folder was checked. Raises Refusal or CatalogError."""
     if os.environ.get("STRIPE_API_KEY", "").startswith(("sk_live_", "rk_live_")):
-        raise cli.Refusal(
+        raise common.Refusal(
             "STRIPE_API_KEY is a live key, which moves real money: `dev` does not start beside one; unset it"
         )
     require_extra()
@@ -78,7 +78,7 @@ def read(*, catalog: Path, data_dir: Path, reset: bool, requested: Ports) -> Opt
 def require_extra() -> None:
     """Raise Refusal if the packages are missing that only development needs."""
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-        raise cli.Refusal(f"{missing[0]} is not installed: `dev` needs the extra (pip install 'billing-svc[dev]')")
+        raise common.Refusal(f"{missing[0]} is not installed: `dev` needs the extra (pip install 'billing-svc[dev]')")
 
 
 def _stripe_account() -> StripeAccount | None:
@@ -87,7 +87,7 @@ def _stripe_account() -> StripeAccount | None:
         return None
     secret = os.environ.get("STRIPE_WEBHOOK_SECRET", "")
     if not secret:
-        raise cli.Refusal(
+        raise common.Refusal(
             "STRIPE_API_KEY is a test key of Stripe's, so `dev` would use Stripe itself: set STRIPE_WEBHOOK_SECRET too "
             "(`stripe listen` prints it), or unset STRIPE_API_KEY to use the sandbox"
         )
@@ -115,7 +115,7 @@ def choose_ports(requested: Ports) -> Ports:
 
 def _hold(port: int, option: str, held: list[socket.socket]) -> int:
     if port and any(port == one.getsockname()[1] for one in held):
-        raise cli.Refusal(f"port {port} is wanted twice; give {option} another one")
+        raise common.Refusal(f"port {port} is wanted twice; give {option} another one")
     deadline = time.monotonic() + _PREDECESSOR_SECONDS_MAX
     while True:
         probe = socket.socket()
@@ -126,11 +126,11 @@ def _hold(port: int, option: str, held: list[socket.socket]) -> int:
             probe.bind((LOOPBACK, port))
             probe.listen()
         except PermissionError:
-            raise cli.Refusal(f"port {port} is not for ordinary users; choose another one with {option}") from None
+            raise common.Refusal(f"port {port} is not for ordinary users; choose another one with {option}") from None
         except OSError:
             held.pop().close()
             if time.monotonic() > deadline:
-                raise cli.Refusal(
+                raise common.Refusal(
                     f"port {port} is in use; choose another one with {option} (0 picks a free one)"
                 ) from None
             time.sleep(_POLL_SECONDS)

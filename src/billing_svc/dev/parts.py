@@ -1,7 +1,6 @@
 """The parts and how each is kept running: started again when it dies, given up when it dies too often."""
 
 import asyncio
-import collections
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -9,43 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Never, TypeVar
 
-from billing_svc import cli
+from billing_svc.commands import common
 from billing_svc.database import embedded
-from billing_svc.dev import children
 from billing_svc.dev.terminal import Terminal
+from billing_svc.supervision import children, deaths
 
 T = TypeVar("T")
 
-# A part that dies this often so soon dies of something that starting it again does not mend.
-DEATHS_MAX = 5
-DEATHS_WITHIN_SECONDS = 30.0
-# The pause before a part is started again; it doubles, so the last one is 1.6 s.
-_PAUSE_SECONDS = 0.2
 # Importing everything takes a second or two on an idle machine.
 _ANSWER_SECONDS_MAX = 60.0
 _POLL_SECONDS = 0.05
 # How soon a dead Postgres is noticed; one system call each time.
 _WATCH_SECONDS = 0.25
-
-
-class Deaths:
-    """When a part died lately."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._times: collections.deque[float] = collections.deque(maxlen=DEATHS_MAX)
-
-    def add(self, how: str, tail: Sequence[str]) -> float:
-        """Note a death; return the seconds to wait before starting again. Raises Refusal when there were too many."""
-        now = time.monotonic()
-        self._times.append(now)
-        lately = sum(now - one < DEATHS_WITHIN_SECONDS for one in self._times)
-        if lately == DEATHS_MAX:
-            raise cli.Refusal(
-                f"{self._name} {how}, {DEATHS_MAX} times within {DEATHS_WITHIN_SECONDS:.0f} s; its last lines:\n"
-                + "\n".join(f"  {line}" for line in tail)
-            )
-        return _PAUSE_SECONDS * 2.0 ** (lately - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +41,7 @@ class Part:
         self._program = program
         self._terminal = terminal
         self._child: children.Child | None = None
-        self._deaths = Deaths(program.name)
+        self._deaths = deaths.Deaths(program.name)
 
     @property
     def name(self) -> str:
@@ -108,7 +82,7 @@ class Part:
             started = time.monotonic()
             while not ended.done() and not await self._program.answers(child):
                 if time.monotonic() > started + _ANSWER_SECONDS_MAX:
-                    raise cli.Refusal(f"{self.name} does not answer after {_ANSWER_SECONDS_MAX:.0f} s")
+                    raise common.Refusal(f"{self.name} does not answer after {_ANSWER_SECONDS_MAX:.0f} s")
                 await asyncio.wait({ended}, timeout=_POLL_SECONDS)
             if not ended.done():
                 self._terminal.answers(self.name, child.pid, time.monotonic() - started)
@@ -127,7 +101,7 @@ class Postgres:
         self._server = embedded.EmbeddedPostgres(folder, port)
         self._log_file = folder / "postgres.log"
         self._terminal = terminal
-        self._deaths = Deaths(self.name)
+        self._deaths = deaths.Deaths(self.name)
         self._at_work: asyncio.Task[object] | None = None
 
     async def start(self) -> str:
@@ -135,7 +109,7 @@ class Postgres:
         try:
             return await self._start()
         except embedded.EmbeddedPostgresError as error:
-            raise cli.Refusal(str(error)) from None
+            raise common.Refusal(str(error)) from None
 
     async def keep(self) -> Never:
         """Start it again, on the same port, when it dies. Raises Refusal when it dies too often."""

@@ -11,9 +11,10 @@ import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from billing_svc import settings
-from billing_svc.dev import children, options
+from billing_svc.dev import options
 from billing_svc.dev.options import LOOPBACK, Ports
 from billing_svc.dev.parts import Program
+from billing_svc.supervision import children
 
 # A front end on the developer's machine; the sandbox's pages send the customer back there.
 _FRONT_END = "http://localhost:3000"

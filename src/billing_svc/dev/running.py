@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from billing_svc import cli
+from billing_svc.commands import common
 from billing_svc.database import embedded
-from billing_svc.dev import children, folder, introduction, options, parts, programs, terminal
+from billing_svc.dev import folder, introduction, options, parts, programs, terminal
+from billing_svc.supervision import children
 
 # SIGHUP: the terminal was closed.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -29,11 +30,11 @@ def run(chosen: options.Options) -> None:
         raise refusals[0]
 
 
-async def _run(chosen: options.Options, path: Path, ports: options.Ports, started: float) -> Sequence[cli.Refusal]:
+async def _run(chosen: options.Options, path: Path, ports: options.Ports, started: float) -> Sequence[common.Refusal]:
     stop = _Stop()
     out = terminal.standard(on_gone=stop.begin)
     stop.take_over_signals()
-    refusals: list[cli.Refusal] = []
+    refusals: list[common.Refusal] = []
     try:
         # Parts are ended in the opposite order of their start.
         async with contextlib.AsyncExitStack() as running:
@@ -50,8 +51,8 @@ async def _run(chosen: options.Options, path: Path, ports: options.Ports, starte
                 out.say("stopping")
     except* asyncio.CancelledError:
         pass
-    except* cli.Refusal as group:
-        refusals += [error for error in group.exceptions if isinstance(error, cli.Refusal)]
+    except* common.Refusal as group:
+        refusals += [error for error in group.exceptions if isinstance(error, common.Refusal)]
     out.say("stopped")
     return refusals
 
@@ -145,4 +146,4 @@ class _Start:
             finally:
                 await child.stop()
             if code != 0:
-                raise cli.Refusal(f"{name} {children.ending(code)}; see its lines above")
+                raise common.Refusal(f"{name} {children.ending(code)}; see its lines above")

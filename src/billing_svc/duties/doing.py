@@ -20,7 +20,7 @@ from billing_svc.duties import rules, store
 from billing_svc.stripe import client, requests
 from billing_svc.subscriptions import applying, refreshing
 from billing_svc.subscriptions import store as subscriptions_store
-from billing_svc.usage_reports import flushing
+from billing_svc.usage_reports import flushing, settling
 
 _log = structlog.get_logger(__name__)
 
@@ -34,11 +34,15 @@ ORIGIN = audit_store.Origin("service")
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A duty, its subscription as it was just fetched, and how that should stand; without a row there is none."""
+    """A duty, its subscription as it was just fetched, and how that should stand; without a row there is none.
+
+    `plan` is what the account has, by a subscription that stays.
+    """
 
     duty: store.Duty
     row: subscriptions_store.Row | None
     wanted: rules.Wanted
+    plan: str | None
 
 
 class Duties:
@@ -50,12 +54,14 @@ class Duties:
         writes: requests.Requests,
         refresher: refreshing.Refresher,
         flush: flushing.Flush,
+        settlement: settling.Settling,
         now: clock.Clock,
     ) -> None:
         self._database = database
         self._requests = writes
         self._refresher = refresher
         self._flush = flush
+        self._settlement = settlement
         self._clock = now
 
     async def do_due(self) -> int:
@@ -100,8 +106,15 @@ class Duties:
             now = self._clock.now()
             case = await self._database.read(lambda conn: _read(conn, account_id, subscription_id, now))  # noqa: B023 - awaited at once
             if case is None:
-                return
+                if not written:
+                    return
+                # Others closed it while our write was under way: it may have undone what they found.
+                await self._database.run(lambda conn: store.renew(conn, account_id, subscription_id, now))  # noqa: B023 - as above
+                written.clear()
+                continue
             row = case.row
+            if row is not None and row.is_over and not await self._has_settled(case.duty, row):
+                return
             if row is None or rules.is_so(case.wanted, is_over=row.is_over, will_end=row.will_end):
                 await self._database.run(lambda conn: store.close(conn, case.duty))  # noqa: B023 - as above
                 return
@@ -114,20 +127,60 @@ class Duties:
             written.add(purpose)
         raise errors.LostRace("the subscription was changed by others at the same time; send the same call again")
 
+    async def _has_settled(self, duty: store.Duty, row: subscriptions_store.Row) -> bool:
+        """Look whether all that was used is charged; False while it is too early to tell."""
+        if row.superfluous or row.ended_at is None:
+            return True  # the one that stays charges what was used
+        at = row.ended_at + settling.SETTLED_AFTER
+        if self._clock.now() < at:
+            await self._database.run(lambda conn: store.defer(conn, duty, at))
+            return False
+        await self._settlement.settle(duty.account_id, row.subscription_id)
+        return True
+
     async def _write(self, case: _Case, row: subscriptions_store.Row, purpose: str) -> None:
         if case.wanted in {rules.Wanted.ENDED, rules.Wanted.CREDITED}:
             await self._flush.flush(case.duty.account_id)
         operation, params = _call(row, case.wanted)
-
-        async def look_up(_since: datetime) -> client.Data | None:
-            return None  # the subscription was fetched just now, and does not stand so yet
-
         intent = requests.Intent(case.duty.account_id, purpose, operation, params)
         try:
-            await self._requests.perform(intent, look_up)
+            if case.wanted is rules.Wanted.CREDITED:
+                await self._stop_metering(row, case.plan, intent)
+            await self._requests.perform(intent, _not_yet)
         except client.NotAtStripe:
             # It is over already; the next look tells.
             _log.info("duty_found_it_gone", subscription=row.subscription_id)
+
+    async def _stop_metering(self, row: subscriptions_store.Row, plan: str | None, intent: requests.Intent) -> None:
+        """Take the metered prices off what was bought twice, if the one that stays has them too.
+
+        Meters add up by customer: the last invoice of this one would charge once more what the other charges.
+        """
+        fetched = await self._refresher.fetch(row.subscription_id)
+        prices = [item.price_id for item in fetched.items]
+        sold = await self._database.read(lambda conn: subscriptions_store.sold_prices(conn, prices))
+        metered = [
+            item.item_id
+            for item in fetched.items
+            if item.price_id in sold and sold[item.price_id].meter and sold[item.price_id].plan == plan
+        ]
+        if not metered:
+            return
+        params = {
+            "subscription": row.subscription_id,
+            "items": [{"id": item_id, "deleted": True} for item_id in metered],
+            # With prorations it would charge the usage of what is taken off.
+            "proration_behavior": "none",
+        }
+        purpose = f"{intent.purpose}:meters"
+        await self._requests.perform(
+            requests.Intent(intent.account_id, purpose, "subscriptions.update", params), _not_yet
+        )
+
+
+async def _not_yet(_since: datetime) -> client.Data | None:
+    """Find nothing: the subscription was fetched just now, and does not stand so yet."""
+    return None
 
 
 def _call(row: subscriptions_store.Row, wanted: rules.Wanted) -> tuple[str, Mapping[str, Any]]:
@@ -157,4 +210,5 @@ async def _read(conn: AsyncConnection, account_id: str, subscription_id: str, no
         plan_in_force=any(one.gives_plan(now) for one in rows),
         switched_on=under == subscription_id,
     )
-    return _Case(duty, row, rules.wanted(standing))
+    plan = next((one.plan for one in rows if one.gives_plan(now) and not one.superfluous), None)
+    return _Case(duty, row, rules.wanted(standing), plan)

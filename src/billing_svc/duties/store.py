@@ -45,6 +45,15 @@ async def add(conn: AsyncConnection, account_id: str, subscription_id: str, due_
     return bool(result.scalar_one() == row["duty_id"])
 
 
+async def defer(conn: AsyncConnection, duty: Duty, until: datetime) -> None:
+    """Let a duty rest until there is something to do about it; until then nothing of it is overdue."""
+    await conn.execute(
+        sa.update(_DUTIES)
+        .where(*_is(duty.account_id, duty.subscription_id), _DUTIES.c.duty_id == duty.duty_id)
+        .values(due_at=until, created_at=until)
+    )
+
+
 async def renew(conn: AsyncConnection, account_id: str, subscription_id: str, now: datetime) -> None:
     """Note that it has to be done anew: what is wanted has changed since it was last looked at."""
     values = {"duty_id": uuid.uuid4().hex, "due_at": now, "attempts": 0, "note": None, "created_at": now}

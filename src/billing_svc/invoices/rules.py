@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
+
+from billing_svc.stripe import reading
 
 # Stripe's own bound on the description of an invoice item, and room to spare.
 DESCRIPTION_LENGTH_MAX = 1000
@@ -61,29 +63,29 @@ def from_stripe(data: Mapping[str, Any]) -> StripeInvoice:
     id, customer, currency, total and time.
     """
     try:
-        created_at = _required_instant(data.get("created") or data["date"])
-        period_start = _instant(data.get("period_start")) or created_at
+        created_at = reading.instant(data.get("created") or data["date"])
+        period_start = reading.optional_instant(data.get("period_start")) or created_at
         total = _amount(data["total"])
         lines, has_more_lines = lines_from_stripe(data.get("lines"), created_at)
         return StripeInvoice(
-            invoice_id=_text(data["id"]),
-            customer_id=_text(_id(data["customer"])),
+            invoice_id=reading.text(data["id"]),
+            customer_id=reading.id_of(data["customer"]),
             subscription_id=_subscription_id(data),
-            number=_optional_text(data.get("number")),
-            status=_optional_text(data.get("status")) or UNKNOWN,
-            currency=_text(data["currency"]).lower(),
+            number=reading.optional_text(data.get("number")),
+            status=reading.optional_text(data.get("status")) or UNKNOWN,
+            currency=reading.text(data["currency"]).lower(),
             total=total,
             amount_due=_amount(_given(data.get("amount_due"), total)),
             amount_paid=_amount(_given(data.get("amount_paid"), 0)),
             attempt_count=min(max(0, _amount(_given(data.get("attempt_count"), 0))), 2**31 - 1),
             created_at=created_at,
-            due_at=_instant(data.get("due_date")),
-            paid_at=_instant(_nested(data, "status_transitions", "paid_at")),
-            next_payment_attempt_at=_instant(data.get("next_payment_attempt")),
+            due_at=reading.optional_instant(data.get("due_date")),
+            paid_at=reading.optional_instant(reading.nested(data, "status_transitions", "paid_at")),
+            next_payment_attempt_at=reading.optional_instant(data.get("next_payment_attempt")),
             period_start=period_start,
-            period_end=_instant(data.get("period_end")) or period_start,
-            hosted_url=_optional_text(data.get("hosted_invoice_url")),
-            pdf_url=_optional_text(data.get("invoice_pdf")),
+            period_end=reading.optional_instant(data.get("period_end")) or period_start,
+            hosted_url=reading.optional_text(data.get("hosted_invoice_url")),
+            pdf_url=reading.optional_text(data.get("invoice_pdf")),
             lines=tuple(lines),
             has_more_lines=has_more_lines,
         )
@@ -102,21 +104,21 @@ def lines_from_stripe(page: object, invoiced_at: datetime) -> tuple[Sequence[Lin
 
 
 def _line(data: Mapping[str, Any], invoiced_at: datetime) -> Line:
-    start = _instant(_nested(data, "period", "start")) or invoiced_at
+    start = reading.optional_instant(reading.nested(data, "period", "start")) or invoiced_at
     return Line(
-        line_id=_optional_text(data.get("id")) or "",
+        line_id=reading.optional_text(data.get("id")) or "",
         description=_sentence(data.get("description")),
         amount=_amount(_given(data.get("amount"), 0)),
         quantity=max(0, _amount(_given(data.get("quantity"), 0))),
         price_id=next(_price_ids(data), ""),
         period_start=start,
-        period_end=_instant(_nested(data, "period", "end")) or start,
+        period_end=reading.optional_instant(reading.nested(data, "period", "end")) or start,
         is_proration=any(
             value is True
             for value in (
                 data.get("proration"),
-                _nested(data, "parent", "subscription_item_details", "proration"),
-                _nested(data, "parent", "invoice_item_details", "proration"),
+                reading.nested(data, "parent", "subscription_item_details", "proration"),
+                reading.nested(data, "parent", "invoice_item_details", "proration"),
             )
         ),
     )
@@ -124,8 +126,8 @@ def _line(data: Mapping[str, Any], invoiced_at: datetime) -> Line:
 
 def _subscription_id(data: Mapping[str, Any]) -> str | None:
     """Return what it bills: named under `parent` since 2025-03-31, at the top before."""
-    for value in (_nested(data, "parent", "subscription_details", "subscription"), data.get("subscription")):
-        found = _id(value)
+    for value in (reading.nested(data, "parent", "subscription_details", "subscription"), data.get("subscription")):
+        found = reading.optional_id(value)
         if found is not None:
             return found
     return None
@@ -133,39 +135,14 @@ def _subscription_id(data: Mapping[str, Any]) -> str | None:
 
 def _price_ids(data: Mapping[str, Any]) -> Iterator[str]:
     """Give the price of a line: under `pricing` since 2025-03-31, `price` before, a `plan` with the same id once."""
-    for value in (_nested(data, "pricing", "price_details", "price"), data.get("price"), data.get("plan")):
-        found = _id(value)
+    for value in (reading.nested(data, "pricing", "price_details", "price"), data.get("price"), data.get("plan")):
+        found = reading.optional_id(value)
         if found is not None:
             yield found
 
 
-def _nested(data: Mapping[str, Any], *path: str) -> object:
-    """Return what lies at a path; None wherever it breaks off."""
-    value: object = data
-    for name in path:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def _id(value: object) -> str | None:
-    """Return the id of an object that may have come expanded."""
-    return _optional_text(value.get("id") if isinstance(value, Mapping) else value)
-
-
 def _given(value: object, otherwise: int) -> object:
     return otherwise if value is None else value
-
-
-def _text(value: object) -> str:
-    text = _optional_text(value)
-    if text is None:
-        raise TypeError("not a word of Stripe's")
-    return text
-
-
-def _optional_text(value: object) -> str | None:
-    """Return an id, a word or an address; what is none counts as absent."""
-    return value if isinstance(value, str) and value and value.isprintable() else None
 
 
 def _sentence(value: object) -> str:
@@ -179,13 +156,3 @@ def _amount(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not -AMOUNT_MAX <= value <= AMOUNT_MAX:
         raise TypeError("not an amount")
     return value
-
-
-def _required_instant(seconds: object) -> datetime:
-    if not isinstance(seconds, int):
-        raise TypeError("not a time")
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def _instant(seconds: object) -> datetime | None:
-    return None if seconds is None else _required_instant(seconds)

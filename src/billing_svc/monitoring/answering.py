@@ -108,7 +108,7 @@ def _bound(listen: str) -> socket.socket:
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, reuse_port=False
         )
-    except OSError as error:
+    except OSError:  # its text quotes the address
         raise settings.SettingsError(
-            f"BILLING_MONITORING_LISTEN: {listen} cannot be listened on ({error.strerror})"
+            "BILLING_MONITORING_LISTEN cannot be listened on: the host is not this machine's, or the port is taken"
         ) from None

@@ -7,6 +7,7 @@ about it at Stripe is a duty, stored with the switch, so that no failure forgets
 """
 
 import contextlib
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -142,7 +143,8 @@ class Switching:
             "customer": customer_id,
             "items": [{"price": price_id} for price_id in needed.price_ids],
             # Its periods are the quota's; the first one is short, and nothing is charged for its shortness.
-            "billing_cycle_anchor": int(needed.anchor.timestamp()),
+            # In whole seconds: what is stamped with the last one of the quota period must not fall behind its end.
+            "billing_cycle_anchor": math.ceil(needed.anchor.timestamp()),
             "proration_behavior": "none",
             "metadata": {
                 "account_id": account_id,

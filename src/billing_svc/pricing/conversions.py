@@ -4,7 +4,6 @@ from billing.v1 import subscription_pb2
 from billing_svc import fields
 from billing_svc.pricing import previewing, rules
 
-SEATS_MAX = 100_000
 USAGE_MAX = 100
 
 
@@ -20,8 +19,8 @@ def from_proto_preview(request: subscription_pb2.PreviewCostRequest) -> previewi
     if request.price:
         check.name("price", request.price)
     quantity = request.quantity if request.HasField("quantity") else None
-    if quantity is not None and not 1 <= quantity <= SEATS_MAX:
-        check.refuse("quantity", f"is {quantity}; must be 1 to {SEATS_MAX}")
+    if quantity is not None:
+        check.seats(quantity)
     if len(request.usage) > USAGE_MAX:
         check.refuse("usage", f"has {len(request.usage)} entries; at most {USAGE_MAX} are allowed")
     usage: dict[str, int] = {}

@@ -1,8 +1,9 @@
 """From what a caller names to what a decision needs: the meter, the facts, and the catalogs of their terms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -10,6 +11,8 @@ from billing_svc import errors
 from billing_svc.catalog import model, versions
 from billing_svc.database import direct
 from billing_svc.quota import rules, store, terms
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +75,31 @@ async def read(
 
     One statement, and one more only when another process has published a catalog since the last time.
     """
-    return (await read_beside(conn, catalogs, asked, now))[0]
+
+    async def facts(keys: Sequence[tuple[str, str]]) -> tuple[list[store.Facts], None]:
+        return await store.read_facts(conn, keys, now), None
+
+    return (await _read(conn, catalogs, asked, facts))[0]
 
 
-async def read_beside(
-    conn: AsyncConnection, catalogs: versions.CatalogCache, asked: Sequence[Asked], now: datetime, *calls: direct.Call
+async def read_standings(
+    conn: AsyncConnection, catalogs: versions.CatalogCache, asked: Sequence[Asked], now: datetime, *beside: direct.Call
 ) -> tuple[list[Known | errors.BillingError], list[list[direct.Row]]]:
-    """Return what `read` does, and the rows of other statements that go in the same round trip."""
+    """Return the same without what was used, and what other statements read in the same round trip."""
+    return await _read(conn, catalogs, asked, lambda keys: store.read_standings(conn, keys, now, *beside))
+
+
+async def _read(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    asked: Sequence[Asked],
+    read_facts: Callable[[Sequence[tuple[str, str]]], Awaitable[tuple[list[store.Facts], T]]],
+) -> tuple[list[Known | errors.BillingError], T]:
     catalog = await catalogs.latest(conn)
     while True:
         meters = [_meter(catalog, one) for one in asked]
         keys = [(one.account_id, meter or "") for one, meter in zip(asked, meters, strict=True)]
-        facts, others = await store.read_facts(conn, keys, now, *calls)
+        facts, others = await read_facts(keys)
         newest = await catalogs.get(conn, max(one.standing.newest_catalog for one in facts))
         if newest is catalog:
             break
@@ -101,7 +117,7 @@ async def read_standing(
     conn: AsyncConnection, catalogs: versions.CatalogCache, account_id: str, now: datetime
 ) -> Known:
     """Return what is known of an account apart from any meter."""
-    (facts,), _ = await store.read_facts(conn, [(account_id, "")], now)
+    (facts,) = await store.read_facts(conn, [(account_id, "")], now)
     loaded = {version: await catalogs.get(conn, version) for version in facts.standing.catalog_versions()}
     return Known(Asked(account_id, "", ""), "", facts, loaded)
 

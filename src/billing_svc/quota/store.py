@@ -18,15 +18,15 @@ _ASKED = bulk.recordset("asked", "n integer, account_id text, meter text")
 _WANTED = "account_id text, wanted bigint, requests bigint, over_before timestamptz"
 
 # Each table is looked into by key for each one asked: OFFSET 0 keeps the planner from reading all of it instead.
-_SELECT_FACTS = direct.Statement(f"""
-    SELECT asked.n, newest.version,
+_STANDING_COLUMNS = """
+           asked.n, newest.version,
            a.created_at, a.pay_as_you_go_under,
            s.subscription_id, s.status, s.plan, s.catalog_version, s.quantity, s.anchor,
            s.effective_from, s.effective_until, s.is_plan,
-           o.included, o.expires_at, o.note, o.set_by, o.set_at, g.level,
-           w.window_start, w.admitted,
-           c.period_start, c.used, c.reserved - coalesce(over.units, 0), c.billable, c.exceeded_at
-      FROM {_ASKED}
+           o.included, o.expires_at, o.note, o.set_by, o.set_at
+"""
+_STANDING_TABLES = f"""
+      {_ASKED}
      CROSS JOIN (SELECT max(version) AS version FROM catalog_versions) AS newest
       LEFT JOIN LATERAL (SELECT * FROM accounts a WHERE a.account_id = asked.account_id OFFSET 0) AS a ON TRUE
       LEFT JOIN LATERAL (
@@ -38,6 +38,12 @@ _SELECT_FACTS = direct.Statement(f"""
            SELECT * FROM account_overrides o
             WHERE o.account_id = asked.account_id AND o.meter = asked.meter OFFSET 0
            ) AS o ON TRUE
+"""  # noqa: S608 - constants of this file
+_SELECT_STANDINGS = direct.Statement(f"SELECT {_STANDING_COLUMNS} FROM {_STANDING_TABLES}")  # noqa: S608 - as above
+_SELECT_FACTS = direct.Statement(f"""
+    SELECT {_STANDING_COLUMNS}, g.level, w.window_start, w.admitted,
+           c.period_start, c.used, c.reserved - coalesce(over.units, 0), c.billable, c.exceeded_at
+      FROM {_STANDING_TABLES}
       LEFT JOIN LATERAL (
            SELECT * FROM gauge_levels g WHERE g.account_id = asked.account_id AND g.meter = asked.meter OFFSET 0
            ) AS g ON TRUE
@@ -53,7 +59,7 @@ _SELECT_FACTS = direct.Statement(f"""
             WHERE c.reserved > 0 AND r.state = 'held' AND r.expires_at <= :now
               AND (r.account_id, r.meter, r.period_start) = (c.account_id, c.meter, c.period_start)
            ) AS over ON TRUE
-""")  # noqa: S608 - constants of this file
+""")  # noqa: S608 - as above
 
 
 # In key order, so that processes cannot deadlock. What was there before the update is what the lock found.
@@ -90,22 +96,32 @@ class Facts:
     counters: dict[datetime, rules.Counter]
 
 
-async def read_facts(
-    conn: AsyncConnection, asked: Sequence[tuple[str, str]], now: datetime, *beside: direct.Call
-) -> tuple[list[Facts], list[list[direct.Row]]]:
+async def read_facts(conn: AsyncConnection, asked: Sequence[tuple[str, str]], now: datetime) -> list[Facts]:
     """Return the facts of each (account, meter), in the order asked, from one snapshot.
 
-    What is to be read beside goes in the same round trip. Raises LookupError if no catalog was ever published.
+    Raises LookupError if no catalog was ever published.
     """
-    rows = bulk.to_rows(
-        [{"n": n, "account_id": account_id, "meter": meter} for n, (account_id, meter) in enumerate(asked)]
-    )
-    select: direct.Call = _SELECT_FACTS, {**rows, "horizon": now - HORIZON, "now": now}
-    found, *others = await direct.fetch_each(conn, select, *beside)
+    return _each(len(asked), await direct.fetch(conn, *_asking(_SELECT_FACTS, asked, now)))
+
+
+async def read_standings(
+    conn: AsyncConnection, asked: Sequence[tuple[str, str]], now: datetime, *beside: direct.Call
+) -> tuple[list[Facts], list[list[direct.Row]]]:
+    """Return the facts without what was used and counted, and what other statements read in the same round trip."""
+    found, *others = await direct.fetch_each(conn, _asking(_SELECT_STANDINGS, asked, now), *beside)
+    return _each(len(asked), found), others
+
+
+def _asking(statement: direct.Statement, asked: Sequence[tuple[str, str]], now: datetime) -> direct.Call:
+    rows = [{"n": n, "account_id": account_id, "meter": meter} for n, (account_id, meter) in enumerate(asked)]
+    return statement, {**bulk.to_rows(rows), "horizon": now - HORIZON, "now": now}
+
+
+def _each(number: int, rows: Sequence[direct.Row]) -> list[Facts]:
     by_asked: dict[int, list[direct.Row]] = {}
-    for row in found:
+    for row in rows:
         by_asked.setdefault(row[0], []).append(row)
-    return [_facts(by_asked[n]) for n in range(len(asked))], others
+    return [_facts(by_asked[n]) for n in range(number)]
 
 
 def _facts(rows: Sequence[direct.Row]) -> Facts:
@@ -115,6 +131,7 @@ def _facts(rows: Sequence[direct.Row]) -> Facts:
         raise LookupError("no catalog was published")
     plans = {row[4]: row[4:12] for row in rows if row[12]}
     metered_only = next((row[4:12] for row in rows if row[12] is False), None)
+    level, *window = first[18:21] or (None, None, None)
     return Facts(
         standing=terms.Standing(
             newest_catalog=first[1],
@@ -124,9 +141,9 @@ def _facts(rows: Sequence[direct.Row]) -> Facts:
             metered_only=None if metered_only is None else terms.Subscription(*metered_only),
         ),
         override=None if first[17] is None else terms.Override(*first[13:18]),
-        level=first[18] or 0,
-        window=None if first[19] is None else rules.Window(*first[19:21]),
-        counters={row[21]: rules.Counter(*row[22:]) for row in rows if row[21] is not None},
+        level=level or 0,
+        window=None if window[0] is None else rules.Window(*window),
+        counters={row[21]: rules.Counter(*row[22:]) for row in rows if row[21:] and row[21] is not None},
     )
 
 

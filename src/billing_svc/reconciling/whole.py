@@ -8,6 +8,7 @@ from billing_svc.catalog import versions
 from billing_svc.database import transactions
 from billing_svc.reconciling import objects
 from billing_svc.stripe import client
+from billing_svc.usage_reports import drifts
 from billing_svc.usage_reports import reconciling as usage
 
 ACTION = "reconciled"
@@ -62,6 +63,6 @@ class Comparison:
         return findings
 
 
-def _of_usage(one: usage.Drift) -> Finding:
+def _of_usage(one: drifts.Drift) -> Finding:
     about = f"{one.meter} since {one.period_start:%Y-%m-%d}"
     return Finding(f"usage: {one.kind}", one.account_id, about, one.detail)

@@ -137,50 +137,7 @@ class Stripe:
         method = self._writes[operation]
         return await self._answer(method(dict(params), {"idempotency_key": idempotency_key}))
 
-    async def subscription(self, subscription_id: str) -> Data:
-        """Fetch a subscription, its schedule in full; raises NotAtStripe."""
-        fetch: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.subscriptions.retrieve_async
-        return await self._answer(fetch(subscription_id, {"expand": ["schedule"]}))
-
-    async def subscriptions_of(self, customer_id: str) -> list[Data]:
-        """Return the subscriptions of a customer, those that are over as well."""
-        return await self._all(self._client.v1.subscriptions.list_async, {"customer": customer_id, "status": "all"})
-
-    async def server_time(self) -> datetime | None:
-        """Return what time it is at Stripe, to the second; None if it does not say. Asks nothing else of it."""
-        told: list[str] = []
-
-        async def ask() -> stripe.StripeObject:
-            answer = await self._client.v1.prices.list_async({"limit": 1})
-            headers = answer.last_response.headers if answer.last_response is not None else {}
-            told.extend(value for name, value in headers.items() if name.lower() == "date")
-            return answer
-
-        await self._answer(ask())
-        return email.utils.parsedate_to_datetime(told[0]) if told else None
-
-    async def every_subscription(self, customer_id: str | None) -> list[Data]:
-        """Return all subscriptions, or a customer's, their schedules in full; those that are over as well."""
-        params: dict[str, Any] = {"status": "all", "expand": ["data.schedule"]}
-        if customer_id is not None:
-            params["customer"] = customer_id
-        return await self._all(self._client.v1.subscriptions.list_async, params)
-
-    async def every_invoice(self, customer_id: str | None, since: datetime) -> list[Data]:
-        """Return all invoices, or a customer's, that were made since an instant."""
-        params: dict[str, Any] = {"created": {"gte": int(since.timestamp())}}
-        if customer_id is not None:
-            params["customer"] = customer_id
-        return await self._all(self._client.v1.invoices.list_async, params)
-
-    async def schedule(self, schedule_id: str) -> Data:
-        """Fetch a subscription schedule; raises NotAtStripe."""
-        return await self._answer(self._client.v1.subscription_schedules.retrieve_async(schedule_id))
-
-    async def preview_invoice(self, params: Data) -> Data:
-        """Return the invoice that a change would make, with its first lines; makes nothing."""
-        preview: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.invoices.create_preview_async
-        return await self._answer(preview(dict(params)))
+    # Customers, and how they buy.
 
     async def customer(self, customer_id: str) -> Data:
         """Fetch a customer; raises NotAtStripe."""
@@ -192,6 +149,51 @@ class Stripe:
         page = await self._answer(list_page(customer_id, {"limit": PAGE_SIZE}))
         return list(page["data"])
 
+    async def customers_of_account(self, account_id: str, since: datetime, until: datetime) -> list[Data]:
+        """Return the customers made in an interval that carry our account in their metadata.
+
+        Searching by metadata would be one request, but does not find what was made a moment ago.
+        """
+        created = {"gte": int(since.timestamp()), "lte": int(until.timestamp())}
+        made = await self._all(self._client.v1.customers.list_async, {"created": created})
+        return [customer for customer in made if (customer.get("metadata") or {}).get("account_id") == account_id]
+
+    async def checkout_session(self, session_id: str) -> Data:
+        """Fetch a checkout session; raises NotAtStripe."""
+        return await self._answer(self._client.v1.checkout.sessions.retrieve_async(session_id))
+
+    async def checkout_sessions_of(self, customer_id: str) -> list[Data]:
+        """Return the checkout sessions of a customer."""
+        return await self._all(self._client.v1.checkout.sessions.list_async, {"customer": customer_id})
+
+    async def portal_configurations(self) -> list[Data]:
+        """Return all configurations of the portal."""
+        return await self._all(self._client.v1.billing_portal.configurations.list_async, {})
+
+    # Subscriptions.
+
+    async def subscription(self, subscription_id: str) -> Data:
+        """Fetch a subscription, its schedule in full; raises NotAtStripe."""
+        fetch: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.subscriptions.retrieve_async
+        return await self._answer(fetch(subscription_id, {"expand": ["schedule"]}))
+
+    async def subscriptions_of(self, customer_id: str) -> list[Data]:
+        """Return the subscriptions of a customer, those that are over as well."""
+        return await self._all(self._client.v1.subscriptions.list_async, {"customer": customer_id, "status": "all"})
+
+    async def every_subscription(self, customer_id: str | None) -> list[Data]:
+        """Return all subscriptions, or a customer's, their schedules in full; those that are over as well."""
+        params: dict[str, Any] = {"status": "all", "expand": ["data.schedule"]}
+        if customer_id is not None:
+            params["customer"] = customer_id
+        return await self._all(self._client.v1.subscriptions.list_async, params)
+
+    async def schedule(self, schedule_id: str) -> Data:
+        """Fetch a subscription schedule; raises NotAtStripe."""
+        return await self._answer(self._client.v1.subscription_schedules.retrieve_async(schedule_id))
+
+    # Invoices.
+
     async def invoice(self, invoice_id: str) -> Data:
         """Fetch an invoice, with its first lines; raises NotAtStripe."""
         return await self._answer(self._client.v1.invoices.retrieve_async(invoice_id))
@@ -201,13 +203,33 @@ class Stripe:
         lines = self._client.v1.invoices.line_items
         return await self._answer(lines.list_async(invoice_id, {"limit": PAGE_SIZE, "starting_after": after}))
 
-    async def thin_event(self, event_id: str) -> Data:
-        """Fetch the whole of an event that came without its data; raises NotAtStripe, as after 30 days."""
-        return await self._answer(self._client.v2.core.events.retrieve_async(event_id))
+    async def every_invoice(self, customer_id: str | None, since: datetime) -> list[Data]:
+        """Return all invoices, or a customer's, that were made since an instant, the newest first."""
+        params: dict[str, Any] = {"created": {"gte": int(since.timestamp())}}
+        if customer_id is not None:
+            params["customer"] = customer_id
+        return await self._all(self._client.v1.invoices.list_async, params)
 
-    async def checkout_session(self, session_id: str) -> Data:
-        """Fetch a checkout session; raises NotAtStripe."""
-        return await self._answer(self._client.v1.checkout.sessions.retrieve_async(session_id))
+    async def invoices_of_subscription(self, subscription_id: str, since: datetime) -> list[Data]:
+        """Return the invoices of a subscription that were made since an instant, the newest first."""
+        params = {"subscription": subscription_id, "created": {"gte": int(since.timestamp())}}
+        return await self._all(self._client.v1.invoices.list_async, params)
+
+    async def preview_invoice(self, params: Data) -> Data:
+        """Return the invoice that a change would make, with its first lines; makes nothing."""
+        preview: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.invoices.create_preview_async
+        return await self._answer(preview(dict(params)))
+
+    async def invoice_item(self, item_id: str) -> Data:
+        """Fetch an invoice item; raises NotAtStripe."""
+        return await self._answer(self._client.v1.invoice_items.retrieve_async(item_id))
+
+    async def invoice_items_of(self, customer_id: str, since: datetime) -> list[Data]:
+        """Return the invoice items of a customer that were made since an instant."""
+        params = {"customer": customer_id, "created": {"gte": int(since.timestamp())}}
+        return await self._all(self._client.v1.invoice_items.list_async, params)
+
+    # What is sold.
 
     async def products(self, ids: Sequence[str]) -> list[Data]:
         """Return the products of these ids; those that Stripe does not have are missing."""
@@ -217,10 +239,6 @@ class Stripe:
             list_page: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.products.list_async
             found += (await self._answer(list_page(params)))["data"]
         return found
-
-    async def portal_configurations(self) -> list[Data]:
-        """Return all configurations of the portal."""
-        return await self._all(self._client.v1.billing_portal.configurations.list_async, {})
 
     async def prices(self, lookup_keys: Sequence[str]) -> list[Data]:
         """Return the prices that hold any of the lookup keys."""
@@ -235,18 +253,15 @@ class Stripe:
         """Return all active meters."""
         return [meter for meter in await self.all_meters() if meter["status"] == "active"]
 
+    async def meter_ids(self) -> dict[str, str]:
+        """Return the id of each active meter by its event name."""
+        return {str(one["event_name"]): str(one["id"]) for one in await self.meters()}
+
     async def all_meters(self) -> list[Data]:
         """Return all meters, those that are switched off as well."""
         return await self._all(self._client.v1.billing.meters.list_async, {})
 
-    async def customers_of_account(self, account_id: str, since: datetime, until: datetime) -> list[Data]:
-        """Return the customers made in an interval that carry our account in their metadata.
-
-        Searching by metadata would be one request, but does not find what was made a moment ago.
-        """
-        created = {"gte": int(since.timestamp()), "lte": int(until.timestamp())}
-        made = await self._all(self._client.v1.customers.list_async, {"created": created})
-        return [customer for customer in made if (customer.get("metadata") or {}).get("account_id") == account_id]
+    # Usage.
 
     async def meter_event(self, event: MeterEvent, idempotency_key: str) -> None:
         """Report usage; that the meter has an event of this identifier already is a success too.
@@ -276,28 +291,24 @@ class Stripe:
         list_page = functools.partial(self._client.v1.billing.meters.event_summaries.list_async, meter_id)
         return sum(int(one["aggregated_value"]) for one in await self._all(list_page, params))
 
-    async def invoices_of_subscription(self, subscription_id: str, since: datetime) -> list[Data]:
-        """Return the invoices of a subscription that were made since an instant, the newest first."""
-        params = {"subscription": subscription_id, "created": {"gte": int(since.timestamp())}}
-        return await self._all(self._client.v1.invoices.list_async, params)
+    # Events, and the time.
 
-    async def invoices_of_customer(self, customer_id: str, since: datetime) -> list[Data]:
-        """Return the invoices of a customer that were made since an instant, the newest first."""
-        params = {"customer": customer_id, "created": {"gte": int(since.timestamp())}}
-        return await self._all(self._client.v1.invoices.list_async, params)
+    async def thin_event(self, event_id: str) -> Data:
+        """Fetch the whole of an event that came without its data; raises NotAtStripe, as after 30 days."""
+        return await self._answer(self._client.v2.core.events.retrieve_async(event_id))
 
-    async def invoice_item(self, item_id: str) -> Data:
-        """Fetch an invoice item; raises NotAtStripe."""
-        return await self._answer(self._client.v1.invoice_items.retrieve_async(item_id))
+    async def server_time(self) -> datetime | None:
+        """Return what time it is at Stripe, to the second; None if it does not say. Asks nothing else of it."""
+        told: list[str] = []
 
-    async def invoice_items_of(self, customer_id: str, since: datetime) -> list[Data]:
-        """Return the invoice items of a customer that were made since an instant."""
-        params = {"customer": customer_id, "created": {"gte": int(since.timestamp())}}
-        return await self._all(self._client.v1.invoice_items.list_async, params)
+        async def ask() -> stripe.StripeObject:
+            answer = await self._client.v1.prices.list_async({"limit": 1})
+            headers = answer.last_response.headers if answer.last_response is not None else {}
+            told.extend(value for name, value in headers.items() if name.lower() == "date")
+            return answer
 
-    async def checkout_sessions_of(self, customer_id: str) -> list[Data]:
-        """Return the checkout sessions of a customer."""
-        return await self._all(self._client.v1.checkout.sessions.list_async, {"customer": customer_id})
+        await self._answer(ask())
+        return email.utils.parsedate_to_datetime(told[0]) if told else None
 
     async def _all(self, list_page: Callable[..., Awaitable[stripe.StripeObject]], params: Data) -> list[Data]:
         found: list[Data] = []

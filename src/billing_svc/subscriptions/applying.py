@@ -9,8 +9,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.accounts import store as accounts_store
 from billing_svc.audit import store as audit_store
 from billing_svc.catalog import versions
+from billing_svc.duties import store as duties_store
 from billing_svc.gauges import store as gauges_store
 from billing_svc.subscriptions import consequences, rules, store
+from billing_svc.usage_reports import settling
 
 _log = structlog.get_logger(__name__)
 
@@ -98,6 +100,10 @@ async def apply(
         "until": interval.end.isoformat() if interval.end else None,
     }
     await audit_store.append(conn, origin, account_id, "subscription.applied", changes, now)
+    if fetched.ended_at is not None and any(one.meter for _, one in ours):
+        # Later on it is seen whether all that was used was charged; nothing of it is overdue until then.
+        at = fetched.ended_at + settling.SETTLED_AFTER
+        await duties_store.add(conn, account_id, fetched.subscription_id, at, at)
     await consequences.draw(conn, origin, account_id, now)
     return account_id
 

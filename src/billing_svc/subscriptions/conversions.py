@@ -10,8 +10,6 @@ from billing_svc.checkouts import store as checkouts_store
 from billing_svc.quota import terms
 from billing_svc.subscriptions import store
 
-SEATS_MAX = 100_000
-
 
 def from_proto_get(request: subscription_pb2.GetSubscriptionRequest) -> str:
     """Return the account asked for. Raises InvalidRequest."""
@@ -30,9 +28,7 @@ def from_proto_checkout(
     check.name("plan", request.plan)
     if request.price:
         check.name("price", request.price)
-    quantity = request.quantity if request.HasField("quantity") else 1
-    if not 1 <= quantity <= SEATS_MAX:
-        check.refuse("quantity", f"is {quantity}; must be 1 to {SEATS_MAX}")
+    quantity = check.seats(request.quantity if request.HasField("quantity") else 1)
     check.email("customer_email", request.customer_email)
     check.optional_identifier("request_id", request.request_id)
     order = checkouts_store.Order(

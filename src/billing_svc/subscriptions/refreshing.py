@@ -57,6 +57,10 @@ class Refresher:
             await asyncio.sleep(POLL_SECONDS)
         raise errors.LostRace("the subscription is being brought up to date by others; send the same call again")
 
+    async def fetch(self, subscription_id: str) -> rules.StripeSubscription:
+        """Look at a subscription as Stripe has it, and change nothing. Raises what `fetch` below does."""
+        return await fetch(self._stripe, subscription_id)
+
     async def _take(self, subscription_id: str) -> leases.Lease | None:
         now = self._clock.now()
         return await self._database.run(lambda conn: leases.take(conn, subscription_id, now))

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
+
+from billing_svc.stripe import reading
 
 # Statuses that give the plan; past_due is flagged beside.
 GIVING = frozenset({"trialing", "active", "past_due"})
@@ -83,19 +85,19 @@ def from_stripe(data: Mapping[str, Any]) -> StripeSubscription:
     """
     try:
         return StripeSubscription(
-            subscription_id=_text(data["id"]),
-            customer_id=_id(data["customer"]),
-            status=_text(data["status"]),
+            subscription_id=reading.text(data["id"]),
+            customer_id=reading.id_of(data["customer"]),
+            status=reading.text(data["status"]),
             items=tuple(_item(item, data) for item in data["items"]["data"]),
             metadata={str(key): str(value) for key, value in (data.get("metadata") or {}).items()},
-            anchor=_required_instant(data["billing_cycle_anchor"]),
-            start_date=_required_instant(data.get("start_date") or data["created"]),
-            trial_end=_instant(data.get("trial_end")),
+            anchor=reading.instant(data["billing_cycle_anchor"]),
+            start_date=reading.instant(data.get("start_date") or data["created"]),
+            trial_end=reading.optional_instant(data.get("trial_end")),
             cancel_at_period_end=bool(data.get("cancel_at_period_end")),
-            cancel_at=_instant(data.get("cancel_at")),
-            canceled_at=_instant(data.get("canceled_at")),
-            ended_at=_instant(data.get("ended_at")),
-            schedule_id=_id(data["schedule"]) if data.get("schedule") else None,
+            cancel_at=reading.optional_instant(data.get("cancel_at")),
+            canceled_at=reading.optional_instant(data.get("canceled_at")),
+            ended_at=reading.optional_instant(data.get("ended_at")),
+            schedule_id=reading.id_of(data["schedule"]) if data.get("schedule") else None,
             next_phase=_next_phase(data.get("schedule")),
         )
     except (KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
@@ -138,19 +140,19 @@ def _next_phase(schedule: object) -> Phase | None:
     if not coming:
         return None
     phase = min(coming, key=lambda one: one["start_date"])
-    prices = {_id(item["price"]): _quantity(item.get("quantity") or 1) for item in phase["items"]}
-    return Phase(_required_instant(phase["start_date"]), prices)
+    prices = {reading.id_of(item["price"]): _quantity(item.get("quantity") or 1) for item in phase["items"]}
+    return Phase(reading.instant(phase["start_date"]), prices)
 
 
 def _item(item: Mapping[str, Any], subscription: Mapping[str, Any]) -> Item:
     def period(bound: str) -> datetime:
-        return _required_instant(item.get(bound) or subscription[bound])
+        return reading.instant(item.get(bound) or subscription[bound])
 
     price = item.get("price") or item["plan"]
     quantity = item.get("quantity")
     return Item(
-        item_id=_text(item["id"]),
-        price_id=_id(price),
+        item_id=reading.text(item["id"]),
+        price_id=reading.id_of(price),
         # Metered items have none; and none is not zero.
         quantity=1 if quantity is None else _quantity(quantity),
         period_start=period("current_period_start"),
@@ -158,26 +160,7 @@ def _item(item: Mapping[str, Any], subscription: Mapping[str, Any]) -> Item:
     )
 
 
-def _id(value: str | Mapping[str, Any]) -> str:
-    """Return the id of an object that may have come expanded."""
-    return _text(value if isinstance(value, str) else value["id"])
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value or not value.isprintable():
-        raise TypeError("not a word of Stripe's")
-    return value
-
-
 def _quantity(value: object) -> int:
     if not isinstance(value, int) or not 0 <= value <= QUANTITY_MAX:
         raise TypeError("not a quantity")
     return value
-
-
-def _required_instant(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def _instant(seconds: int | None) -> datetime | None:
-    return None if seconds is None else _required_instant(seconds)

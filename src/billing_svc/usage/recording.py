@@ -57,10 +57,6 @@ class _Landing:
         return self.key[:2]
 
     @property
-    def is_counted(self) -> bool:
-        return self.under.period.start in self.known.facts.counters
-
-    @property
     def is_of_unknown(self) -> bool:
         """Say whether this will be the account's beginning."""
         return self.known.facts.standing.created_at is None
@@ -87,7 +83,7 @@ async def record(
     names = [(event.account_id, event.sent.meter or "", event.sent.operation or "") for event in events]
     # Events of the same meter of an account share what is read.
     asked = list(dict.fromkeys(names))
-    read, (found,) = await reading.read_beside(
+    read, (found,) = await reading.read_standings(
         conn, catalogs, [reading.Asked(*one) for one in asked], now, store.finding(set(keys))
     )
     known = dict(zip(asked, read, strict=True))
@@ -176,7 +172,10 @@ async def _count(
     landings = list({id(one.landing): one.landing for one in placed}.values())
     named = {one.event.reservation_key for one in placed if one.event.reservation_id}
     reservations = await reservations_store.find(conn, named) if named else {}
-    counted = {one.key for one in landings if one.is_counted} | {one.counter_key for one in reservations.values()}
+    # Of an account that is known, whether or not it has this counter yet.
+    counted = {one.key for one in landings if not one.is_of_unknown} | {
+        one.counter_key for one in reservations.values()
+    }
     locked = await store.lock_counters(conn, counted) if counted else {}
     for landing in landings:
         await _keep_terms(conn, catalogs, landing, locked, now)
@@ -203,7 +202,7 @@ async def _count(
     known = {key: one for key, one in books.counters.items() if key in locked}
     opened = {key: one for key, one in books.counters.items() if key not in locked}
     unknown = {one.key[0] for one in landings if one.is_of_unknown and one.key in opened}
-    await store.write(conn, books.events, known, opened, unknown, now)
+    store.write(conn, books.events, known, opened, unknown, now)
 
 
 async def _keep_terms(

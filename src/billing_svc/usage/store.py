@@ -159,7 +159,10 @@ async def open_counters(
     Raises RetryTransaction if another transaction created one of them meanwhile.
     """
     written = {key: Written(quota_rules.Counter(), *terms) for key, terms in opened.items()}
-    await _insert(conn, unknown, written, now)
+    try:
+        await direct.fetch_each(conn, *_insertions(written, unknown, now))
+    except psycopg.errors.UniqueViolation as error:
+        raise transactions.RetryTransaction from error
     return {key: LockedCounter.opened(*terms) for key, terms in opened.items()}
 
 
@@ -168,7 +171,7 @@ async def update_counters(conn: AsyncConnection, counters: Mapping[CounterKey, W
     await direct.fetch(conn, _UPDATE_COUNTERS, _counter_rows(counters, now))
 
 
-async def write(
+def write(
     conn: AsyncConnection,
     events: Sequence[StoredEvent],
     counters: Mapping[CounterKey, Written],
@@ -178,33 +181,23 @@ async def write(
 ) -> None:
     """Insert events, the counters that they open and the accounts that nobody knew, and update locked counters.
 
-    In one round trip. Raises RetryTransaction if another transaction inserted one of them meanwhile.
+    All of it together with COMMIT, in one round trip.
     """
-    calls: list[direct.Call] = []
+    calls = _insertions(opened, unknown, now)
     if counters:
         calls.append((_UPDATE_COUNTERS, _counter_rows(counters, now)))
     rows = [_event_row(stored) for stored in sorted(events, key=lambda one: one.event.key)]
-    calls.append((_INSERT_EVENTS, bulk.to_columns(_EVENT_COLUMNS, rows)))
-    await _insert(conn, unknown, opened, now, *calls)
+    direct.defer(conn, *calls, (_INSERT_EVENTS, bulk.to_columns(_EVENT_COLUMNS, rows)))
 
 
-async def _insert(
-    conn: AsyncConnection,
-    unknown: Collection[str],
-    opened: Mapping[CounterKey, Written],
-    now: datetime,
-    *calls: direct.Call,
-) -> None:
-    """Insert accounts and counters, each in key order so that processes cannot deadlock, and do what comes after."""
-    before: list[direct.Call] = []
+def _insertions(opened: Mapping[CounterKey, Written], unknown: Collection[str], now: datetime) -> list[direct.Call]:
+    """Return what inserts accounts and counters, each in key order so that processes cannot deadlock."""
+    calls: list[direct.Call] = []
     if unknown:
-        before.append(accounts_store.creation(unknown, now))
+        calls.append(accounts_store.creation(unknown, now))
     if opened:
-        before.append((_INSERT_COUNTERS, _counter_rows(opened, now)))
-    try:
-        await direct.fetch_each(conn, *before, *calls)
-    except psycopg.errors.UniqueViolation as error:
-        raise transactions.RetryTransaction from error
+        calls.append((_INSERT_COUNTERS, _counter_rows(opened, now)))
+    return calls
 
 
 def _to_recorded(*columns: Any) -> rules.Recorded:  # noqa: ANN401 - of `_SELECT_EVENTS`

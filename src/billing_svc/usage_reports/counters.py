@@ -91,15 +91,17 @@ async def mark_sealed(conn: AsyncConnection, counter: Counter) -> None:
     await conn.execute(sa.update(_COUNTERS).where(*_is(counter)).values(sealed=counter.billable))
 
 
-async def billable_by_events(conn: AsyncConnection, counter: Counter, plan: str, catalog_version: int) -> int:
-    """Return the units of a counter that its events made billable under some terms, corrections off.
+async def billed_units(conn: AsyncConnection, counter: Counter) -> list[tuple[str, int, int]]:
+    """Return what made units of a counter billable, or took them back, in order: plan, catalog version and how many.
 
-    Reads the period's events, so it is for the rare counter whose terms have changed.
+    Reads the period's events, so it is for a counter that has no slice yet, or whose terms have changed.
     """
-    query = sa.select(sa.func.coalesce(sa.func.sum(_EVENTS.c.billable), 0)).where(
-        *_events_of(counter), _EVENTS.c.plan == plan, _EVENTS.c.catalog_version == catalog_version
+    query = (
+        sa.select(_EVENTS.c.plan, _EVENTS.c.catalog_version, _EVENTS.c.billable)
+        .where(*_events_of(counter), _EVENTS.c.billable != 0)
+        .order_by(_EVENTS.c.recorded_at)
     )
-    return int((await conn.execute(query)).scalar_one())
+    return [(plan, version, units) for plan, version, units in await conn.execute(query)]
 
 
 async def last_billed_terms(conn: AsyncConnection, counter: Counter) -> tuple[str, int] | None:

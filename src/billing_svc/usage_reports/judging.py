@@ -60,6 +60,8 @@ class Subscription:
     billing_period_end: datetime
     ended_at: datetime | None
     event_names: Collection[str]
+    # A change of it is under way: Stripe may have made it, and it is not known here yet.
+    is_changing: bool = False
 
     @property
     def is_over(self) -> bool:
@@ -103,8 +105,10 @@ def _meter_open(report: rules.Report, subscription: Subscription | None, now: da
         return Next(Step.CHARGE_LATE, why="its subscription has ended")
     if current and report.stripe_event_name not in subscription.event_names:
         return Next(Step.CHARGE_LATE, why="its subscription has no such item any more")
+    if report.reported_for < subscription.billing_period_start:
+        return Next(Step.ASK)  # its quota period may go on: it need not be the billing period
     end = subscription.billing_period_end if current else report.period_end
-    return Next(Step.ASK if now >= end or subscription.is_over else Step.SEND)
+    return Next(Step.ASK if now >= end or subscription.is_over or subscription.is_changing else Step.SEND)
 
 
 def at_stripe(

@@ -28,7 +28,7 @@ TRY_REFUSED_AGAIN = timedelta(hours=1)
 # Between our clock and Stripe's.
 CLOCKS_APART_MAX = timedelta(minutes=10)
 
-_ORIGIN = audit_store.Origin("worker:usage")
+_ORIGIN = audit_store.Origin("service")
 
 
 class LateUsage:
@@ -157,7 +157,7 @@ class LateUsage:
         }
 
         async def look_up(since: datetime) -> client.Data | None:
-            made = await self._stripe.invoices_of_customer(first.customer_id, since - CLOCKS_APART_MAX)
+            made = await self._stripe.every_invoice(first.customer_id, since - CLOCKS_APART_MAX)
             return _of_report(made, first)
 
         intent = requests.Intent(first.account_id, f"usage-invoice:{first.report_id}", "invoices.create", params)

@@ -1,10 +1,11 @@
 """Slices of a billable total: how it is cut, what it is stamped with, what it costs. Pure: `now` is an argument."""
 
 import decimal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import TypeAlias
 
 from billing_svc.catalog import model, money
 
@@ -12,6 +13,9 @@ RETRY_FIRST = timedelta(seconds=1)
 # A period's reports have about an hour: an outage's end must not go unnoticed for a large part of it.
 RETRY_MOST = timedelta(minutes=5)
 _DOUBLINGS_MAX = 16
+
+# A plan, and the catalog version that it was sold under.
+Terms: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,11 @@ class Charge:
     event_name: str
     customer_id: str
     subscription_id: str | None
+
+    @property
+    def terms(self) -> Terms:
+        """Return whose price it is."""
+        return self.plan, self.catalog_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,27 @@ def metered_price(catalog: model.Catalog, plan: str, meter: str) -> model.Metere
     except KeyError:
         return None
     return next((one for one in prices if one.meter == meter), None)
+
+
+def billed_by_terms(entries: Iterable[tuple[str, int, int]]) -> dict[Terms, int]:
+    """Return the units that are billable under each terms, from what each entry added or, below 0, took back.
+
+    As in `cut`, what became billable last is taken back first.
+    """
+    runs: list[tuple[Terms, int]] = []
+    for plan, catalog_version, units in entries:
+        left = units
+        while left < 0 and runs:
+            terms, there = runs.pop()
+            left += there
+            if left > 0:
+                runs.append((terms, left))
+        if units > 0:
+            runs.append(((plan, catalog_version), units))
+    found: dict[Terms, int] = {}
+    for terms, units in runs:
+        found[terms] = found.get(terms, 0) + units
+    return found
 
 
 def cut(

@@ -1,6 +1,7 @@
 """Sealing: taking what became billable into slices, in one transaction for each account, under the counters' locks."""
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -20,11 +21,15 @@ PAGE_SIZE = 200
 
 @dataclass(frozen=True, slots=True)
 class _Billed:
-    """What a counter's units are charged under now, and the interval in which their reports are stamped."""
+    """What a counter's units are charged under now, and the interval in which their reports are stamped.
+
+    `owed` are those among them that were recorded under terms before the present ones.
+    """
 
     charge: rules.Charge
     start: datetime
     end: datetime
+    owed: Sequence[rules.Standing]
 
 
 class Sealer:
@@ -124,7 +129,7 @@ async def _billed(
     customer_id: str | None,
 ) -> _Billed | None:
     """Return what a counter is charged under now; if its present plan does not charge, what it was charged under."""
-    terms: tuple[str, int] | None = (counter.plan, counter.catalog_version)
+    terms: rules.Terms | None = (counter.plan, counter.catalog_version)
     charge = await _charge(conn, catalogs, counter, terms, held, customer_id)
     if charge is None and last is not None:
         charge = last.charge
@@ -139,14 +144,22 @@ async def _billed(
         start = max(start, subscription.effective_from)
         if subscription.effective_until is not None and subscription.effective_until > start:
             end = min(end, subscription.effective_until)
-    return _Billed(charge, start, end)
+    owed: list[rules.Standing] = []
+    # A call that was slow may have left the terms on the counter that held before others' calls.
+    left = subscription is not None and (subscription.plan, subscription.catalog_version) != charge.terms
+    if last is None or last.charge.terms != charge.terms or left:
+        for earlier, units in (await _owed(conn, counter, charge)).items():
+            charged = await _charge(conn, catalogs, counter, earlier, held, customer_id)
+            if charged is not None:
+                owed.append(rules.Standing(charged, units))
+    return _Billed(charge, start, end, owed)
 
 
 async def _charge(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
     counter: counters.Counter,
-    terms: tuple[str, int] | None,
+    terms: rules.Terms | None,
     held: list[store.SubscriptionRow],
     customer_id: str | None,
 ) -> rules.Charge | None:
@@ -196,13 +209,21 @@ async def _write(
         await store.standing(conn, counter.account_id, counter.meter, counter.period_start)
         if counter.billable < counter.sealed
         else (),
-        await _owed(conn, counter, last, billed.charge),
+        billed.owed,
     )
     reported_for = rules.stamp(now, billed.start, billed.end)
     next_attempt_at = now if now >= billed.end else min(now + send_interval, billed.end)
     for piece in pieces:
-        if last is not None and last.is_growing and last.charge == piece.charge:
-            last = rules.grown(last, piece, reported_for, billed.end, next_attempt_at)
+        growing = last if last is not None and last.is_growing and last.charge == piece.charge else None
+        at = reported_for
+        if piece.units + (0 if growing is None else growing.units) < 0:
+            # To where it was charged: Stripe makes nothing of a billing period's sum below zero.
+            at = (
+                await store.last_added_at(conn, counter.account_id, counter.meter, counter.period_start, piece.charge)
+                or at
+            )
+        if growing is not None:
+            last = rules.grown(growing, piece, at, billed.end, next_attempt_at)
             await store.grow(conn, last, now)
             continue
         report_id = uuid.uuid4().hex
@@ -219,7 +240,7 @@ async def _write(
             subscription_id=piece.charge.subscription_id,
             customer_id=piece.charge.customer_id,
             stripe_event_name=piece.charge.event_name,
-            reported_for=reported_for,
+            reported_for=at,
             period_end=billed.end,
             identifier=report_id,
             state="sealed",
@@ -237,19 +258,14 @@ async def _write(
     return len(pieces)
 
 
-async def _owed(
-    conn: AsyncConnection, counter: counters.Counter, last: rules.Report | None, present: rules.Charge
-) -> list[rules.Standing]:
-    """Return what was recorded under the terms before the present ones and is not sealed yet.
+async def _owed(conn: AsyncConnection, counter: counters.Counter, present: rules.Charge) -> dict[rules.Terms, int]:
+    """Return what was recorded under other terms than the present ones and is not sealed yet, the earliest first.
 
     A change of plan seals first; this is what came in between, or a change that was not made through this service.
     """
-    if last is None or (last.plan, last.catalog_version) == (present.plan, present.catalog_version):
-        return []
-    recorded = await counters.billable_by_events(conn, counter, last.plan, last.catalog_version)
-    under = [
-        one.units
-        for one in await store.standing(conn, counter.account_id, counter.meter, counter.period_start)
-        if (one.charge.plan, one.charge.catalog_version) == (last.plan, last.catalog_version)
-    ]
-    return [rules.Standing(last.charge, recorded - sum(under))]
+    owed = rules.billed_by_terms(await counters.billed_units(conn, counter))
+    owed.pop(present.terms, None)
+    for one in await store.standing(conn, counter.account_id, counter.meter, counter.period_start):
+        if one.charge.terms in owed:
+            owed[one.charge.terms] -= one.units
+    return owed

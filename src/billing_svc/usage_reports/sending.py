@@ -21,8 +21,7 @@ from billing_svc import clock, errors
 from billing_svc.catalog import versions
 from billing_svc.database import transactions
 from billing_svc.stripe import client, leases
-from billing_svc.subscriptions import rules as subscriptions_rules
-from billing_svc.usage_reports import judging, late, pacing, rules, store
+from billing_svc.usage_reports import asking, judging, late, pacing, rules, store
 
 _log = structlog.get_logger(__name__)
 
@@ -63,10 +62,10 @@ class Sender:
         pace: pacing.Pace,
     ) -> None:
         self._database = database
-        self._catalogs = catalogs
         self._stripe = stripe
         self._clock = now
         self._pace = pace
+        self._asking = asking.Asking(database, catalogs, stripe, now, pace)
         self._late = late.LateUsage(database, catalogs, stripe, now)
 
     async def send_due(self) -> int:
@@ -143,11 +142,11 @@ class Sender:
     async def _advance(self, lease: leases.Lease, report: rules.Report) -> Outcome:
         """Do the next thing with a slice, and the one after that, until it is done or has to wait."""
         now = self._clock.now()
-        held = await self._database.read(lambda conn: self._subscription(conn, report))
+        held = await self._asking.subscription(report)
         found = judging.next_step(report, held, now)
         if found.step is judging.Step.ASK:
             try:
-                found = await self._ask(report)
+                found = await self._asking.period(report)
             except errors.StripeUnavailable as error:
                 return await self._try_later(lease, report, error.message)
             if found.step is judging.Step.CHARGE_LATE and report.first_attempt_at is not None:
@@ -163,36 +162,6 @@ class Sender:
             case judging.Step.WAIT:
                 await self._postpone(lease, report, found.until or now)
                 return Outcome.HELD if report.first_attempt_at is None else Outcome.UNKNOWN
-
-    async def _subscription(self, conn: AsyncConnection, report: rules.Report) -> judging.Subscription | None:
-        held = await store.subscriptions(conn, report.account_id)
-        found = next((one for one in held if one.subscription_id == report.subscription_id), None)
-        if found is None:
-            return None
-        catalog = await self._catalogs.get(conn, found.catalog_version)
-        prices = catalog.plan(found.plan).metered_prices
-        return judging.Subscription(
-            status=found.status,
-            billing_period_start=found.billing_period_start,
-            billing_period_end=found.billing_period_end,
-            ended_at=found.ended_at,
-            event_names={one.lookup_key for one in prices},
-        )
-
-    async def _ask(self, report: rules.Report) -> judging.Next:
-        """Ask Stripe what has become of the period of a slice."""
-        if report.subscription_id is None:
-            return judging.Next(judging.Step.CHARGE_LATE, why="no subscription bills it")
-        await self._pace.wait()
-        price_ids = await self._database.read(lambda conn: store.price_ids(conn, report.stripe_event_name))
-        try:
-            fetched = subscriptions_rules.from_stripe(await self._stripe.subscription(report.subscription_id))
-        except client.NotAtStripe:
-            fetched = None
-        invoices = []
-        if fetched is not None:
-            invoices = await self._stripe.invoices_of_subscription(report.subscription_id, report.reported_for)
-        return judging.at_stripe(report, price_ids, fetched, invoices, self._clock.now())
 
     async def _attempt(self, lease: leases.Lease, report: rules.Report) -> Outcome:
         await self._pace.wait()
@@ -239,9 +208,8 @@ class Sender:
 
         Of a minute's events this is the only one whose outcome is not known, because they are sent one after the other.
         """
-        await self._pace.wait()
         try:
-            total = await self.meter_total(report, report.minute, report.minute + timedelta(minutes=1))
+            total = await self._asking.meter_total(report, report.minute, report.minute + timedelta(minutes=1))
         except errors.StripeUnavailable as error:
             return await self._try_later(lease, report, error.message)
         others = await self._database.read(lambda conn: store.sent_in_minute(conn, report))
@@ -268,14 +236,6 @@ class Sender:
             )
             return await self._advance(lease, await self._read(report))
         return Outcome.DONE
-
-    async def meter_total(self, report: rules.Report, start: datetime, end: datetime) -> int:
-        """Return what a slice's meter has of its customer in [start, end); 0 if there is no such meter."""
-        meters = {one["event_name"]: str(one["id"]) for one in await self._stripe.meters()}
-        meter_id = meters.get(report.stripe_event_name)
-        if meter_id is None:
-            return 0
-        return await self._stripe.meter_total(meter_id, report.customer_id, start, end)
 
     async def _try_later(self, lease: leases.Lease, report: rules.Report, why: str) -> Outcome:
         now = self._clock.now()

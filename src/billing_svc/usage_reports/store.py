@@ -114,6 +114,22 @@ async def standing(conn: AsyncConnection, account_id: str, meter: str, period_st
     return [rules.Standing(rules.Charge(*row[:5]), row[5]) for row in await conn.execute(query)]
 
 
+async def last_added_at(
+    conn: AsyncConnection, account_id: str, meter: str, period_start: datetime, charge: rules.Charge
+) -> datetime | None:
+    """Return the latest timestamp with which a counter's units were charged under a charge; None if none were."""
+    query = sa.select(sa.func.max(_REPORTS.c.reported_for)).where(
+        *_of_counter(account_id, meter, period_start),
+        _UNITS > 0,
+        _REPORTS.c.plan == charge.plan,
+        _REPORTS.c.catalog_version == charge.catalog_version,
+        _REPORTS.c.customer_id == charge.customer_id,
+        _REPORTS.c.subscription_id.is_not_distinct_from(charge.subscription_id),
+    )
+    found: datetime | None = (await conn.execute(query)).scalar_one()
+    return found
+
+
 async def insert(conn: AsyncConnection, report: rules.Report) -> None:
     """Store a new slice."""
     values = {name: getattr(report, name) for name in rules.Report.__dataclass_fields__}
@@ -210,6 +226,18 @@ async def subscriptions(conn: AsyncConnection, account_id: str) -> list[Subscrip
     query = sa.select(*columns).where(_SUBSCRIPTIONS.c.account_id == account_id)
     rows = await conn.execute(query.order_by(_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id))
     return [SubscriptionRow(*row) for row in rows]
+
+
+async def is_changing(conn: AsyncConnection, account_id: str, since: datetime) -> bool:
+    """Say whether a request to change or end what the account bought was begun since then and is not closed."""
+    requests = tables.change_requests.c
+    query = sa.select(requests.request_id).where(
+        requests.account_id == account_id,
+        requests.kind.in_(("change_plan", "cancel")),
+        requests.closed_at.is_(None),
+        requests.created_at >= since,
+    )
+    return (await conn.execute(query.limit(1))).first() is not None
 
 
 async def customer_of_account(conn: AsyncConnection, account_id: str) -> str | None:

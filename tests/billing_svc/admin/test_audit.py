@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from billing.v1 import admin_pb2
+from billing_svc.audit import store
 from tests.acceptance.conftest import START, Account
 from tests.billing_svc.refusals import refused
 
@@ -97,3 +98,13 @@ async def test_misuse_names_the_field(account: Account) -> None:
     bad = admin_pb2.ListAuditEntriesRequest(account_id="a b", caller="x" * 129, action="x" * 65, page_size=501)
     refusal = await refused(account.billing.admin.ListAuditEntries(bad))
     assert refusal.fields == ("account_id", "caller", "action", "page_size")
+
+
+async def test_what_the_service_did_by_itself_says_so(history: Account) -> None:
+    origin = store.Origin(store.SERVICE)
+    await history.billing.transactions.run(
+        lambda conn: store.append(conn, origin, "org_a", "usage.charged_late", {"units": 1}, START)
+    )
+    (entry,) = await listed(history, caller="service")
+    assert (entry.caller, entry.source) == ("service", admin_pb2.AUDIT_SOURCE_SERVICE)
+    assert entry.action == "usage.charged_late"

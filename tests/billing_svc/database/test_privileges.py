@@ -108,6 +108,13 @@ class TestReaders:
         assert (_seen(first), _seen(second)) == (["org_2"], ["other"])
         assert len(first.execute("SELECT * FROM reader_accounts").fetchall()) == 1
 
+    def test_an_invoice_is_seen_without_the_page_where_it_is_paid(self, login: Login) -> None:
+        reader = login(privileges.READER, "org_2")
+        assert _seen(reader, "invoices") == []
+        for column in ("hosted_url", "pdf_url", "*"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                reader.execute(sql.SQL("SELECT {} FROM invoices").format(sql.SQL(column)))
+
     @pytest.mark.parametrize(
         "statement",
         [

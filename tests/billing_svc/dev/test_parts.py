@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from billing_svc import cli
-from billing_svc.dev import children, parts, terminal
+from billing_svc.commands import common
+from billing_svc.dev import parts, terminal
+from billing_svc.supervision import children, deaths
 
 WAIT_SECONDS_MAX = 20
 
@@ -34,13 +35,13 @@ async def shows(shown: io.StringIO, text: str) -> None:
 async def test_one_that_keeps_dying_is_given_up_with_its_last_lines() -> None:
     broken, shown = part("print('no such thing as luck'); raise SystemExit(3)")
 
-    with pytest.raises(cli.Refusal) as refused:
+    with pytest.raises(common.Refusal) as refused:
         async with asyncio.timeout(WAIT_SECONDS_MAX):
             await broken.keep()
 
     assert "thing ended with exit code 3, 5 times within 30 s" in str(refused.value)
     assert "no such thing as luck" in str(refused.value)
-    assert shown.getvalue().count("starting it again") == parts.DEATHS_MAX - 1
+    assert shown.getvalue().count("starting it again") == deaths.DEATHS_MAX - 1
 
 
 async def test_one_that_ignores_the_request_to_end_is_ended_by_force(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from billing_svc import cli
+from billing_svc.commands import common
 from billing_svc.dev import folder, options, programs
 
 CATALOG = Path(__file__).parents[3] / "catalogs" / "nyqst.yaml"
@@ -40,7 +40,7 @@ def test_with_a_test_key_it_is_stripe_itself(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_a_test_key_alone_is_refused_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(cli.Refusal, match="STRIPE_WEBHOOK_SECRET") as refused:
+    with pytest.raises(common.Refusal, match="STRIPE_WEBHOOK_SECRET") as refused:
         read(monkeypatch, STRIPE_API_KEY="sk_test_51abc")
     assert "51abc" not in str(refused.value)
 
@@ -50,9 +50,9 @@ def test_a_folder_stays_with_one_of_them(tmp_path: Path) -> None:
     folder.keep_to_one_stripe(tmp_path, state, sandbox=True)
     folder.keep_to_one_stripe(tmp_path, state, sandbox=False)
     folder.keep_to_one_stripe(tmp_path, state, sandbox=False)
-    with pytest.raises(cli.Refusal, match="--reset"):
+    with pytest.raises(common.Refusal, match="--reset"):
         folder.keep_to_one_stripe(tmp_path, state, sandbox=True)
     folder.empty(tmp_path)
     state.touch()
-    with pytest.raises(cli.Refusal, match="--reset"):
+    with pytest.raises(common.Refusal, match="--reset"):
         folder.keep_to_one_stripe(tmp_path, state, sandbox=False)

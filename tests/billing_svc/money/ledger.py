@@ -116,7 +116,9 @@ class Ledger(dealing.Dealing):
             return ()
         newest, item = max(plans, key=lambda one: (one[0]["ended_at"] is None, one[0]["created"]))
         status = subscription_pb2.Status.Value(f"STATUS_{newest['status'].upper()}")
-        return newest["id"], status, newest["cancel_at"] or 0, bases[item["price"]["id"]], item["quantity"]
+        # Of one that has ended, when it was to end is no news.
+        cancel_at = newest["cancel_at"] or 0 if newest["ended_at"] is None else 0
+        return newest["id"], status, cancel_at, bases[item["price"]["id"]], item["quantity"]
 
 
 def prorated(price: str, begins: int, at: int, ends: int) -> Decimal:

@@ -204,3 +204,21 @@ class TestMeterErrors:
         await door.apply_all()
         ((state, note),) = (await door.states()).values()
         assert (state, bool(note)) == ("failed", True)
+
+
+async def test_a_page_that_was_left_is_closed_once_under_audit(door: Door) -> None:
+    now = datetime.now(UTC)
+    page = {"plan": "pro", "price": "monthly", "quantity": 1, "success_url": "", "cancel_url": "", "catalog_version": 1}
+    async with door.billing.engine.begin() as connection:
+        await connection.execute(
+            sa.insert(tables.checkouts).values(
+                account_id="org_1", checkout_id="co_1", state="opening", created_at=now, **page
+            )
+        )
+    session = {"id": "cs_1", "object": "checkout.session", "customer": "cus_ours"}
+    session["metadata"] = {"account_id": "org_1", "checkout_id": "co_1"}  # type: ignore[assignment]
+    for number in (1, 2):
+        await door.deliver(shapes.event("checkout.session.expired", session, event_id=f"evt_{number}"))
+        await door.apply_all()
+    assert [row.state for row in await door.rows(tables.checkouts)] == ["expired"]
+    assert await audits(door) == [("org_1", "checkout.closed", "stripe:evt_1")]

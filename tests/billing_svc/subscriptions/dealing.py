@@ -11,7 +11,7 @@ from billing_svc.database import tables
 from billing_svc.duties import doing
 from billing_svc.stripe import requests
 from billing_svc.subscriptions import refreshing
-from billing_svc.usage_reports import flushing, pacing, sealing, sending
+from billing_svc.usage_reports import flushing, pacing, sealing, sending, settling
 from tests.billing_svc.sandboxed import World
 
 NOW, AT_PERIOD_END = subscription_pb2.TIMING_NOW, subscription_pb2.TIMING_AT_PERIOD_END
@@ -85,6 +85,7 @@ class Dealing:
             requests.Requests(database, stripe, now),
             refreshing.Refresher(database, self.catalogs, stripe, now),
             flushing.Flush(database, self.catalogs, stripe, now),
+            settling.Settling(database, stripe, now),
             now,
         )
 

@@ -113,8 +113,8 @@ class Counterpart:
 
         await self._call("meter_event", count)
 
-    async def meters(self) -> list[client.Data]:
-        return list(await self._call("meters", lambda: [{"id": f"mtr_{n}", "event_name": n} for n in self.prices]))
+    async def meter_ids(self) -> dict[str, str]:
+        return dict(await self._call("meters", lambda: {name: f"mtr_{name}" for name in self.prices}))
 
     async def meter_total(self, meter_id: str, customer_id: str, start: datetime, end: datetime) -> int:
         assert all(at.second == at.microsecond == 0 for at in (start, end))
@@ -198,7 +198,7 @@ class Counterpart:
     async def invoice_items_of(self, _customer_id: str, since: datetime) -> list[client.Data]:
         return list(await self._call("items", lambda: [one for one in self.items.values() if one["created"] >= since]))
 
-    async def invoices_of_customer(self, _customer_id: str, since: datetime) -> list[client.Data]:
+    async def every_invoice(self, _customer_id: str | None, since: datetime) -> list[client.Data]:
         return list(await self._call("invoices", lambda: [one for one in self.own_invoices if one["created"] >= since]))
 
     def charged_by_meters(self, name: str) -> list[int]:

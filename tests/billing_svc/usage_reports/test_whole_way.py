@@ -15,6 +15,7 @@ from billing_svc.catalog import versions
 from billing_svc.database import tables
 from billing_svc.gauges import opening
 from billing_svc.usage_reports import pacing, reconciling, sealing, sending
+from billing_svc.usage_reports.drifts import Drift
 from tests.billing_svc.sandboxed import (
     World,
     published_catalog,
@@ -97,7 +98,7 @@ async def invoice_totals(world: World) -> list[int]:
     return [invoice["total"] for invoice in reversed(found)]
 
 
-async def drifts(world: World) -> list[reconciling.Drift]:
+async def drifts(world: World) -> list[Drift]:
     billing = world.billing
     return await reconciling.Reconciliation(
         billing.transactions, versions.CatalogCache(), world.stripe, billing.clock

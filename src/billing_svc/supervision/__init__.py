@@ -1,0 +1,1 @@
+"""Keeping child processes: how each is started, tied to its parent, started again and ended."""

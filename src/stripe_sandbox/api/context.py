@@ -1,0 +1,91 @@
+"""What a handler works with."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from stripe_sandbox import errors, settings, state
+from stripe_sandbox.api import forms, rendering
+from stripe_sandbox.state import Json
+
+API_VERSION = "2026-10-28.endive"
+
+PAGE_SIZE = 10
+PAGE_SIZE_MAX = 100
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Context:
+    """One transaction, the sandbox's time (unix seconds), and the request that it answers, if any."""
+
+    work: state.Work
+    now: int
+    wall: float
+    settings: settings.Settings
+    request_id: str | None = None
+    idempotency_key: str | None = None
+
+    def emit(self, event_type: str, subject: Json, previous: Json | None = None) -> None:
+        """Record that something happened to the subject, and queue it for the webhook in the same transaction.
+
+        `previous` holds what the fields that changed were before.
+        """
+        data = {"object": rendering.render(self.work, subject)}
+        if previous is not None:
+            before = rendering.render(self.work, {**subject, **previous})
+            data["previous_attributes"] = {name: before.get(name) for name in previous}
+        event_id = state.new_id("evt")
+        event = {
+            "id": event_id,
+            "object": "event",
+            "api_version": API_VERSION,
+            "created": self.now,
+            "livemode": False,
+            "type": event_type,
+            "data": data,
+            "request": {"id": self.request_id, "idempotency_key": self.idempotency_key},
+            "pending_webhooks": 1 if self.settings.webhook_url else 0,
+        }
+        self.work.insert("event", event)
+        self.queue(event_id)
+
+    def queue(self, event_id: str) -> None:
+        """Have a stored event sent to the webhook, if there is one."""
+        if self.settings.webhook_url:
+            self.work.connection.execute(
+                "INSERT INTO deliveries (event, attempts, first_attempt_at, next_attempt_at) VALUES (?, 0, ?, ?)",
+                (event_id, self.wall, self.wall),
+            )
+
+    def add(self, kind: str, body: Json, event_type: str | None = None) -> Json:
+        """Store a new object and tell of it."""
+        self.work.insert(kind, body)
+        if event_type:
+            self.emit(event_type, body)
+        return body
+
+    def update(self, stored: Json, changes: Json, event_type: str | None) -> Json:
+        """Change fields of an object and tell of it, unless nothing would change."""
+        previous = {name: stored.get(name) for name, value in changes.items() if stored.get(name) != value}
+        if not previous:
+            return stored
+        changed = self.work.replace({**stored, **changes})
+        if event_type:
+            self.emit(event_type, changed, previous)
+        return changed
+
+    def show(self, stored: Json, params: forms.Params) -> Json:
+        """Give an object as an answer, with what `expand[]` asks for."""
+        return rendering.render(self.work, stored, params.get("expand", ()))
+
+    def show_list(self, kind: str, url: str, where: Mapping[str, Any], params: forms.Params) -> Json:
+        """Give a page of objects as an answer; `where` is that of `Work.select`."""
+        limit = params.get("limit", PAGE_SIZE)
+        if not 1 <= limit <= PAGE_SIZE_MAX:
+            raise errors.InvalidParameter(f"limit must be between 1 and {PAGE_SIZE_MAX}.", param="limit")
+        for cursor in ("starting_after", "ending_before"):
+            if cursor in params:
+                self.work.get(kind, params[cursor], param=cursor)
+        page = state.Page(limit, params.get("starting_after"), params.get("ending_before"))
+        found = self.work.select(kind, where, page, params.get("created"))
+        return rendering.render_page(self.work, found, url, params.get("expand", ()))

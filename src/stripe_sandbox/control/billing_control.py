@@ -1,0 +1,67 @@
+"""Control routes for what only Stripe itself, or the customer's bank, would decide; see `control`."""
+
+from typing import Annotated, Literal
+
+import pydantic
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from stripe_sandbox import errors
+from stripe_sandbox.api import requests
+from stripe_sandbox.control import control
+from stripe_sandbox.invoices import charging
+from stripe_sandbox.meters import meter_errors
+
+
+class Dunning(pydantic.BaseModel):
+    """What becomes of a subscription after the last attempt to charge."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    ends: Literal["canceled", "unpaid"]
+
+
+class MeterErrors(pydantic.BaseModel):
+    """Which meter events were not recorded after all, and why."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    identifiers: Annotated[list[str], pydantic.Field(min_length=1, max_length=meter_errors.SAMPLES_MAX)]
+    code: meter_errors.Code = "meter_event_customer_not_found"
+
+
+class BillingControl:
+    """The routes."""
+
+    def __init__(self, sandbox: requests.Sandbox) -> None:
+        self._sandbox = sandbox
+
+    def routes(self) -> list[Route]:
+        """Give what the app serves."""
+        return [
+            Route("/_sandbox/dunning", self.set_dunning, methods=["POST"]),
+            Route("/_sandbox/meter_errors", self.report_meter_errors, methods=["POST"]),
+        ]
+
+    async def set_dunning(self, request: Request) -> Response:
+        """Decide how dunning ends, as Stripe's dashboard does."""
+        try:
+            asked = await control.read(request, Dunning)
+        except errors.ApiError as error:
+            return control.refused(error)
+        unpaid = int(asked.ends == "unpaid")
+        await self._sandbox.store.run(lambda work: work.set_fact(charging.ENDS_UNPAID, unpaid))
+        return JSONResponse(asked.model_dump())
+
+    async def report_meter_errors(self, request: Request) -> Response:
+        """Tell, in a thin event, that usage which was accepted is not recorded."""
+        try:
+            asked = await control.read(request, MeterErrors)
+        except errors.ApiError as error:
+            return control.refused(error)
+        event = await self._sandbox.store.run(
+            lambda work: meter_errors.report(self._sandbox.context(work), asked.code, asked.identifiers)
+        )
+        self._sandbox.delivery.wake()
+        return JSONResponse(event)

@@ -1,0 +1,1 @@
+"""Customers and what they do: cards, checkout, the portal."""

@@ -1,0 +1,144 @@
+"""Cards. A customer has at most one default card, which either works or is declined at every charge."""
+
+from typing import Literal
+
+from stripe_sandbox import errors, state
+from stripe_sandbox.api import forms
+from stripe_sandbox.api.context import Context
+from stripe_sandbox.state import Json
+
+WORKS = "pm_card_visa"
+DECLINES = "pm_card_chargeCustomerFail"
+"""Stripe's names of test cards: the first can be charged, the second can be kept but not charged."""
+
+CARDS = {WORKS: "4242", DECLINES: "0341"}
+"""The last digits, by which a card's fate is told."""
+
+Choice = Literal["works", "declines", "none"]
+CHOICES: dict[str, str] = {"works": WORKS, "declines": DECLINES}
+"""What the pages and the control routes offer; `none` takes the card away."""
+
+CARD_YEAR = 2099
+"""When every card expires: not before its test."""
+
+
+def attach(context: Context, customer_id: str, card: str = WORKS) -> Json:
+    """Give a customer a new default card."""
+    made = _made(context, card)
+    context.add("payment_method", {**made, "customer": customer_id})
+    context.emit("payment_method.attached", {**made, "customer": customer_id}, {"customer": None})
+    set_default(context, customer_id, made["id"])
+    return context.work.get("payment_method", made["id"])
+
+
+def change(context: Context, customer_id: str, choice: Choice) -> None:
+    """Do what the customer chose. Raises NotFound."""
+    context.work.get("customer", customer_id)
+    if choice == "none":
+        remove(context, customer_id)
+    else:
+        attach(context, customer_id, CHOICES[choice])
+
+
+def remove(context: Context, customer_id: str) -> None:
+    """Take all cards from a customer."""
+    for card in _cards_of(context, customer_id):
+        context.update(card, {"customer": None}, "payment_method.detached")
+    set_default(context, customer_id, None)
+
+
+def set_default(context: Context, customer_id: str, payment_method_id: str | None) -> None:
+    """Say which card is charged."""
+    customer = context.work.get("customer", customer_id)
+    chosen = {**customer["invoice_settings"], "default_payment_method": payment_method_id}
+    context.update(customer, {"invoice_settings": chosen}, "customer.updated")
+
+
+def default_of(context: Context, customer_id: str, subscription: Json | None = None) -> Json | None:
+    """Give the card that is charged: the subscription's own, else the customer's."""
+    customer = context.work.get("customer", customer_id)
+    chosen = (subscription or {}).get("default_payment_method")
+    chosen = chosen or (customer.get("invoice_settings") or {}).get("default_payment_method")
+    found = context.work.find("payment_method", chosen) if chosen else None
+    return found if found and found["customer"] == customer_id else None
+
+
+def can_charge(context: Context, customer_id: str, subscription: Json | None = None) -> str | None:
+    """Give None if a charge goes through, else why not: `card_declined` or `no_card`."""
+    card = default_of(context, customer_id, subscription)
+    if card is None:
+        return "no_card"
+    return "card_declined" if card["card"]["last4"] == CARDS[DECLINES] else None
+
+
+def retrieve(context: Context, params: forms.Params, payment_method_id: str) -> Json:
+    """Answer GET /v1/payment_methods/{id}."""
+    return context.show(context.work.get("payment_method", payment_method_id), params)
+
+
+def list_all(context: Context, params: forms.Params) -> Json:
+    """Answer GET /v1/payment_methods."""
+    where: Json = {name: params[name] for name in ("customer", "type") if name in params}
+    return context.show_list("payment_method", "/v1/payment_methods", where, params)
+
+
+def list_of_customer(context: Context, params: forms.Params, customer_id: str) -> Json:
+    """Answer GET /v1/customers/{id}/payment_methods."""
+    context.work.get("customer", customer_id)
+    where: Json = {"customer": customer_id, **({"type": params["type"]} if "type" in params else {})}
+    return context.show_list("payment_method", f"/v1/customers/{customer_id}/payment_methods", where, params)
+
+
+def attach_by_name(context: Context, params: forms.Params, payment_method_id: str) -> Json:
+    """Answer POST /v1/payment_methods/{id}/attach. Unlike `attach` it leaves the default as it is, as Stripe does."""
+    customer = context.work.get("customer", params["customer"], param="customer")
+    if payment_method_id in CARDS:
+        made = context.add("payment_method", {**_made(context, payment_method_id), "customer": None})
+    else:
+        made = context.work.get("payment_method", payment_method_id)
+    if made["customer"] not in {None, customer["id"]}:
+        raise errors.Refused("This payment method is attached to another customer.", param="customer")
+    return context.show(context.update(made, {"customer": customer["id"]}, "payment_method.attached"), params)
+
+
+def detach(context: Context, params: forms.Params, payment_method_id: str) -> Json:
+    """Answer POST /v1/payment_methods/{id}/detach."""
+    card = context.work.get("payment_method", payment_method_id)
+    if card["customer"] is None:
+        raise errors.Refused("The payment method is not attached to a customer.")
+    chosen = default_of(context, card["customer"])
+    detached = context.update(card, {"customer": None}, "payment_method.detached")
+    if chosen and chosen["id"] == card["id"]:
+        set_default(context, card["customer"], None)
+    return context.show(detached, params)
+
+
+def _cards_of(context: Context, customer_id: str) -> list[Json]:
+    found, _ = context.work.select("payment_method", {"customer": customer_id}, state.Page(100))
+    return found
+
+
+def _made(context: Context, card: str) -> Json:
+    if card not in CARDS:
+        raise errors.Refused(f"No such PaymentMethod: '{card}'", param="payment_method", code="resource_missing")
+    return {
+        "id": state.new_id("pm"),
+        "object": "payment_method",
+        "allow_redisplay": "unspecified",
+        "billing_details": {"address": None, "email": None, "name": None, "phone": None, "tax_id": None},
+        "card": {
+            "brand": "visa",
+            "country": "US",
+            "display_brand": "visa",
+            "exp_month": 12,
+            "exp_year": CARD_YEAR,
+            "funding": "credit",
+            "last4": CARDS[card],
+        },
+        "created": context.now,
+        "customer": None,
+        "customer_account": None,
+        "livemode": False,
+        "metadata": {},
+        "type": "card",
+    }

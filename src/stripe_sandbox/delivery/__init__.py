@@ -1,0 +1,1 @@
+"""Events, and how the webhook gets them."""

@@ -1,0 +1,1 @@
+"""Invoices: what is on them, how they come about, and how they are paid."""

@@ -1,0 +1,213 @@
+"""How an invoice comes about: drafted, counted again, final, void. `charging` gets it paid."""
+
+import dataclasses
+
+from stripe_sandbox import state
+from stripe_sandbox.api import rendering
+from stripe_sandbox.api.context import Context
+from stripe_sandbox.invoices import lines, pending
+from stripe_sandbox.state import Json
+
+FINALIZES_SECONDS = 3600
+"""How long an automatic invoice stays a draft, in which usage still counts."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What an invoice is about, beside its lines."""
+
+    reason: str
+    period: tuple[int, int]
+    subscription: Json | None = None
+    auto_advance: bool = True
+    description: str | None = None
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: Terms) -> Json:
+    """Make a draft. The pending items among the charges are taken by it."""
+    invoice_id = state.new_id("in")
+    invoice = {
+        "id": invoice_id,
+        "object": "invoice",
+        "account_country": "US",
+        "account_name": "Sandbox",
+        "account_tax_ids": None,
+        "amount_due": 0,
+        "amount_overpaid": 0,
+        "amount_paid": 0,
+        "amount_paid_off_stripe": 0,
+        "amount_remaining": 0,
+        "amount_shipping": 0,
+        "application": None,
+        "attempt_count": 0,
+        "attempted": False,
+        "auto_advance": terms.auto_advance,
+        "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None, "status": None},
+        "automatically_finalizes_at": context.now + FINALIZES_SECONDS if terms.auto_advance else None,
+        "billing_reason": terms.reason,
+        "collection_method": "charge_automatically",
+        "created": context.now,
+        "currency": charges[0].currency if charges else _currency(customer, terms.subscription),
+        "custom_fields": None,
+        "customer": customer["id"],
+        "customer_account": None,
+        "customer_email": customer["email"],
+        "customer_name": customer["name"],
+        "customer_phone": customer["phone"],
+        "default_payment_method": None,
+        "default_source": None,
+        "default_tax_rates": [],
+        "description": terms.description,
+        "discounts": [],
+        "due_date": None,
+        "effective_at": None,
+        "ending_balance": None,
+        "footer": None,
+        "hosted_invoice_url": None,
+        "invoice_pdf": None,
+        "issuer": {"type": "self"},
+        "last_finalization_error": None,
+        "lines": rendering.listed(
+            [lines.shown(charge, invoice_id) for charge in charges], f"/v1/invoices/{invoice_id}/lines"
+        ),
+        "livemode": False,
+        "metadata": terms.metadata,
+        "next_payment_attempt": context.now + FINALIZES_SECONDS if terms.auto_advance else None,
+        "number": None,
+        "on_behalf_of": None,
+        "parent": _parent(terms.subscription),
+        "period_end": terms.period[1],
+        "period_start": terms.period[0],
+        "post_payment_credit_notes_amount": 0,
+        "pre_payment_credit_notes_amount": 0,
+        "receipt_number": None,
+        "starting_balance": customer["balance"],
+        "statement_descriptor": None,
+        "status": "draft",
+        "status_transitions": {
+            "finalized_at": None,
+            "marked_uncollectible_at": None,
+            "paid_at": None,
+            "voided_at": None,
+        },
+        "subtotal": 0,
+        "test_clock": None,
+        "total": 0,
+        "total_discount_amounts": [],
+        "total_taxes": [],
+        "webhooks_delivered_at": None,
+    }
+    _take(context, invoice_id, charges)
+    return context.add("invoice", invoice | _totals(context, invoice), "invoice.created")
+
+
+def _parent(subscription: Json | None) -> Json | None:
+    if subscription is None:
+        return None
+    details = {"metadata": subscription["metadata"], "subscription": subscription["id"]}
+    return {"quote_details": None, "subscription_details": details, "type": "subscription_details"}
+
+
+def _currency(customer: Json, subscription: Json | None) -> str:
+    return str(subscription["currency"] if subscription else customer["currency"] or "usd")
+
+
+def _take(context: Context, invoice_id: str, charges: list[lines.Charge]) -> None:
+    for charge in charges:
+        if charge.invoice_item:
+            pending.on_invoice(context, charge.invoice_item, invoice_id)
+
+
+def _totals(context: Context, invoice: Json) -> Json:
+    """Add up. What the customer has in credit is used first, and a total below zero becomes credit."""
+    total = sum(line["amount"] for line in invoice["lines"]["data"])
+    balance = context.work.get("customer", invoice["customer"])["balance"]
+    due = max(0, total + balance)
+    return {"subtotal": total, "total": total, "amount_due": due, "amount_remaining": due, "starting_balance": balance}
+
+
+def extend(context: Context, invoice: Json, items: list[Json]) -> Json:
+    """Put pending items on a draft."""
+    charges = [pending.charge_of(context, item) for item in items]
+    _take(context, invoice["id"], charges)
+    added = [lines.shown(charge, invoice["id"]) for charge in charges]
+    return _with_lines(context, invoice, [*invoice["lines"]["data"], *added], "invoice.updated")
+
+
+def counted_again(context: Context, invoice: Json) -> Json:
+    """Bring the usage on a draft up to date."""
+    counted = [lines.counted_again(context.work, line, invoice["customer"]) for line in invoice["lines"]["data"]]
+    return _with_lines(context, invoice, counted, None)
+
+
+def _with_lines(context: Context, invoice: Json, data: list[Json], event_type: str | None) -> Json:
+    changed = {**invoice, "lines": {**invoice["lines"], "data": data}}
+    changes = {"lines": changed["lines"], **_totals(context, changed)}
+    return context.update(invoice, changes, event_type)
+
+
+def count_drafts_again(context: Context, customer_id: str) -> None:
+    """Let a customer's drafts follow its usage."""
+    rows = context.work.connection.execute(
+        "SELECT id FROM objects WHERE kind = 'invoice' AND json_extract(body, '$.customer') = ?"
+        " AND json_extract(body, '$.status') = 'draft'",
+        (customer_id,),
+    ).fetchall()
+    for (invoice_id,) in rows:
+        counted_again(context, context.work.get("invoice", invoice_id))
+
+
+def finalise(context: Context, invoice: Json) -> Json:
+    """Make a draft final: from now on nothing on it changes but its payment."""
+    counted = counted_again(context, invoice)
+    customer = context.work.get("customer", invoice["customer"])
+    number = customer["next_invoice_sequence"]
+    context.work.replace({**customer, "next_invoice_sequence": number + 1})
+    balance = _moved_balance(context, invoice["customer"], counted["total"] - counted["amount_due"])
+    address = f"{context.settings.public_url}/invoice/{invoice['id']}"
+    changes = {
+        "automatically_finalizes_at": None,
+        "effective_at": context.now,
+        "ending_balance": balance,
+        "hosted_invoice_url": address,
+        "invoice_pdf": f"{address}/pdf",
+        "next_payment_attempt": None,
+        "number": f"{customer['invoice_prefix']}-{number:04}",
+        "status": "open",
+        "status_transitions": {**counted["status_transitions"], "finalized_at": context.now},
+    }
+    final = context.update(counted, changes, None)
+    context.emit("invoice.finalized", final)
+    return final
+
+
+def _moved_balance(context: Context, customer_id: str, by: int) -> int:
+    """Use or give credit, which is a balance below zero, and give what it is now."""
+    customer = context.work.get("customer", customer_id)
+    balance: int = customer["balance"] + by
+    context.update(customer, {"balance": balance}, "customer.updated")
+    return balance
+
+
+def void(context: Context, invoice: Json) -> Json:
+    """Declare a final invoice void: nobody owes it, and the credit that it used is there again."""
+    _moved_balance(context, invoice["customer"], invoice["amount_due"] - invoice["total"])
+    changes = {
+        "auto_advance": False,
+        "next_payment_attempt": None,
+        "status": "void",
+        "status_transitions": {**invoice["status_transitions"], "voided_at": context.now},
+    }
+    voided = context.update(invoice, changes, None)
+    context.emit("invoice.voided", voided)
+    return voided
+
+
+def stop_collecting(context: Context, subscription_id: str) -> None:
+    """No more attempts on what a subscription that has ended still owes."""
+    found, _ = context.work.select(
+        "invoice", {"parent.subscription_details.subscription": subscription_id, "status": "open"}, state.Page(100)
+    )
+    for invoice in found:
+        context.update(invoice, {"auto_advance": False, "next_payment_attempt": None}, "invoice.updated")

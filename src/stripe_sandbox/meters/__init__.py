@@ -1,0 +1,1 @@
+"""Usage: the meters, what is reported to them, and what they count."""

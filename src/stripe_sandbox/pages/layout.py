@@ -1,0 +1,73 @@
+"""What all pages share: how they look, the fields of their forms, and amounts as people read them."""
+
+import decimal
+import html
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from stripe_sandbox import errors
+from stripe_sandbox.api import forms
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; background: #f4f5f7; color: #1d2330; margin: 0; }
+main { max-width: 30rem; margin: 8vh auto; padding: 2rem; background: #fff; border-radius: 12px;
+       box-shadow: 0 1px 4px rgb(0 0 0 / 15%); }
+h1 { font-size: 1.3rem; margin: 0 0 1rem; } h2 { font-size: 1.05rem; margin: 1.5rem 0 .5rem; }
+table { width: 100%; border-collapse: collapse; }
+td { padding: .6rem 0; border-bottom: 1px solid #e5e7eb; vertical-align: top; }
+td:last-child { text-align: right; white-space: nowrap; padding-left: 1rem; }
+small { color: #6b7280; display: block; }
+form { margin: .75rem 0 0; } button + button { margin-top: .5rem; }
+button { width: 100%; padding: .75rem; font: inherit; border: 0; border-radius: 8px; cursor: pointer; }
+.pay { background: #4f46e5; color: #fff; } .cancel { background: #e5e7eb; color: #1d2330; }
+.note { color: #6b7280; font-size: .85rem; margin: 1.5rem 0 0; }
+"""
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+}
+
+MINOR_DIGITS = dict.fromkeys(
+    ("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"), 0
+)
+"""Currencies without minor units; all others are shown with two digits."""
+
+FORM_BYTES_MAX = 4096
+"""Far above any form of the pages."""
+
+
+async def fields(request: Request) -> dict[str, str]:
+    """Give the fields of a page's form; none where it is no form of ours."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > FORM_BYTES_MAX:
+            return {}
+    try:
+        return {name: value for name, value in forms.decode(bytes(body)).items() if isinstance(value, str)}
+    except errors.InvalidParameter:
+        return {}
+
+
+def page(body: str, title: str = "Sandbox checkout", status: int = 200) -> HTMLResponse:
+    """Give a page; the body is HTML."""
+    return HTMLResponse(
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head><body><main>{body}"
+        '<p class="note">A sandbox on this machine: no money moves.</p></main></body></html>',
+        status_code=status,
+        headers=HEADERS,
+    )
+
+
+def money(minor: decimal.Decimal | int, currency: str) -> str:
+    """Write an amount of minor units for people: at least the currency's digits, more if it has them."""
+    digits = MINOR_DIGITS.get(currency, 2)
+    major = decimal.Decimal(minor).scaleb(-digits)
+    exponent = major.normalize().as_tuple().exponent
+    places = max(digits, -exponent if isinstance(exponent, int) else 0)
+    return f"{major:,.{places}f} {currency.upper()}"

@@ -1,0 +1,1 @@
+"""Subscriptions in the course of their lives: items, periods, changes, schedules, ends."""

@@ -1,0 +1,292 @@
+"""Every protection that a promise rests on, how it is taken out, and the tests that must notice.
+
+`old` stands exactly once in its file; where the code around it changes, so does this list.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """One of them; without it, at least one of `tests` is red."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+_SVC = "src/billing_svc"
+_INITIAL = f"{_SVC}/database/migrations/versions/0001_initial.py"
+_TESTS = "tests/billing_svc"
+_TWICE = "tests/faults/test_twice.py"
+_HOLDS = "tests/faults/test_holds.py"
+_REPORT_FAULTS = f"{_TESTS}/usage_reports/test_faults.py"
+_CHECKOUT_FAULTS = f"{_TESTS}/subscriptions/test_checkout_faults.py"
+
+PROTECTIONS = (
+    # Promise 1: counted once.
+    Protection(
+        "the unique key of usage events",
+        _INITIAL,
+        '        sa.PrimaryKeyConstraint("account_id", "event_id", name=op.f("pk_usage_events")),\n',
+        "",
+        (f"{_TWICE}::test_repetitions_that_wait_for_the_first_change_nothing",),
+    ),
+    Protection(
+        "the unique key of reservations' requests",
+        _INITIAL,
+        '        sa.UniqueConstraint("account_id", "request_id", '
+        'name=op.f("uq_reservations_account_id_request_id")),\n',
+        "",
+        (f"{_TWICE}::test_repetitions_that_wait_for_the_first_change_nothing",),
+    ),
+    Protection(
+        "an event that comes again is compared with what was sent",
+        f"{_SVC}/usage/recording.py",
+        "    if event.sent != sent:\n        return _reused(event)\n    return Answer(recorded, duplicate=True)",
+        "    return Answer(recorded, duplicate=True)",
+        (f"{_TESTS}/usage/test_repeats.py::test_the_same_id_with_other_content_is_refused",),
+    ),
+    Protection(
+        "a denial is not the answer to one's own first sending",
+        f"{_SVC}/usage/recording.py",
+        "    if refused and await store.find_events(conn, refused):\n        raise transactions.RetryTransaction\n",
+        "",
+        (
+            f"{_TESTS}/usage/test_repeats.py::test_a_repeat_that_waits_for_the_first_is_not_denied_the_unit_that_the_first_took",
+        ),
+    ),
+    # Promise 2: one transaction.
+    Protection(
+        "the shield around transactions",
+        f"{_SVC}/database/transactions.py",
+        "            task.add_done_callback(_report_abandoned)\n            raise\n",
+        "            task.cancel()\n            raise\n",
+        (f"{_TESTS}/database/test_transactions.py::test_a_cancelled_caller_does_not_undo_the_work",),
+    ),
+    Protection(
+        "what lost its connection at COMMIT is not repeated",
+        f"{_SVC}/database/transactions.py",
+        "                    # It may have been committed: only the caller's id tells, so only the caller may repeat.\n"
+        "                    raise _away() from error\n",
+        "                    raise _ConnectionLost from error\n",
+        (
+            f"{_TESTS}/database/test_transaction_faults.py::test_a_connection_lost_at_commit_is_unknown_and_not_repeated",
+        ),
+    ),
+    Protection(
+        "serialization failures and deadlocks are repeated",
+        f"{_SVC}/database/transactions.py",
+        '_CONFLICTS = frozenset({"40001", "40P01"})',
+        "_CONFLICTS: frozenset[str] = frozenset()",
+        (f"{_TESTS}/database/test_transactions.py::test_a_serialization_failure_repeats_the_whole_work",),
+    ),
+    # Promise 3: never over-admitted.
+    Protection(
+        "the lock of a counter's row",
+        f"{_SVC}/usage/store.py",
+        "              FOR UPDATE\n           ) AS c\n",
+        "           ) AS c\n",
+        (f"{_HOLDS}::test_events_that_wait_for_the_same_counter_are_all_counted",),
+    ),
+    Protection(
+        "the hard limit",
+        f"{_SVC}/quota/rules.py",
+        "    return Decision(allowed=False, reason=Reason.QUOTA_EXHAUSTED, units_beyond=beyond)\n\n\ndef count(",
+        "    return Decision(allowed=True, reason=Reason.QUOTA_EXHAUSTED, units_beyond=beyond)\n\n\ndef count(",
+        (f"{_HOLDS}::test_four_client_processes_on_two_servers_hold_exactly_what_there_is",),
+    ),
+    Protection(
+        "what others hold is no room",
+        f"{_SVC}/quota/rules.py",
+        "max(0, self.free(included) - self.reserved)",
+        "max(0, self.free(included))",
+        (f"{_TESTS}/reservations/test_reservations.py::test_a_hold_takes_up_room_until_it_is_released",),
+    ),
+    Protection(
+        "a reservation is closed by a conditional update",
+        f"{_SVC}/reservations/store.py",
+        "(new.account_id, new.reservation_id) AND r.state = 'held'\n",
+        "(new.account_id, new.reservation_id)\n",
+        (f"{_HOLDS}::test_of_two_endings_of_a_hold_the_first_wins_and_its_units_come_back_once",),
+    ),
+    Protection(
+        "an expired hold stands in nobody's way",
+        f"{_SVC}/usage/recording.py",
+        "    if any(one.event.reject for one in placed):\n        await books.expire(conn)\n",
+        "",
+        (f"{_TESTS}/reservations/test_reservations.py",),
+    ),
+    Protection(
+        "never more is taken back than there is",
+        f"{_SVC}/corrections/correcting.py",
+        "    if not 0 < units <= left:\n",
+        "    if units <= 0:\n",
+        (f"{_TESTS}/corrections/test_corrections.py::test_never_more_than_is_left_is_taken_back",),
+    ),
+    # Under load.
+    Protection(
+        "a call whose deadline has passed is dropped",
+        f"{_SVC}/batching.py",
+        " if not one[1].done()]",
+        "]",
+        (f"{_TESTS}/test_batching.py::test_a_cancelled_call_never_reaches_the_database",),
+    ),
+    Protection(
+        "the bound of a queue",
+        f"{_SVC}/batching.py",
+        "        if len(self._waiting) >= QUEUE_MAX:\n",
+        "        if False:\n",
+        (f"{_TESTS}/test_batching.py::test_past_the_bound_calls_are_turned_away_at_once_and_the_rest_is_answered",),
+    ),
+    Protection(
+        "a stop lets what is under way finish",
+        f"{_SVC}/server.py",
+        "            await running.stop()\n",
+        "            await running.server.stop(0)\n",
+        (
+            f"{_TESTS}/supervision/test_replicas.py::test_one_that_is_stopped_drains_and_is_replaced_without_a_failed_call",
+        ),
+    ),
+    # Promise 5: Stripe's events.
+    Protection(
+        "an event is answered once it is stored",
+        f"{_SVC}/stripe_events/servicer.py",
+        "stored = await self._database.run(lambda conn: store.insert(conn, event, ignored_because, now))",
+        "stored = bool(\n            __import__('asyncio').ensure_future(\n"
+        "                self._database.run(lambda conn: store.insert(conn, event, ignored_because, now))\n"
+        "            )\n        )",
+        ("tests/faults/test_statements.py::test_a_fault_at_each_statement_leaves_all_or_nothing[accept]",),
+    ),
+    Protection(
+        "the gateway says 200 only if the service did",
+        "src/webhook_gateway/app.py",
+        'forwarding.Outcome.AWAY: (HTTPStatus.SERVICE_UNAVAILABLE, "service_unavailable"',
+        'forwarding.Outcome.AWAY: (HTTPStatus.OK, "service_unavailable"',
+        ("tests/webhook_gateway/test_gateway.py::test_each_status_of_the_service_has_its_answer",),
+    ),
+    Protection(
+        "the signature of an event",
+        "src/webhook_gateway/app.py",
+        "        if fault is not None:\n",
+        "        if False:\n",
+        ("tests/webhook_gateway/test_gateway.py::test_what_stripe_did_not_sign_is_400_and_goes_no_further",),
+    ),
+    Protection(
+        "fetched state decides, not the order of events",
+        f"{_SVC}/stripe_events/handlers/subscriptions.py",
+        "            return await refreshing.fetch(self._stripe, subscription_id)\n",
+        "            return refreshing.read(events[-1].object)\n",
+        (f"{_TESTS}/stripe_events/test_applying.py::test_any_order_and_repetition_ends_in_what_stripe_has",),
+    ),
+    Protection(
+        "a lease keeps others out",
+        f"{_SVC}/stripe/leases.py",
+        "            where=_OBJECTS.c.leased_until <= now,\n",
+        "",
+        (
+            f"{_TESTS}/stripe_events/test_applying.py::TestLeases",
+            f"{_REPORT_FAULTS}::test_workers_that_meet_send_one_at_a_time",
+        ),
+    ),
+    Protection(
+        "the fence of a lease that ends",
+        f"{_SVC}/stripe/leases.py",
+        "_OBJECTS.c.fence == lease.fence)\n        .values(leased_until=now)\n",
+        "sa.true())\n        .values(leased_until=now)\n",
+        (f"{_TESTS}/stripe_events/test_applying.py::TestLeases::test_a_worker_that_lost_its_lease_writes_nothing",),
+    ),
+    # Promise 6: Stripe's side of a crash.
+    Protection(
+        "the idempotency key of writes at Stripe",
+        f"{_SVC}/stripe/client.py",
+        '(method(dict(params), {"idempotency_key": idempotency_key}))',
+        "(method(dict(params), {}))",
+        (f"{_CHECKOUT_FAULTS}::test_a_first_checkout_that_crashed_is_carried_on",),
+    ),
+    Protection(
+        "a key outlives the process that made it",
+        f"{_SVC}/stripe/requests.py",
+        '            where=_REQUESTS.c.state == "refused",\n',
+        "",
+        (f"{_CHECKOUT_FAULTS}::test_a_first_checkout_that_crashed_is_carried_on",),
+    ),
+    Protection(
+        "an intent of yesterday is looked up",
+        f"{_SVC}/stripe/requests.py",
+        "        if row.answered_500 or now - row.created_at >= KEY_TRUSTED_FOR:\n",
+        "        if row.answered_500:\n",
+        (f"{_CHECKOUT_FAULTS}::test_an_intent_of_yesterday_is_looked_up",),
+    ),
+    Protection(
+        "after a stored 500 Stripe is asked",
+        f"{_SVC}/stripe/requests.py",
+        "        if row.answered_500 or now - row.created_at >= KEY_TRUSTED_FOR:\n",
+        "        if now - row.created_at >= KEY_TRUSTED_FOR:\n",
+        (f"{_CHECKOUT_FAULTS}::test_after_a_stored_500_stripe_is_asked_before_a_new_key_is_used",),
+    ),
+    # Promise 7: reported once.
+    Protection(
+        "`already exists` is a success",
+        f"{_SVC}/stripe/client.py",
+        "            if not _is_known_already(error.__cause__, event.identifier):\n                raise\n",
+        "            raise\n",
+        (
+            f"{_REPORT_FAULTS}::test_accepted_but_unheard_is_not_counted_again",
+            f"{_REPORT_FAULTS}::test_a_sender_that_is_killed",
+        ),
+    ),
+    Protection(
+        "a slice keeps its identifier",
+        f"{_SVC}/usage_reports/sending.py",
+        "begun.reported_for, begun.identifier\n",
+        'begun.reported_for, f"{begun.identifier}_{begun.attempts}"\n',
+        (f"{_REPORT_FAULTS}::test_accepted_but_unheard_is_not_counted_again",),
+    ),
+    Protection(
+        "an attempt is stored before the call",
+        f"{_SVC}/usage_reports/store.py",
+        "            first_attempt_at=sa.func.coalesce(_REPORTS.c.first_attempt_at, now),\n",
+        "",
+        (f"{_REPORT_FAULTS}::test_accepted_but_unheard_is_not_counted_again",),
+    ),
+    Protection(
+        "of what is unknown for a day the meter's sum decides",
+        f"{_SVC}/usage_reports/judging.py",
+        "    is_known = report.refused_at is None and now < report.first_attempt_at + IDENTIFIER_TRUSTED_FOR\n",
+        "    is_known = report.refused_at is None\n",
+        (f"{_REPORT_FAULTS}::test_of_what_is_unknown_for_a_day_the_meter_s_sum_decides",),
+    ),
+    Protection(
+        "the fence of a sender",
+        f"{_SVC}/usage_reports/sending.py",
+        "            if not await leases.renew(conn, lease, self._clock.now()):\n"
+        "                raise leases.Overtaken\n",
+        "",
+        (_REPORT_FAULTS, f"{_TESTS}/usage_reports/test_any_fault.py"),
+    ),
+    Protection(
+        "what was appended cannot be changed",
+        f"{_SVC}/database/privileges.py",
+        "    if table not in APPENDED:\n",
+        "    if True:\n",
+        (f"{_TESTS}/database/test_privileges.py",),
+    ),
+    # Promise 10: closed by default.
+    Protection(
+        "an RPC is for those who were given it",
+        f"{_SVC}/access.py",
+        "    if entry is not Open.ANY_CALLER and entry not in caller.groups:\n",
+        "    if entry is None:\n",
+        (f"{_TESTS}/test_access.py::test_every_rpc_refuses_callers_without_its_group",),
+    ),
+    Protection(
+        "a prefix ends where an id does",
+        f"{_SVC}/scope.py",
+        "    return account_id == prefix or opens_all(prefix, account_id)\n",
+        "    return account_id.startswith(prefix)\n",
+        (f"{_TESTS}/test_scope.py::test_what_a_prefix_opens",),
+    ),
+)
