@@ -43,7 +43,8 @@ _MARKS = {traffic.CHECK: b"\x08\x02", traffic.RECORD: b"\x08\x01"}
 class Job:
     """What to do: for `seconds` after a warm-up, or until `calls` were made; or round trips to Postgres.
 
-    With `per_second` calls begin at that rate, whether or not earlier ones were answered.
+    With `per_second` calls begin at that rate, whether or not earlier ones were answered, while fewer than `in_flight`
+    are under way.
     """
 
     address: str = ""
@@ -121,13 +122,16 @@ class Load:
 
     async def _at_a_rate(self, rpcs: Sequence[Any], began: float, ends: float) -> None:
         first, begun = began - self._job.warm_up_seconds, 0
-        async with asyncio.TaskGroup() as calls:
-            while (now := time.perf_counter()) < ends:
-                due = int((now - first) * self._job.per_second)
-                for n in range(begun, due):
-                    calls.create_task(self._call(rpcs[n % len(rpcs)], next(self._requests), began, ends))
-                begun = due
-                await asyncio.sleep(_TICK_SECONDS)
+        under_way: set[asyncio.Task[None]] = set()
+        while (now := time.perf_counter()) < ends:
+            due = int((now - first) * self._job.per_second)
+            for n in range(begun, min(due, begun + self._job.in_flight - len(under_way))):
+                task = asyncio.create_task(self._call(rpcs[n % len(rpcs)], next(self._requests), began, ends))
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
+            begun = due
+            await asyncio.sleep(_TICK_SECONDS)
+        await asyncio.gather(*under_way)
 
     async def _call(self, rpc: Any, request: bytes, began: float, ends: float) -> None:  # noqa: ANN401 - grpc's callable
         self._calls += 1

@@ -24,6 +24,8 @@ _GROWTH_MB_MAX = 10
 _MEMORY_STEPS = 5
 _H2LOAD_CALLS = 8_000
 _OVERLOAD_SECONDS = 4.0
+# More than the server lets wait.
+_OVERLOAD_IN_FLIGHT = 2_000
 # What is accepted has waited behind two full queues at the most.
 _OVERLOAD_MS_MAX = 1_000
 # Every call that is not answered is shed: by us, or by gRPC's core before we see it.
@@ -200,8 +202,11 @@ def overload(plan: Plan) -> list[Row]:
     """Twice what the server can carry, at a rate that does not wait for answers; then half of it again."""
     server, sent = plan.nyqst, traffic.Traffic(traffic.CHECK)
 
-    def drive(*, per_second: float = 0.0, seconds: float = 1.0, warm_up_seconds: float = 1.0) -> driver.Done:
-        job = driver.Job(server.address, sent, warm_up_seconds=warm_up_seconds, seconds=seconds, per_second=per_second)
+    def drive(*, per_second: float = 0.0, seconds: float = 1.0) -> driver.Done:
+        in_flight = _OVERLOAD_IN_FLIGHT if per_second else 128
+        job = driver.Job(
+            server.address, sent, "", in_flight, warm_up_seconds=1.0, seconds=seconds, per_second=per_second
+        )
         done = plan.meter.drivers.run(job)
         server.calls += done.calls_in_all
         return done

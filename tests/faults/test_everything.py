@@ -52,6 +52,8 @@ async def change_minds(one: world.World, rng: random.Random, subscriptions: list
 
 
 async def harm(one: world.World, rng: random.Random, victim: str) -> None:
+    for process in one.programs.values():
+        await process.keep()
     if victim == "postgres":
         number = rng.choice((signal.SIGKILL, signal.SIGQUIT))
         await asyncio.to_thread(test_postgres.end_and_start, one.postgres, number)

@@ -36,6 +36,7 @@ class Process:
     program: parts.Program
     log: Path
     child: children.Child | None = None
+    ended: "asyncio.Task[int] | None" = None
 
     async def start(self) -> None:
         """Start it, without waiting for anything."""
@@ -46,18 +47,26 @@ class Process:
 
         program = self.program
         self.child = await children.Child.start(program.command, program.environment, write, program.announcement)
+        self.ended = asyncio.create_task(self.child.wait())
+
+    async def keep(self) -> None:
+        """Start it again if it has ended by itself: one that finds no Postgres does not begin."""
+        if self.ended is not None and self.ended.done():
+            await self.start()
 
     async def answering(self) -> None:
+        """Wait until it answers."""
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             assert self.child is not None
-            while not await self.program.answers(self.child):  # noqa: ASYNC110 - another process
+            while not await self.program.answers(self.child):
+                await self.keep()
                 await asyncio.sleep(POLL_SECONDS)
 
     async def kill(self) -> None:
         """End it without a word, and return when it is gone."""
-        if self.child is not None:
+        if self.child is not None and self.ended is not None:
             self.child.kill()
-            await self.child.wait()
+            await self.ended
 
 
 @dataclass

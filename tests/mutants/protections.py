@@ -186,10 +186,7 @@ PROTECTIONS = (
         f"{_SVC}/stripe/leases.py",
         "            where=_OBJECTS.c.leased_until <= now,\n",
         "",
-        (
-            f"{_TESTS}/stripe_events/test_applying.py::TestLeases",
-            f"{_REPORT_FAULTS}::test_workers_that_meet_send_one_at_a_time",
-        ),
+        (f"{_REPORT_FAULTS}::test_a_sender_that_is_killed",),
     ),
     Protection(
         "the fence of a lease that ends",
@@ -250,6 +247,13 @@ PROTECTIONS = (
         f"{_SVC}/usage_reports/store.py",
         "            first_attempt_at=sa.func.coalesce(_REPORTS.c.first_attempt_at, now),\n",
         "",
+        (f"{_REPORT_FAULTS}::test_of_what_is_unknown_for_a_day_the_meter_s_sum_decides",),
+    ),
+    Protection(
+        "a slice that was sent does not grow",
+        f"{_SVC}/usage_reports/rules.py",
+        '        return self.state == "sealed" and self.attempts == 0\n',
+        '        return self.state == "sealed"\n',
         (f"{_REPORT_FAULTS}::test_accepted_but_unheard_is_not_counted_again",),
     ),
     Protection(

@@ -35,7 +35,7 @@ accounts = sa.Table(
     sa.Column("created_at", _INSTANT, nullable=False),
     # The account's customer at Stripe; stripe_customers is the way back.
     sa.Column("customer_id", sa.Text),
-    # The subscription under which pay-as-you-go was switched on; null: off. It ends with that subscription, by the clock.
+    # The subscription under which pay-as-you-go was switched on, and with which it ends, by the clock; null: off.
     sa.Column("pay_as_you_go_under", sa.Text),
     sa.CheckConstraint("account_id <> ''", name="named"),
 )
@@ -275,8 +275,8 @@ reservations = sa.Table(
     sa.Index("ix_reservations_expiring", "expires_at", postgresql_where=sa.text("state = 'held'")),
 )
 
-# A contiguous slice (from_units, to_units] of a counter's billable total; docs/adr/0007 has its states. It may grow until
-# it is first sent, and never changes after that.
+# A contiguous slice (from_units, to_units] of a counter's billable total; docs/adr/0007 has its states. It may grow
+# until it is first sent, and never changes after that.
 usage_reports = sa.Table(
     "usage_reports",
     metadata,
@@ -318,8 +318,8 @@ usage_reports = sa.Table(
     sa.CheckConstraint("(from_units = to_units) = (state = 'void')", name="slice"),
     sa.CheckConstraint("from_units >= 0 AND to_units >= 0", name="bounds"),
     sa.CheckConstraint("length(identifier) <= 100", name="identifier"),
-    # 'sealed': to be sent. 'late': to be an invoice item. 'itemised': that is made, and waits for an invoice of its own.
-    # 'void': corrected away before it was sent.
+    # 'sealed': to be sent. 'late': to be an invoice item. 'itemised': that is made, and waits for an invoice of its
+    # own. 'void': corrected away before it was sent.
     sa.CheckConstraint("state IN ('sealed', 'late', 'itemised', 'sent', 'invoiced', 'failed', 'void')", name="state"),
     sa.CheckConstraint("(state IN ('sealed', 'late', 'itemised')) = (closed_at IS NULL)", name="closed"),
     sa.CheckConstraint("(state IN ('itemised', 'invoiced')) <= (amount IS NOT NULL)", name="amount"),
@@ -475,8 +475,8 @@ change_requests = sa.Table(
     sa.CheckConstraint("account_id <> '' AND request_id <> ''", name="named"),
 )
 
-# What the worker has to do about a subscription at Stripe, because of something that happened here. The row goes when it
-# is done; a new cause gives it a new id, under which it is done anew.
+# What the worker has to do about a subscription at Stripe, because of something that happened here. The row goes when
+# it is done; a new cause gives it a new id, under which it is done anew.
 subscription_duties = sa.Table(
     "subscription_duties",
     metadata,

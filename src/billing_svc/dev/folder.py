@@ -2,15 +2,17 @@
 
 import contextlib
 import fcntl
+import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from billing_svc.commands import common
 
 MARKER = "billing-svc-dev"
+ENVIRONMENT = "environment"
 _STRIPE_ITSELF = "stripe-itself"
 _MARKER_TEXT = "`billing-svc dev` keeps its data here; beside this file, --reset may delete everything.\n"
 # A `dev` that was killed a moment ago, and its Postgres, may not have let go yet.
@@ -43,6 +45,14 @@ def keep_to_one_stripe(path: Path, sandbox_state: Path, *, sandbox: bool) -> Non
         )
     if not sandbox:
         marker.touch()
+
+
+def write_environment(path: Path, variables: Mapping[str, str]) -> None:
+    """Keep what commands need in a file that a shell reads; it has the database's password."""
+    file = path / ENVIRONMENT
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())))
 
 
 def _claim(path: Path) -> IO[str]:

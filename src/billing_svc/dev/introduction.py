@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from billing_svc import settings
-from billing_svc.dev import options, programs
+from billing_svc.dev import folder, options, programs
 
 _ACCOUNT = "acme"
 
@@ -47,6 +47,7 @@ def lines(chosen: options.Options, ports: options.Ports, path: Path) -> Iterator
         yield f"            stripe listen --forward-to {programs.webhook_url(ports)}"
     yield f"  database  {'as DATABASE_URL says' if chosen.database_url else _shown(str(path / 'postgres'))}"
     yield f"  catalog   {_shown(str(chosen.catalog_file))}"
+    yield f"  commands  . {_shown(str(path / folder.ENVIRONMENT))} && billing-svc doctor"
     yield ""
     yield "A first call, to copy into another terminal:"
     yield ""

@@ -77,6 +77,12 @@ def _clock_file(path: Path) -> Path:
     return path / "clock"
 
 
+def own(environment: Mapping[str, str], stripe: options.StripeAccount | None) -> Mapping[str, str]:
+    """Return what a command needs beside a `dev` that runs; a key of Stripe's own is left where it is."""
+    own = {name: value for name, value in environment.items() if name.startswith(_OWN_PREFIXES)}
+    return own if stripe is None else {name: own[name] for name in own if not name.startswith("STRIPE_")}
+
+
 def grpc_address(ports: Ports) -> str:
     """Return where the server listens."""
     return f"{LOOPBACK}:{ports.grpc}"

@@ -104,6 +104,7 @@ class _Start:
         folder.keep_to_one_stripe(self.path, programs.sandbox_state(self.path), sandbox=self.chosen.stripe is None)
         database_url = self.chosen.database_url or await self._start_postgres()
         environment = programs.environment(self.ports, database_url, self.path, self.chosen.stripe)
+        folder.write_environment(self.path, programs.own(environment, self.chosen.stripe))
         sandbox = None if self.chosen.stripe else self._begin(programs.sandbox(self.ports, self.path, environment))
         await self._complete("migrate", programs.command("migrate"), environment)
         if sandbox is not None:

@@ -193,7 +193,11 @@ async def sent_between(conn: AsyncConnection, report: rules.Report, start: datet
         _REPORTS.c.account_id == report.account_id,
         _REPORTS.c.customer_id == report.customer_id,
         _REPORTS.c.stripe_event_name == report.stripe_event_name,
-        _REPORTS.c.state == "sent",
+        # Of what is charged by items, that is what its meter has and no invoice charged; the rest never arrived there.
+        sa.or_(
+            _REPORTS.c.state == "sent",
+            sa.and_(_REPORTS.c.state.in_(("late", "itemised", "invoiced")), _REPORTS.c.first_attempt_at.is_not(None)),
+        ),
         _REPORTS.c.reported_for >= start,
         _REPORTS.c.reported_for < end,
     )

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from billing_svc.database import embedded, engine, migrating, tables
 
-_HEAD = "0006"
+_HEAD = "0005"
 
 
 def _connect(url: str) -> sa.Connection:

@@ -60,6 +60,24 @@ async def test_when_stripe_gives_up_the_plan_is_lost_and_what_was_used_is_asked_
     assert [kind for kind, _ in await ledger.differences()] == []
 
 
+async def test_ended_in_the_dashboard_without_a_last_invoice(ledger: Ledger) -> None:
+    """Its meter has the units, and no invoice of the subscription will ever charge them."""
+    subscription_id = await ledger.buy()
+    await ledger.use("runs", 210)
+    await ledger.advance(hours=1)
+    await ledger.use("runs", 3)
+    await ledger.advance(hours=1)
+    await ledger.world.sandbox.call("DELETE", f"/v1/subscriptions/{subscription_id}", prorate="false")
+    await ledger.work()
+    assert await ledger.charged() == 20
+    await ledger.advance(hours=6)
+    assert await ledger.charged() == 20 + 13 * RUN
+    assert {one["status"] for one in await ledger.invoices()} == {"paid"}
+    assert await ledger.differences() == []
+    await ledger.advance(days=40)
+    assert await ledger.charged() == 20 + 13 * RUN
+
+
 async def test_who_pays_after_all_has_the_plan_again(ledger: Ledger) -> None:
     await ledger.world.sandbox.control("POST", "dunning", {"ends": "unpaid"})
     await ledger.buy()
