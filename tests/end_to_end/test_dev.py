@@ -65,6 +65,22 @@ def refused(command: list[str], **environment: str) -> str:
     return ended.stderr
 
 
+def test_commands_work_beside_it(running: dev_process.DevProcess) -> None:
+    file = running.data_dir / "environment"
+    assert file.stat().st_mode & 0o777 == 0o600
+    ended = subprocess.run(
+        ["/bin/sh", "-c", f". '{file}' && '{sys.executable}' -m billing_svc doctor"],
+        cwd=dev_process.ROOT,
+        env=dev_process.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "catalog at Stripe" in ended.stdout
+
+
 def test_the_first_call_that_it_prints_works(running: dev_process.DevProcess) -> None:
     first = next(number for number, line in enumerate(running.lines) if line.endswith(" - <<'END'\n"))
     last = running.lines.index("END\n", first)

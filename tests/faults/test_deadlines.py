@@ -13,7 +13,7 @@ async def test_a_storm_of_deadlines_tears_nothing_apart(database_url: str, run: 
     load = loads.Load(run, storm)
     async with processes.servers(database_url, tmp_path, 2) as started:
         async with loads.working(load, started):
-            for _ in range(round(run.seconds(4, 0.1))):
+            for _ in range(round(run.seconds(3, 0.1))):
                 await asyncio.sleep(1)
                 load.count()
         load.count()

@@ -155,7 +155,7 @@ async def test_whatever_dies_nothing_is_lost_and_nothing_counts_twice(
         server = processes.ServerProcess(one.url, one.ports.grpc, tmp_path / "unused")
         async with loads.working(load, [server]):
             minds = asyncio.create_task(change_minds(one, run.rng("minds"), subscriptions, load.stop))
-            until = time.monotonic() + run.seconds(10, 1.0)
+            until = time.monotonic() + run.seconds(7, 1.0)
             while time.monotonic() < until:
                 await asyncio.sleep(rng.uniform(0.1, 1.5 if run.minutes is None else 5.0))
                 victim = rng.choice(VICTIMS)

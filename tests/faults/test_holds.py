@@ -88,7 +88,7 @@ async def test_four_client_processes_on_two_servers_hold_exactly_what_there_is(
     database_url: str, engine: AsyncEngine, run: runs.Run, tmp_path: Path
 ) -> None:
     await loads.prepare(database_url)
-    rounds = run.times(3, 100)
+    rounds = run.times(2, 100)
     async with (
         processes.servers(database_url, tmp_path, 2) as started,
         clients([one.address for one in started]) as callers,

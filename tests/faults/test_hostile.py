@@ -88,7 +88,7 @@ async def test_no_message_breaks_an_rpc(database_url: str, run: runs.Run, tmp_pa
                 codes["OK"] += 1
             run.count(answered=sum(codes.values()))
 
-        await for_a_while(run.seconds(5, 0.2), call, run, started.process.pid)
+        await for_a_while(run.seconds(3, 0.2), call, run, started.process.pid)
         run.count(**{code.lower(): number for code, number in codes.items()})
     assert "Traceback" not in started.log.read_text()
     assert {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNAUTHENTICATED"} <= codes.keys()
@@ -180,7 +180,7 @@ async def test_no_request_breaks_the_gateway(run: runs.Run, tmp_path: Path) -> N
             writer.transport.abort()
             run.count(requests=sum(statuses.values()))
 
-        await for_a_while(run.seconds(3, 0.1), send, run, gateway.pid)
+        await for_a_while(run.seconds(2, 0.1), send, run, gateway.pid)
         run.count(**{f"answered_{status}": number for status, number in sorted(statuses.items())})
     assert {200, 400} <= statuses.keys()
     # Bytes behind a request that is still worked on are refused at once; uvicorn cannot send its answer then, and logs.

@@ -9,7 +9,7 @@ from tests.faults import loads, runs
 
 async def test_a_killed_server_loses_and_doubles_nothing(database_url: str, run: runs.Run, tmp_path: Path) -> None:
     await loads.prepare(database_url)
-    load, rng, kills = loads.Load(run, loads.callers_of(run)), run.rng(), run.times(3, 40)
+    load, rng, kills = loads.Load(run, loads.callers_of(run)), run.rng(), run.times(2, 40)
     async with processes.servers(database_url, tmp_path, 2) as started:
         async with loads.working(load, started):
             for n in range(kills):

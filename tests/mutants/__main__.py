@@ -4,6 +4,7 @@ In a copy of the checkout, never in the checkout itself.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def tested(copy: Path, tests: Sequence[str]) -> tuple[int, list[str], str]:
     except subprocess.TimeoutExpired:
         return _FAILED, ["(it hung)"], ""
     said = ended.stdout + ended.stderr
-    red = [line.split(" ")[1] for line in said.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    red = re.findall(r"^(?:FAILED|ERROR) (tests/.*?)(?: - .*)?$", said, re.MULTILINE)
     return ended.returncode, red, said
 
 

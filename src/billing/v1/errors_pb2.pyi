@@ -125,7 +125,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     server that stops answers every call that has reached it.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 37
-    """RESOURCE_EXHAUSTED. The server sheds load; the call was not begun. RetryInfo says when to repeat. Metadata: none."""
+    """RESOURCE_EXHAUSTED. The server sheds load; the call was not begun. RetryInfo says when to repeat. Metadata: none.
+    Far above what it can carry, calls are dropped before it sees them: CANCELLED without details, not begun either.
+    """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 38
     """DEADLINE_EXCEEDED. The deadline, the caller's or the server's own, passed first. What the call does may have been
     done all the same: repeat with the same ids. Metadata: none.
@@ -248,7 +250,9 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 36
 server that stops answers every call that has reached it.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 37
-"""RESOURCE_EXHAUSTED. The server sheds load; the call was not begun. RetryInfo says when to repeat. Metadata: none."""
+"""RESOURCE_EXHAUSTED. The server sheds load; the call was not begun. RetryInfo says when to repeat. Metadata: none.
+Far above what it can carry, calls are dropped before it sees them: CANCELLED without details, not begun either.
+"""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 38
 """DEADLINE_EXCEEDED. The deadline, the caller's or the server's own, passed first. What the call does may have been
 done all the same: repeat with the same ids. Metadata: none.

@@ -10,13 +10,13 @@ import orjson
 import sqlalchemy as sa
 
 
-def insert_missing(table: sa.Table, columns: Sequence[str], returning: str | None = None) -> sa.TextClause:
+def insert_missing(table: sa.Table, columns: Sequence[str]) -> sa.TextClause:
     """Return an insert of `rows` that skips what conflicts; columns left out take their defaults."""
     names = ", ".join(columns)
     return sa.text(
         f"INSERT INTO {table.name} ({names})"  # noqa: S608 - names of our own schema
         f" SELECT {names} FROM json_populate_recordset(CAST(NULL AS {table.name}), CAST(:rows AS json))"
-        f" ON CONFLICT DO NOTHING{f' RETURNING {returning}' if returning else ''}"
+        " ON CONFLICT DO NOTHING"
     )
 
 

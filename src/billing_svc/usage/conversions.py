@@ -8,7 +8,7 @@ from billing.v1 import decision_pb2, errors_pb2, usage_pb2
 from billing_svc import errors, fields
 from billing_svc.quota import conversions as quota_conversions
 from billing_svc.reservations import rules as reservations_rules
-from billing_svc.usage import recording, rules
+from billing_svc.usage import books, rules
 
 EVENTS_MAX = 5_000
 RETRY_ATTEMPT_MAX = 1_000
@@ -68,12 +68,12 @@ def from_proto_event(
     )
 
 
-def to_proto_outcome(outcome: recording.Answer | rules.Denied) -> usage_pb2.RecordUsageResponse:
+def to_proto_outcome(outcome: books.Answer | rules.Denied) -> usage_pb2.RecordUsageResponse:
     """Return the answer to an event that was recorded, now or earlier, or denied."""
-    return to_proto_recorded(outcome) if isinstance(outcome, recording.Answer) else to_proto_denied(outcome)
+    return to_proto_recorded(outcome) if isinstance(outcome, books.Answer) else to_proto_denied(outcome)
 
 
-def to_proto_recorded(answer: recording.Answer) -> usage_pb2.RecordUsageResponse:
+def to_proto_recorded(answer: books.Answer) -> usage_pb2.RecordUsageResponse:
     """Return the answer to a recorded event; a repeat differs in `duplicate` alone."""
     recorded = answer.recorded
     return usage_pb2.RecordUsageResponse(
@@ -163,7 +163,7 @@ def from_proto_batch(
 
 
 def to_proto_batch(
-    request: usage_pb2.BatchRecordUsageRequest, outcomes: Sequence[recording.Outcome]
+    request: usage_pb2.BatchRecordUsageRequest, outcomes: Sequence[books.Outcome]
 ) -> usage_pb2.BatchRecordUsageResponse:
     """Return the answers to a batch, in its order."""
     response = usage_pb2.BatchRecordUsageResponse()

@@ -11,7 +11,7 @@ from billing_svc.database import transactions
 from billing_svc.monitoring import metrics
 from billing_svc.statements import conversions as statements_conversions
 from billing_svc.statements import drawing
-from billing_svc.usage import conversions, recording, rules
+from billing_svc.usage import books, conversions, recording, rules
 
 
 class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
@@ -27,9 +27,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         self._database = database
         self._catalogs = catalogs
         self._clock = now
-        self._events = batching.Batcher[rules.NewEvent, recording.Answer | rules.Denied](
-            "events", self._record, counted
-        )
+        self._events = batching.Batcher[rules.NewEvent, books.Answer | rules.Denied]("events", self._record, counted)
 
     async def RecordUsage(
         self, request: usage_pb2.RecordUsageRequest, context: interceptors.Context
@@ -69,6 +67,6 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         statement = await self._database.read(lambda conn: drawing.draw(conn, self._catalogs, query, now))
         return statements_conversions.to_proto_usage(statement, request)
 
-    async def _record(self, events: Sequence[rules.NewEvent]) -> list[recording.Outcome]:
+    async def _record(self, events: Sequence[rules.NewEvent]) -> list[books.Outcome]:
         now = self._clock.now()
         return await self._database.run(lambda conn: recording.record(conn, self._catalogs, events, now))

@@ -113,6 +113,8 @@ class LateUsage:
             price = rules.metered_price(catalog, report.plan, report.meter)
             if price is None:  # it was sealed under this very price
                 raise LookupError(f"plan {report.plan} of version {report.catalog_version} has no price for its usage")
+            held = await store.subscriptions(conn, report.account_id)
+            bills = next((one for one in held if one.subscription_id == report.subscription_id), None)
             so_far = await store.charged(conn, report)
             amount = rules.late_amount(
                 rules.unit_price_in_minor_units(catalog, price),
@@ -121,6 +123,8 @@ class LateUsage:
                 so_far.by_items,
                 report.units,
             )
+            if bills is not None and bills.was_trial(report.reported_for):
+                amount = 0  # as its meter would have charged it
             await store.write(conn, report, {"amount": amount})
             return amount, catalog.currency, unit
 

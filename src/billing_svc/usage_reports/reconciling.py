@@ -39,6 +39,10 @@ class _Books:
             for one in self.subscriptions
         )
 
+    def is_superfluous(self, subscription_id: str | None) -> bool:
+        """Say whether a subscription was bought beside another: that one's invoices charge what was used under it."""
+        return any(one.superfluous and one.subscription_id == subscription_id for one in self.subscriptions)
+
     def of(self, counter: counters.Counter) -> list[rules.Report]:
         return [one for one in self.reports if (one.meter, one.period_start) == (counter.meter, counter.period_start)]
 
@@ -108,7 +112,8 @@ class Reconciliation:
             for customer_id, name in names:
                 sent = [one for one in own if (one.customer_id, one.stripe_event_name) == (customer_id, name)]
                 found += await self._compare_meter(counter, sent, meters.get(name))
-                if not books.was_trial(counter):  # what is used in a trial is on no invoice
+                # What is used in a trial is on no invoice.
+                if not books.was_trial(counter) and not books.is_superfluous(sent[0].subscription_id):
                     found += await self._compare_lines(counter, sent, now)
             found += await self._compare_items(counter, own, books)
         return found

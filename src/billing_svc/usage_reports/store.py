@@ -39,6 +39,11 @@ class SubscriptionRow:
     ended_at: datetime | None
     effective_from: datetime
     effective_until: datetime | None
+    superfluous: bool
+
+    def was_trial(self, at: datetime) -> bool:
+        """Say whether its trial went on at an instant: what is used in it is free."""
+        return self.trial_end is not None and self.effective_from <= at < self.trial_end
 
 
 @dataclass(frozen=True, slots=True)

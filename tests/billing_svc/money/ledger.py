@@ -12,6 +12,7 @@ from billing_svc.database import tables
 from billing_svc.gauges import opening
 from billing_svc.reconciling import whole
 from billing_svc.stripe import catalog_sync
+from billing_svc.usage_reports import flushing
 from tests.billing_svc.subscriptions import dealing
 
 ORIGIN = audit_store.Origin("operator:test")
@@ -37,6 +38,13 @@ class Ledger(dealing.Dealing):
         now = self.world.billing.clock.now()
         await self.world.billing.transactions.run(lambda conn: opening.open_due(conn, self.catalogs, now))
         await super().work()
+
+    async def report(self) -> None:
+        """Bring the usage so far to Stripe, and do nothing else of the worker's."""
+        billing = self.world.billing
+        await flushing.Flush(billing.transactions, self.catalogs, self.world.stripe, billing.clock).flush(
+            self.account_id
+        )
 
     async def until(self, at: datetime) -> list[str]:
         """Let time pass until an instant, with the worker at work."""

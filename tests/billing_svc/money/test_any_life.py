@@ -17,7 +17,7 @@ from tests.billing_svc.subscriptions.dealing import AT_PERIOD_END, NOW
 
 # BILLING_LIVES=500 BILLING_LIFE_STEPS=60 looks for an hour; BILLING_LIFE_FIRST=17 begins with that seed.
 FIRST = int(os.environ.get("BILLING_LIFE_FIRST", "0"))
-LIVES = int(os.environ.get("BILLING_LIVES", "3"))
+LIVES = int(os.environ.get("BILLING_LIVES", "2"))
 STEPS = int(os.environ.get("BILLING_LIFE_STEPS", "30"))
 
 # Every price is in whole cents, so that nothing is rounded.

@@ -70,7 +70,8 @@ async def test_ended_in_the_dashboard_without_a_last_invoice(ledger: Ledger) -> 
     await ledger.world.sandbox.call("DELETE", f"/v1/subscriptions/{subscription_id}", prorate="false")
     await ledger.work()
     assert await ledger.charged() == 20
-    await ledger.advance(hours=6)
+    await ledger.advance(hours=3)
+    await ledger.advance(hours=2)
     assert await ledger.charged() == 20 + 13 * RUN
     assert {one["status"] for one in await ledger.invoices()} == {"paid"}
     assert await ledger.differences() == []
@@ -142,7 +143,8 @@ async def test_of_two_pages_that_were_both_paid_one_subscription_stays(ledger: L
     assert await ledger.differences() == []
 
 
-async def test_of_two_pages_the_later_one_s_event_comes_first(ledger: Ledger) -> None:
+@pytest.mark.parametrize("sent", [False, True])
+async def test_of_two_pages_the_later_one_s_event_comes_first(ledger: Ledger, *, sent: bool) -> None:
     """What is used meanwhile counts under the later one, and is charged once, on the one that stays."""
     page = await ledger.world.checkout()
     other = await second_page(ledger)
@@ -155,6 +157,8 @@ async def test_of_two_pages_the_later_one_s_event_comes_first(ledger: Ledger) ->
     await ledger.world.deliver(*late)
     await ledger.world.apply_all()
     assert (await ledger.use("runs", 230)).billable == 30
+    if sent:
+        await ledger.report()
     await ledger.advance(minutes=30)
     await ledger.work()
     assert [one["status"] for one in await ledger.at_stripe("active")] == ["active"]

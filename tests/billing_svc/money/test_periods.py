@@ -77,6 +77,18 @@ async def test_a_trial_that_is_cancelled_costs_nothing(ledger: Ledger) -> None:
     assert await ledger.differences() == []
 
 
+async def test_what_was_not_reported_when_a_trial_ended_at_stripe_is_free_too(ledger: Ledger) -> None:
+    await ledger.sell(CATALOG)
+    subscription_id = await ledger.buy(plan="tried")
+    await ledger.use("runs", 104)
+    await ledger.world.sandbox.call("DELETE", f"/v1/subscriptions/{subscription_id}", prorate="false")
+    await ledger.world.deliver_new()
+    await ledger.advance(hours=4)
+    await ledger.advance(days=2)
+    assert await ledger.charged() == 0
+    assert await ledger.differences() == []
+
+
 async def test_a_year_is_charged_once_and_its_quota_begins_anew_each_month(ledger: Ledger) -> None:
     await ledger.sell(CATALOG)
     await ledger.buy(plan="year")
