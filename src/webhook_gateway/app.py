@@ -1,5 +1,6 @@
 """The HTTP side: receive, verify, forward, answer."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 
+import h11
 import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -101,7 +103,9 @@ class RequestLog:
         """Run the request, then count and log it."""
         started = time.monotonic()
         try:
-            await self._app(scope, receive, send)
+            # Bytes behind the request broke the connection, which was answered for that: no defect of ours to log.
+            with contextlib.suppress(h11.LocalProtocolError):
+                await self._app(scope, receive, send)
         finally:
             answer: Answer = scope.get(_ANSWER_KEY) or Answer(
                 HTTPStatus.INTERNAL_SERVER_ERROR, "internal", logging.ERROR
