@@ -34,9 +34,9 @@ OWED = Decimal("20.00") + 60 * Decimal("0.50")
 PATIENCE_SECONDS = 30
 POLL_SECONDS = 0.05
 # Which ones strike depends on how many calls there are in time; that many are far fewer than usual.
-STRIKES_MIN = 15
+STRIKES_MIN = 12
 # `dev` gives a part up that dies five times within half a minute.
-KILL_CHANCE = 0.1
+KILL_CHANCE = 0.15
 KILLS_MAX, KILLS_WITHIN_SECONDS = 4, 30
 SEED = int(os.environ.get("BILLING_MONTH_SEED", "20261120"))
 
@@ -217,11 +217,11 @@ def test_the_same_with_the_worker_killed_and_every_fault(month: Month) -> None:
     for _ in range(200):
         month.run()
     # Of what is beyond, a bit goes to Stripe every other day, while the worker may be killed at any moment.
-    for _ in range(12):
-        for _ in range(5):
+    for _ in range(10):
+        for _ in range(6):
             month.run()
-        month.sandbox.advance(2 * DAY)
-        for _ in range(10):
+        month.sandbox.advance(2 * DAY, delivery_seconds=0.5)
+        for _ in range(6):
             time.sleep(0.1)
             if month.chance.random() < KILL_CHANCE:
                 month.kill_worker()

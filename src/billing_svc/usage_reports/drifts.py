@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from billing_svc.usage_reports import counters, rules
 
 # Older periods are paid for and closed; a drift of theirs was shown when they were not.
-LOOKED_BACK = timedelta(days=65)
+LOOKED_BACK = timedelta(days=100)
 # An invoice is final by then, and nothing of its period is on the way any more.
 SETTLED_AFTER = timedelta(hours=3)
 

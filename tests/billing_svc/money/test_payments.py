@@ -44,7 +44,7 @@ async def test_when_stripe_gives_up_the_plan_is_lost_and_what_was_used_is_asked_
     await ledger.advance(days=1)
     while (await ledger.told()).past_due:
         assert (await ledger.use("runs", 1)).billable == 1
-        await ledger.advance(hours=12)
+        await ledger.advance(days=2)
     told = await ledger.told()
     assert (told.plan, told.past_due) == ("free", False)
     assert told.status == {"canceled": subscription_pb2.STATUS_CANCELED, "unpaid": subscription_pb2.STATUS_UNPAID}[ends]
