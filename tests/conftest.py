@@ -27,6 +27,8 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     # Some tests use the SDK by itself; it would write into the home directory.
     stripe.enable_telemetry = False
+    # Half a second and more before each repetition would be most of what tests of Stripe's faults take.
+    stripe.HTTPClient.INITIAL_DELAY = 0.01
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
