@@ -1,4 +1,4 @@
-"""AdminService: gRPC in, one transaction, gRPC out. What is not here yet answers UNIMPLEMENTED."""
+"""AdminService: gRPC in, one transaction, gRPC out."""
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 

@@ -41,13 +41,13 @@ def lines(chosen: options.Options, ports: options.Ports, path: Path) -> Iterator
     yield f"  webhook   {programs.webhook_url(ports)}"
     if chosen.stripe is None:
         yield f"  sandbox   {programs.sandbox_url(ports)}  (in Stripe's place)"
-        yield f"  clock     billing-svc sandbox advance 35d{_port_option(ports)}  (moves Stripe's and ours)"
+        yield f"  clock     {_program()} sandbox advance 35d{_port_option(ports)}  (moves Stripe's and ours)"
     else:
         yield "  Stripe    itself, in test mode; its events come by"
         yield f"            stripe listen --forward-to {programs.webhook_url(ports)}"
     yield f"  database  {'as DATABASE_URL says' if chosen.database_url else _shown(str(path / 'postgres'))}"
     yield f"  catalog   {_shown(str(chosen.catalog_file))}"
-    yield f"  commands  . {_shown(str(path / folder.ENVIRONMENT))} && billing-svc doctor"
+    yield f"  commands  . {_shown(str(path / folder.ENVIRONMENT))} && {_program()} doctor"
     yield ""
     yield "A first call, to copy into another terminal:"
     yield ""
@@ -57,6 +57,11 @@ def lines(chosen: options.Options, ports: options.Ports, path: Path) -> Iterator
     yield ""
     yield _GRPCURL.format_map(values)
     yield ""
+
+
+def _program() -> str:
+    """Return our own command as it can be called from here, whatever PATH says."""
+    return shlex.quote(_shown(str(Path(sys.executable).with_name("billing-svc"))))
 
 
 def _port_option(ports: options.Ports) -> str:

@@ -88,12 +88,6 @@ def unknown(report: rules.Report, now: datetime) -> Next:
     return Next(Step.LOOK) if now >= ready_at else Next(Step.WAIT, ready_at)
 
 
-def is_late(report: rules.Report, subscription: Subscription | None, now: datetime) -> str:
-    """Return why its meter can surely not bill it any more; empty if it may."""
-    found = _meter_open(report, subscription, now)
-    return found.why if found.step is Step.CHARGE_LATE else ""
-
-
 def _meter_open(report: rules.Report, subscription: Subscription | None, now: datetime) -> Next:
     if subscription is None:
         return Next(Step.CHARGE_LATE, why="no subscription bills it")

@@ -71,13 +71,6 @@ def charge_of(context: Context, item: Json) -> lines.Charge:
     )
 
 
-def discard_prorations(context: Context, customer_id: str, subscription_id: str) -> None:
-    """Forget the credits and charges for parts of periods that wait."""
-    for item in waiting(context, customer_id, subscription_id):
-        if item["proration"] and _subscription_of(item) == subscription_id:
-            delete(context, item)
-
-
 def _subscription_of(item: Json) -> str | None:
     found: str | None = ((item["parent"] or {}).get("subscription_details") or {}).get("subscription")
     return found
