@@ -9,9 +9,8 @@ they answered. A caller that waits for its answers loses nothing; of one that do
 import asyncio
 from typing import Any
 
-import grpc
-
 from billing_svc import interceptors
+from billing_svc.rpc import serving
 
 # Calls that have reached the process are taken up one by one, far faster than this.
 _QUIET_SECONDS = 0.02
@@ -42,7 +41,7 @@ class Answers:
 
         return run
 
-    async def stop(self, server: grpc.aio.Server, grace_seconds: float) -> None:
+    async def stop(self, server: serving.Server, grace_seconds: float) -> None:
         """Stop a server once what it was sent is under way, and let that finish."""
         self._released.clear()
         try:

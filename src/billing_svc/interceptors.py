@@ -10,7 +10,7 @@ import functools
 import inspect
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -22,13 +22,13 @@ from grpc_status import rpc_status
 
 from billing_svc import access, errors, scope, tls
 from billing_svc.monitoring import metrics
+from billing_svc.rpc import calls, serving
 
-# In quotes: these classes take their parameters in the type checker alone.
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Handler: TypeAlias = "Callable[[Any, Context], Awaitable[Any]]"
+Context: TypeAlias = calls.Call
+MethodHandler: TypeAlias = serving.MethodHandler
+Handler: TypeAlias = serving.Handler
 Layer: TypeAlias = Callable[[str, Handler], Handler]
-Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+Metadata: TypeAlias = calls.Metadata
 
 ERROR_DOMAIN = "billing.internal"
 REQUEST_ID_KEY = "x-request-id"
@@ -53,13 +53,10 @@ class Call:
     caller: access.Caller = access.ANONYMOUS
     account_id: str = ""
     reason: str = ""
-    metadata: Metadata = field(default=(), repr=False)
     started: float = field(default_factory=time.perf_counter)
 
 
 _current: contextvars.ContextVar[Call] = contextvars.ContextVar("call")
-# What the caller sent beside its request: the handler's context would decode it anew.
-_metadata: contextvars.ContextVar[Metadata] = contextvars.ContextVar("metadata")
 
 
 def current_call() -> Call:
@@ -67,84 +64,57 @@ def current_call() -> Call:
     return _current.get()
 
 
-class Interceptors(grpc.aio.ServerInterceptor):
-    """Runs every handler inside the layers."""
+class Interceptors:
+    """Runs every handler inside the layers; the `Routing` of a server."""
 
     def __init__(self, layers: Sequence[Layer], tokens: access.Tokens) -> None:
         self._layers = layers
         self._tokens = tokens
-        self._wrapped: dict[str, MethodHandler] = {}
-        self._refusing: dict[str, MethodHandler] = {}
         # All streams together, whichever their method.
         self._limit_streams = limit_calls(STREAMS_AT_ONCE)
 
-    async def intercept_service(
-        self,
-        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[MethodHandler | None]]",
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "MethodHandler | None":
-        """Return the wrapped handler of the called method."""
-        # Runs in the call's own task, before its handler.
-        _metadata.set(handler_call_details.invocation_metadata or ())
-        method = handler_call_details.method
-        wrapped = self._wrapped.get(method)
-        if wrapped is None:
-            handler = await continuation(handler_call_details)
-            if handler is None:  # grpc answers UNIMPLEMENTED; not kept, or names could fill the memory
-                return None
-            wrapped = self._wrap_stream(method, handler) if handler.response_streaming else self._wrap(method, handler)
-            self._wrapped[method] = wrapped
-            self._refusing[method] = self._refuse(method)
-        if access.is_strangers(
-            method, _metadata_value(handler_call_details.invocation_metadata, "authorization"), self._tokens
-        ):
-            return self._refusing[method]
-        return wrapped
+    def route(self, method: str, handler: MethodHandler) -> serving.Route:
+        """Return how a method is answered."""
+        run = self._wrap_stream(method, handler) if handler.response_streaming else self._wrap(method, handler)
+        serialize: Any = handler.response_serializer
+        return serving.Route(run, self._refuse(method), serialize, streams_requests=handler.request_streaming)
 
-    def _refuse(self, method: str) -> MethodHandler:
-        """Return what answers callers that nobody knows.
+    def is_refused(self, method: str, metadata: Metadata) -> bool:
+        """Say whether nobody knows the caller: a stranger's megabytes, and those that never come, take nothing."""
+        return access.is_strangers(method, _metadata_value(metadata, "authorization"), self._tokens)
 
-        gRPC reads a request whole before it calls its handler, but not a stream of them: a stranger's megabytes, and
-        those that never come, take nothing.
-        """
-
+    def _refuse(self, method: str) -> Handler:
         async def run(_request: object, _context: Context) -> None:
             raise errors.Unauthenticated("the token is not known")
 
         refusing: Handler = run
         for layer in reversed(self._layers):
             refusing = layer(method, refusing)
-        handler: MethodHandler = grpc.stream_unary_rpc_method_handler(refusing)
-        return handler
+        return refusing
 
-    def _wrap(self, method: str, handler: MethodHandler) -> MethodHandler:
-        # Parsed inside the layers: grpc would parse before, and send the parser's text to the caller.
+    def _wrap(self, method: str, handler: MethodHandler) -> Handler:
+        # Parsed inside the layers, so that what does not parse is refused in our words.
         run = _parse(method, handler)
         for layer in reversed(self._layers):
             run = layer(method, run)
-        return grpc.unary_unary_rpc_method_handler(run, None, handler.response_serializer)
+        return run
 
-    def _wrap_stream(self, method: str, handler: MethodHandler) -> MethodHandler:
+    def _wrap_stream(self, method: str, handler: MethodHandler) -> Handler:
         # Only the standard services stream (health, reflection). A watch lasts, so its time is not limited.
         run = _parse_and_stream(handler)
         for layer in (authenticate(self._tokens), self._limit_streams, map_errors, identify):
             run = layer(method, run)
-        make: Any = (
-            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-        )
-        wrapped: MethodHandler = make(run, None, handler.response_serializer)
-        return wrapped
+        return run
 
 
 def identify(method: str, inner: Handler) -> Handler:
     """Give each call its id (the caller's own, if it sent a fit one), and write one log line for it."""
 
     async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
-        metadata = _metadata.get()
-        sent = _metadata_value(metadata, REQUEST_ID_KEY) or ""
+        sent = _metadata_value(context.metadata, REQUEST_ID_KEY) or ""
         # What is not ASCII cannot be sent back.
         fit = 0 < len(sent) <= REQUEST_ID_LENGTH_MAX and sent.isascii() and sent.isprintable()
-        call = Call(sent if fit else _new_request_id(), metadata=metadata)
+        call = Call(sent if fit else _new_request_id())
         _current.set(call)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         code = "CANCELLED"
@@ -152,7 +122,7 @@ def identify(method: str, inner: Handler) -> Handler:
             response = await inner(request, context)
             code = "OK"
         except grpc.aio.AbortError:
-            code = context.code().name
+            code = _code_of(context)
             raise
         finally:
             _log.info(
@@ -170,11 +140,11 @@ def identify(method: str, inner: Handler) -> Handler:
     return run
 
 
-def count_calls(calls: metrics.Calls) -> Layer:
+def count_calls(counted: metrics.Calls) -> Layer:
     """Return the layer that counts how calls end, and how long they took."""
 
     def layer(method: str, inner: Handler) -> Handler:
-        count = calls.of(method)
+        count = counted.of(method)
 
         async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
             started = time.perf_counter()
@@ -183,7 +153,7 @@ def count_calls(calls: metrics.Calls) -> Layer:
                 response = await inner(request, context)
                 code = "OK"
             except grpc.aio.AbortError:
-                code, reason = context.code().name, current_call().reason
+                code, reason = _code_of(context), current_call().reason
                 raise
             finally:
                 count(code, reason, time.perf_counter() - started)
@@ -266,7 +236,7 @@ def authenticate(tokens: access.Tokens) -> Layer:
     def layer(method: str, inner: Handler) -> Handler:
         async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
             call = current_call()
-            authorization = _metadata_value(call.metadata, "authorization")
+            authorization = _metadata_value(context.metadata, "authorization")
             shown: Sequence[str] = ()
             if authorization is None and tokens.know_certificates:
                 shown = tuple(tls.names(context.auth_context()))
@@ -320,6 +290,12 @@ def _message(handler: MethodHandler, request: bytes) -> Any:  # noqa: ANN401 - a
 async def _messages(handler: MethodHandler, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     async for request in requests:
         yield _message(handler, request)
+
+
+def _code_of(context: Context) -> str:
+    """Return the status that a call was aborted with."""
+    code = context.code()
+    return "UNKNOWN" if code is None else code.name
 
 
 def _new_request_id() -> str:

@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from billing.v1 import (
     admin_pb2,
@@ -22,7 +21,7 @@ from billing.v1 import (
     usage_pb2,
     usage_pb2_grpc,
 )
-from billing_svc import access, callers, clock, draining, interceptors, listening, processes, tls
+from billing_svc import access, callers, clock, draining, interceptors, processes, tls
 from billing_svc.admin.servicer import AdminServicer
 from billing_svc.catalog import versions
 from billing_svc.changes.canceling import Canceling
@@ -36,6 +35,7 @@ from billing_svc.duties.doing import Duties
 from billing_svc.monitoring import answering, metrics, readiness
 from billing_svc.pay_as_you_go.switching import Switching
 from billing_svc.quota.servicer import QuotaServicer
+from billing_svc.rpc import serving
 from billing_svc.settings import Settings
 from billing_svc.stripe import catalog_sync, client
 from billing_svc.stripe.requests import Requests
@@ -106,7 +106,7 @@ def layers(
 class Running:
     """A server that answers, and what it is made of."""
 
-    listener: listening.Listener
+    server: serving.Server
     health: HealthServicer
     database: transactions.Transactions
     answers: draining.Answers
@@ -121,7 +121,7 @@ class Running:
     async def stop(self, grace_seconds: float = DRAIN_SECONDS) -> None:
         """Turn unready, let the calls under way finish, then stop."""
         await self.health.enter_graceful_shutdown()
-        await self.answers.stop(await self.listener.rest(), grace_seconds)
+        await self.answers.stop(self.server, grace_seconds)
         await self.database.drain()
 
 
@@ -151,26 +151,20 @@ async def start(
     admin = AdminServicer(database, catalogs, now)
     events = StripeEventServicer(database, now, livemode=settings.livemode)
     health = HealthServicer()
-    certificates = tls.Certificates(settings) if settings.is_encrypted else None
-
-    def build(port: int) -> tuple[grpc.aio.Server, int]:
-        server = grpc.aio.server(interceptors=[intercepting], options=_options(settings, shared_port=shared_port))
-        quota_pb2_grpc.add_QuotaServiceServicer_to_server(quota, server)
-        usage_pb2_grpc.add_UsageServiceServicer_to_server(usage, server)
-        subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server(subscriptions, server)
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
-        stripe_event_pb2_grpc.add_StripeEventServiceServicer_to_server(events, server)
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        if settings.reflection:
-            reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
-        listen = f"{settings.listen[:-1]}{port}" if settings.listen.endswith(":0") else settings.listen
-        if certificates is not None:
-            return server, server.add_secure_port(listen, certificates.credentials())
-        return server, server.add_insecure_port(listen)
-
-    listener = listening.Listener(build, DRAIN_SECONDS)
-    await listener.start()
-    running = Running(listener, health, database, answers, listener.port)
+    rpc = serving.Server(intercepting, _options(settings, shared_port=shared_port))
+    rpc.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota)
+    rpc.add(usage_pb2_grpc.add_UsageServiceServicer_to_server, usage)
+    rpc.add(subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server, subscriptions)
+    rpc.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, admin)
+    rpc.add(stripe_event_pb2_grpc.add_StripeEventServiceServicer_to_server, events)
+    rpc.add(health_pb2_grpc.add_HealthServicer_to_server, health)
+    if settings.reflection:
+        reflecting = reflection.aio.ReflectionServicer((*SERVICES, reflection.SERVICE_NAME))
+        rpc.add(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflecting)
+    credentials = tls.Certificates(settings).credentials() if settings.is_encrypted else None
+    port = rpc.listen(settings.listen, credentials)
+    rpc.start()
+    running = Running(rpc, health, database, answers, port)
     await running.set_serving(True)
     return running
 

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from billing.v1 import admin_pb2_grpc, quota_pb2, subscription_pb2, usage_pb2, usage_pb2_grpc
 from billing_svc import draining, interceptors, server
+from billing_svc.rpc import serving
 from tests.billing_svc import books, processes, refusals
 from tests.billing_svc.conftest import TOKEN, Billing, tokens
 from tests.billing_svc.test_access import MALFORMED, METHODS
@@ -55,16 +56,16 @@ async def test_malformed_bytes_are_refused_in_our_words_by_every_rpc(billing: Bi
 async def test_rpcs_of_later_releases_say_so() -> None:
     """A generated servicer of which nothing is written yet, inside the production layers."""
     known = tokens()
-    bare = grpc.aio.server(interceptors=[interceptors.Interceptors(server.layers(known, draining.Answers()), known)])
-    admin_pb2_grpc.add_AdminServiceServicer_to_server(admin_pb2_grpc.AdminServiceServicer(), bare)
-    port = bare.add_insecure_port("127.0.0.1:0")
-    await bare.start()
+    bare = serving.Server(interceptors.Interceptors(server.layers(known, draining.Answers()), known))
+    bare.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, admin_pb2_grpc.AdminServiceServicer())
+    port = bare.listen("127.0.0.1:0")
+    bare.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         for method in [one for one in METHODS if "AdminService" in one]:
             refusal = await _send(channel, method, b"")
             assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED"), method
             assert refusal.metadata == {"rpc": method}
-    await bare.stop(None)
+    await bare.stop(grace_seconds=1)
 
 
 async def test_what_a_handler_raises_stays_inside(billing: Billing, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,125 @@
+"""One call: what its handler sees of it, and its ways to an answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Never, TypeAlias
+
+import grpc
+from grpc._cython import cygrpc
+
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+Serializer: TypeAlias = Callable[[Any], bytes]
+
+_NO_FLAGS = 0
+_OK: int = grpc.StatusCode.OK.value[0]
+# It holds nothing, so one serves every call.
+_INITIAL_METADATA = cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS)
+
+
+def _nothing(_event: object) -> None:
+    """Is told that an answer went out, or that it did not: its caller has gone."""
+
+
+class Call:
+    """A call under way; what of `grpc.aio.ServicerContext` the layers and servicers use."""
+
+    __slots__ = ("_code", "_core", "_details", "_has_begun", "_serialize", "_trailing", "is_over", "metadata", "task")
+
+    def __init__(self, core: Any, metadata: Metadata, serialize: Serializer) -> None:  # noqa: ANN401 - Cython's
+        self._core = core
+        self.metadata = metadata
+        self._serialize = serialize
+        # What answers it, once something does.
+        self.task: asyncio.Task[None] | None = None
+        # It was answered, or its caller has gone: nothing can be sent any more.
+        self.is_over = False
+        self._has_begun = False
+        self._trailing: Metadata = ()
+        self._code: grpc.StatusCode | None = None
+        self._details = ""
+        core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
+
+    def receive(self, received: Callable[[bytes | None], None]) -> None:
+        """Have the next message handed over; None after the last one."""
+        self._core.start_server_batch(
+            (cygrpc.ReceiveMessageOperation(_NO_FLAGS),),
+            lambda event: received(event.batch_operations[0].message()),
+        )
+
+    async def messages(self) -> AsyncIterator[bytes]:
+        """Yield the messages of a stream."""
+        while True:
+            coming: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+            self.receive(lambda message, coming=coming: coming.done() or coming.set_result(message))  # type: ignore[misc]
+            message = await coming
+            if message is None:
+                return
+            yield message
+
+    async def write(self, response: Any) -> None:  # noqa: ANN401 - any message
+        """Send one message of a stream, and wait until it is out."""
+        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        message = cygrpc.SendMessageOperation(self._serialize(response), _NO_FLAGS)
+        self._begin((message,), lambda _event: sent.done() or sent.set_result(None))
+        await sent
+
+    def answer(self, response: Any) -> None:  # noqa: ANN401 - any message, or None after a stream
+        """Send the response and the end of the call."""
+        status = cygrpc.SendStatusFromServerOperation(self._trailing, _OK, b"", _NO_FLAGS)
+        if response is None:
+            self._end((status,))
+        else:
+            self._end((cygrpc.SendMessageOperation(self._serialize(response), _NO_FLAGS), status))
+
+    def refuse(self, code: grpc.StatusCode, details: str) -> None:
+        """Send a status in place of an answer."""
+        number: int = code.value[0]
+        self._end((cygrpc.SendStatusFromServerOperation(self._trailing, number, details.encode(), _NO_FLAGS),))
+
+    def refuse_as_told(self) -> None:
+        """Send the status that `abort` was given."""
+        self.refuse(self._code or grpc.StatusCode.UNKNOWN, self._details)
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> Never:
+        """End the call with a status. Raises AbortError, which is to be let through."""
+        self._code, self._details, self._trailing = code, details, trailing_metadata or self._trailing
+        raise grpc.aio.AbortError
+
+    def code(self) -> grpc.StatusCode | None:
+        """Return the status that the call was aborted with."""
+        return self._code
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """Say which status is meant; a generated servicer's methods call it until they are written."""
+        self._code = code
+
+    def set_details(self, details: str) -> None:
+        """Say why."""
+        self._details = details
+
+    def set_trailing_metadata(self, metadata: Metadata) -> None:
+        """Say what goes with the answer's end."""
+        self._trailing = metadata
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        """Return what TLS knows of the caller."""
+        found = cygrpc.auth_context(self._core) or {}
+        return {key.decode(): values for key, values in found.items()}
+
+    def _end(self, operations: tuple[Any, ...]) -> None:
+        if not self.is_over:
+            self._begin(operations, _nothing)
+            self.is_over = True
+
+    def _begin(self, operations: tuple[Any, ...], done: Callable[[Any], object]) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            operations = (_INITIAL_METADATA, *operations)
+        self._core.start_server_batch(operations, done)
+
+    def _closed(self, event: Any) -> None:  # noqa: ANN401 - Cython's
+        """Stop working for a caller that has gone, or whose deadline has passed."""
+        if event.batch_operations[0].cancelled() and not self.is_over:
+            self.is_over = True
+            if self.task is not None:
+                self.task.cancel()

@@ -1,0 +1,73 @@
+"""The completion queue of gRPC's core, emptied on the event loop.
+
+A thread waits for the first event and wakes the loop, which then takes up all others by itself: under load one wake-up
+brings dozens of events. grpc.aio has its thread take up each one and hand it over by itself.
+"""
+
+import asyncio
+import threading
+from typing import Any
+
+import structlog
+from grpc._cython import cygrpc
+
+_log = structlog.get_logger("rpc")
+
+# Between two turns of the loop, so that nothing else waits for long: some milliseconds' work.
+_EVENTS_AT_ONCE = 64
+# A moment that is over: what has not come yet is not waited for.
+_AT_ONCE = 0.0
+
+
+class Events:
+    """Calls each event's tag, on the event loop, as `tag(event)`."""
+
+    def __init__(self) -> None:
+        self.queue = cygrpc.CompletionQueue()
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        # Taken by the thread while the loop empties the queue.
+        self._is_empty = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._wait, name="grpc-events", daemon=True)
+        self._thread.start()
+
+    async def end(self) -> None:
+        """Take up what is still under way, then end; nothing may be begun any more."""
+        self.queue.shutdown()
+        await self._ended
+        self._thread.join()
+
+    def _wait(self) -> None:
+        is_last = False
+        while not is_last:
+            event = self.queue.poll()
+            is_last = event.completion_type == cygrpc.CompletionType.queue_shutdown
+            try:
+                self._loop.call_soon_threadsafe(self._take_up, event)
+            except RuntimeError:  # the loop was closed on its way out
+                return
+            # The core spins while somebody holds on to the event of a call that has ended.
+            del event
+            if not is_last:
+                self._is_empty.acquire()
+
+    def _take_up(self, event: Any) -> None:  # noqa: ANN401 - as Cython has it
+        for _ in range(_EVENTS_AT_ONCE):
+            if event.completion_type == cygrpc.CompletionType.queue_timeout:
+                self._is_empty.release()
+                return
+            if event.completion_type == cygrpc.CompletionType.queue_shutdown:
+                self._end()
+                return
+            try:
+                event.tag(event)
+            except Exception:  # noqa: BLE001 - one call's defect must not end all others
+                _log.exception("event_failed")
+            event = None
+            event = self.queue.poll(_AT_ONCE)
+        self._loop.call_soon(self._take_up, event)
+
+    def _end(self) -> None:
+        self._is_empty.release()
+        if not self._ended.done():
+            self._ended.set_result(None)

@@ -1,0 +1,143 @@
+"""A gRPC server whose handlers run on the event loop; it does what of `grpc.aio.Server` is used here."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+import structlog
+from grpc._cython import cygrpc
+
+from billing_svc.rpc import calls, events
+
+_log = structlog.get_logger("rpc")
+
+# Calls that the core may hand over at once; what comes beyond waits in it for the next turn of the loop.
+_REQUESTED = 64
+
+MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+# Takes the request (bytes; where it streams, an iterator of them; None where it was not read) and the call, and returns
+# the response, or None after a stream of its own.
+Handler: TypeAlias = Callable[[Any, calls.Call], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How the calls of one method are answered."""
+
+    run: Handler
+    # Answers those whose request is not even read.
+    refuse: Handler
+    serialize: calls.Serializer
+    streams_requests: bool = False
+
+
+class Routing(Protocol):
+    """What stands between the calls and the handlers."""
+
+    def route(self, method: str, handler: MethodHandler) -> Route:
+        """Return how a method is answered; called once for each, before the server starts."""
+
+    def is_refused(self, method: str, metadata: calls.Metadata) -> bool:
+        """Say whether a call's request is not even to be read."""
+
+
+class Server:
+    """Listens on one port, and answers each call by its method's route."""
+
+    def __init__(self, routing: Routing, options: Sequence[tuple[str, int]] = ()) -> None:
+        self._routing = routing
+        self._core = cygrpc.Server(tuple(options), False)  # noqa: FBT003 - without xDS
+        self._events = events.Events()
+        self._core.register_completion_queue(self._events.queue)
+        # As the core names them: a path may be any bytes.
+        self._routes: dict[bytes, tuple[str, Route]] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def add(self, register: Callable[..., None], servicer: object) -> None:
+        """Answer a service's methods; `register` is what was generated as `add_...Servicer_to_server`."""
+        register(servicer, self)
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, MethodHandler]) -> None:
+        """Take over a service's methods; generated code calls it."""
+        for name, handler in handlers.items():
+            method = f"/{service}/{name}"
+            self._routes[method.encode()] = method, self._routing.route(method, handler)
+
+    def add_generic_rpc_handlers(self, _handlers: object) -> None:
+        """Do nothing: generated code registers each service in both ways."""
+
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Listen on an address and return the port. Raises RuntimeError if that is not possible."""
+        secret = () if credentials is None else (credentials._credentials,)  # type: ignore[attr-defined]  # noqa: SLF001
+        port: int = self._core.add_http2_port(address.encode(), *secret)
+        if port == 0:
+            raise RuntimeError(f"cannot listen on {address}")
+        return port
+
+    def start(self) -> None:
+        """Take calls up from now on."""
+        self._core.start()
+        for _ in range(_REQUESTED):
+            self._request_call()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Tell callers to go elsewhere, and wait for the calls under way; after `grace_seconds` they are ended."""
+        stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._core.shutdown(self._events.queue, lambda _event: stopped.set_result(None))
+        done, _ = await asyncio.wait({stopped}, timeout=grace_seconds)
+        if not done:
+            self._core.cancel_all_calls()
+            await stopped
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+        await self._events.end()
+        self._core.destroy()
+
+    def _request_call(self) -> None:
+        self._core.request_call(self._events.queue, self._events.queue, self._take_up)
+
+    def _take_up(self, event: Any) -> None:  # noqa: ANN401 - Cython's
+        if not event.success:  # the server stops
+            return
+        self._request_call()
+        found = self._routes.get(event.call_details.method)
+        if found is None:
+            calls.Call(event.call, (), bytes).refuse(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
+            return
+        method, route = found
+        call = calls.Call(event.call, event.invocation_metadata, route.serialize)
+        if self._routing.is_refused(method, call.metadata):
+            self._run(route.refuse, None, call)
+        elif route.streams_requests:
+            self._run(route.run, call.messages(), call)
+        else:
+            call.receive(lambda message: self._received(route, call, message))
+
+    def _received(self, route: Route, call: calls.Call, message: bytes | None) -> None:
+        if call.is_over:
+            return
+        if message is None:  # too large for the core, which has said so by itself, or none was sent
+            call.refuse(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
+        else:
+            self._run(route.run, message, call)
+
+    def _run(self, handler: Handler, request: Any, call: calls.Call) -> None:  # noqa: ANN401 - as handlers take it
+        call.task = asyncio.get_running_loop().create_task(self._answer(handler, request, call))
+        self._under_way.add(call.task)
+        call.task.add_done_callback(self._under_way.discard)
+
+    async def _answer(self, handler: Handler, request: Any, call: calls.Call) -> None:  # noqa: ANN401 - as above
+        try:
+            call.answer(await handler(request, call))
+        except grpc.aio.AbortError:
+            call.refuse_as_told()
+        except asyncio.CancelledError:
+            call.refuse(grpc.StatusCode.CANCELLED, "the call was cancelled")
+            raise
+        except Exception:  # noqa: BLE001 - the layers have let through what they should not
+            _log.exception("call_failed")
+            call.refuse(grpc.StatusCode.INTERNAL, "internal error")
+        finally:
+            call.task = None
