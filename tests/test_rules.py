@@ -37,13 +37,15 @@ GRPC = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "google.protobu
 GRPC_FILES = {"servicer.py", "conversions.py"}
 GRPC_MODULES = {
     "billing_svc.dev.programs",  # asks the server whether it answers
-    "billing_svc.draining",  # stops the server
     "billing_svc.errors",  # each names its status code
     "billing_svc.fields",  # what the messages share
     "billing_svc.interceptors",
-    "billing_svc.listening",  # watches the server
+    "billing_svc.rpc.calls",
+    "billing_svc.rpc.events",
+    "billing_svc.rpc.serving",
     "billing_svc.scope",  # finds the account in any request
     "billing_svc.server",
+    "billing_svc.statuses",  # an error as gRPC tells it
     "billing_svc.tls",
 }
 
@@ -153,6 +155,16 @@ def test_stores_leave_the_transaction_to_their_caller() -> None:
 def test_only_the_edge_touches_grpc() -> None:
     beyond = (one for one in imports("billing_svc") if one.is_of(GRPC) and not is_edge(one))
     assert described(beyond) == []
+
+
+def test_only_the_rpc_folder_touches_what_grpc_keeps_to_itself() -> None:
+    """It moves with the pin of grpcio (ADR 0011)."""
+    private = (
+        one
+        for one in imports("billing_svc", "webhook_gateway")
+        if one.is_of(["grpc._cython", "grpc._server", "grpc._channel"])
+    )
+    assert described(one for one in private if not one.module.startswith("billing_svc.rpc.")) == []
 
 
 def test_only_the_server_knows_servicers() -> None:

@@ -191,12 +191,13 @@ def origin(url: str) -> str:
 
 def to_proto_instant(value: datetime | None) -> timestamp_pb2.Timestamp | None:
     """Return an instant as a message, to be copied into another one; None stays unset."""
-    return None if value is None else _timestamp(value)
+    return None if value is None else to_proto_timestamp(value)
 
 
 # Every answer tells the bounds of a period, and most accounts share them.
 @functools.lru_cache(maxsize=4096)
-def _timestamp(value: datetime) -> timestamp_pb2.Timestamp:
+def to_proto_timestamp(value: datetime) -> timestamp_pb2.Timestamp:
+    """Return an instant as a message that is shared: to be copied, never changed."""
     message = timestamp_pb2.Timestamp()
     message.FromDatetime(value)
     return message

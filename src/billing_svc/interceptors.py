@@ -1,4 +1,4 @@
-"""What every RPC passes through, outermost first: see `server.LAYERS` for the order and its reasons.
+"""What every RPC passes through, outermost first: see `server.routing` for the order and its reasons.
 
 A layer is a function that takes a method's name and the handler inside it, and returns the handler around it. They are
 composed once for each method, not once for each call.
@@ -6,54 +6,60 @@ composed once for each method, not once for each call.
 
 import asyncio
 import contextvars
-import functools
 import inspect
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import grpc
 import structlog
-from google.protobuf import any_pb2, duration_pb2, message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status
+from google.protobuf import message
 
-from billing_svc import access, errors, scope, tls
+from billing_svc import access, errors, scope, statuses, tls
 from billing_svc.monitoring import metrics
 from billing_svc.rpc import calls, serving
 
-Context: TypeAlias = calls.Call
+# What servicers are handed, as generated code names its type. In quotes: it takes parameters in the type checker alone.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 MethodHandler: TypeAlias = serving.MethodHandler
 Handler: TypeAlias = serving.Handler
 Layer: TypeAlias = Callable[[str, Handler], Handler]
-Metadata: TypeAlias = calls.Metadata
 
-ERROR_DOMAIN = "billing.internal"
 REQUEST_ID_KEY = "x-request-id"
 REQUEST_ID_LENGTH_MAX = 128
 # Longer than any transaction's budget, so that what is cut off here hangs.
 SERVER_DEADLINE_SECONDS = 15.0
 # Watches of the service's health by those who balance and supervise, which need no token, and reflection.
 STREAMS_AT_ONCE = 100
-# Past about 8 KiB of trailers a status is destroyed in transit. The message travels twice: by itself, where a byte that
-# is not ASCII takes three, and within the details, which base64 makes a third longer. With these bounds both fit.
-MESSAGE_BYTES_MAX = 1024
-DETAILS_BYTES_MAX = 3072
 
 _log = structlog.get_logger("rpc")
 
 
-@dataclass(slots=True)
-class Call:
-    """What is known of the call under way."""
+class Call(calls.Call):
+    """A call under way, with what is known of it."""
 
-    request_id: str
-    caller: access.Caller = access.ANONYMOUS
-    account_id: str = ""
-    reason: str = ""
-    started: float = field(default_factory=time.perf_counter)
+    __slots__ = ("account_id", "caller", "is_overdue", "reason", "refusal", "request_id", "started")
+
+    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - as its base takes them
+        super().__init__(*arguments)
+        self.started = time.perf_counter()
+        self.request_id = ""
+        self.caller = access.ANONYMOUS
+        # Why it may not even be read.
+        self.refusal: errors.BillingError | None = None
+        # It was cut off, because it took too long.
+        self.is_overdue = False
+        # What it is about, and why it ended as it did, for the log.
+        self.account_id = ""
+        self.reason = ""
+
+    def end_overdue(self) -> None:
+        """Cut it off."""
+        self.is_overdue = True
+        if self.task is not None:
+            self.task.cancel()
 
 
 _current: contextvars.ContextVar[Call] = contextvars.ContextVar("call")
@@ -67,96 +73,89 @@ def current_call() -> Call:
 class Interceptors:
     """Runs every handler inside the layers; the `Routing` of a server."""
 
-    def __init__(self, layers: Sequence[Layer], tokens: access.Tokens) -> None:
+    def __init__(self, layers: Sequence[Layer], stream_layers: Sequence[Layer], tokens: access.Tokens) -> None:
+        """Take the layers, outermost first, and the callers that are known."""
         self._layers = layers
+        self._stream_layers = stream_layers
         self._tokens = tokens
-        # All streams together, whichever their method.
-        self._limit_streams = limit_calls(STREAMS_AT_ONCE)
+
+    def begin(self, core: Any, metadata: calls.Metadata, serialize: calls.Serializer) -> Call:  # noqa: ANN401 - Cython's
+        """Return a call that has just come."""
+        return Call(core, metadata, serialize)
 
     def route(self, method: str, handler: MethodHandler) -> serving.Route:
         """Return how a method is answered."""
-        run = self._wrap_stream(method, handler) if handler.response_streaming else self._wrap(method, handler)
+        # Only the standard services stream (health, reflection).
+        if handler.response_streaming:
+            run = _within(self._stream_layers, method, _parse_and_stream(handler))
+        else:
+            # Parsed inside the layers, so that what does not parse is refused in our words.
+            run = _within(self._layers, method, _parse(method, handler))
         serialize: Any = handler.response_serializer
-        return serving.Route(run, self._refuse(method), serialize, streams_requests=handler.request_streaming)
+        refuse = _within(self._layers, method, _refuse)
+        return serving.Route(method, run, refuse, serialize, streams_requests=handler.request_streaming)
 
-    def is_refused(self, method: str, metadata: Metadata) -> bool:
-        """Say whether nobody knows the caller: a stranger's megabytes, and those that never come, take nothing."""
-        return access.is_strangers(method, _metadata_value(metadata, "authorization"), self._tokens)
+    def admits(self, method: str, call: calls.Call) -> bool:
+        """Find out who calls, and say whether that is somebody who may.
 
-    def _refuse(self, method: str) -> Handler:
-        async def run(_request: object, _context: Context) -> None:
-            raise errors.Unauthenticated("the token is not known")
-
-        refusing: Handler = run
-        for layer in reversed(self._layers):
-            refusing = layer(method, refusing)
-        return refusing
-
-    def _wrap(self, method: str, handler: MethodHandler) -> Handler:
-        # Parsed inside the layers, so that what does not parse is refused in our words.
-        run = _parse(method, handler)
-        for layer in reversed(self._layers):
-            run = layer(method, run)
-        return run
-
-    def _wrap_stream(self, method: str, handler: MethodHandler) -> Handler:
-        # Only the standard services stream (health, reflection). A watch lasts, so its time is not limited.
-        run = _parse_and_stream(handler)
-        for layer in (authenticate(self._tokens), self._limit_streams, map_errors, identify):
-            run = layer(method, run)
-        return run
-
-
-def identify(method: str, inner: Handler) -> Handler:
-    """Give each call its id (the caller's own, if it sent a fit one), and write one log line for it."""
-
-    async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
-        sent = _metadata_value(context.metadata, REQUEST_ID_KEY) or ""
-        # What is not ASCII cannot be sent back.
-        fit = 0 < len(sent) <= REQUEST_ID_LENGTH_MAX and sent.isascii() and sent.isprintable()
-        call = Call(sent if fit else _new_request_id())
-        _current.set(call)
-        context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
-        code = "CANCELLED"
+        Before anything of the request is read: a stranger's megabytes, and those that never come, take nothing.
+        """
+        call = cast("Call", call)
+        authorization = _metadata_value(call.metadata, "authorization")
+        shown: Sequence[str] = ()
+        if authorization is None and self._tokens.know_certificates:
+            shown = tuple(tls.names(call.auth_context()))
         try:
-            response = await inner(request, context)
-            code = "OK"
-        except grpc.aio.AbortError:
-            code = _code_of(context)
-            raise
-        finally:
-            _log.info(
-                "call",
-                method=method,
-                code=code,
-                reason=call.reason,
-                caller=call.caller.name,
-                account=call.account_id,
-                request_id=call.request_id,
-                ms=round((time.perf_counter() - call.started) * 1000, 2),
-            )
-        return response
+            call.caller = access.authorize(method, authorization, self._tokens, shown)
+        except errors.BillingError as error:
+            call.refusal = error
+            return False
+        return True
 
+
+def _within(layers: Sequence[Layer], method: str, run: Handler) -> Handler:
+    for layer in reversed(layers):
+        run = layer(method, run)
     return run
 
 
-def count_calls(counted: metrics.Calls) -> Layer:
-    """Return the layer that counts how calls end, and how long they took."""
+async def _refuse(_request: object, call: Call) -> None:
+    raise call.refusal or errors.Unauthenticated("nobody knows who calls")
+
+
+def observe(counted: metrics.Calls) -> Layer:
+    """Return the layer that gives each call its id (the caller's own, if it sent a fit one), counts and logs it."""
 
     def layer(method: str, inner: Handler) -> Handler:
         count = counted.of(method)
 
-        async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
-            started = time.perf_counter()
-            code, reason = "CANCELLED", ""
+        async def run(request: Any, call: Call) -> Any:  # noqa: ANN401 - any message
+            _current.set(call)
+            sent = _metadata_value(call.metadata, REQUEST_ID_KEY) or ""
+            # What is not ASCII cannot be sent back.
+            fit = 0 < len(sent) <= REQUEST_ID_LENGTH_MAX and sent.isascii() and sent.isprintable()
+            call.request_id = sent if fit else _new_request_id()
+            call.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+            code = "CANCELLED"
             try:
-                response = await inner(request, context)
+                response = await inner(request, call)
                 code = "OK"
             except grpc.aio.AbortError:
-                code, reason = _code_of(context), current_call().reason
+                code = _code_of(call)
                 raise
             finally:
-                count(code, reason, time.perf_counter() - started)
+                seconds = time.perf_counter() - call.started
+                count(code, call.reason, seconds)
+                _log.info(
+                    "call",
+                    method=method,
+                    code=code,
+                    reason=call.reason,
+                    caller=call.caller.name,
+                    account=call.account_id,
+                    request_id=call.request_id,
+                    ms=round(seconds * 1000, 2),
+                )
             return response
 
         return run
@@ -167,81 +166,68 @@ def count_calls(counted: metrics.Calls) -> Layer:
 def map_errors(method: str, inner: Handler) -> Handler:
     """Turn what a handler raises into a status with details. No exception's own text reaches a caller."""
 
-    async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
-        call = current_call()
+    async def run(request: Any, call: Call) -> Any:  # noqa: ANN401 - any message
         try:
-            return await inner(request, context)
-        except errors.NotAvailableYet as error:
-            call.reason = error.reason
-            await _abort(context, errors.NotAvailableYet(error.message, {"rpc": method}), call.request_id)
-        except errors.BillingError as error:
-            call.reason = error.reason
-            await _abort(context, error, call.request_id)
+            return await inner(request, call)
         except grpc.aio.AbortError:  # already a status; it is an Exception
             raise
+        except errors.NotAvailableYet as error:
+            await _abort(call, errors.NotAvailableYet(error.message, {"rpc": method}))
+        except errors.BillingError as error:
+            await _abort(call, error)
         except NotImplementedError:  # what a generated servicer's methods raise until they are written
-            call.reason = errors.NotAvailableYet.reason
-            unwritten = errors.NotAvailableYet("this RPC is not available yet", {"rpc": method})
-            await _abort(context, unwritten, call.request_id)
+            await _abort(call, errors.NotAvailableYet("this RPC is not available yet", {"rpc": method}))
         except Exception:  # noqa: BLE001 - the last resort: logged in full, answered with a fixed text
             call.reason = "INTERNAL"
             _log.exception("handler failed", method=method, request_id=call.request_id)
-            await context.abort(
-                grpc.StatusCode.INTERNAL,
-                f"internal error; request {call.request_id}",
-                ((REQUEST_ID_KEY, call.request_id),),
-            )
+            await call.abort(grpc.StatusCode.INTERNAL, f"internal error; request {call.request_id}")
 
     return run
 
 
-def limit_calls(calls_max: int) -> Layer:
-    """Return the layer that sheds calls past `calls_max` under way in this process, all methods together."""
-    under_way = 0
+async def _abort(call: Call, error: errors.BillingError) -> None:
+    call.reason = error.reason
+    status = statuses.to_status(error)
+    await call.abort(status.code, status.details, (*status.trailing_metadata, (REQUEST_ID_KEY, call.request_id)))
+
+
+def limit(calls_max: int, seconds_max: float | None = None) -> Layer:
+    """Return the layer that sheds calls past `calls_max` under way in this process, all methods together.
+
+    It also bounds the time of each, whether or not the client set a deadline; None for calls that last.
+    """
+    # The oldest first. One timer is set for it, not one for each: nearly all calls end long before their time.
+    under_way: dict[Call, None] = {}
+    timer: asyncio.TimerHandle | None = None
+
+    def end_overdue() -> None:
+        nonlocal timer
+        timer = None
+        while (oldest := next(iter(under_way), None)) is not None:
+            seconds_left = oldest.started + (seconds_max or math.inf) - time.perf_counter()
+            if seconds_left > 0:
+                timer = asyncio.get_running_loop().call_later(seconds_left, end_overdue)
+                return
+            del under_way[oldest]
+            oldest.end_overdue()
 
     def layer(_method: str, inner: Handler) -> Handler:
-        async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
-            nonlocal under_way
-            if under_way >= calls_max:
+        async def run(request: Any, call: Call) -> Any:  # noqa: ANN401 - any message
+            if len(under_way) >= calls_max:
                 raise errors.Overloaded("the server has more calls under way than it can answer soon")
-            under_way += 1
+            under_way[call] = None
+            if timer is None and seconds_max is not None:
+                end_overdue()
             try:
-                return await inner(request, context)
+                return await inner(request, call)
+            except asyncio.CancelledError:
+                if not call.is_overdue:
+                    raise
+                raise errors.DeadlineExceeded(
+                    f"not answered within {seconds_max:g} s; the outcome is unknown, repeat with the same id"
+                ) from None
             finally:
-                under_way -= 1
-
-        return run
-
-    return layer
-
-
-def limit_time(_method: str, inner: Handler) -> Handler:
-    """Bound every call on the server, also where the client set no deadline."""
-
-    async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
-        try:
-            async with asyncio.timeout(SERVER_DEADLINE_SECONDS):
-                return await inner(request, context)
-        except TimeoutError as error:
-            raise errors.DeadlineExceeded(
-                f"not answered within {SERVER_DEADLINE_SECONDS:g} s; the outcome is unknown, repeat with the same id"
-            ) from error
-
-    return run
-
-
-def authenticate(tokens: access.Tokens) -> Layer:
-    """Return the layer that lets only those in who were given the RPC."""
-
-    def layer(method: str, inner: Handler) -> Handler:
-        async def run(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
-            call = current_call()
-            authorization = _metadata_value(context.metadata, "authorization")
-            shown: Sequence[str] = ()
-            if authorization is None and tokens.know_certificates:
-                shown = tuple(tls.names(context.auth_context()))
-            call.caller = access.authorize(method, authorization, tokens, shown)
-            return await inner(request, context)
+                under_way.pop(call, None)
 
         return run
 
@@ -252,13 +238,12 @@ def _parse(method: str, handler: MethodHandler) -> Handler:
     answer: Any = handler.unary_unary
     confined = scope.confine(method, answer)
 
-    async def run(request: bytes, context: Context) -> Any:  # noqa: ANN401 - any message
+    async def run(request: bytes, call: Call) -> Any:  # noqa: ANN401 - any message
         parsed = _message(handler, request)
-        call = current_call()
         call.account_id = getattr(parsed, "account_id", "")[:REQUEST_ID_LENGTH_MAX]
         if call.caller.account_prefix is not None:
-            return await confined(call.caller, parsed, context)
-        return await answer(parsed, context)
+            return await confined(call.caller, parsed, call)
+        return await answer(parsed, call)
 
     return run
 
@@ -267,14 +252,14 @@ def _parse_and_stream(handler: MethodHandler) -> Handler:
     """Return a handler that writes its answers instead of returning them, so that the layers fit around it."""
     answer: Any = handler.stream_stream or handler.unary_stream
 
-    async def run(request: Any, context: Context) -> None:  # noqa: ANN401 - bytes, or a stream of them
+    async def run(request: Any, call: Call) -> None:  # noqa: ANN401 - bytes, or a stream of them
         parsed = _messages(handler, request) if handler.request_streaming else _message(handler, request)
-        answers = answer(parsed, context)
+        answers = answer(parsed, call)
         if inspect.isawaitable(answers):  # it writes by itself
             await answers
             return
         async for one in answers:
-            await context.write(one)
+            await call.write(one)
 
     return run
 
@@ -292,9 +277,9 @@ async def _messages(handler: MethodHandler, requests: AsyncIterator[bytes]) -> A
         yield _message(handler, request)
 
 
-def _code_of(context: Context) -> str:
+def _code_of(call: Call) -> str:
     """Return the status that a call was aborted with."""
-    code = context.code()
+    code = call.code()
     return "UNKNOWN" if code is None else code.name
 
 
@@ -303,53 +288,8 @@ def _new_request_id() -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-def _metadata_value(metadata: Metadata, key: str) -> str | None:
+def _metadata_value(metadata: calls.Metadata, key: str) -> str | None:
     for name, value in metadata:
         if name == key:
             return value if isinstance(value, str) else None
     return None
-
-
-async def _abort(context: Context, error: errors.BillingError, request_id: str) -> None:
-    # Shedding has to cost less than what it sheds.
-    answer = _shedding(error.message, error.retry_after_seconds) if type(error) is errors.Overloaded else _answer(error)
-    await context.abort(answer.code, answer.details, (*answer.trailing_metadata, (REQUEST_ID_KEY, request_id)))
-
-
-@functools.lru_cache(maxsize=16)  # one for each bound; the texts are ours
-def _shedding(message: str, retry_after_seconds: float) -> grpc.Status:
-    return _answer(errors.Overloaded(message, retry_after_seconds))
-
-
-def _answer(error: errors.BillingError) -> grpc.Status:
-    status = status_pb2.Status(
-        code=getattr(code_pb2, error.code.name),
-        message=error.message.encode()[:MESSAGE_BYTES_MAX].decode(errors="ignore"),
-    )
-    _add(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata))
-    if isinstance(error, errors.Unavailable):
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
-        _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
-    if isinstance(error, errors.InvalidRequest):
-        _add(status, _bad_request(error.violations, DETAILS_BYTES_MAX - status.ByteSize()))
-    return rpc_status.to_status(status)
-
-
-def _add(status: status_pb2.Status, detail: message.Message) -> None:
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    if status.ByteSize() + packed.ByteSize() <= DETAILS_BYTES_MAX:
-        status.details.append(packed)
-
-
-def _bad_request(violations: Sequence[errors.FieldViolation], bytes_max: int) -> error_details_pb2.BadRequest:
-    """Return as many violations, from the first on, as fit."""
-    bad = error_details_pb2.BadRequest()
-    for one in violations:
-        bad.field_violations.add(field=one.field, description=one.description)
-        # What packing adds: the type's name.
-        if bad.ByteSize() + len(bad.DESCRIPTOR.full_name) + 64 > bytes_max:
-            del bad.field_violations[-1]
-            break
-    return bad

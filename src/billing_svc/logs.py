@@ -51,9 +51,10 @@ def configure(level: str, *, dev: bool = False) -> None:
         _add_time,
     ]
     lines = _Lines(sys.stderr)
-    rendering = _for_people() if dev and sys.stderr.isatty() else _for_machines()
+    is_for_people = dev and sys.stderr.isatty()
+    rendering = _for_people() if is_for_people else _for_machines()
     structlog.configure(
-        processors=[*shared, *rendering],
+        processors=[*shared, *rendering] if is_for_people else [_to_line],
         # Levels are compared here and not in a processor: what is below costs nothing.
         wrapper_class=structlog.make_filtering_bound_logger(minimum),
         logger_factory=lambda *names: _Writer(names[0] if names else "", lines),
@@ -133,12 +134,22 @@ class _Writer:
 
 
 def _for_machines() -> list[structlog.typing.Processor]:
-    return [structlog.processors.ExceptionRenderer(_described), _to_json]
+    return [_render_exception, _to_json]
 
 
 def _to_json(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:
     # Every call writes a line, and the standard library's JSON would be a third of its cost.
-    return orjson.dumps(event, default=repr).decode()
+    return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z).decode()
+
+
+def _to_line(logger: Any, method: str, event: structlog.typing.EventDict) -> str:  # noqa: ANN401 - a `_Writer`
+    """Do at once what the shared processors and `_for_machines` do one after the other: half of a line's cost."""
+    if "exc_info" in event:
+        event = _render_exception(logger, method, event)
+    event["level"] = method
+    event["logger"] = logger.name
+    event["timestamp"] = datetime.now(UTC)
+    return _to_json(logger, method, event)
 
 
 def _add_time(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -163,6 +174,9 @@ def _shorten(stacks: list[dict[str, Any]]) -> None:
         stack["exc_value"] = stack["exc_value"].partition("\n")[0][:_ERROR_CHARACTERS_MAX]
         for part in stack.get("exceptions", ()):
             _shorten(part)
+
+
+_render_exception = structlog.processors.ExceptionRenderer(_described)
 
 
 def _log_defect(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

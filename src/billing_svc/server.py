@@ -21,7 +21,7 @@ from billing.v1 import (
     usage_pb2,
     usage_pb2_grpc,
 )
-from billing_svc import access, callers, clock, draining, interceptors, processes, tls
+from billing_svc import access, callers, clock, interceptors, processes, tls
 from billing_svc.admin.servicer import AdminServicer
 from billing_svc.catalog import versions
 from billing_svc.changes.canceling import Canceling
@@ -80,26 +80,18 @@ SERVICES = tuple(
 )
 
 
-def layers(
-    tokens: access.Tokens, answers: draining.Answers, counted: metrics.Server | None = None
-) -> Sequence[interceptors.Layer]:
-    """Return what every call passes through, outermost first."""
-    return (
-        # Around all that takes time. Inside of it the call is made that tells the reason.
-        interceptors.count_calls((counted or metrics.Server()).calls),
-        # Sees every outcome, so that each call has its log line.
-        interceptors.identify,
+def routing(tokens: access.Tokens, counted: metrics.Server | None = None) -> interceptors.Interceptors:
+    """Return what every call passes through once it is known who calls; the layers outermost first."""
+    outer = (
+        # Around all that takes time. Sees every outcome, so that each call is counted and has its log line.
+        interceptors.observe((counted or metrics.Server()).calls),
         # Inside it, because the log names the status that was made here; around all else, because all else may raise.
         interceptors.map_errors,
-        # Around all that takes time, so that whatever is under way when a stop begins is held until callers know.
-        answers.layer,
-        # Before anything is spent on the call.
-        interceptors.limit_calls(CALLS_AT_ONCE),
-        # Also bounds authentication.
-        interceptors.limit_time,
-        # Before the request is parsed: who may not call learns nothing of its content.
-        interceptors.authenticate(tokens),
     )
+    # Before anything is spent on the call. A watch of the service's health lasts, so its time is not limited.
+    limited = interceptors.limit(CALLS_AT_ONCE, interceptors.SERVER_DEADLINE_SECONDS)
+    streams_limited = interceptors.limit(interceptors.STREAMS_AT_ONCE)
+    return interceptors.Interceptors((*outer, limited), (*outer, streams_limited), tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +101,6 @@ class Running:
     server: serving.Server
     health: HealthServicer
     database: transactions.Transactions
-    answers: draining.Answers
     port: int
 
     async def set_serving(self, serving: bool) -> None:  # noqa: FBT001 - as `Readiness` tells it
@@ -121,7 +112,7 @@ class Running:
     async def stop(self, grace_seconds: float = DRAIN_SECONDS) -> None:
         """Turn unready, let the calls under way finish, then stop."""
         await self.health.enter_graceful_shutdown()
-        await self.answers.stop(self.server, grace_seconds)
+        await self.server.stop(grace_seconds)
         await self.database.drain()
 
 
@@ -141,9 +132,7 @@ async def start(
     """
     catalogs = versions.CatalogCache()
     await database.read(catalogs.latest)
-    answers = draining.Answers()
     counted = counted or metrics.Server()
-    intercepting = interceptors.Interceptors(layers(tokens, answers, counted), tokens)
     quota = QuotaServicer(database, catalogs, now, counted)
     usage = UsageServicer(database, catalogs, now, counted)
     desk = _desk(database, catalogs, stripe, now)
@@ -151,7 +140,7 @@ async def start(
     admin = AdminServicer(database, catalogs, now)
     events = StripeEventServicer(database, now, livemode=settings.livemode)
     health = HealthServicer()
-    rpc = serving.Server(intercepting, _options(settings, shared_port=shared_port))
+    rpc = serving.Server(routing(tokens, counted), _options(settings, shared_port=shared_port))
     rpc.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota)
     rpc.add(usage_pb2_grpc.add_UsageServiceServicer_to_server, usage)
     rpc.add(subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server, subscriptions)
@@ -164,7 +153,7 @@ async def start(
     credentials = tls.Certificates(settings).credentials() if settings.is_encrypted else None
     port = rpc.listen(settings.listen, credentials)
     rpc.start()
-    running = Running(rpc, health, database, answers, port)
+    running = Running(rpc, health, database, port)
     await running.set_serving(True)
     return running
 

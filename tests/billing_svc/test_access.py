@@ -9,7 +9,7 @@ from google.protobuf import descriptor_pool, empty_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from billing_svc import access, clock, draining, interceptors, server
+from billing_svc import access, clock, interceptors, server
 from billing_svc import settings as settings_module
 from billing_svc.database import transactions as transactions_module
 from billing_svc.rpc import serving
@@ -178,7 +178,7 @@ async def test_an_rpc_that_nobody_entered_is_refused_to_a_caller_with_every_grou
         response_serializer=empty_pb2.Empty.SerializeToString,
     )
     known = tokens()
-    hidden = serving.Server(interceptors.Interceptors(server.layers(known, draining.Answers()), known))
+    hidden = serving.Server(server.routing(known))
     hidden.add_registered_method_handlers("billing.v1.Hidden", {"Call": handler})
     port = hidden.listen("127.0.0.1:0")
     hidden.start()

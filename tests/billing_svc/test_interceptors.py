@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from structlog.testing import capture_logs
 
 from billing.v1 import admin_pb2_grpc, quota_pb2, subscription_pb2, usage_pb2, usage_pb2_grpc
-from billing_svc import draining, interceptors, server
+from billing_svc import interceptors, server
 from billing_svc.rpc import serving
 from tests.billing_svc import books, processes, refusals
 from tests.billing_svc.conftest import TOKEN, Billing, tokens
@@ -56,7 +56,7 @@ async def test_malformed_bytes_are_refused_in_our_words_by_every_rpc(billing: Bi
 async def test_rpcs_of_later_releases_say_so() -> None:
     """A generated servicer of which nothing is written yet, inside the production layers."""
     known = tokens()
-    bare = serving.Server(interceptors.Interceptors(server.layers(known, draining.Answers()), known))
+    bare = serving.Server(server.routing(known))
     bare.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, admin_pb2_grpc.AdminServiceServicer())
     port = bare.listen("127.0.0.1:0")
     bare.start()
@@ -150,22 +150,45 @@ async def test_a_client_s_deadline_does_not_tear_the_transaction(billing: Billin
     assert (repeated.duplicate, repeated.used) == (True, 2)
 
 
-async def test_the_server_s_deadline_answers_unknown_and_a_repeat_finds_out(
-    billing: Billing, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await billing.usage.RecordUsage(EVENT)
-    second = usage_pb2.RecordUsageRequest(account_id="org_1", event_id="run_2", meter="runs")
-    monkeypatch.setattr(interceptors, "SERVER_DEADLINE_SECONDS", 0.1)
-    async with billing.engine.begin() as holder:
-        await holder.execute(sa.text("SELECT 1 FROM usage_counters FOR UPDATE"))
-        refusal = await refusals.refused(billing.usage.RecordUsage(second))
-        assert (refusal.code, refusal.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
-        assert "repeat with the same id" in refusal.message
-    monkeypatch.undo()
-    await billing.transactions.drain()
-    repeated = await billing.usage.RecordUsage(second)
-    assert (repeated.duplicate, repeated.used) == (True, 2)
-    await books.assert_balanced(billing.engine)
+@pytest.fixture
+def one_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server that starts from now on gives each call."""
+    monkeypatch.setattr(interceptors, "SERVER_DEADLINE_SECONDS", 1.0)
+
+
+@pytest.mark.usefixtures("one_second")
+class TestTheServersDeadline:
+    async def test_it_answers_unknown_and_a_repeat_finds_out(self, billing: Billing) -> None:
+        await billing.usage.RecordUsage(EVENT)
+        second = usage_pb2.RecordUsageRequest(account_id="org_1", event_id="run_2", meter="runs")
+        async with billing.engine.begin() as holder:
+            await holder.execute(sa.text("SELECT 1 FROM usage_counters FOR UPDATE"))
+            refusal = await refusals.refused(billing.usage.RecordUsage(second))
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+            assert "repeat with the same id" in refusal.message
+        await billing.transactions.drain()
+        repeated = await billing.usage.RecordUsage(second)
+        assert (repeated.duplicate, repeated.used) == (True, 2)
+        await books.assert_balanced(billing.engine)
+
+    async def test_each_call_has_its_own(self, billing: Billing) -> None:
+        await billing.usage.RecordUsage(EVENT)
+        loop = asyncio.get_running_loop()
+
+        async def seconds_until_refused(number: int) -> float:
+            began = loop.time()
+            event = usage_pb2.RecordUsageRequest(account_id="org_1", event_id=f"late_{number}", meter="runs")
+            assert (await refusals.refused(billing.usage.RecordUsage(event))).reason == "DEADLINE_EXCEEDED"
+            return loop.time() - began
+
+        async with billing.engine.begin() as holder:
+            await holder.execute(sa.text("SELECT 1 FROM usage_counters FOR UPDATE"))
+            async with asyncio.TaskGroup() as calling:
+                waits = []
+                for number in range(4):
+                    waits.append(calling.create_task(seconds_until_refused(number)))
+                    await asyncio.sleep(0.3)
+        assert all(0.95 < wait.result() < 2 for wait in waits)
 
 
 async def test_a_storm_of_deadlines_leaves_nothing_half_done(billing: Billing) -> None:

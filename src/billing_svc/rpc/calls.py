@@ -1,11 +1,14 @@
 """One call: what its handler sees of it, and its ways to an answer."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Never, TypeAlias
+from typing import Any, Never, TypeAlias, TypeVar
 
 import grpc
-from grpc._cython import cygrpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # has no type hints
+
+T = TypeVar("T")
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 Serializer: TypeAlias = Callable[[Any], bytes]
@@ -18,6 +21,11 @@ _INITIAL_METADATA = cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS)
 
 def _nothing(_event: object) -> None:
     """Is told that an answer went out, or that it did not: its caller has gone."""
+
+
+def _tell(waiting: "asyncio.Future[T]", result: T) -> None:
+    if not waiting.done():  # it was cancelled
+        waiting.set_result(result)
 
 
 class Call:
@@ -50,7 +58,7 @@ class Call:
         """Yield the messages of a stream."""
         while True:
             coming: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-            self.receive(lambda message, coming=coming: coming.done() or coming.set_result(message))  # type: ignore[misc]
+            self.receive(functools.partial(_tell, coming))
             message = await coming
             if message is None:
                 return
@@ -60,7 +68,7 @@ class Call:
         """Send one message of a stream, and wait until it is out."""
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         message = cygrpc.SendMessageOperation(self._serialize(response), _NO_FLAGS)
-        self._begin((message,), lambda _event: sent.done() or sent.set_result(None))
+        self._begin((message,), lambda _event: _tell(sent, None))
         await sent
 
     def answer(self, response: Any) -> None:  # noqa: ANN401 - any message, or None after a stream

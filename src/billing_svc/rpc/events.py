@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 import structlog
-from grpc._cython import cygrpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # has no type hints
 
 _log = structlog.get_logger("rpc")
 

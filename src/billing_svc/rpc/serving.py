@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 import grpc
 import structlog
-from grpc._cython import cygrpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # has no type hints
 
 from billing_svc.rpc import calls, events
 
@@ -15,17 +15,23 @@ _log = structlog.get_logger("rpc")
 
 # Calls that the core may hand over at once; what comes beyond waits in it for the next turn of the loop.
 _REQUESTED = 64
+# A call that has reached the process is handed over far faster than this; some callers never pause.
+_QUIET_SECONDS = 0.02
+_QUIET_LOOKS_MAX = 25
+# The message to go elsewhere is written by a thread of gRPC's, at once.
+_MESSAGE_SECONDS = 0.02
 
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-# Takes the request (bytes; where it streams, an iterator of them; None where it was not read) and the call, and returns
-# the response, or None after a stream of its own.
-Handler: TypeAlias = Callable[[Any, calls.Call], Awaitable[Any]]
+# Takes the request (bytes; where it streams, an iterator of them; None where it was not read) and the call as the
+# routing began it, and returns the response, or None after a stream of its own.
+Handler: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """How the calls of one method are answered."""
 
+    method: str
     run: Handler
     # Answers those whose request is not even read.
     refuse: Handler
@@ -39,8 +45,11 @@ class Routing(Protocol):
     def route(self, method: str, handler: MethodHandler) -> Route:
         """Return how a method is answered; called once for each, before the server starts."""
 
-    def is_refused(self, method: str, metadata: calls.Metadata) -> bool:
-        """Say whether a call's request is not even to be read."""
+    def begin(self, core: Any, metadata: calls.Metadata, serialize: calls.Serializer) -> calls.Call:  # noqa: ANN401
+        """Return a call that has just come."""
+
+    def admits(self, method: str, call: Any) -> bool:  # noqa: ANN401 - what `begin` returned
+        """Say whether a call's request is to be read; otherwise the route's `refuse` answers it."""
 
 
 class Server:
@@ -52,8 +61,13 @@ class Server:
         self._events = events.Events()
         self._core.register_completion_queue(self._events.queue)
         # As the core names them: a path may be any bytes.
-        self._routes: dict[bytes, tuple[str, Route]] = {}
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._routes: dict[bytes, Route] = {}
+        # asyncio itself keeps only weak references to their tasks.
+        self._under_way: set[calls.Call] = set()
+        self._taken_up = 0
+        # Set but for the moment in which a stop holds all answers back.
+        self._released = asyncio.Event()
+        self._released.set()
 
     def add(self, register: Callable[..., None], servicer: object) -> None:
         """Answer a service's methods; `register` is what was generated as `add_...Servicer_to_server`."""
@@ -63,7 +77,7 @@ class Server:
         """Take over a service's methods; generated code calls it."""
         for name, handler in handlers.items():
             method = f"/{service}/{name}"
-            self._routes[method.encode()] = method, self._routing.route(method, handler)
+            self._routes[method.encode()] = self._routing.route(method, handler)
 
     def add_generic_rpc_handlers(self, _handlers: object) -> None:
         """Do nothing: generated code registers each service in both ways."""
@@ -83,17 +97,37 @@ class Server:
             self._request_call()
 
     async def stop(self, grace_seconds: float) -> None:
-        """Tell callers to go elsewhere, and wait for the calls under way; after `grace_seconds` they are ended."""
+        """Tell callers to go elsewhere, and let the calls under way finish; after `grace_seconds` they are ended.
+
+        gRPC's core ends with CANCELLED whatever has reached the process when a stop begins but was not yet handed over
+        (grpc/grpc#41785). Under load there is always something: each answer makes its caller send the next call at
+        once. So all answers are held back first, until nothing new arrives and the callers are told; a caller that
+        waits for its answers loses nothing, and of one that does not, only what crosses that message.
+        """
+        self._released.clear()
+        await self._quiet()
         stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._core.shutdown(self._events.queue, lambda _event: stopped.set_result(None))
+        await asyncio.sleep(_MESSAGE_SECONDS)
+        self._released.set()
         done, _ = await asyncio.wait({stopped}, timeout=grace_seconds)
         if not done:
             self._core.cancel_all_calls()
             await stopped
-        if self._under_way:
-            await asyncio.wait(self._under_way)
+        ending = [call.task for call in self._under_way if call.task is not None]
+        if ending:
+            await asyncio.wait(ending)
         await self._events.end()
         self._core.destroy()
+
+    async def _quiet(self) -> None:
+        """Wait until no call has come for a moment; not for callers that never pause."""
+        before = -1
+        for _ in range(_QUIET_LOOKS_MAX):
+            if before == self._taken_up:
+                return
+            before = self._taken_up
+            await asyncio.sleep(_QUIET_SECONDS)
 
     def _request_call(self) -> None:
         self._core.request_call(self._events.queue, self._events.queue, self._take_up)
@@ -102,13 +136,13 @@ class Server:
         if not event.success:  # the server stops
             return
         self._request_call()
-        found = self._routes.get(event.call_details.method)
-        if found is None:
+        self._taken_up += 1
+        route = self._routes.get(event.call_details.method)
+        if route is None:
             calls.Call(event.call, (), bytes).refuse(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
             return
-        method, route = found
-        call = calls.Call(event.call, event.invocation_metadata, route.serialize)
-        if self._routing.is_refused(method, call.metadata):
+        call = self._routing.begin(event.call, event.invocation_metadata, route.serialize)
+        if not self._routing.admits(route.method, call):
             self._run(route.refuse, None, call)
         elif route.streams_requests:
             self._run(route.run, call.messages(), call)
@@ -124,20 +158,23 @@ class Server:
             self._run(route.run, message, call)
 
     def _run(self, handler: Handler, request: Any, call: calls.Call) -> None:  # noqa: ANN401 - as handlers take it
+        self._under_way.add(call)
         call.task = asyncio.get_running_loop().create_task(self._answer(handler, request, call))
-        self._under_way.add(call.task)
-        call.task.add_done_callback(self._under_way.discard)
 
     async def _answer(self, handler: Handler, request: Any, call: calls.Call) -> None:  # noqa: ANN401 - as above
         try:
-            call.answer(await handler(request, call))
+            response = await handler(request, call)
+            if not self._released.is_set():
+                await self._released.wait()
+            call.answer(response)
         except grpc.aio.AbortError:
+            await self._released.wait()
             call.refuse_as_told()
         except asyncio.CancelledError:
             call.refuse(grpc.StatusCode.CANCELLED, "the call was cancelled")
-            raise
         except Exception:  # noqa: BLE001 - the layers have let through what they should not
             _log.exception("call_failed")
             call.refuse(grpc.StatusCode.INTERNAL, "internal error")
         finally:
             call.task = None
+            self._under_way.discard(call)
