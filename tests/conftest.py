@@ -85,7 +85,7 @@ async def database_engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 async def database_transactions(database_url: str) -> AsyncIterator[transactions.Transactions]:
     """The service's way to run transactions, with its rights, on the test's database."""
     service_engine = engines.create_engine(database_url)
-    runner = transactions.Transactions(service_engine)
+    runner = transactions.Transactions(service_engine, keep=True)
     yield runner
     async with asyncio.timeout(_DRAIN_SECONDS_MAX):
         await runner.drain()

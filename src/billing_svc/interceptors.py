@@ -206,7 +206,9 @@ def limit(calls_max: int, seconds_max: float | None = None) -> Layer:
         while (oldest := next(iter(under_way), None)) is not None:
             seconds_left = oldest.started + (seconds_max or math.inf) - time.perf_counter()
             if seconds_left > 0:
-                timer = asyncio.get_running_loop().call_later(seconds_left, end_overdue)
+                # In no call's context, which would keep that call alive.
+                nowhere = contextvars.Context()
+                timer = asyncio.get_running_loop().call_later(seconds_left, end_overdue, context=nowhere)
                 return
             del under_way[oldest]
             oldest.end_overdue()

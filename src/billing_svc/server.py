@@ -206,7 +206,7 @@ async def serve(settings: Settings, *, shared_port: bool = False) -> None:
         counted.watch_callers(lambda: followed.is_stale)
         running = await start(
             settings,
-            transactions.Transactions(pool),
+            transactions.Transactions(pool, keep=True),
             stripe,
             clock.from_settings(settings),
             followed.tokens,

@@ -6,22 +6,21 @@ from collections.abc import Sequence
 HEADERS, DATA, SETTINGS = 1, 0, 4
 END_STREAM, END_HEADERS = 1, 4
 SECONDS_MAX = 5
+# In place of a message: the request begins and never ends, or ends without one.
+UNFINISHED, ABSENT = object(), object()
 
 
-async def call(port: int, path: bytes, headers: Sequence[tuple[bytes, bytes]], message: bytes | None = b"") -> bytes:
-    """Send a call, and return all that came back until its stream or the connection ended.
-
-    Without a message (None) its request begins and never ends.
-    """
+async def call(port: int, path: bytes, headers: Sequence[tuple[bytes, bytes]], message: bytes | object = b"") -> bytes:
+    """Send a call, and return all that came back until its stream or the connection ended."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"localhost")]
     usual = [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
     block = b"".join(b"\0" + _text(name) + _text(value) for name, value in (*pseudo, *usual, *headers))
     writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(SETTINGS, 0, 0, b""))
-    writer.write(_frame(HEADERS, END_HEADERS, 1, block))
-    if message is None:
+    writer.write(_frame(HEADERS, END_HEADERS | (END_STREAM if message is ABSENT else 0), 1, block))
+    if message is UNFINISHED:
         writer.write(_frame(DATA, 0, 1, b"\0" + (1_000_000).to_bytes(4, "big") + b"begun"))
-    else:
+    elif isinstance(message, bytes):
         writer.write(_frame(DATA, END_STREAM, 1, b"\0" + len(message).to_bytes(4, "big") + message))
     came = b""
     try:

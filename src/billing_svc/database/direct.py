@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 import psycopg
-from psycopg import pq
+from psycopg import abc, pq
 from psycopg.adapt import Transformer
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -26,9 +26,10 @@ _CANCEL_SECONDS_MAX = 0.5
 _NAMED = re.compile(r"(?<!:):([a-z_]+)")
 _numbers = itertools.count(1)
 _UNFINISHED = frozenset({pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR})
-# Where the pool keeps what is known of a connection: the names of what is prepared on it, and, while a transaction
-# lasts, what is to go with its COMMIT.
+# Where the pool keeps what is known of a connection: the names of what is prepared on it, what reads their rows, and,
+# while a transaction lasts, what is to go with its COMMIT.
 _PREPARED = "prepared"
+_READERS = "readers"
 _DEFERRED = "deferred"
 
 
@@ -128,7 +129,11 @@ async def fetch_each(conn: AsyncConnection, *calls: Call) -> list[list[Row]]:
     for result in results:
         if result.status == pq.ExecStatus.FATAL_ERROR:
             raise psycopg.errors.error_from_result(result, driver.info.encoding)
-    return [_rows(driver, result) for result in results[-len(calls) :]]
+    readers: dict[bytes, abc.Transformer] = info.setdefault(_READERS, {})
+    return [
+        _rows(driver, readers, statement.name, result)
+        for (statement, _), result in zip(calls, results[-len(calls) :], strict=True)
+    ]
 
 
 def driver_connection(conn: AsyncConnection) -> psycopg.AsyncConnection[Any]:
@@ -192,10 +197,16 @@ async def _give_up(driver: psycopg.AsyncConnection[Any]) -> None:
         driver.pgconn.finish()
 
 
-def _rows(driver: psycopg.AsyncConnection[Any], result: pq.abc.PGresult) -> list[Row]:
-    reading = Transformer(driver)
-    reading.set_pgresult(result)
-    return reading.load_rows(0, result.ntuples, tuple)
+def _rows(
+    driver: psycopg.AsyncConnection[Any], readers: dict[bytes, abc.Transformer], name: bytes, result: pq.abc.PGresult
+) -> list[Row]:
+    reader = readers.get(name)
+    if reader is None:
+        readers[name] = reader = Transformer(driver)
+        reader.set_pgresult(result)
+    else:  # the columns of a prepared statement never change
+        reader.set_pgresult(result, set_loaders=False)
+    return reader.load_rows(0, result.ntuples, tuple)
 
 
 def _encoded(value: Value) -> bytes | None:

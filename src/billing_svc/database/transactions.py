@@ -5,9 +5,8 @@ tear it apart. It has a time budget of its own instead, and repeats where Postgr
 """
 
 import asyncio
-import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Never, TypeVar
 
 import psycopg
@@ -36,6 +35,9 @@ PAUSE_SECONDS_MAX = 0.1
 # repetition is enough.
 LOST_CONNECTIONS_MAX = 1
 
+# Far below the pool's bound on a connection's age, which it then looks at.
+KEPT_SECONDS_MAX = 60.0
+
 # Postgres undid the transaction because of others; the same again may succeed.
 _CONFLICTS = frozenset({"40001", "40P01"})
 # Not now: lock_timeout, a read-only standby after a failover, and the two time-outs that end a session.
@@ -55,9 +57,14 @@ class _ConnectionLost(Exception):
 class Transactions:
     """Runs work on connections of one engine."""
 
-    def __init__(self, engine: AsyncEngine, budget_seconds: float = BUDGET_SECONDS) -> None:
-        """`budget_seconds` bounds a whole run: waiting for a connection, all attempts, and the commit."""
+    def __init__(self, engine: AsyncEngine, budget_seconds: float = BUDGET_SECONDS, *, keep: bool = False) -> None:
+        """`budget_seconds` bounds a whole run: waiting for a connection, all attempts, and the commit.
+
+        With `keep` one connection stays lent between runs, until `drain`: to take one from the pool and to give it back
+        is a tenth of what a lone check takes.
+        """
         self._engine = engine
+        self._kept = _Kept() if keep else None
         # Each statement is its own transaction, which saves the round trips of BEGIN and COMMIT.
         self._autocommit_engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._budget_seconds = budget_seconds
@@ -92,9 +99,11 @@ class Transactions:
         return await self._in_budget(lambda: self._attempts(lambda: self._reading(self._engine, committed)))
 
     async def drain(self) -> None:
-        """Wait for what is under way, including what nobody waits for any more."""
+        """Wait for what is under way, including what nobody waits for any more, and keep no connection."""
         while self._under_way:
             await asyncio.wait(self._under_way)
+        if self._kept is not None:
+            await self._kept.end()
 
     async def _shielded(self, attempts: Callable[[], Awaitable[T]]) -> T:
         task: asyncio.Task[T] = asyncio.create_task(self._in_budget(attempts))
@@ -139,7 +148,8 @@ class Transactions:
                 await asyncio.sleep(random.uniform(0, pause_seconds_max))  # noqa: S311 - a pause is no secret
 
     async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with _connected(self._engine) as connection:
+        connection = await self._lend(self._engine)
+        try:
             direct.begin(connection)
             try:
                 result = await work(connection)
@@ -158,13 +168,42 @@ class Transactions:
             if connection.in_transaction():  # SQLAlchemy began one of its own for ordinary statements; it sends nothing
                 await connection.commit()
             return result
+        finally:
+            await self._take_back(connection)
 
     async def _reading(self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with _connected(engine) as connection:
-            try:
-                return await work(connection)
-            except (sa.exc.DBAPIError, psycopg.Error) as error:
-                _raise_for(error, is_lost=await self._is_lost(connection))
+        connection = await self._lend(engine)
+        try:
+            return await work(connection)
+        except (sa.exc.DBAPIError, psycopg.Error) as error:
+            _raise_for(error, is_lost=await self._is_lost(connection))
+        finally:
+            await self._take_back(connection)
+
+    async def _lend(self, engine: AsyncEngine) -> AsyncConnection:
+        """Return a connection with nothing under way on it: the one that was kept, or one of the pool's."""
+        if self._kept is not None and engine is self._engine:
+            kept = await self._kept.take()
+            if kept is not None:
+                return kept
+        try:
+            return _idle_one(engine) or await engine.connect()
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            # Refused, unreachable, too many, wrong password; or the pool is exhausted.
+            raise _away() from error
+
+    async def _take_back(self, connection: AsyncConnection) -> None:
+        """Keep a connection, or return it to the pool, with nothing under way; close it if that cannot be had."""
+        try:
+            if not connection.invalidated:
+                await direct.rollback(connection)
+        except psycopg.Error:
+            pass  # lost, or it will be, below
+        finally:
+            if not (connection.invalidated or direct.is_idle(connection)):
+                await connection.invalidate()
+            if self._kept is None or not self._kept.keep(connection, self._engine):
+                await _give_back(connection)
 
     async def _is_lost(self, connection: AsyncConnection) -> bool:
         """Say whether a connection is; then no other one is kept that may have died with it."""
@@ -172,21 +211,47 @@ class Transactions:
             return True
         if not direct.driver_connection(connection).closed:
             return False
+        if self._kept is not None:
+            await self._kept.end()
         await self._engine.dispose()
         return True
 
 
-@contextlib.asynccontextmanager
-async def _connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    try:
-        connection = _idle_one(engine) or await engine.connect()
-    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-        # Refused, unreachable, too many, wrong password; or the pool is exhausted.
-        raise _away() from error
-    try:
-        yield connection
-    finally:
-        await _give_back(connection)
+class _Kept:
+    """One connection that stays lent between the runs, for a while: the pool looks at ages when it lends."""
+
+    def __init__(self) -> None:
+        self._connection: AsyncConnection | None = None
+        self._until = 0.0
+
+    async def take(self) -> AsyncConnection | None:
+        """Return it, if it is there and still young."""
+        connection, self._connection = self._connection, None
+        if connection is not None and asyncio.get_running_loop().time() > self._until:
+            await _give_back(connection)
+            return None
+        return connection
+
+    def keep(self, connection: AsyncConnection, engine: AsyncEngine) -> bool:
+        """Say whether this one stays; not one that was lost, has options of its own, or comes second."""
+        if (
+            self._connection is not None
+            or connection.invalidated
+            or connection.engine is not engine
+            or connection.in_transaction()
+        ):
+            return False
+        now = asyncio.get_running_loop().time()
+        if now > self._until:
+            self._until = now + KEPT_SECONDS_MAX
+        self._connection = connection
+        return True
+
+    async def end(self) -> None:
+        """Give it back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await _give_back(connection)
 
 
 def _idle_one(engine: AsyncEngine) -> AsyncConnection | None:
@@ -200,19 +265,10 @@ def _idle_one(engine: AsyncEngine) -> AsyncConnection | None:
 
 
 async def _give_back(connection: AsyncConnection) -> None:
-    """Return a connection to the pool with nothing under way on it, or close it if that cannot be had."""
-    try:
-        if not connection.invalidated:
-            await direct.rollback(connection)
-    except psycopg.Error:
-        pass  # lost, or it will be, below
-    finally:
-        if not (connection.invalidated or direct.is_idle(connection)):
-            await connection.invalidate()
-        if connection.in_transaction() or connection.engine.get_execution_options():
-            await connection.close()
-        else:  # nothing is to be reset, so nothing need switch tasks
-            connection.sync_connection.close()  # type: ignore[union-attr]  # of a connection that is open
+    if connection.in_transaction() or connection.engine.get_execution_options():
+        await connection.close()
+    else:  # nothing is to be reset, so nothing need switch tasks
+        connection.sync_connection.close()  # type: ignore[union-attr]  # of a connection that is open
 
 
 def _refuse_if_failed(connection: AsyncConnection) -> None:

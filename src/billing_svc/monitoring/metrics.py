@@ -68,6 +68,7 @@ class Server:
         self._decisions = prometheus_client.Counter(
             "billing_decisions", "Decisions of CheckQuota.", ["decision", "reason"], registry=self.registry
         )
+        self._decided: dict[tuple[bool, str], Callable[[float], None]] = {}
         self._sizes = prometheus_client.Histogram(
             "billing_batch_size",
             "Calls that one batch answered.",
@@ -93,8 +94,14 @@ class Server:
 
     def decided(self, decisions: Iterable[tuple[bool, str]]) -> None:
         """Count a batch's decisions: whether each was allowed, and its reason."""
-        for (allowed, reason), number in collections.Counter(decisions).items():
-            self._decisions.labels("allowed" if allowed else "denied", reason).inc(number)
+        for decision, number in collections.Counter(decisions).items():
+            increase = self._decided.get(decision)
+            if increase is None:
+                allowed, reason = decision
+                increase = self._decided[decision] = self._decisions.labels(
+                    "allowed" if allowed else "denied", reason
+                ).inc
+            increase(number)
 
     def watch_callers(self, is_stale: Callable[[], bool]) -> None:
         """Show whether the callers' file as it is now could not be used."""
@@ -163,7 +170,9 @@ class Worker:
 def watch_pool(registry: registries.CollectorRegistry, in_use: Callable[[], int], size: int) -> None:
     """Show how many of a pool's connections are lent out."""
     prometheus_client.Gauge(
-        "billing_database_connections_in_use", "Connections of the pool that are lent out.", registry=registry
+        "billing_database_connections_in_use",
+        "Connections of the pool that are lent out; a server keeps one between calls.",
+        registry=registry,
     ).set_function(in_use)
     prometheus_client.Gauge("billing_database_connections_max", "The pool's size.", registry=registry).set(size)
 

@@ -26,8 +26,9 @@ class Events:
         self.queue = cygrpc.CompletionQueue()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        # Taken by the thread while the loop empties the queue.
-        self._is_empty = threading.Semaphore(0)
+        # Held while the loop empties the queue: the thread waits for it, the loop lets it go.
+        self._emptying = threading.Lock()
+        self._emptying.acquire()
         self._thread = threading.Thread(target=self._wait, name="grpc-events", daemon=True)
         self._thread.start()
 
@@ -40,7 +41,7 @@ class Events:
     def _wait(self) -> None:
         is_last = False
         while not is_last:
-            event = self.queue.poll()
+            event = self._poll()
             is_last = event.completion_type == cygrpc.CompletionType.queue_shutdown
             try:
                 self._loop.call_soon_threadsafe(self._take_up, event)
@@ -49,12 +50,12 @@ class Events:
             # The core spins while somebody holds on to the event of a call that has ended.
             del event
             if not is_last:
-                self._is_empty.acquire()
+                self._emptying.acquire()
 
     def _take_up(self, event: Any) -> None:  # noqa: ANN401 - as Cython has it
         for _ in range(_EVENTS_AT_ONCE):
             if event.completion_type == cygrpc.CompletionType.queue_timeout:
-                self._is_empty.release()
+                self._emptying.release()
                 return
             if event.completion_type == cygrpc.CompletionType.queue_shutdown:
                 self._end()
@@ -64,10 +65,17 @@ class Events:
             except Exception:  # noqa: BLE001 - one call's defect must not end all others
                 _log.exception("event_failed")
             event = None
-            event = self.queue.poll(_AT_ONCE)
+            event = self._poll(_AT_ONCE)
         self._loop.call_soon(self._take_up, event)
 
+    def _poll(self, until: float | None = None) -> Any:  # noqa: ANN401 - as Cython has it
+        while True:
+            try:
+                return self.queue.poll(until)
+            except Exception:  # noqa: BLE001 - what one caller sent must not make the server deaf to all others
+                _log.exception("event_lost")
+
     def _end(self) -> None:
-        self._is_empty.release()
+        self._emptying.release()
         if not self._ended.done():
             self._ended.set_result(None)

@@ -58,8 +58,8 @@ class Server:
     def __init__(self, routing: Routing, options: Sequence[tuple[str, int]] = ()) -> None:
         self._routing = routing
         self._core = cygrpc.Server(tuple(options), False)  # noqa: FBT003 - without xDS
-        self._events = events.Events()
-        self._core.register_completion_queue(self._events.queue)
+        # From the start on.
+        self._events: events.Events | None = None
         # As the core names them: a path may be any bytes.
         self._routes: dict[bytes, Route] = {}
         # asyncio itself keeps only weak references to their tasks.
@@ -92,6 +92,8 @@ class Server:
 
     def start(self) -> None:
         """Take calls up from now on."""
+        self._events = events.Events()
+        self._core.register_completion_queue(self._events.queue)
         self._core.start()
         for _ in range(_REQUESTED):
             self._request_call()
@@ -104,6 +106,8 @@ class Server:
         once. So all answers are held back first, until nothing new arrives and the callers are told; a caller that
         waits for its answers loses nothing, and of one that does not, only what crosses that message.
         """
+        if self._events is None:
+            return
         self._released.clear()
         await self._quiet()
         stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -130,7 +134,8 @@ class Server:
             await asyncio.sleep(_QUIET_SECONDS)
 
     def _request_call(self) -> None:
-        self._core.request_call(self._events.queue, self._events.queue, self._take_up)
+        queue = self._events.queue  # type: ignore[union-attr]  # it has started
+        self._core.request_call(queue, queue, self._take_up)
 
     def _take_up(self, event: Any) -> None:  # noqa: ANN401 - Cython's
         if not event.success:  # the server stops

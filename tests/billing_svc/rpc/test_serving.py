@@ -1,0 +1,188 @@
+"""What gRPC's own clients would not send: it ends no service, and who has no token takes nothing of it."""
+
+import asyncio
+import gc
+from typing import Any
+
+import grpc
+import pytest
+import sqlalchemy as sa
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+
+from billing.v1 import decision_pb2, quota_pb2, usage_pb2
+from billing_svc import interceptors, server
+from billing_svc.rpc import calls, serving
+from tests.billing_svc import raw_http2
+from tests.billing_svc.conftest import TOKEN, Billing, tokens
+
+CHECK = quota_pb2.CheckQuotaRequest(account_id="org_1", meter="runs")
+METHOD = b"/billing.v1.QuotaService/CheckQuota"
+AUTHORIZED = (b"authorization", b"Bearer " + TOKEN.encode())
+SECONDS_MAX = 10
+WAITING = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+
+
+def _port(billing: Billing) -> int:
+    return int(billing.address.rpartition(":")[2])
+
+
+async def test_a_path_that_is_not_utf_8_ends_no_service(billing: Billing) -> None:
+    """It ended the loop in which grpc.aio takes calls up."""
+    async with billing.engine.begin() as holder:
+        # A call that is under way meanwhile.
+        await holder.execute(sa.text("LOCK TABLE usage_counters IN ACCESS EXCLUSIVE MODE"))
+        event = usage_pb2.RecordUsageRequest(account_id="org_1", event_id="run_1", meter="runs")
+        recording = asyncio.ensure_future(billing.usage.RecordUsage(event))
+        while not await holder.scalar(WAITING):
+            pass  # each round is a query
+        for path in (b"/\xff", b"\xff", b"/" + b"x" * 100):
+            came = await raw_http2.call(_port(billing), path, ())
+            assert b"grpc-status\x0212" in came
+    assert (await recording).used == 1
+    assert (await billing.quota.CheckQuota(CHECK)).used == 1
+
+
+@pytest.mark.parametrize("sent", ["é".encode(), b"\xe9", b"a\0b", b"a\tb"])
+async def test_a_request_id_that_cannot_be_sent_back_is_replaced(billing: Billing, sent: bytes) -> None:
+    came = await raw_http2.call(
+        _port(billing), METHOD, [AUTHORIZED, (b"x-request-id", sent)], CHECK.SerializeToString()
+    )
+    assert b"grpc-status\x010" in came
+    assert sent not in came
+
+
+async def test_the_first_authorization_decides(billing: Billing) -> None:
+    wrong = (b"authorization", b"Bearer wrong")
+    came = await raw_http2.call(_port(billing), METHOD, [wrong, AUTHORIZED], CHECK.SerializeToString())
+    assert b"grpc-status\x02%d" % grpc.StatusCode.UNAUTHENTICATED.value[0] in came
+
+
+@pytest.mark.parametrize("headers", [[], [(b"authorization", b"Bearer wrong")], [(b"authorization", b"Basic \xff")]])
+async def test_a_stranger_is_refused_before_its_request_is_read(
+    billing: Billing, headers: list[tuple[bytes, bytes]]
+) -> None:
+    came = await raw_http2.call(_port(billing), METHOD, headers, raw_http2.UNFINISHED)
+    assert b"grpc-status\x02%d" % grpc.StatusCode.UNAUTHENTICATED.value[0] in came
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"x-key", b"\xff\xfe"),
+        (b"x-key-bin", b"*no base64*"),
+        (b"x-key-bin", b"\xff"),
+        (b"grpc-timeout", b"soon"),
+        (b"grpc-encoding", b"unheard-of"),
+        (b"x-\xff", b"value"),
+    ],
+)
+async def test_no_header_ends_the_service(billing: Billing, header: tuple[bytes, bytes]) -> None:
+    await raw_http2.call(_port(billing), METHOD, [AUTHORIZED, header], CHECK.SerializeToString())
+    assert (await billing.quota.CheckQuota(CHECK)).decision == decision_pb2.DECISION_ALLOWED
+
+
+async def test_a_request_without_a_message_is_refused(billing: Billing) -> None:
+    came = await raw_http2.call(_port(billing), METHOD, [AUTHORIZED], raw_http2.ABSENT)
+    assert b"grpc-status\x01%d" % grpc.StatusCode.INVALID_ARGUMENT.value[0] in came
+
+
+async def test_of_calls_that_ended_nothing_is_left(billing: Billing) -> None:
+    """However they ended: answered, cancelled at once or under way, past their deadline, too large, cut off."""
+
+    async def end(number: int) -> None:
+        event = usage_pb2.RecordUsageRequest(account_id="org_1", event_id=f"run_{number}", meter="runs")
+        large = usage_pb2.RecordUsageRequest(account_id="x" * (server.MESSAGE_BYTES_MAX + 1))
+        call = billing.usage.RecordUsage(
+            large if number % 5 == 4 else event, timeout=0.001 if number % 5 == 1 else None
+        )
+        if number % 5 == 2:
+            call.cancel()
+        if number % 5 == 3:
+            asyncio.get_running_loop().call_later(0.001 * (number % 7), call.cancel)
+        await call
+
+    await asyncio.gather(*(end(number) for number in range(200)), return_exceptions=True)
+    unfinished = [
+        asyncio.create_task(raw_http2.call(_port(billing), METHOD, [AUTHORIZED], raw_http2.UNFINISHED))
+        for _ in range(20)
+    ]
+    await asyncio.sleep(0.2)
+    for one in unfinished:
+        one.cancel()
+    await asyncio.wait(unfinished)
+    await billing.quota.CheckQuota(CHECK)
+    async with asyncio.timeout(SECONDS_MAX):
+        while _calls_left():  # noqa: ASYNC110 - gRPC lets go of them
+            await asyncio.sleep(0.05)
+
+
+def _calls_left() -> int:
+    return sum(isinstance(one, calls.Call) for one in gc.get_objects())
+
+
+async def test_a_defect_outside_the_layers_fails_its_call_alone() -> None:
+    class Bare:
+        """Lets everybody in, without a layer."""
+
+        def route(self, method: str, handler: serving.MethodHandler) -> serving.Route:
+            behaviour, serialize = handler.unary_unary, handler.response_serializer
+            assert behaviour is not None
+            assert serialize is not None
+            return serving.Route(method, behaviour, behaviour, serialize)
+
+        def begin(self, core: Any, metadata: calls.Metadata, serialize: calls.Serializer) -> calls.Call:  # noqa: ANN401
+            return calls.Call(core, metadata, serialize)
+
+        def admits(self, _method: str, call: calls.Call) -> bool:
+            if ("x-defect", "1") in [(key, value) for key, value in call.metadata]:
+                raise ZeroDivisionError
+            return True
+
+    async def answer(request: bytes, _call: calls.Call) -> bytes | int:
+        return int(request) if request.isdigit() else request
+
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer, response_serializer=lambda found: found + b"!")
+    bare = serving.Server(Bare())
+    bare.add_registered_method_handlers("x.Y", {"Z": handler})
+    port = bare.listen("127.0.0.1:0")
+    bare.start()
+    with capture_logs():
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            ask: Any = channel.unary_unary("/x.Y/Z")
+            assert await ask(b"a") == b"a!"
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ask(b"7")  # cannot be written
+            assert caught.value.code() is grpc.StatusCode.INTERNAL
+            with pytest.raises(grpc.aio.AioRpcError):
+                await ask(b"a", metadata=(("x-defect", "1"),), timeout=1)
+            assert await ask(b"a") == b"a!"
+    await bare.stop(grace_seconds=1)
+
+
+async def test_a_port_that_is_taken_is_said_so(billing: Billing) -> None:
+    bare = serving.Server(server.routing(tokens()), (("grpc.so_reuseport", 0),))
+    with pytest.raises(RuntimeError, match="cannot listen"):
+        bare.listen(billing.address)
+    await bare.stop(grace_seconds=0)
+
+
+async def test_streams_without_a_token_are_bounded(billing: Billing) -> None:
+    asked = health_pb2.HealthCheckRequest()
+    async with grpc.aio.insecure_channel(billing.address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch
+        watching = [watch(asked) for _ in range(interceptors.STREAMS_AT_ONCE)]
+        for one in watching:
+            assert (await one.read()).status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await watch(asked).read()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for one in watching:
+            one.cancel()
+        async with asyncio.timeout(SECONDS_MAX):
+            while True:
+                try:
+                    await watch(asked).read()
+                except grpc.aio.AioRpcError:
+                    continue
+                break
