@@ -1,7 +1,7 @@
 """Every error that a caller can meet, named after the situation.
 
 `code` is the gRPC status, `reason` the `ErrorReason` value without its prefix, `metadata` what a program may want to
-read. `interceptors.py` turns them into a status with details, once; messages are written for the caller and never carry
+read. `statuses.py` turns them into a status with details, once; messages are written for the caller and never carry
 a driver's or the SDK's text.
 """
 
