@@ -7,6 +7,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing_svc.accounts import rules
 from billing_svc.database import bulk, direct, tables
 
 _ACCOUNTS = tables.accounts
@@ -28,13 +29,13 @@ _LOCK_SHARED = sa.text("""
 async def insert_missing(conn: AsyncConnection, account_ids: Collection[str], now: datetime) -> None:
     """Create accounts that do not exist yet; the first mutation of an account does this."""
     if account_ids:
-        rows = [{"account_id": account_id, "created_at": now} for account_id in sorted(account_ids)]
+        rows = [{"account_id": account_id, "created_at": rules.signup(now)} for account_id in sorted(account_ids)]
         await conn.execute(_INSERT_MISSING, bulk.to_rows(rows))
 
 
 def creation(account_ids: Collection[str], now: datetime) -> direct.Call:
     """Return what creates accounts, and fails if one exists."""
-    return _INSERT, bulk.to_columns(_COLUMNS, [(account_id, now) for account_id in sorted(account_ids)])
+    return _INSERT, bulk.to_columns(_COLUMNS, [(account_id, rules.signup(now)) for account_id in sorted(account_ids)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Doing duties: bringing a subscription at Stripe to how it should stand.
 
 What is wanted is read afresh before each write and after it, so that whatever races, the last switch wins: whoever
-finds that his write came late writes again.
+finds that his write came late writes again. One who cannot look after his write, because Stripe did not answer or the
+process died, leaves it open in `stripe_requests`; then the later duty is not closed before that write has landed.
 """
 
 from collections.abc import Mapping
@@ -36,13 +37,20 @@ ORIGIN = audit_store.Origin("service")
 class _Case:
     """A duty, its subscription as it was just fetched, and how that should stand; without a row there is none.
 
-    `plan` is what the account has, by a subscription that stays.
+    `plan` is what the account has, by a subscription that stays. `contested`: what became of another write about the
+    subscription is not known.
     """
 
     duty: store.Duty
     row: subscriptions_store.Row | None
     wanted: rules.Wanted
     plan: str | None
+    contested: bool
+
+    @property
+    def purpose(self) -> str:
+        """Of the write that it takes."""
+        return _purpose(self.duty, self.wanted)
 
 
 class Duties:
@@ -116,16 +124,23 @@ class Duties:
             if row is not None and row.is_over and not await self._has_settled(case.duty, row):
                 return
             if row is None or rules.is_so(case.wanted, is_over=row.is_over, will_end=row.will_end):
-                await self._database.run(lambda conn: store.close(conn, case.duty))  # noqa: B023 - as above
+                await self._close(case)
                 return
-            purpose = f"duty:{case.duty.duty_id}:{case.wanted.value}"
-            if purpose in written:
+            if case.purpose in written:
                 # It was done, and undone by somebody else's write.
                 await self._database.run(lambda conn: store.renew(conn, account_id, subscription_id, now))  # noqa: B023 - as above
                 continue
-            await self._write(case, row, purpose)
-            written.add(purpose)
+            await self._write(case, row)
+            written.add(case.purpose)
         raise errors.LostRace("the subscription was changed by others at the same time; send the same call again")
+
+    async def _close(self, case: _Case) -> None:
+        """Forget a duty that is done, unless a write for an earlier one may yet undo it."""
+        landed_at = case.duty.created_at + rules.LANDED_AFTER
+        if case.contested and self._clock.now() < landed_at:
+            await self._database.run(lambda conn: store.look_again(conn, case.duty, landed_at))
+        else:
+            await self._database.run(lambda conn: store.close(conn, case.duty))
 
     async def _has_settled(self, duty: store.Duty, row: subscriptions_store.Row) -> bool:
         """Look whether all that was used is charged; False while it is too early to tell."""
@@ -138,11 +153,11 @@ class Duties:
         await self._settlement.settle(duty.account_id, row.subscription_id)
         return True
 
-    async def _write(self, case: _Case, row: subscriptions_store.Row, purpose: str) -> None:
+    async def _write(self, case: _Case, row: subscriptions_store.Row) -> None:
         if case.wanted in {rules.Wanted.ENDED, rules.Wanted.CREDITED}:
             await self._flush.flush(case.duty.account_id)
         operation, params = _call(row, case.wanted)
-        intent = requests.Intent(case.duty.account_id, purpose, operation, params)
+        intent = requests.Intent(case.duty.account_id, case.purpose, operation, params)
         try:
             if case.wanted is rules.Wanted.CREDITED:
                 await self._stop_metering(row, case.plan, intent)
@@ -211,4 +226,15 @@ async def _read(conn: AsyncConnection, account_id: str, subscription_id: str, no
         switched_on=under == subscription_id,
     )
     plan = next((one.plan for one in rows if one.gives_plan(now) and not one.superfluous), None)
-    return _Case(duty, row, rules.wanted(standing), plan)
+    wanted = rules.wanted(standing)
+    # One that is over stays over, whatever reaches Stripe.
+    contested = (
+        row is not None
+        and not row.is_over
+        and await requests.others_open(conn, account_id, subscription_id, _purpose(duty, wanted))
+    )
+    return _Case(duty, row, wanted, plan, contested)
+
+
+def _purpose(duty: store.Duty, wanted: rules.Wanted) -> str:
+    return f"duty:{duty.duty_id}:{wanted.value}"

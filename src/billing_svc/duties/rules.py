@@ -6,6 +6,8 @@ from datetime import datetime, timedelta
 
 RETRY_FIRST = timedelta(seconds=2)
 RETRY_MOST = timedelta(minutes=5)
+# A write for an earlier duty began before the present one was noted; by then it has reached Stripe or never will.
+LANDED_AFTER = timedelta(seconds=60)
 
 
 class Wanted(enum.Enum):

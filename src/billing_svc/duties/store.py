@@ -24,6 +24,7 @@ class Duty:
     subscription_id: str
     duty_id: str
     attempts: int
+    created_at: datetime
 
 
 async def add(conn: AsyncConnection, account_id: str, subscription_id: str, due_at: datetime, now: datetime) -> bool:
@@ -51,6 +52,15 @@ async def defer(conn: AsyncConnection, duty: Duty, until: datetime) -> None:
         sa.update(_DUTIES)
         .where(*_is(duty.account_id, duty.subscription_id), _DUTIES.c.duty_id == duty.duty_id)
         .values(due_at=until, created_at=until)
+    )
+
+
+async def look_again(conn: AsyncConnection, duty: Duty, at: datetime) -> None:
+    """Keep a duty that seems done until it is seen to stay so."""
+    await conn.execute(
+        sa.update(_DUTIES)
+        .where(*_is(duty.account_id, duty.subscription_id), _DUTIES.c.duty_id == duty.duty_id)
+        .values(due_at=at)
     )
 
 

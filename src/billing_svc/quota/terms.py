@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
+from billing_svc.accounts import rules as accounts_rules
 from billing_svc.catalog import model
 from billing_svc.quota import periods
 
@@ -205,5 +206,5 @@ def _month(
     if catalog.free_period == "calendar_month":
         return periods.calendar_month(at)
     # What an account brings along from before its beginning counts in its first period.
-    signup = standing.created_at or at
+    signup = standing.created_at or accounts_rules.signup(at)
     return periods.anchored_month(signup, max(at, signup))

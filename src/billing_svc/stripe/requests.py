@@ -120,6 +120,17 @@ class Requests:
         return await self._database.run(work)
 
 
+async def others_open(conn: AsyncConnection, account_id: str, subscription_id: str, purpose: str) -> bool:
+    """Say whether a write about a subscription for another purpose was begun, and what became of it is not known."""
+    query = sa.select(_REQUESTS.c.state).where(
+        _REQUESTS.c.account_id == account_id,
+        _REQUESTS.c.purpose != purpose,
+        _REQUESTS.c.params["subscription"].astext == subscription_id,
+        _REQUESTS.c.state == "open",
+    )
+    return await _exists(conn, query)
+
+
 async def _exists(conn: AsyncConnection, query: sa.Select[Any]) -> bool:
     return (await conn.execute(query)).first() is not None
 

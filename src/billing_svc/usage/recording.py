@@ -11,6 +11,7 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc import errors
+from billing_svc.accounts import rules as accounts_rules
 from billing_svc.alerts import store as alerts_store
 from billing_svc.catalog import versions
 from billing_svc.database import transactions
@@ -79,7 +80,7 @@ def _place(
         if landing is None:
             standing = found.facts.standing
             if standing.created_at is None:
-                standing = replace(standing, created_at=now)
+                standing = replace(standing, created_at=accounts_rules.signup(now))
             under = rules.landing(standing, found.catalogs, lands_at, now)
             landing = landings[id(found), lands_at] = books.Landing.at(found, under, now)
         one = books.Placed(n, event, occurred_at, landing)
