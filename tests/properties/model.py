@@ -104,6 +104,11 @@ class Account:
         included = offer.included
         return Terms(plan, included * seats if included is not None and offer.per_seat else included, beyond)
 
+    def end_what_a_plan_replaces(self) -> None:
+        """Whoever gets a plan has no pay-as-you-go of the default plan any more, and once that ends none either."""
+        if self.subscription(self.now) and self.pay_as_you_go_under in {one.name for one in self.metered_only}:
+            self.pay_as_you_go_under = None
+
     def period(self, at: datetime) -> tuple[datetime, datetime]:
         """Return the month that contains `at`, cut where a subscription begins or ends."""
         found = self.subscription(at)

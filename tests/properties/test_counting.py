@@ -305,6 +305,7 @@ class Counting(stateful.RuleBasedStateMachine):
     def _tell(self, **changes: Any) -> None:  # noqa: ANN401 - fields of Told
         assert self._told is not None
         self._told = self._told.but(**changes)
+        self.account.end_what_a_plan_replaces()
         self._run(self._told.apply(self._billing.transactions, self.account.now))
 
     def _sendable(
