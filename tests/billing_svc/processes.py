@@ -38,6 +38,8 @@ class ServerProcess:
     log: Path
     more: Mapping[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
+    # How long the log was when it was last started.
+    _began: int = 0
 
     @property
     def address(self) -> str:
@@ -57,6 +59,7 @@ class ServerProcess:
             **self.more,
         }
         with self.log.open("ab") as log:
+            self._began = log.tell()
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", _ENTRY, env=environment, stdout=log, stderr=log
             )
@@ -74,6 +77,12 @@ class ServerProcess:
         if self.process is not None and self.process.returncode is None:
             self.process.send_signal(number)
             await self.process.wait()
+
+    def said(self) -> str:
+        """Return what it has logged since its start."""
+        with self.log.open("rb") as log:
+            log.seek(self._began)
+            return log.read().decode()
 
     def channel(self) -> grpc.aio.Channel:
         """Return a channel of its own connection, which comes back soon after a restart."""

@@ -16,7 +16,7 @@ from billing_svc import interceptors, server
 from billing_svc.settings import Settings
 from tests.billing_svc import processes
 
-CALLERS = 12
+NAMES = [f"caller-{n:02}" for n in range(12)]
 SECONDS_MAX = 60
 
 
@@ -29,12 +29,13 @@ class Load:
     recorded: int = 0
     failed: list[grpc.aio.AioRpcError] = field(default_factory=list)
 
-    async def call_on(self, channel: grpc.aio.Channel) -> None:
+    async def call_on(self, channel: grpc.aio.Channel, name: str) -> None:
         stub = processes.usage_stub(channel)
+        metadata = (*processes.METADATA, (interceptors.REQUEST_ID_KEY, name))
         while not self.stopping:
             event = usage_pb2.RecordUsageRequest(account_id=self.account, event_id=uuid.uuid4().hex, meter="runs")
             try:
-                await stub.RecordUsage(event, timeout=20, metadata=processes.METADATA)
+                await stub.RecordUsage(event, timeout=20, metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 self.failed.append(error)
             else:
@@ -46,6 +47,15 @@ class Load:
         async with asyncio.timeout(SECONDS_MAX):
             while self.recorded < enough:  # noqa: ASYNC110 - many callers add to it
                 await asyncio.sleep(0.02)
+
+    async def reach(self, server: processes.ServerProcess) -> None:
+        """Wait until every caller was answered by a server since it was started, as its log tells."""
+        left = set(NAMES)
+        async with asyncio.timeout(SECONDS_MAX):
+            while left:
+                await asyncio.sleep(0.02)
+                said = server.said()
+                left = {name for name in left if f'"{name}"' not in said}
 
 
 @contextlib.asynccontextmanager
@@ -60,10 +70,10 @@ async def loaded(addresses: Sequence[str]) -> AsyncIterator[Load]:
         ("grpc.max_reconnect_backoff_ms", 200),
     )
     async with contextlib.AsyncExitStack() as channels, asyncio.TaskGroup() as callers:
-        for _ in range(CALLERS):
+        for name in NAMES:
             target = f"ipv4:{','.join(addresses)}"
             channel = await channels.enter_async_context(grpc.aio.insecure_channel(target, options))
-            callers.create_task(load.call_on(channel))
+            callers.create_task(load.call_on(channel, name))
         yield load
         load.stopping = True
 
@@ -97,7 +107,8 @@ async def test_servers_restarted_in_turn_under_load_fail_no_call(database_url: s
                 await one.kill(signal.SIGTERM)
                 await load.more()
                 await one.start()
-                await load.more()
+                # Each comes back after a pause of its own; one that is not back when the other server goes has nobody.
+                await load.reach(one)
         assert load.failed == []
         assert await counted(first.address, load.account) == load.recorded
 
