@@ -22,12 +22,14 @@ OURS = {"billing", "billing_svc", "webhook_gateway", "stripe_sandbox"}
 
 # Pure modules: values and `now` in, values out.
 RULES = {"rules.py", "terms.py", "periods.py"}
-# What a rule may know: the catalog's types, the errors that name situations, and how Stripe writes ids and instants.
+# What a rule may know: the catalog's types, the errors that name situations, how Stripe writes ids and instants, and
+# how a value is made.
 RULES_MAY_IMPORT = (
     "billing_svc.catalog.model",
     "billing_svc.catalog.money",
     "billing_svc.errors",
     "billing_svc.stripe.reading",
+    "billing_svc.values",
 )
 # Of the rest of the world, what does no I/O.
 RULES_MAY_USE = ("dateutil",)

@@ -44,9 +44,8 @@ def crossed(
     Unlimited has none, and of nothing there is no percentage. What is stored under a threshold already stays as it is,
     so telling one again does no harm.
     """
-    included = allowance.included
-    if not included:
+    included, used = allowance.included, after.shown_used
+    if not included or not percents or used * 100 < percents[0] * included:  # they rise; nearly always it is below all
         return []
     was = -1 if is_new_allowance else before.shown_used * 100
-    used = after.shown_used
     return [Alert(percent, included, used) for percent in percents if was < percent * included <= used * 100]

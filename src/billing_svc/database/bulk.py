@@ -1,13 +1,17 @@
-"""Many rows in one statement of fixed text: they travel as one JSON parameter, `rows`.
+"""Many rows in one statement of fixed text: they travel as one array for each column, or as one JSON parameter, `rows`.
 
-A statement with a parameter for each value has to be built, parsed and planned anew for every number of rows, and an
-array for each column is written value by value; either cost more than all the rest of a batch.
+A statement with a parameter for each value has to be built, parsed and planned anew for every number of rows, and a
+driver writes an array value by value; either cost more than all the rest of a batch. Arrays are the cheapest to read,
+and what the hot path uses; see ADR 0013.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 
 import orjson
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def insert_missing(table: sa.Table, columns: Sequence[str]) -> sa.TextClause:
@@ -20,43 +24,69 @@ def insert_missing(table: sa.Table, columns: Sequence[str]) -> sa.TextClause:
     )
 
 
-def insert(table: sa.Table, columns: Sequence[str], rows: str = "rows") -> str:
+def insert(table: sa.Table, columns: Sequence[str]) -> str:
     """Return an insert of what `to_columns` makes of rows."""
-    row_type = f"CAST(NULL AS {table.name})"
+    own = arrays("own", ", ".join(f"{name} {table.c[name].type.compile(dialect=_DIALECT)}" for name in columns))
     values = ", ".join(f"coalesce(own.{name}, shared.{name})" for name in columns)
     return (
-        f"INSERT INTO {table.name} ({', '.join(columns)}) SELECT {values}"  # noqa: S608 - names of our own schema
-        f" FROM json_populate_recordset({row_type}, CAST(:{rows} AS json)) AS own"
-        f" CROSS JOIN json_populate_record({row_type}, CAST(:{rows}_shared AS json)) AS shared"
+        f"INSERT INTO {table.name} ({', '.join(columns)}) SELECT {values} FROM {own}"  # noqa: S608 - our own schema
+        f" CROSS JOIN json_populate_record(CAST(NULL AS {table.name}), CAST(:shared AS json)) AS shared"
     )
 
 
-def recordset(name: str, columns: str, parameter: str = "rows") -> str:
-    """Return what stands for the rows in a FROM clause, under a name; `columns` are names with their types."""
-    return f"json_to_recordset(CAST(:{parameter} AS json)) AS {name} ({columns})"
+def arrays(name: str, columns: str) -> str:
+    """Return what stands for the rows of `to_arrays` in a FROM clause; `columns` are names with their types."""
+    named = [column.split(" ", 1) for column in columns.split(", ")]
+    parameters = ", ".join(f"CAST(:{column} AS {kind}[])" for column, kind in named)
+    return f"unnest({parameters}) AS {name} ({', '.join(column for column, _ in named)})"
 
 
-def to_rows(rows: Sequence[Mapping[str, object]], parameter: str = "rows") -> dict[str, str]:
-    """Return the parameter."""
-    return {parameter: orjson.dumps(rows).decode()}
+def recordset(name: str, columns: str) -> str:
+    """Return what stands for the rows of `to_rows` in a FROM clause; `columns` are names with their types."""
+    return f"json_to_recordset(CAST(:rows AS json)) AS {name} ({columns})"
 
 
-def to_columns(columns: Sequence[str], rows: Collection[tuple[object, ...]], parameter: str = "rows") -> dict[str, str]:
-    """Return the parameters of an `insert` of one row or more; a value that all rows share travels and is parsed once.
+def to_rows(rows: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """Return the parameter of a `recordset`, or of `insert_missing`."""
+    return {"rows": orjson.dumps(rows).decode()}
+
+
+def to_arrays(columns: Sequence[str], rows: Collection[tuple[object, ...]]) -> dict[str, str]:
+    """Return the parameters of `arrays`."""
+    if not rows:
+        return dict.fromkeys(columns, "{}")
+    return {name: _array(values) for name, values in zip(columns, zip(*rows, strict=True), strict=True)}
+
+
+def to_columns(columns: Sequence[str], rows: Collection[tuple[object, ...]]) -> dict[str, str]:
+    """Return the parameters of an `insert` of one row or more; a value that all rows share travels and is read once.
 
     The first column stays with the rows.
     """
-    own: dict[str, tuple[object, ...]] = {}
+    parameters: dict[str, str] = {}
     shared: dict[str, object] = {}
     for name, values in zip(columns, zip(*rows, strict=True), strict=True):
-        if own and values.count(values[0]) == len(values):
+        if parameters and values.count(values[0]) == len(values):
             shared[name] = values[0]
+            parameters[name] = "{}"  # shorter than the first one: what it lacks is null
         else:
-            own[name] = values
-    names = tuple(own)
-    return {
-        parameter: orjson.dumps(
-            [dict(zip(names, row, strict=True)) for row in zip(*own.values(), strict=True)]
-        ).decode(),
-        f"{parameter}_shared": orjson.dumps(shared).decode(),
-    }
+            parameters[name] = _array(values)
+    return {**parameters, "shared": orjson.dumps(shared).decode()}
+
+
+def _array(values: Sequence[object]) -> str:
+    """Return an array as Postgres reads it: as in JSON but for its brackets, and what a backslash means in a string."""
+    if isinstance(values[0], dict):  # of a json column, whose elements are texts
+        values = [orjson.dumps(value).decode() for value in values]
+    text = orjson.dumps(values).decode()
+    if "\\" in text:
+        text = "[" + ",".join(_quoted(value) if isinstance(value, str) else _json(value) for value in values) + "]"
+    return "{" + text[1:-1] + "}"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()

@@ -2,14 +2,15 @@
 
 import calendar
 import functools
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from billing_svc import values
 
 # Every month has them.
 _DAYS_MIN = 28
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Period:
     """The interval [start, end)."""
 

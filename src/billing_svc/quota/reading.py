@@ -1,13 +1,13 @@
 """From what a caller names to what a decision needs: the meter, the facts, and the catalogs of their terms."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc import errors
+from billing_svc import errors, values
 from billing_svc.catalog import model, versions
 from billing_svc.database import direct
 from billing_svc.quota import rules, store, terms
@@ -15,7 +15,7 @@ from billing_svc.quota import rules, store, terms
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Asked:
     """An account, and a meter or an operation (the other one is empty)."""
 
@@ -24,7 +24,7 @@ class Asked:
     operation: str
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Known:
     """The answer to `Asked`: enough to derive the terms at any instant."""
 

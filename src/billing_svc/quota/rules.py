@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 
+from billing_svc import values
 from billing_svc.catalog import model
 from billing_svc.quota import terms
 
@@ -27,7 +28,7 @@ class Reason(enum.StrEnum):
     RESERVATION_CLOSED = "RESERVATION_CLOSED"
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Counter:
     """The totals of one account, meter and quota period, in the meter's unit.
 
@@ -75,7 +76,7 @@ class Counter:
         return self.exceeded_at + grace_period
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Window:
     """An account's present rate window: when it opened, and how many checks it has admitted."""
 
@@ -101,7 +102,7 @@ class Requests:
     given: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Decision:
     """The answer to "may it take `units` now?", with what it rests on."""
 

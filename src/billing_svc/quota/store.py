@@ -13,7 +13,7 @@ from billing_svc.quota import rules, terms
 # before this cannot matter any more. It bounds what is read, however long the history is.
 HORIZON = timedelta(days=33)
 
-_ASKED = bulk.recordset("asked", "n integer, account_id text, meter text")
+_ASKED = bulk.arrays("asked", "n integer, account_id text, meter text")
 
 _WANTED = "account_id text, wanted bigint, requests bigint, over_before timestamptz"
 
@@ -25,6 +25,7 @@ _STANDING_COLUMNS = """
            s.effective_from, s.effective_until, s.is_plan,
            o.included, o.expires_at, o.note, o.set_by, o.set_at
 """
+_STANDING_LENGTH = 18
 _STANDING_TABLES = f"""
       {_ASKED}
      CROSS JOIN (SELECT max(version) AS version FROM catalog_versions) AS newest
@@ -113,15 +114,15 @@ async def read_standings(
 
 
 def _asking(statement: direct.Statement, asked: Sequence[tuple[str, str]], now: datetime) -> direct.Call:
-    rows = [{"n": n, "account_id": account_id, "meter": meter} for n, (account_id, meter) in enumerate(asked)]
-    return statement, {**bulk.to_rows(rows), "horizon": now - HORIZON, "now": now}
+    rows = [(n, account_id, meter) for n, (account_id, meter) in enumerate(asked)]
+    return statement, {**bulk.to_arrays(("n", "account_id", "meter"), rows), "horizon": now - HORIZON, "now": now}
 
 
 def _each(number: int, rows: Sequence[direct.Row]) -> list[Facts]:
-    by_asked: dict[int, list[direct.Row]] = {}
+    by_asked: list[list[direct.Row]] = [[] for _ in range(number)]
     for row in rows:
-        by_asked.setdefault(row[0], []).append(row)
-    return [_facts(by_asked[n]) for n in range(number)]
+        by_asked[row[0]].append(row)
+    return [_facts(found) for found in by_asked]
 
 
 def _facts(rows: Sequence[direct.Row]) -> Facts:
@@ -130,20 +131,24 @@ def _facts(rows: Sequence[direct.Row]) -> Facts:
     if first[1] is None:
         raise LookupError("no catalog was published")
     plans = {row[4]: row[4:12] for row in rows if row[12]}
-    metered_only = next((row[4:12] for row in rows if row[12] is False), None)
-    level, *window = first[18:21] or (None, None, None)
+    metered_only = next((row[4:12] for row in rows if row[12] is False), None) if len(plans) < len(rows) else None
+    subscriptions = tuple([terms.Subscription(*columns) for columns in plans.values()])
+    standing = terms.Standing(
+        newest_catalog=first[1],
+        created_at=first[2],
+        pay_as_you_go_under=first[3],
+        subscriptions=subscriptions,
+        metered_only=None if metered_only is None else terms.Subscription(*metered_only),
+    )
+    override = None if first[17] is None else terms.Override(*first[13:18])
+    if len(first) == _STANDING_LENGTH:
+        return Facts(standing, override, 0, None, {})
     return Facts(
-        standing=terms.Standing(
-            newest_catalog=first[1],
-            created_at=first[2],
-            pay_as_you_go_under=first[3],
-            subscriptions=tuple([terms.Subscription(*columns) for columns in plans.values()]),
-            metered_only=None if metered_only is None else terms.Subscription(*metered_only),
-        ),
-        override=None if first[17] is None else terms.Override(*first[13:18]),
-        level=level or 0,
-        window=None if window[0] is None else rules.Window(*window),
-        counters={row[21]: rules.Counter(*row[22:]) for row in rows if row[21:] and row[21] is not None},
+        standing,
+        override,
+        level=first[18] or 0,
+        window=None if first[19] is None else rules.Window(*first[19:21]),
+        counters={row[21]: rules.Counter(*row[22:]) for row in rows if row[21] is not None},
     )
 
 

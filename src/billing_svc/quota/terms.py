@@ -5,16 +5,16 @@ resets on time even when Stripe's renewal event is late.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
+from billing_svc import values
 from billing_svc.accounts import rules as accounts_rules
 from billing_svc.catalog import model
 from billing_svc.quota import periods
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Subscription:
     """A plan subscription, as far as a decision needs it; in force in [effective_from, effective_until)."""
 
@@ -32,7 +32,7 @@ class Subscription:
         return self.effective_from <= at and (self.effective_until is None or at < self.effective_until)
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Standing:
     """What an account is, before the clock is asked. `created_at` is None for an account that was never written."""
 
@@ -50,7 +50,7 @@ class Standing:
         return {self.newest_catalog, *(subscription.catalog_version for subscription in self.subscriptions)}
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Override:
     """What an account has of one meter in place of what its plan includes; `included` None: unlimited."""
 
@@ -65,7 +65,7 @@ class Override:
         return self.expires_at is None or at < self.expires_at
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Allowance:
     """How much of one meter there is, and what happens beyond. Without a limit the meter is not in the plan."""
 
@@ -86,7 +86,7 @@ class Allowance:
 _NOTHING_BEYOND = model.Limit(included=0, beyond="deny")
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Terms:
     """What holds for an account at one instant."""
 
@@ -170,8 +170,10 @@ def _pay_as_you_go(
 
 
 def _deciding(standing: Standing, at: datetime) -> Subscription | None:
-    covering = (subscription for subscription in standing.subscriptions if subscription.covers(at))
-    return max(covering, key=lambda one: (one.effective_from, one.subscription_id), default=None)
+    covering = [subscription for subscription in standing.subscriptions if subscription.covers(at)]
+    if len(covering) > 1:
+        return max(covering, key=lambda one: (one.effective_from, one.subscription_id))
+    return covering[0] if covering else None
 
 
 def _tenure(

@@ -1,12 +1,17 @@
 """Usage messages to and from what the rules speak."""
 
+import functools
+import re
 from collections.abc import Sequence
+from datetime import datetime
+from typing import TypeAlias
 
 from google.rpc import code_pb2
 
 from billing.v1 import decision_pb2, errors_pb2, usage_pb2
 from billing_svc import errors, fields
 from billing_svc.quota import conversions as quota_conversions
+from billing_svc.quota import rules as quota_rules
 from billing_svc.reservations import rules as reservations_rules
 from billing_svc.usage import books, rules
 
@@ -14,22 +19,32 @@ EVENTS_MAX = 5_000
 RETRY_ATTEMPT_MAX = 1_000
 VIOLATIONS_MAX = 20
 
+# What is so of nearly every event, in one look; only of another one each field is checked.
+_NAME = "[a-z][a-z0-9_]{0,63}"
+_ID = "[!-~]{1,%d}"
+_FIT = re.compile(
+    f"{_ID % fields.ACCOUNT_ID_LENGTH_MAX} {_ID % fields.ID_LENGTH_MAX} (?:{_NAME} | {_NAME}) "
+    f"(?:{_ID % quota_conversions.RESERVATION_ID_LENGTH_MAX})?",
+    re.ASCII,
+)
 _REJECTING = usage_pb2.IF_EXCEEDED_REJECT
+_RESERVATION_OUTCOMES = {
+    outcome: usage_pb2.ReservationOutcome.Value(f"RESERVATION_OUTCOME_{outcome.name}")
+    for outcome in reservations_rules.Outcome
+}
 _IF_EXCEEDED = frozenset(usage_pb2.IfExceeded.values())
 
 
-def from_proto_event(
-    request: usage_pb2.RecordUsageRequest, caller: str, request_id: str, prefix: str = ""
-) -> rules.NewEvent:
+def from_proto_event(request: usage_pb2.RecordUsageRequest, caller: str, request_id: str) -> rules.NewEvent:
     """Return the event that a request asks to record. Raises InvalidRequest."""
-    check = fields.Fields(prefix)
-    account_id = check.account_id(request.account_id)
-    event_id = check.identifier("event_id", request.event_id)
-    meter, operation = request.meter, request.operation
-    check.meter_or_operation(meter, operation)
-    reservation_id = check.optional_identifier(
-        "reservation_id", request.reservation_id, quota_conversions.RESERVATION_ID_LENGTH_MAX
-    )
+    check = fields.Fields()
+    account_id, event_id, meter, operation = request.account_id, request.event_id, request.meter, request.operation
+    reservation_id = request.reservation_id
+    if not _FIT.fullmatch(f"{account_id} {event_id} {meter} {operation} {reservation_id}"):
+        check.account_id(account_id)
+        check.identifier("event_id", event_id)
+        check.meter_or_operation(meter, operation)
+        check.optional_identifier("reservation_id", reservation_id, quota_conversions.RESERVATION_ID_LENGTH_MAX)
     quantity = request.quantity if request.HasField("quantity") else None
     level = request.level if request.HasField("level") else None
     if quantity is not None:
@@ -76,26 +91,47 @@ def to_proto_outcome(outcome: books.Answer | rules.Denied) -> usage_pb2.RecordUs
 def to_proto_recorded(answer: books.Answer) -> usage_pb2.RecordUsageResponse:
     """Return the answer to a recorded event; a repeat differs in `duplicate` alone."""
     recorded = answer.recorded
+    response = usage_pb2.RecordUsageResponse()
+    response.CopyFrom(
+        _answer_under(
+            (
+                *(recorded.meter, recorded.included, recorded.overridden, recorded.reason),
+                *(recorded.period_start, recorded.period_end, recorded.plan, recorded.catalog_version),
+            )
+        )
+    )
+    response.used = recorded.used
+    response.cost = recorded.units
+    response.billable = recorded.billable
+    response.remaining = recorded.remaining
+    response.reserved = recorded.reserved
+    response.duplicate = answer.duplicate
+    response.superseded = recorded.superseded
+    if recorded.reservation_outcome is not None:
+        response.reservation_outcome = _RESERVATION_OUTCOMES[recorded.reservation_outcome]
+    return response
+
+
+# Meter, included, overridden, reason, the period's bounds, plan, version.
+_Under: TypeAlias = tuple[str, int | None, bool, quota_rules.Reason, datetime, datetime, str, int]
+
+
+# What the answers of many events have in common, to be copied: filling all of it in takes three times as long.
+@functools.lru_cache(maxsize=4096)
+def _answer_under(under: _Under) -> usage_pb2.RecordUsageResponse:
+    meter, included, overridden, reason, period_start, period_end, plan, catalog_version = under
     return usage_pb2.RecordUsageResponse(
-        duplicate=answer.duplicate,
-        used=recorded.used,
-        cost=recorded.units,
-        meter=recorded.meter,
-        billable=recorded.billable,
-        included=recorded.included or 0,
-        unlimited=recorded.included is None,
-        remaining=recorded.remaining,
-        reserved=recorded.reserved,
-        over_limit=quota_conversions.is_over_hard_limit(recorded.reason),
+        meter=meter,
+        included=included or 0,
+        unlimited=included is None,
+        over_limit=quota_conversions.is_over_hard_limit(reason),
         decision=decision_pb2.DECISION_ALLOWED,
-        reason=quota_conversions.to_proto_reason(recorded.reason),
-        period_start=fields.to_proto_instant(recorded.period_start),
-        period_end=fields.to_proto_instant(recorded.period_end),
-        plan=recorded.plan,
-        catalog_version=recorded.catalog_version,
-        superseded=recorded.superseded,
-        reservation_outcome=_to_proto_reservation_outcome(recorded.reservation_outcome),
-        overridden=recorded.overridden,
+        reason=quota_conversions.to_proto_reason(reason),
+        period_start=fields.to_proto_instant(period_start),
+        period_end=fields.to_proto_instant(period_end),
+        plan=plan,
+        catalog_version=catalog_version,
+        overridden=overridden,
     )
 
 
@@ -123,14 +159,6 @@ def to_proto_denied(denied: rules.Denied) -> usage_pb2.RecordUsageResponse:
     )
 
 
-def _to_proto_reservation_outcome(
-    outcome: reservations_rules.Outcome | None,
-) -> usage_pb2.ReservationOutcome.ValueType:
-    if outcome is None:
-        return usage_pb2.RESERVATION_OUTCOME_UNSPECIFIED
-    return usage_pb2.ReservationOutcome.Value(f"RESERVATION_OUTCOME_{outcome.name}")
-
-
 def to_proto_error(error: errors.BillingError) -> usage_pb2.EventError:
     """Return why one event of a batch was not recorded; the same that RecordUsage would answer."""
     violations = error.violations if isinstance(error, errors.InvalidRequest) else ()
@@ -146,38 +174,55 @@ def to_proto_error(error: errors.BillingError) -> usage_pb2.EventError:
     )
 
 
-def from_proto_batch(
-    request: usage_pb2.BatchRecordUsageRequest, caller: str, request_id: str
-) -> list[rules.NewEvent | errors.BillingError]:
-    """Return the events of a batch, in the place of an unfit one its error. Raises InvalidRequest on their number."""
+def to_parts(request: usage_pb2.BatchRecordUsageRequest, size: int) -> list[list[int]]:
+    """Return the places of a batch's events in parts of `size` or a little more, each account's together and in order.
+
+    Raises InvalidRequest on their number.
+    """
     if not 1 <= len(request.events) <= EVENTS_MAX:
         problem = f"has {len(request.events)} entries; must have 1 to {EVENTS_MAX}"
         raise errors.InvalidRequest([errors.FieldViolation("events", problem)])
-    events: list[rules.NewEvent | errors.BillingError] = []
-    for event in request.events:
+    by_account: dict[str, list[int]] = {}
+    for n, event in enumerate(request.events):
+        by_account.setdefault(event.account_id, []).append(n)
+    parts: list[list[int]] = [[]]
+    for places in by_account.values():
+        if len(parts[-1]) >= size:
+            parts.append([])
+        parts[-1] += places
+    return parts
+
+
+def from_proto_part(
+    events: Sequence[usage_pb2.RecordUsageRequest], caller: str, request_id: str
+) -> list[rules.NewEvent | errors.BillingError]:
+    """Return events of a batch, in the place of an unfit one its error."""
+    parsed: list[rules.NewEvent | errors.BillingError] = []
+    for event in events:
         try:
-            events.append(from_proto_event(event, caller, request_id))
+            parsed.append(from_proto_event(event, caller, request_id))
         except errors.BillingError as error:
-            events.append(error)
-    return events
+            parsed.append(error)
+    return parsed
 
 
-def to_proto_batch(
-    request: usage_pb2.BatchRecordUsageRequest, outcomes: Sequence[books.Outcome]
-) -> usage_pb2.BatchRecordUsageResponse:
-    """Return the answers to a batch, in its order."""
-    response = usage_pb2.BatchRecordUsageResponse()
-    for event, outcome in zip(request.events, outcomes, strict=True):
-        result = response.results.add(event_id=event.event_id[: fields.ID_LENGTH_MAX])
-        if isinstance(outcome, errors.BillingError):
-            result.error.CopyFrom(to_proto_error(outcome))
-            response.failed += 1
-            continue
+def write_result(result: usage_pb2.EventResult, event: usage_pb2.RecordUsageRequest, outcome: books.Outcome) -> None:
+    """Write the answer to one event of a batch into its place; one that was written before gives way."""
+    result.event_id = event.event_id[: fields.ID_LENGTH_MAX]
+    if isinstance(outcome, errors.BillingError):
+        result.error.CopyFrom(to_proto_error(outcome))
+    else:
         result.answer.CopyFrom(to_proto_outcome(outcome))
-        if isinstance(outcome, rules.Denied):
+
+
+def count_results(response: usage_pb2.BatchRecordUsageResponse) -> None:
+    """Write how many answers of each kind there are."""
+    for result in response.results:
+        if result.HasField("error"):
+            response.failed += 1
+        elif result.answer.decision == decision_pb2.DECISION_DENIED:
             response.denied += 1
-        elif outcome.duplicate:
+        elif result.answer.duplicate:
             response.duplicates += 1
         else:
             response.recorded += 1
-    return response

@@ -4,7 +4,7 @@ One round trip for each step, whatever the size of the batch. Locks are taken in
 levels, reservations, then what is new: accounts, counters, events; each by key), so that processes cannot deadlock.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -68,14 +68,16 @@ def _place(
         if isinstance(found, errors.BillingError):
             outcomes[n] = found
             continue
+        meter = found.newest.meters[found.meter]
+        is_gauge = meter.kind == "gauge"
         try:
-            rules.check_kind(event.sent, found.newest.meters[found.meter])
+            rules.check_kind(event.sent, meter)
             occurred_at = rules.check_occurred_at(event.sent.occurred_at, now)
         except errors.BillingError as error:
             outcomes[n] = error
             continue
         # A level is not of the past: it counts in the present period, whenever it was measured.
-        lands_at = now if found.is_gauge else occurred_at
+        lands_at = now if is_gauge else occurred_at
         landing = landings.get((id(found), lands_at))
         if landing is None:
             standing = found.facts.standing
@@ -85,13 +87,13 @@ def _place(
             landing = landings[id(found), lands_at] = books.Landing.at(found, under, now)
         one = books.Placed(n, event, occurred_at, landing)
         # A gauge is made before its event is taken. After another event of the batch it is not at zero any more.
-        is_begun = not (found.is_gauge and landing.is_of_unknown) or landing.gauge_key in begun
-        refused = None if is_begun else _refused_at_once(one, now)
-        if refused is None:
-            placed.append(one)
+        if is_gauge and landing.is_of_unknown and landing.gauge_key not in begun:
+            refused = _refused_at_once(one, now)
+            if refused is not None:
+                outcomes[n] = refused
+                continue
             begun.add(landing.gauge_key)
-        else:
-            outcomes[n] = refused
+        placed.append(one)
     return placed
 
 
@@ -128,7 +130,8 @@ async def _count(
     }
     locked = await store.lock_counters(conn, counted) if counted else {}
     for landing in landings:
-        await _keep_terms(conn, catalogs, landing, locked, now)
+        if landing.under.period.end <= now and landing.key in locked:
+            await _keep_terms(conn, catalogs, landing, locked[landing.key], now)
     gauges = {one.gauge_key: one.under.period.end for one in landings if one.known.is_gauge}
     levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
     batch = books.Books(locked, levels, reservations, now)
@@ -159,13 +162,10 @@ async def _keep_terms(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
     landing: books.Landing,
-    locked: Mapping[store.CounterKey, store.LockedCounter],
+    row: store.LockedCounter,
     now: datetime,
 ) -> None:
     """Let the terms of a past period be the last ones that were kept on its counter."""
-    if landing.under.period.end > now or landing.key not in locked:
-        return
-    row = locked[landing.key]
     catalog = await catalogs.get(conn, row.catalog_version)
     landing.under = replace(
         landing.under,

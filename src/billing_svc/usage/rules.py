@@ -1,10 +1,9 @@
 """Where and when a usage event counts. Pure: no I/O, `now` is an argument."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from billing_svc import errors
+from billing_svc import errors, values
 from billing_svc.catalog import model
 from billing_svc.gauges import rules as gauges_rules
 from billing_svc.quota import rules as quota_rules
@@ -21,8 +20,7 @@ RETENTION = timedelta(days=400)
 UNITS_MAX = 10**12
 
 
-# Sent, NewEvent and Recorded are made for each event, and therefore not frozen: that alone would be 3 us.
-@dataclass(slots=True)
+@values.value
 class Sent:
     """What a caller sent, as sent. A repeat of an event id is the same event if this is equal."""
 
@@ -39,7 +37,7 @@ class Sent:
         return 1 if self.quantity is None else self.quantity
 
 
-@dataclass(slots=True)
+@values.value
 class NewEvent:
     """A usage event that asks to be recorded. With `reject`, only if the quota allows it."""
 
@@ -64,7 +62,7 @@ class NewEvent:
         return (self.account_id, self.reservation_id)
 
 
-@dataclass(slots=True)
+@values.value
 class Recorded:
     """The answer to a recorded event; a repeat is given the same numbers again."""
 
@@ -86,7 +84,7 @@ class Recorded:
     reservation_outcome: reservations_rules.Outcome | None
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Denied:
     """The answer to an event with `reject` that the quota does not allow: nothing was written."""
 

@@ -72,7 +72,7 @@ _COUNTER_COLUMNS = (
     *("overridden", "updated_at"),
 )
 _EVENT_COLUMNS = (
-    *("event_id", "account_id"),
+    *("account_id", "event_id"),
     *("sent_meter", "sent_operation", "sent_quantity", "sent_level", "sent_occurred_at", "properties"),
     *("meter", "period_start", "units", "billable", "occurred_at", "recorded_at", "retry_attempt"),
     *("reservation_id", "reservation_outcome", "caller", "request_id", "period_end", "plan", "catalog_version"),
@@ -88,9 +88,8 @@ _UPDATE_COUNTERS = direct.Statement(
     f" SET {', '.join(f'{name} = excluded.{name}' for name in _COUNTER_COLUMNS[3:])}"
 )
 
-_COUNTER_KEY = "account_id text, meter text, period_start timestamptz"
-_ASKED_EVENTS = bulk.recordset("asked", "account_id text, event_id text")
-_ASKED_COUNTERS = bulk.recordset("asked", _COUNTER_KEY)
+_ASKED_EVENTS = bulk.arrays("asked", "account_id text, event_id text")
+_ASKED_COUNTERS = bulk.arrays("asked", "account_id text, meter text, period_start timestamptz")
 _SELECT_EVENTS = direct.Statement(f"""
     SELECT e.account_id, e.event_id,
            e.sent_meter, e.sent_operation, e.sent_quantity, e.sent_level, e.sent_occurred_at, e.properties,
@@ -127,8 +126,7 @@ async def find_events(
 
 def finding(keys: Collection[tuple[str, str]]) -> direct.Call:
     """Return what looks events up by (account, event id)."""
-    rows = [{"account_id": account_id, "event_id": event_id} for account_id, event_id in keys]
-    return _SELECT_EVENTS, bulk.to_rows(rows)
+    return _SELECT_EVENTS, bulk.to_arrays(_EVENT_COLUMNS[:2], keys)
 
 
 def to_events(rows: Sequence[direct.Row]) -> dict[tuple[str, str], tuple[rules.Sent, rules.Recorded]]:
@@ -138,13 +136,7 @@ def to_events(rows: Sequence[direct.Row]) -> dict[tuple[str, str], tuple[rules.S
 
 async def lock_counters(conn: AsyncConnection, keys: Collection[CounterKey]) -> dict[CounterKey, LockedCounter]:
     """Lock counters until the end of the transaction, in key order, and return those that exist, as they are now."""
-    rows = await direct.fetch(
-        conn,
-        _LOCK_COUNTERS,
-        bulk.to_rows(
-            [{"account_id": key[0], "meter": key[1], "period_start": key[2]} for key in sorted(keys)],
-        ),
-    )
+    rows = await direct.fetch(conn, _LOCK_COUNTERS, bulk.to_arrays(_COUNTER_COLUMNS[:3], sorted(keys)))
     return {row[:3]: LockedCounter(quota_rules.Counter(*row[3:7]), *row[7:]) for row in rows}
 
 
@@ -186,7 +178,7 @@ def write(
     calls = _insertions(opened, unknown, now)
     if counters:
         calls.append((_UPDATE_COUNTERS, _counter_rows(counters, now)))
-    rows = [_event_row(stored) for stored in sorted(events, key=lambda one: one.event.key)]
+    rows = sorted(map(_event_row, events))
     direct.defer(conn, *calls, (_INSERT_EVENTS, bulk.to_columns(_EVENT_COLUMNS, rows)))
 
 
@@ -207,8 +199,8 @@ def _to_recorded(*columns: Any) -> rules.Recorded:  # noqa: ANN401 - of `_SELECT
 
 
 def _counter_rows(counters: Mapping[CounterKey, Written], now: datetime) -> dict[str, str]:
-    rows = []
-    for key, one in sorted(counters.items(), key=lambda item: item[0]):
+    rows: list[tuple[Any, ...]] = []
+    for key, one in counters.items():
         counter, under, allowance = one.counter, one.under, one.allowance
         rows.append(
             (
@@ -217,15 +209,15 @@ def _counter_rows(counters: Mapping[CounterKey, Written], now: datetime) -> dict
                 *(under.quantity, under.pay_as_you_go, allowance.included, allowance.overridden, now),
             )
         )
-    return bulk.to_columns(_COUNTER_COLUMNS, rows)
+    return bulk.to_columns(_COUNTER_COLUMNS, sorted(rows))
 
 
-def _event_row(stored: StoredEvent) -> tuple[object, ...]:
-    """Return the values of `_EVENT_COLUMNS`."""
+def _event_row(stored: StoredEvent) -> tuple[Any, ...]:
+    """Return the values of `_EVENT_COLUMNS`, the key first."""
     event, sent, recorded = stored.event, stored.event.sent, stored.recorded
     outcome = recorded.reservation_outcome
     return (
-        *(event.event_id, event.account_id),
+        *(event.account_id, event.event_id),
         *(sent.meter, sent.operation, sent.quantity, sent.level, sent.occurred_at, sent.properties),
         *(recorded.meter, recorded.period_start, recorded.units, recorded.billable),
         *(stored.occurred_at, stored.recorded_at, event.retry_attempt),

@@ -5,10 +5,12 @@ import time
 from datetime import timedelta
 
 import grpc
+import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.v1 import decision_pb2, errors_pb2, usage_pb2, usage_pb2_grpc
-from billing_svc.database import transactions
+from billing_svc.database import direct, transactions
 from tests.billing_svc import books
 from tests.billing_svc.conftest import Billing
 from tests.billing_svc.refusals import refused
@@ -126,6 +128,32 @@ async def test_5000_events_fit_the_budget(billing: Billing) -> None:
     assert seconds < transactions.BUDGET_SECONDS
     print(f"5,000 events: {seconds:.2f} s of this process")  # noqa: T201 - for those who look
     assert {one.answer.used for one in told.results} == set(range(1, 101))
+    await books.assert_balanced(billing.engine)
+
+
+async def test_a_part_that_fails_fails_the_call_and_the_repeat_brings_the_rest(
+    billing: Billing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # More accounts than go into one transaction, each with two events that see each other.
+    events = [event(f"e{n}", account_id=f"org_{n % 600}", quantity=2) for n in range(1_200)]
+    commit, commits = direct.commit, 0
+
+    async def commit_the_first(conn: AsyncConnection) -> None:
+        nonlocal commits
+        commits += 1
+        if commits > 1:
+            raise psycopg.errors.AdminShutdown
+        await commit(conn)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(direct, "commit", commit_the_first)
+        refusal = await refused(send(billing, *events))
+    assert (refusal.code, commits) == (grpc.StatusCode.UNAVAILABLE, 3)
+    await books.assert_balanced(billing.engine)
+    told = await send(billing, *events)
+    assert counts(told) == (700, 500, 0, 0)
+    assert [one.event_id for one in told.results] == [one.event_id for one in events]
+    assert [one.answer.used for one in told.results] == [2] * 600 + [4] * 600
     await books.assert_balanced(billing.engine)
 
 
