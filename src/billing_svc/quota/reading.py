@@ -1,6 +1,6 @@
 """From what a caller names to what a decision needs: the meter, the facts, and the catalogs of their terms."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc import errors, values
 from billing_svc.catalog import model, versions
-from billing_svc.database import direct
+from billing_svc.database import direct, transactions
 from billing_svc.quota import rules, store, terms
 
 T = TypeVar("T")
@@ -73,7 +73,8 @@ async def read(
 ) -> list[Known | errors.BillingError]:
     """Return what is known for each one asked, in order; in its place the error of one that names nothing known.
 
-    One statement, and one more only when another process has published a catalog since the last time.
+    One statement. Raises RetryTransaction when another process has published a catalog since the last time; it is
+    loaded then.
     """
 
     async def facts(keys: Sequence[tuple[str, str]]) -> tuple[list[store.Facts], None]:
@@ -83,10 +84,17 @@ async def read(
 
 
 async def read_standings(
-    conn: AsyncConnection, catalogs: versions.CatalogCache, asked: Sequence[Asked], now: datetime, *beside: direct.Call
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    asked: Sequence[Asked],
+    now: datetime,
+    beside: Callable[[Collection[tuple[str, str]]], Iterable[direct.Call]],
 ) -> tuple[list[Known | errors.BillingError], list[list[direct.Row]]]:
-    """Return the same without what was used, and what other statements read in the same round trip."""
-    return await _read(conn, catalogs, asked, lambda keys: store.read_standings(conn, keys, now, *beside))
+    """Return the same without what was used, and what other statements read in the same round trip.
+
+    `beside` returns those, given each account and meter that was asked for.
+    """
+    return await _read(conn, catalogs, asked, lambda keys: store.read_standings(conn, keys, now, *beside(keys)))
 
 
 async def _read(
@@ -96,15 +104,13 @@ async def _read(
     read_facts: Callable[[Sequence[tuple[str, str]]], Awaitable[tuple[list[store.Facts], T]]],
 ) -> tuple[list[Known | errors.BillingError], T]:
     catalog = await catalogs.latest(conn)
-    while True:
-        meters = [_meter(catalog, one) for one in asked]
-        keys = [(one.account_id, meter or "") for one, meter in zip(asked, meters, strict=True)]
-        facts, others = await read_facts(keys)
-        newest = await catalogs.get(conn, max(one.standing.newest_catalog for one in facts))
-        if newest is catalog:
-            break
-        catalog = newest
-    versions_needed = {version for one in facts for version in one.standing.catalog_versions()}
+    meters = [_meter(catalog, one) for one in asked]
+    keys = [(one.account_id, meter or "") for one, meter in zip(asked, meters, strict=True)]
+    facts, others = await read_facts(keys)
+    newest = facts[0].standing.newest_catalog  # of the statement's snapshot, so of all
+    if await catalogs.get(conn, newest) is not catalog:
+        raise transactions.RetryTransaction
+    versions_needed = {newest, *(sold.catalog_version for one in facts for sold in one.standing.subscriptions)}
     loaded = {version: await catalogs.get(conn, version) for version in versions_needed}
     known = [
         _unknown(one) if meter is None else Known(one, meter, fact, loaded)

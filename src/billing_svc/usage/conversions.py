@@ -90,8 +90,13 @@ def to_proto_outcome(outcome: books.Answer | rules.Denied) -> usage_pb2.RecordUs
 
 def to_proto_recorded(answer: books.Answer) -> usage_pb2.RecordUsageResponse:
     """Return the answer to a recorded event; a repeat differs in `duplicate` alone."""
-    recorded = answer.recorded
     response = usage_pb2.RecordUsageResponse()
+    _write_recorded(response, answer)
+    return response
+
+
+def _write_recorded(response: usage_pb2.RecordUsageResponse, answer: books.Answer) -> None:
+    recorded = answer.recorded
     response.CopyFrom(
         _answer_under(
             (
@@ -109,7 +114,6 @@ def to_proto_recorded(answer: books.Answer) -> usage_pb2.RecordUsageResponse:
     response.superseded = recorded.superseded
     if recorded.reservation_outcome is not None:
         response.reservation_outcome = _RESERVATION_OUTCOMES[recorded.reservation_outcome]
-    return response
 
 
 # Meter, included, overridden, reason, the period's bounds, plan, version.
@@ -211,8 +215,10 @@ def write_result(result: usage_pb2.EventResult, event: usage_pb2.RecordUsageRequ
     result.event_id = event.event_id[: fields.ID_LENGTH_MAX]
     if isinstance(outcome, errors.BillingError):
         result.error.CopyFrom(to_proto_error(outcome))
+    elif isinstance(outcome, rules.Denied):
+        result.answer.CopyFrom(to_proto_denied(outcome))
     else:
-        result.answer.CopyFrom(to_proto_outcome(outcome))
+        _write_recorded(result.answer, outcome)
 
 
 def count_results(response: usage_pb2.BatchRecordUsageResponse) -> None:

@@ -1,10 +1,11 @@
-"""Recording a batch of usage events in the caller's transaction: look up, place, lock, count, write.
+"""Recording a batch of usage events in the caller's transaction: look up and lock, place, count, write.
 
-One round trip for each step, whatever the size of the batch. Locks are taken in one order everywhere (counters, gauge
-levels, reservations, then what is new: accounts, counters, events; each by key), so that processes cannot deadlock.
+Two round trips, whatever the size of the batch; holds and gauges have their own. Locks are taken in one order
+everywhere (counters, gauge levels, reservations, then what is new: accounts, counters, events; each by key), so that
+processes cannot deadlock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -14,10 +15,12 @@ from billing_svc import errors
 from billing_svc.accounts import rules as accounts_rules
 from billing_svc.alerts import store as alerts_store
 from billing_svc.catalog import versions
-from billing_svc.database import transactions
+from billing_svc.database import direct, transactions
 from billing_svc.gauges import rules as gauges_rules
 from billing_svc.gauges import store as gauges_store
 from billing_svc.quota import reading, terms
+from billing_svc.quota import store as quota_store
+from billing_svc.reservations import rules as reservations_rules
 from billing_svc.reservations import store as reservations_store
 from billing_svc.usage import books, rules, store
 
@@ -33,8 +36,19 @@ async def record(
     names = [(event.account_id, event.sent.meter or "", event.sent.operation or "") for event in events]
     # Events of the same meter of an account share what is read.
     asked = list(dict.fromkeys(names))
-    read, (found,) = await reading.read_standings(
-        conn, catalogs, [reading.Asked(*one) for one in asked], now, store.finding(set(keys))
+    named = {event.reservation_key for event in events if event.reservation_id}
+    reservations = await reservations_store.find(conn, named) if named else {}
+
+    def beside(pairs: Collection[tuple[str, str]]) -> Iterable[direct.Call]:
+        # Wherever an event lands, its counter is among those that matter still; and a hold may be in an older one.
+        since = dict.fromkeys(pairs, now - quota_store.HORIZON)
+        for one in reservations.values():
+            pair = (one.account_id, one.meter)
+            since[pair] = min(one.period_start, since.get(pair, one.period_start))
+        return store.finding(set(keys)), store.locking(since)
+
+    read, (found, counters) = await reading.read_standings(
+        conn, catalogs, [reading.Asked(*one) for one in asked], now, beside
     )
     known = dict(zip(asked, read, strict=True))
     stored = store.to_events(found)
@@ -47,11 +61,12 @@ async def record(
             first.setdefault(key, n)
     if first:
         placed = _place([(n, events[n], known[names[n]]) for n in first.values()], outcomes, now)
-        await _count(conn, catalogs, placed, outcomes, now)
-    # Within a batch the first one wins.
-    for n, key in enumerate(keys):
-        if n not in outcomes:
-            outcomes[n] = _repeated_in_batch(events[n], events[first[key]], outcomes[first[key]])
+        if placed:
+            await _count(conn, catalogs, placed, store.to_counters(counters), reservations, outcomes, now)
+    if len(outcomes) < len(events):  # within a batch the first one wins
+        for n, key in enumerate(keys):
+            if n not in outcomes:
+                outcomes[n] = _repeated_in_batch(events[n], events[first[key]], outcomes[first[key]])
     return [outcomes[n] for n in range(len(events))]
 
 
@@ -111,24 +126,17 @@ async def _count(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
     placed: Sequence[books.Placed],
+    locked: Mapping[store.CounterKey, store.LockedCounter],
+    reservations: Mapping[tuple[str, str], reservations_rules.Reservation],
     outcomes: dict[int, books.Outcome],
     now: datetime,
 ) -> None:
-    """Lock the counters, take the events one after the other, and write both.
+    """Take the events one after the other, and write them with their counters, which are locked if they exist.
 
     A counter that nobody has yet is opened here and written with its totals, and so is an account: whoever creates one
     of them meanwhile makes us begin anew.
     """
-    if not placed:
-        return
     landings = list({id(one.landing): one.landing for one in placed}.values())
-    named = {one.event.reservation_key for one in placed if one.event.reservation_id}
-    reservations = await reservations_store.find(conn, named) if named else {}
-    # Of an account that is known, whether or not it has this counter yet.
-    counted = {one.key for one in landings if not one.is_of_unknown} | {
-        one.counter_key for one in reservations.values()
-    }
-    locked = await store.lock_counters(conn, counted) if counted else {}
     for landing in landings:
         if landing.under.period.end <= now and landing.key in locked:
             await _keep_terms(conn, catalogs, landing, locked[landing.key], now)

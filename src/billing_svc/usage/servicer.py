@@ -70,9 +70,13 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
             async with self._parts:
                 await self._database.run(lambda conn: record(part, conn))
 
-        for failed in await asyncio.gather(*map(run, parts), return_exceptions=True):
-            if failed is not None:
-                raise failed
+        tasks = [asyncio.create_task(run(part)) for part in parts]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            # After a failure, what waits for its turn need not begin; what is under way is shielded.
+            for task in tasks:
+                task.cancel()
         conversions.count_results(response)
         return response
 

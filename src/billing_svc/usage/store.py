@@ -104,17 +104,20 @@ _SELECT_EVENTS = direct.Statement(f"""
 """)  # noqa: S608 - constants of this file
 
 # One after the other in the order asked, which is that of the keys, so that processes cannot deadlock.
-_LOCK_COUNTERS = direct.Statement(f"""
+_LOCK = f"""
     SELECT c.account_id, c.meter, c.period_start, c.used, c.reserved, c.billable, c.exceeded_at,
            c.period_end, c.catalog_version, c.plan, c.quantity, c.pay_as_you_go,
            c.included, c.overridden
       FROM {_ASKED_COUNTERS}
      CROSS JOIN LATERAL (
            SELECT * FROM usage_counters c
-            WHERE (c.account_id, c.meter, c.period_start) = (asked.account_id, asked.meter, asked.period_start)
+            WHERE (c.account_id, c.meter) = (asked.account_id, asked.meter) AND c.period_start {{}} asked.period_start
+            ORDER BY c.period_start
               FOR UPDATE
            ) AS c
-""")  # noqa: S608 - constants of this file
+"""  # noqa: S608 - constants of this file
+_LOCK_COUNTERS = direct.Statement(_LOCK.format("="))
+_LOCK_COUNTERS_SINCE = direct.Statement(_LOCK.format(">="))
 
 
 async def find_events(
@@ -136,7 +139,17 @@ def to_events(rows: Sequence[direct.Row]) -> dict[tuple[str, str], tuple[rules.S
 
 async def lock_counters(conn: AsyncConnection, keys: Collection[CounterKey]) -> dict[CounterKey, LockedCounter]:
     """Lock counters until the end of the transaction, in key order, and return those that exist, as they are now."""
-    rows = await direct.fetch(conn, _LOCK_COUNTERS, bulk.to_arrays(_COUNTER_COLUMNS[:3], sorted(keys)))
+    return to_counters(await direct.fetch(conn, _LOCK_COUNTERS, bulk.to_arrays(_COUNTER_COLUMNS[:3], sorted(keys))))
+
+
+def locking(since: Mapping[tuple[str, str], datetime]) -> direct.Call:
+    """Return what locks, in key order, the counters of each (account, meter) whose periods began since some instant."""
+    rows = [(*key, since[key]) for key in sorted(since)]
+    return _LOCK_COUNTERS_SINCE, bulk.to_arrays(_COUNTER_COLUMNS[:3], rows)
+
+
+def to_counters(rows: Sequence[direct.Row]) -> dict[CounterKey, LockedCounter]:
+    """Return what `locking` found, as it is now."""
     return {row[:3]: LockedCounter(quota_rules.Counter(*row[3:7]), *row[7:]) for row in rows}
 
 

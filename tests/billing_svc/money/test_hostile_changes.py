@@ -3,20 +3,17 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
 
 import grpc
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.v1 import usage_pb2
-from billing_svc.database import tables
+from billing_svc.database import direct, tables
 from billing_svc.usage import recording as usage_recording
 from billing_svc.usage import rules as usage_rules
-from billing_svc.usage import store as usage_store
 from billing_svc.usage_reports import pacing, sealing, sending
 from tests.billing_svc.money.ledger import Ledger
 from tests.billing_svc.money.test_changes import tiers
@@ -59,15 +56,18 @@ async def test_terms_that_were_read_before_the_plan_changed(tiers: Ledger, monke
     await tiers.use("runs", 105)
     await tiers.work()
     has_read, may_go_on = asyncio.Event(), asyncio.Event()
-    lock_counters = usage_store.lock_counters
+    fetch_each = direct.fetch_each
 
-    async def slow(conn: AsyncConnection, keys: Collection[usage_store.CounterKey]) -> Any:  # noqa: ANN401 - passed on
-        if not has_read.is_set():
-            has_read.set()
-            await may_go_on.wait()
-        return await lock_counters(conn, keys)
+    async def slow(conn: AsyncConnection, *calls: direct.Call) -> list[list[direct.Row]]:
+        rows = []
+        for call in calls:
+            if b"FOR UPDATE" in call[0].text and not has_read.is_set():
+                has_read.set()
+                await may_go_on.wait()
+            rows += await fetch_each(conn, call)
+        return rows
 
-    monkeypatch.setattr(usage_store, "lock_counters", slow)
+    monkeypatch.setattr(direct, "fetch_each", slow)
     recording = asyncio.create_task(tiers.use("runs", 10))
     await has_read.wait()
     await tiers.change(plan="big")

@@ -148,6 +148,7 @@ async def test_a_part_that_fails_fails_the_call_and_the_repeat_brings_the_rest(
     with monkeypatch.context() as patch:
         patch.setattr(direct, "commit", commit_the_first)
         refusal = await refused(send(billing, *events))
+        await billing.transactions.drain()
     assert (refusal.code, commits) == (grpc.StatusCode.UNAVAILABLE, 3)
     await books.assert_balanced(billing.engine)
     told = await send(billing, *events)
