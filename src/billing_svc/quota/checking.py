@@ -1,19 +1,19 @@
 """Deciding a batch of checks: from one snapshot, and with a write only where a rate limit counts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc import clock, errors, fields
+from billing_svc import clock, errors, fields, values
 from billing_svc.catalog import model, versions
 from billing_svc.database import transactions
 from billing_svc.quota import reading, rules, store, terms
 from billing_svc.reservations import rules as reservations_rules
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Question:
     """What a check asks: may it take `quantity` now? With `hold`, it takes them at once."""
 
@@ -22,7 +22,7 @@ class Question:
     hold: reservations_rules.Hold | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Checked:
     """A decision with all that it was made of."""
 
