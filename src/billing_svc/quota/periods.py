@@ -53,6 +53,7 @@ def _shifted(anchor: datetime, months: int) -> datetime:
     By hand, because each decision does this: a library that handles every calendar takes ten times as long.
     """
     years, month = divmod(anchor.month - 1 + months, 12)
-    year = anchor.year + years
-    day = anchor.day if anchor.day <= _DAYS_MIN else min(anchor.day, calendar.monthrange(year, month + 1)[1])
-    return anchor.replace(year=year, month=month + 1, day=day)
+    year, day = anchor.year + years, anchor.day
+    if day > _DAYS_MIN:
+        day = min(day, calendar.monthrange(year, month + 1)[1])
+    return anchor.replace(year, month + 1, day)  # named, they would take twice as long
