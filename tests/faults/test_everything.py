@@ -87,7 +87,10 @@ async def assert_stripe_agrees(one: world.World) -> int:
     for account_id in ACCOUNTS:
         counters = tables.usage_counters.c
         billable = sum(row.billable for row in await one.rows(tables.usage_counters, counters.account_id == account_id))
-        (customer,) = {row.customer_id for row in reports if row.account_id == account_id}
+        customers = {row.customer_id for row in reports if row.account_id == account_id}
+        if not billable and not customers:
+            continue  # on a slow machine the callers may not get beyond what is included
+        (customer,) = customers
         by_items = sum(
             row.to_units - row.from_units for row in reports if (row.account_id, row.state) == (account_id, "invoiced")
         )
