@@ -4,6 +4,10 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PY := .venv/bin/python
 
+# Tests wait for half of their time, for commits, clocks and other processes: more of them than there are cores.
+# make test WORKERS=0 runs all in one process, as for a debugger.
+WORKERS ?= 4
+
 # Made last when setting up, so that what was cut short begins again.
 READY := .venv/.ready
 
@@ -21,7 +25,8 @@ dev: $(READY)  ## Run everything on this machine; make dev ARGS="--catalog catal
 	@exec $(PY) -I -S src/billing_svc/supervision/launcher.py $$PPID $(PY) -m billing_svc dev $(ARGS)
 
 test: lint  ## Run every check and test; make test ARGS="-k quota" passes options to pytest
-	$(PY) -m pytest $(ARGS)
+	@# In the order, and with the groups, of tests/conftest.py.
+	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 faults: $(READY)  ## Bring every fault about, for long; make faults ARGS="--minutes 2 --seed 7 -k holds"
 	@PYTHONPATH=src:. $(PY) -m tests.faults $(ARGS)

@@ -14,12 +14,33 @@ import sqlalchemy as sa
 import stripe
 from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncEngine
+from xdist import scheduler  # type: ignore[import-untyped]  # it has none
 
 from billing_svc.database import embedded, migrating, transactions
 from billing_svc.database import engine as engines
+from tests import ports
 
 # Generous for a busy machine; a test that needs longer is stuck.
 _DRAIN_SECONDS_MAX = 20
+
+# In a run of several processes: those that take longest begin first, so that none is left alone with one at the end.
+_FIRST = (
+    "tests/end_to_end/test_month.py",
+    "tests/end_to_end/test_dev.py",
+    "tests/end_to_end/",
+    "tests/properties/test_counting.py",
+    "tests/billing_svc/usage_reports/test_whole_way.py",
+    "tests/faults/",
+    "tests/billing_svc/commands/",
+    "tests/billing_svc/money/",
+)
+# Files whose tests share what takes long to start; they stay together.
+_TOGETHER = (
+    "tests/end_to_end/",
+    "tests/webhook_gateway/",
+    "tests/billing/",
+    "tests/billing_svc/database/test_transaction_faults.py",
+)
 
 
 def pytest_configure() -> None:
@@ -29,6 +50,27 @@ def pytest_configure() -> None:
     stripe.enable_telemetry = False
     # Half a second and more before each repetition would be most of what tests of Stripe's faults take.
     stripe.HTTPClient.INITIAL_DELAY = 0.01
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a run of several processes, put first what takes longest; else the order stays."""
+    if hasattr(config, "workerinput"):
+        items.sort(
+            key=lambda item: next((n for n, one in enumerate(_FIRST) if item.nodeid.startswith(one)), len(_FIRST))
+        )
+
+
+class _Scheduling(scheduler.LoadScopeScheduling):  # type: ignore[misc]  # untyped, as above
+    """Gives each process the next test, or the next file of those that stay together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.partition("::")[0] if nodeid.startswith(_TOGETHER) else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _Scheduling:
+    # Not xdist's own groups: it puts their names into ids, which pytest 9.2 does not let it.
+    return _Scheduling(config, log)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -47,7 +89,7 @@ def postgres_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def postgres(postgres_folder: Path) -> Iterator[embedded.EmbeddedPostgres]:
     """The run's server. Tests that stop or harm one start their own."""
-    with embedded.EmbeddedPostgres(postgres_folder / "postgres", embedded.free_port(), durable=False) as server:
+    with embedded.EmbeddedPostgres(postgres_folder / "postgres", ports.free_port(), durable=False) as server:
         yield server
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 
 from billing.v1 import quota_pb2_grpc, usage_pb2_grpc
-from billing_svc.database import embedded
+from tests import ports
 
 SRC = Path(__file__).parents[2] / "src"
 TOKEN = "dev-token"
@@ -103,7 +103,7 @@ async def servers(
 ) -> AsyncIterator[list[ServerProcess]]:
     """Run server processes on one database, where a catalog was published; `more` are further settings."""
     started = [
-        ServerProcess(database_url, embedded.free_port(), folder / f"server_{n}.log", more or {}) for n in range(count)
+        ServerProcess(database_url, ports.free_port(), folder / f"server_{n}.log", more or {}) for n in range(count)
     ]
     try:
         await asyncio.gather(*(one.start() for one in started))

@@ -11,7 +11,8 @@ import pytest
 
 from billing_svc import clock
 from billing_svc.catalog import loading, versions
-from billing_svc.database import embedded, transactions
+from billing_svc.database import transactions
+from tests import ports
 from tests.billing_svc.commands.terminal import NYQST, ROOT, SECONDS_MAX, complete, environment, refusal, run
 
 
@@ -60,7 +61,7 @@ def test_a_database_url_that_is_none_is_not_quoted() -> None:
 
 
 def test_a_database_that_is_away_is_one_sentence_without_the_password() -> None:
-    url = f"postgresql://billing:hunter2@127.0.0.1:{embedded.free_port()}/billing"
+    url = f"postgresql://billing:hunter2@127.0.0.1:{ports.free_port()}/billing"
 
     sentence = refusal("migrate", env=environment(DATABASE_URL=url))
 

@@ -20,6 +20,7 @@ from billing_svc import clock
 from billing_svc.catalog import loading, versions
 from billing_svc.database import embedded, migrating, transactions
 from billing_svc.database import engine as engines
+from tests import ports
 from tests.billing_svc import books, processes, refusals
 from tests.billing_svc.conftest import CATALOGS
 
@@ -37,7 +38,7 @@ def own_postgres_server() -> Iterator[embedded.EmbeddedPostgres]:
     """A server that may be stopped."""
     with tempfile.TemporaryDirectory(prefix="billing-svc-tests-") as name:
         Path(name).chmod(0o711)
-        with embedded.EmbeddedPostgres(Path(name) / "postgres", embedded.free_port(), durable=False) as server:
+        with embedded.EmbeddedPostgres(Path(name) / "postgres", ports.free_port(), durable=False) as server:
             yield server
 
 
@@ -125,7 +126,7 @@ async def ready(port: int) -> int:
 async def test_postgres_stopped_under_load_is_said_at_once_and_all_goes_on_when_it_is_back(
     own_postgres: embedded.EmbeddedPostgres, url: str, tmp_path: Path
 ) -> None:
-    port = embedded.free_port()
+    port = ports.free_port()
     more = {"BILLING_MONITORING_LISTEN": f"127.0.0.1:{port}"}
     states = health_pb2.HealthCheckResponse
     async with (

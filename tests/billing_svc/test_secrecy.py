@@ -20,7 +20,7 @@ import pytest
 import sqlalchemy as sa
 from google.protobuf import descriptor_pool, message, message_factory
 
-from billing_svc.database import embedded
+from tests import ports
 from tests.billing_svc import processes
 from tests.billing_svc.sandboxed import Sandbox, published_catalog, sandbox, settings, stripe_client, webhook_port
 from tests.billing_svc.test_access import METHODS
@@ -170,7 +170,7 @@ async def test_no_process_writes_a_secret_an_address_or_a_body(
     groups = "[check, record, subscription, admin, webhook]"
     digest = hashlib.sha256(TOKEN.encode()).hexdigest()
     callers.write_text(f'callers: [{{name: tests, groups: {groups}, token_sha256: ["{digest}"]}}]')
-    grpc_port, http_port = embedded.free_port(), embedded.free_port()
+    grpc_port, http_port = ports.free_port(), ports.free_port()
     environment = os.environ | {
         "PYTHONPATH": str(processes.SRC),
         "PYTHONUNBUFFERED": "1",

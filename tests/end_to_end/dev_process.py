@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from billing_svc.database import embedded
+from tests import ports
 
 ROOT = Path(__file__).resolve().parents[2]
 # Ten times what a start takes on an idle machine.
@@ -31,7 +31,7 @@ class DevProcess:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self.ports = [embedded.free_port() for _ in range(3)]
+        self.ports = [ports.free_port() for _ in range(3)]
         self.lines: list[str] = []
         self.process: subprocess.Popen[str] | None = None
         self._seen: set[tuple[int, str]] = set()

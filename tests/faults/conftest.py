@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from billing_svc.database import embedded
+from tests import ports
 from tests.billing_svc.conftest import billing, catalog_name, published_catalog, service_clock, settings
 from tests.faults import runs, summary
 
@@ -30,5 +31,5 @@ def own_postgres() -> Iterator[embedded.EmbeddedPostgres]:
     """A server that may be killed: what it committed is in the operating system's hands by then."""
     with tempfile.TemporaryDirectory(prefix="billing-svc-tests-") as name:
         Path(name).chmod(0o711)
-        with embedded.EmbeddedPostgres(Path(name) / "postgres", embedded.free_port(), durable=False) as server:
+        with embedded.EmbeddedPostgres(Path(name) / "postgres", ports.free_port(), durable=False) as server:
             yield server

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import psutil  # type: ignore[import-untyped]  # it has none
 
-from billing_svc.database import embedded
+from tests import ports
 from tests.billing_svc import processes, refusals
 from tests.faults import fuzzing, loads, runs
 from tests.webhook_gateway import test_process
@@ -165,7 +165,7 @@ def is_closed(port: int) -> bool:
 
 
 async def test_no_request_breaks_the_gateway(run: runs.Run, tmp_path: Path) -> None:
-    port, statuses, log = embedded.free_port(), Counter[int](), tmp_path / "gateway.log"
+    port, statuses, log = ports.free_port(), Counter[int](), tmp_path / "gateway.log"
     async with serve_grpc(ScriptedService()) as grpc_port, gateway_on(port, grpc_port, log) as gateway:
 
         async def send(rng: random.Random) -> None:

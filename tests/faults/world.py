@@ -22,6 +22,7 @@ from billing_svc.dev import options, parts, programs
 from billing_svc.reconciling import whole
 from billing_svc.stripe import catalog_sync, client
 from billing_svc.supervision import children
+from tests import ports
 from tests.billing_svc.conftest import CATALOGS
 from tests.billing_svc.sandboxed import Sandbox
 
@@ -148,25 +149,25 @@ async def running(postgres: embedded.EmbeddedPostgres, folder: Path, catalog_nam
     """Run all of it, with a catalog published."""
     url = postgres.start()
     await asyncio.to_thread(migrating.upgrade, url)
-    ports = options.Ports(*(embedded.free_port() for _ in range(3)))
-    common = dict(programs.environment(ports, url, folder, None))
+    chosen = options.Ports(*(ports.free_port() for _ in range(3)))
+    common = dict(programs.environment(chosen, url, folder, None))
     common["PYTHONPATH"] = str(CATALOGS.parent / "src")
     described = (
-        programs.sandbox(ports, folder, common),
-        programs.server(ports, common),
+        programs.sandbox(chosen, folder, common),
+        programs.server(chosen, common),
         programs.worker(common),
-        programs.gateway(ports, common),
+        programs.gateway(chosen, common),
     )
     started = {one.name: Process(one, folder / f"{one.name}.log") for one in described}
     http = httpx.AsyncClient(
-        base_url=programs.sandbox_url(ports),
+        base_url=programs.sandbox_url(chosen),
         headers={"Authorization": f"Bearer {options.SANDBOX_KEY}"},
         trust_env=False,
         timeout=30,
         verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # an empty one: there is no TLS here
     )
     engine = engines.create_engine(url, role=None)
-    world = World(postgres, ports, folder, url, Sandbox(programs.sandbox_url(ports), http), started, engine)
+    world = World(postgres, chosen, folder, url, Sandbox(programs.sandbox_url(chosen), http), started, engine)
     try:
         await started["sandbox"].start()
         await started["sandbox"].answering()

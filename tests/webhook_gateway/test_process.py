@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import ports
 from tests.webhook_gateway.conftest import SECRET, TOKEN, ScriptedService, event_body, open_door, serve_grpc, sign
 
 SOURCES = str(Path(__file__).parents[2] / "src")
@@ -21,13 +22,6 @@ SOURCES = str(Path(__file__).parents[2] / "src")
 
 def environment(**changed: str) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "PYTHONPATH": SOURCES, "PYTHONUNBUFFERED": "1", **changed}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.mark.parametrize(
@@ -85,7 +79,7 @@ async def run_gateway(grpc_port: int, port: int) -> AsyncIterator[asyncio.subpro
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_stop_finishes_what_is_under_way_and_exits_0(service: ScriptedService, number: signal.Signals) -> None:
     service.delay_seconds = 0.7
-    port = free_port()
+    port = ports.free_port()
     async with (
         serve_grpc(service) as grpc_port,
         run_gateway(grpc_port, port) as process,
@@ -114,7 +108,7 @@ async def test_every_line_it_writes_is_json_and_none_holds_a_body_a_secret_or_a_
 ) -> None:
     raw = event_body(name="Erika Mustermann")
     signed = sign(raw)
-    port = free_port()
+    port = ports.free_port()
     async with (
         serve_grpc(service) as grpc_port,
         run_gateway(grpc_port, port) as process,

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from billing_svc.database import embedded
+from tests import ports
 
 ROOT = Path(__file__).resolve().parents[3]
 NYQST = ROOT / "catalogs" / "nyqst.yaml"
@@ -26,7 +26,7 @@ def complete(database_url: str, **more: str) -> dict[str, str]:
         STRIPE_API_KEY="sk_test_cli",
         STRIPE_API_BASE="http://127.0.0.1:9",
         BILLING_DEV="1",
-        BILLING_LISTEN=f"127.0.0.1:{embedded.free_port()}",
+        BILLING_LISTEN=f"127.0.0.1:{ports.free_port()}",
         BILLING_CHECKOUT_SUCCESS_URL="https://app.example.com/paid",
         BILLING_CHECKOUT_CANCEL_URL="https://app.example.com/plans",
         **more,

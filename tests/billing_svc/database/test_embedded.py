@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from billing_svc.database import embedded, embedded_user
+from tests import ports
 
 # A parent that starts a server on the folder and port that it is given, says so, and waits to be killed.
 _PARENT = """
@@ -35,7 +36,7 @@ def data_dir() -> Iterator[Path]:
 
 
 def _server(data_dir: Path, port: int | None = None) -> embedded.EmbeddedPostgres:
-    return embedded.EmbeddedPostgres(data_dir, port or embedded.free_port(), durable=False)
+    return embedded.EmbeddedPostgres(data_dir, port or ports.free_port(), durable=False)
 
 
 def _connect(url: str) -> psycopg.Connection:
@@ -86,7 +87,7 @@ def test_only_the_server_s_user_can_read_the_password_and_the_folder(data_dir: P
 
 
 def test_a_killed_parent_takes_the_server_down_and_the_next_one_finds_the_data(data_dir: Path) -> None:
-    port = embedded.free_port()
+    port = ports.free_port()
     command = [sys.executable, "-c", _PARENT, str(data_dir), str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_environment()) as parent:
         assert parent.stdout is not None

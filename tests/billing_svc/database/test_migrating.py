@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from billing_svc.database import embedded, engine, migrating, tables
+from tests import ports
 
 _HEAD = "0005"
 
@@ -107,7 +108,7 @@ def test_a_newer_schema_is_accepted_and_left_alone(database_url: str) -> None:
 
 
 def test_a_database_that_is_away_raises_the_driver_s_error() -> None:
-    url = f"postgresql://billing:secret@127.0.0.1:{embedded.free_port()}/billing"
+    url = f"postgresql://billing:secret@127.0.0.1:{ports.free_port()}/billing"
     with pytest.raises(sa.exc.OperationalError) as caught:
         migrating.current(url)
     assert isinstance(caught.value.orig, psycopg.OperationalError)

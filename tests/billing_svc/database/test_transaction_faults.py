@@ -16,6 +16,7 @@ from billing_svc import errors
 from billing_svc.database import embedded
 from billing_svc.database import engine as engines
 from billing_svc.database import transactions as runners
+from tests import ports
 
 _BACKEND = sa.text("SELECT pg_backend_pid()")
 _COUNT = sa.text("SELECT count(*) FROM rows")
@@ -33,7 +34,7 @@ def own_postgres() -> Iterator[embedded.EmbeddedPostgres]:
     """A server that a test may stop."""
     with tempfile.TemporaryDirectory(prefix="billing-svc-tests-") as name:
         Path(name).chmod(0o711)
-        with embedded.EmbeddedPostgres(Path(name) / "postgres", embedded.free_port(), durable=False) as server:
+        with embedded.EmbeddedPostgres(Path(name) / "postgres", ports.free_port(), durable=False) as server:
             yield server
 
 

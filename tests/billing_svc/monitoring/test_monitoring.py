@@ -13,8 +13,8 @@ from prometheus_client import parser
 
 from billing.v1 import quota_pb2, usage_pb2
 from billing_svc import settings as settings_module
-from billing_svc.database import embedded
 from billing_svc.monitoring import answering, gathering, metrics
+from tests import ports
 from tests.billing_svc import processes, refusals
 
 SECONDS_MAX = 60
@@ -57,7 +57,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 @pytest.mark.usefixtures("published_catalog")
 async def test_a_server_counts_calls_decisions_and_batches(database_url: str, tmp_path: Path) -> None:
-    port = embedded.free_port()
+    port = ports.free_port()
     more = {"BILLING_MONITORING_LISTEN": f"127.0.0.1:{port}"}
     async with processes.servers(database_url, tmp_path, 1, more) as (one,), one.channel() as channel:
         quota, usage = processes.quota_stub(channel), processes.usage_stub(channel)
@@ -95,7 +95,7 @@ async def program(database_url: str, log: Path, port: int, *command: str) -> Asy
         "PYTHONPATH": str(processes.SRC),
         "DATABASE_URL": database_url,
         "BILLING_DEV": "1",
-        "BILLING_LISTEN": f"127.0.0.1:{embedded.free_port()}",
+        "BILLING_LISTEN": f"127.0.0.1:{ports.free_port()}",
         "BILLING_MONITORING_LISTEN": f"127.0.0.1:{port}",
         "STRIPE_API_KEY": "sk_test_tests",
         "STRIPE_API_BASE": "http://127.0.0.1:9",
@@ -117,7 +117,7 @@ async def program(database_url: str, log: Path, port: int, *command: str) -> Asy
 
 @pytest.mark.usefixtures("published_catalog")
 async def test_a_worker_tells_how_far_it_is_behind(database_url: str, tmp_path: Path) -> None:
-    port, log = embedded.free_port(), tmp_path / "worker.log"
+    port, log = ports.free_port(), tmp_path / "worker.log"
     async with program(database_url, log, port, "worker") as process:
         await until(lambda: '"working"' in log.read_text())
         async with asyncio.timeout(SECONDS_MAX):
@@ -139,20 +139,10 @@ async def _text(port: int) -> str:
         return (await client.get(f"http://127.0.0.1:{port}/metrics")).text
 
 
-def free_ports(count: int) -> int:
-    """Return the first of so many ports in a row that were free a moment ago."""
-    while True:
-        first = embedded.free_port()
-        with contextlib.ExitStack() as stack, contextlib.suppress(settings_module.SettingsError):
-            for port in range(first, first + count):
-                stack.enter_context(answering._bound(f"127.0.0.1:{port}"))  # noqa: SLF001 - as the service does
-            return first
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections over processes")
 @pytest.mark.usefixtures("published_catalog")
 async def test_several_workers_are_seen_as_one(database_url: str, tmp_path: Path) -> None:
-    port, log = free_ports(3), tmp_path / "serve.log"
+    port, log = ports.free_ports(3), tmp_path / "serve.log"
     async with program(database_url, log, port, "serve", "--workers", "2"):
         await until(lambda: log.read_text().count('"serving"') == 2)
         seen = await scrape(port)
@@ -166,7 +156,7 @@ async def test_several_workers_are_seen_as_one(database_url: str, tmp_path: Path
 
 
 async def test_workers_that_do_not_answer_leave_the_parent_unready() -> None:
-    nobody = [f"127.0.0.1:{embedded.free_port()}"]
+    nobody = [f"127.0.0.1:{ports.free_port()}"]
     async with answering.answering("127.0.0.1:0", gathering.app(nobody)) as port:
         assert port is not None
         assert await status(port, "/readyz") == 503

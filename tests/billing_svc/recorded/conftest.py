@@ -17,10 +17,11 @@ import uvicorn
 
 from billing_svc import clock
 from billing_svc.catalog import versions
-from billing_svc.database import embedded, tables
+from billing_svc.database import tables
 from billing_svc.settings import Settings
 from billing_svc.stripe import client
 from billing_svc.stripe_events import applying
+from tests import ports
 from tests.billing_svc import sandboxed
 from tests.billing_svc.conftest import Billing
 from tests.billing_svc.recorded.shapes import CUSTOMER, METERED_PRICE, PRICE, START
@@ -106,7 +107,7 @@ async def door(billing: Billing, settings: Settings, stand_in: tuple[StandIn, st
             )
     stripe = client.Stripe.from_settings(settings)
     inbox = applying.Inbox(billing.transactions, versions.CatalogCache(), stripe, billing.clock)
-    port = embedded.free_port()
+    port = ports.free_port()
     async with (
         sandboxed.gateway_running(billing.address, port),
         httpx.AsyncClient(

@@ -17,8 +17,8 @@ import grpc
 import pytest
 
 from billing.v1 import usage_pb2
-from billing_svc.database import embedded
 from billing_svc.supervision import deaths
+from tests import ports
 from tests.billing_svc import processes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections over processes")
@@ -72,7 +72,7 @@ async def start(database_url: str, port: int, log: Path) -> Supervised:
 @pytest.fixture
 async def supervised(database_url: str, published_catalog: int, tmp_path: Path) -> AsyncIterator[Supervised]:
     assert published_catalog
-    running = await start(database_url, embedded.free_port(), tmp_path / "serve.log")
+    running = await start(database_url, ports.free_port(), tmp_path / "serve.log")
     try:
         await until(lambda: running.log.read_text().count('"serving"') == 2)
         yield running
