@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from billing.v1 import (
@@ -32,6 +31,7 @@ from billing_svc.customers import portal
 from billing_svc.customers.making import Customers
 from billing_svc.database import engine, transactions
 from billing_svc.duties.doing import Duties
+from billing_svc.health.servicer import HealthServicer
 from billing_svc.monitoring import answering, metrics, readiness
 from billing_svc.pay_as_you_go.switching import Switching
 from billing_svc.quota.servicer import QuotaServicer
@@ -105,13 +105,11 @@ class Running:
 
     async def set_serving(self, serving: bool) -> None:  # noqa: FBT001 - as `Readiness` tells it
         """Tell health checks whether calls should come here. Once it stops, nothing changes that any more."""
-        states = health_pb2.HealthCheckResponse
-        for service in ("", *SERVICES):
-            await self.health.set(service, states.SERVING if serving else states.NOT_SERVING)
+        self.health.set_serving(serving)
 
     async def stop(self, grace_seconds: float = DRAIN_SECONDS) -> None:
         """Turn unready, let the calls under way finish, then stop."""
-        await self.health.enter_graceful_shutdown()
+        self.health.drain()
         await self.server.stop(grace_seconds)
         await self.database.drain()
 
@@ -139,7 +137,7 @@ async def start(
     subscriptions = SubscriptionServicer(database, catalogs, desk, now, settings)
     admin = AdminServicer(database, catalogs, now)
     events = StripeEventServicer(database, now, livemode=settings.livemode)
-    health = HealthServicer()
+    health = HealthServicer(SERVICES)
     rpc = serving.Server(routing(tokens, counted), _options(settings, shared_port=shared_port))
     rpc.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota)
     rpc.add(usage_pb2_grpc.add_UsageServiceServicer_to_server, usage)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import socket
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ from structlog.testing import capture_logs
 
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2
 from billing_svc import interceptors, server
+from billing_svc.health.servicer import HealthServicer
 from billing_svc.rpc import calls, serving
 from tests.billing_svc import raw_http2
 from tests.billing_svc.conftest import TOKEN, Billing, tokens
@@ -158,6 +160,39 @@ async def test_a_defect_outside_the_layers_fails_its_call_alone() -> None:
                 await ask(b"a", metadata=(("x-defect", "1"),), timeout=1)
             assert await ask(b"a") == b"a!"
     await bare.stop(grace_seconds=1)
+
+
+async def test_nobody_who_watches_holds_up_what_is_watched() -> None:
+    """Who takes no answer: grpcio-health-checking's own servicer waits for it, under a lock that all others need."""
+    health = HealthServicer(("x.Y",))
+    watched = serving.Server(server.routing(tokens()))
+    watched.add(health_pb2_grpc.add_HealthServicer_to_server, health)
+    port = watched.listen("127.0.0.1:0")
+    watched.start()
+    health.set_serving(True)
+    no_window = b"\0\4" + bytes(4)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(raw_http2.call_bytes(b"/grpc.health.v1.Health/Watch", (), settings=no_window))
+        await asyncio.sleep(0.1)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(SECONDS_MAX):
+            stub = health_pb2_grpc.HealthStub(channel)
+            for service in ("", "x.Y"):
+                watching = stub.Watch(health_pb2.HealthCheckRequest(service=service))
+                assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+                health.set_serving(False)
+                assert (await watching.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+                health.set_serving(True)
+            health.drain()
+            health.set_serving(True)
+            assert (await stub.Check(health_pb2.HealthCheckRequest())).status == (
+                health_pb2.HealthCheckResponse.NOT_SERVING
+            )
+            unknown = health_pb2.HealthCheckRequest(service="x.Z")
+            assert (await stub.Watch(unknown).read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.Check(unknown)
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    await watched.stop(grace_seconds=0)
 
 
 async def test_a_port_that_is_taken_is_said_so(billing: Billing) -> None:

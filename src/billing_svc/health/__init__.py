@@ -1,0 +1,1 @@
+"""Whether calls should come here."""
