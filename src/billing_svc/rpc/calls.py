@@ -121,13 +121,17 @@ class Call:
 
     def _begin(self, operations: tuple[Any, ...], done: Callable[[Any], object]) -> None:
         if not self._has_begun:
-            self._has_begun = True
             operations = (_INITIAL_METADATA, *operations)
         self._core.start_server_batch(operations, done)
+        self._has_begun = True  # not before: what cannot be sent raises
 
     def _closed(self, event: Any) -> None:  # noqa: ANN401 - Cython's
         """Stop working for a caller that has gone, or whose deadline has passed."""
         if event.batch_operations[0].cancelled() and not self.is_over:
             self.is_over = True
-            if self.task is not None:
-                self.task.cancel()
+            # Not at once: a task that is cancelled before its first step never takes it, and would not tidy up.
+            asyncio.get_running_loop().call_soon(self._cancel)
+
+    def _cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()

@@ -65,6 +65,9 @@ class Server:
         # asyncio itself keeps only weak references to their tasks.
         self._under_way: set[calls.Call] = set()
         self._taken_up = 0
+        # The core takes no more once it was told to shut down.
+        self._is_shut = False
+        self._stopping: asyncio.Task[None] | None = None
         # Set but for the moment in which a stop holds all answers back.
         self._released = asyncio.Event()
         self._released.set()
@@ -105,13 +108,21 @@ class Server:
         (grpc/grpc#41785). Under load there is always something: each answer makes its caller send the next call at
         once. So all answers are held back first, until nothing new arrives and the callers are told; a caller that
         waits for its answers loses nothing, and of one that does not, only what crosses that message.
+
+        Once begun it goes on, also without the one who asked; who asks again waits for the same.
         """
         if self._events is None:
             return
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(self._events, grace_seconds))
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self, taken_up: events.Events, grace_seconds: float) -> None:
         self._released.clear()
         await self._quiet()
         stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._core.shutdown(self._events.queue, lambda _event: stopped.set_result(None))
+        self._is_shut = True
+        self._core.shutdown(taken_up.queue, lambda _event: stopped.set_result(None))
         await asyncio.sleep(_MESSAGE_SECONDS)
         self._released.set()
         done, _ = await asyncio.wait({stopped}, timeout=grace_seconds)
@@ -121,7 +132,7 @@ class Server:
         ending = [call.task for call in self._under_way if call.task is not None]
         if ending:
             await asyncio.wait(ending)
-        await self._events.end()
+        await taken_up.end()
         self._core.destroy()
 
     async def _quiet(self) -> None:
@@ -140,7 +151,8 @@ class Server:
     def _take_up(self, event: Any) -> None:  # noqa: ANN401 - Cython's
         if not event.success:  # the server stops
             return
-        self._request_call()
+        if not self._is_shut:
+            self._request_call()
         self._taken_up += 1
         route = self._routes.get(event.call_details.method)
         if route is None:
@@ -168,17 +180,19 @@ class Server:
 
     async def _answer(self, handler: Handler, request: Any, call: calls.Call) -> None:  # noqa: ANN401 - as above
         try:
-            response = await handler(request, call)
-            if not self._released.is_set():
+            try:
+                response = await handler(request, call)
+                if not self._released.is_set():
+                    await self._released.wait()
+                call.answer(response)
+            except grpc.aio.AbortError:
                 await self._released.wait()
-            call.answer(response)
-        except grpc.aio.AbortError:
-            await self._released.wait()
-            call.refuse_as_told()
+                call.refuse_as_told()
         except asyncio.CancelledError:
             call.refuse(grpc.StatusCode.CANCELLED, "the call was cancelled")
-        except Exception:  # noqa: BLE001 - the layers have let through what they should not
+        except Exception:  # noqa: BLE001 - the layers have let through what they should not, or it cannot be sent
             _log.exception("call_failed")
+            call.set_trailing_metadata(())
             call.refuse(grpc.StatusCode.INTERNAL, "internal error")
         finally:
             call.task = None

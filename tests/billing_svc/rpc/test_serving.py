@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import socket
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -21,6 +23,7 @@ from tests.billing_svc.conftest import TOKEN, Billing, tokens
 CHECK = quota_pb2.CheckQuotaRequest(account_id="org_1", meter="runs")
 METHOD = b"/billing.v1.QuotaService/CheckQuota"
 AUTHORIZED = (b"authorization", b"Bearer " + TOKEN.encode())
+BARE = "/x.Y/Z"
 SECONDS_MAX = 10
 WAITING = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
@@ -123,43 +126,123 @@ def _calls_left() -> int:
     return sum(isinstance(one, calls.Call) for one in gc.get_objects())
 
 
-async def test_a_defect_outside_the_layers_fails_its_call_alone() -> None:
-    class Bare:
-        """Lets everybody in, without a layer."""
+class Bare:
+    """Lets everybody in, without a layer."""
 
-        def route(self, method: str, handler: serving.MethodHandler) -> serving.Route:
-            behaviour, serialize = handler.unary_unary, handler.response_serializer
-            assert behaviour is not None
-            assert serialize is not None
-            return serving.Route(method, behaviour, behaviour, serialize)
+    def route(self, method: str, handler: serving.MethodHandler) -> serving.Route:
+        behaviour, serialize = handler.unary_unary, handler.response_serializer
+        assert behaviour is not None
+        assert serialize is not None
+        return serving.Route(method, behaviour, behaviour, serialize)
 
-        def begin(self, core: Any, metadata: calls.Metadata, serialize: calls.Serializer) -> calls.Call:  # noqa: ANN401
-            return calls.Call(core, metadata, serialize)
+    def begin(self, core: Any, metadata: calls.Metadata, serialize: calls.Serializer) -> calls.Call:  # noqa: ANN401
+        return calls.Call(core, metadata, serialize)
 
-        def admits(self, _method: str, call: calls.Call) -> bool:
-            if ("x-defect", "1") in [(key, value) for key, value in call.metadata]:
-                raise ZeroDivisionError
-            return True
+    def admits(self, _method: str, call: calls.Call) -> bool:
+        if ("x-defect", "1") in [(key, value) for key, value in call.metadata]:
+            raise ZeroDivisionError
+        return True
 
-    async def answer(request: bytes, _call: calls.Call) -> bytes | int:
-        return int(request) if request.isdigit() else request
 
+def _started(answer: Callable[[bytes, calls.Call], Awaitable[bytes | int]]) -> tuple[serving.Server, int]:
+    """Return a server of the one method `BARE`, and its port."""
     handler: Any = grpc.unary_unary_rpc_method_handler(answer, response_serializer=lambda found: found + b"!")
     bare = serving.Server(Bare())
     bare.add_registered_method_handlers("x.Y", {"Z": handler})
     port = bare.listen("127.0.0.1:0")
     bare.start()
+    return bare, port
+
+
+async def test_a_defect_outside_the_layers_fails_its_call_alone() -> None:
+    async def answer(request: bytes, call: calls.Call) -> bytes | int:
+        if request == b"trailers":
+            call.set_trailing_metadata((("x-number", 7),))  # type: ignore[arg-type]  # such a defect
+        if request == b"details":
+            await call.abort(grpc.StatusCode.NOT_FOUND, "\ud800")
+        return int(request) if request.isdigit() else request
+
+    bare, port = _started(answer)
     with capture_logs():
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            ask: Any = channel.unary_unary("/x.Y/Z")
+            ask: Any = channel.unary_unary(BARE)
             assert await ask(b"a") == b"a!"
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await ask(b"7")  # cannot be written
-            assert caught.value.code() is grpc.StatusCode.INTERNAL
+            for request in (b"7", b"trailers", b"details"):  # cannot be written, or sent
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await ask(request, timeout=SECONDS_MAX)
+                assert caught.value.code() is grpc.StatusCode.INTERNAL, request
             with pytest.raises(grpc.aio.AioRpcError):
                 await ask(b"a", metadata=(("x-defect", "1"),), timeout=1)
             assert await ask(b"a") == b"a!"
     await bare.stop(grace_seconds=1)
+
+
+async def test_of_a_call_that_is_cancelled_before_its_task_began_nothing_is_left() -> None:
+    """Its message and its end come in one burst."""
+    ended = 0
+
+    async def answer(request: bytes, _call: calls.Call) -> bytes:
+        nonlocal ended
+        try:
+            await asyncio.sleep(SECONDS_MAX)
+        finally:
+            ended += 1
+        return request
+
+    bare, port = _started(answer)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(raw_http2.call_bytes(BARE.encode(), (), raw_http2.LATER))
+        await asyncio.sleep(0.1)  # it waits for its message
+        _send_while_the_loop_stands(client, raw_http2.frame(raw_http2.DATA, 0, 1, b"\0\0\0\0\1a"))
+        _send_while_the_loop_stands(client, raw_http2.frame(raw_http2.RST_STREAM, 0, 1, (8).to_bytes(4, "big")))
+        async with asyncio.timeout(SECONDS_MAX):
+            while _calls_left() or not ended:  # noqa: ASYNC110 - gRPC lets go of it
+                await asyncio.sleep(0.05)
+    await bare.stop(grace_seconds=1)
+
+
+def _send_while_the_loop_stands(client: socket.socket, sent: bytes) -> None:
+    client.sendall(sent)
+    time.sleep(0.1)  # gRPC's threads take it up; the loop does not
+
+
+async def test_a_call_that_was_handed_over_as_the_stop_began_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(request: bytes, _call: calls.Call) -> bytes:
+        return request
+
+    bare, port = _started(answer)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+
+        async def cross(_server: serving.Server) -> None:
+            _send_while_the_loop_stands(client, raw_http2.call_bytes(BARE.encode(), (), b"a"))
+
+        monkeypatch.setattr(serving.Server, "_quiet", cross)
+        with capture_logs() as lines:
+            await bare.stop(grace_seconds=SECONDS_MAX)
+        assert lines == []
+        came = b""
+        while more := client.recv(4096):
+            came += more
+        assert b"a!" in came
+        assert b"grpc-status\x010" in came
+
+
+async def test_a_stop_is_one_however_often_it_is_asked_for() -> None:
+    async def answer(request: bytes, _call: calls.Call) -> bytes:
+        await asyncio.sleep(0.2)
+        return request
+
+    bare, port = _started(answer)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(SECONDS_MAX):
+        ask: Any = channel.unary_unary(BARE)
+        asking = ask(b"a")
+        await asyncio.sleep(0.1)
+        given_up = asyncio.create_task(bare.stop(SECONDS_MAX))
+        await asyncio.sleep(0.01)
+        given_up.cancel()
+        assert await asking == b"a!"
+        await asyncio.gather(bare.stop(SECONDS_MAX), bare.stop(SECONDS_MAX))
+        await bare.stop(SECONDS_MAX)
 
 
 async def test_nobody_who_watches_holds_up_what_is_watched() -> None:
