@@ -65,6 +65,8 @@ class Transactions:
         """
         self._engine = engine
         self._kept = _Kept() if keep else None
+        # Runs that wait for a connection of the pool; none is kept from them.
+        self._waiting = 0
         # Each statement is its own transaction, which saves the round trips of BEGIN and COMMIT.
         self._autocommit_engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._budget_seconds = budget_seconds
@@ -187,10 +189,19 @@ class Transactions:
             if kept is not None:
                 return kept
         try:
-            return _idle_one(engine) or await engine.connect()
+            return _idle_one(engine) or await self._wait_for_one(engine)
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
             # Refused, unreachable, too many, wrong password; or the pool is exhausted.
             raise _away() from error
+
+    async def _wait_for_one(self, engine: AsyncEngine) -> AsyncConnection:
+        self._waiting += 1
+        try:
+            if self._kept is not None:
+                await self._kept.end()
+            return await engine.connect()
+        finally:
+            self._waiting -= 1
 
     async def _take_back(self, connection: AsyncConnection) -> None:
         """Keep a connection, or return it to the pool, with nothing under way; close it if that cannot be had."""
@@ -202,7 +213,7 @@ class Transactions:
         finally:
             if not (connection.invalidated or direct.is_idle(connection)):
                 await connection.invalidate()
-            if self._kept is None or not self._kept.keep(connection, self._engine):
+            if self._kept is None or self._waiting or not self._kept.keep(connection, self._engine):
                 await _give_back(connection)
 
     async def _is_lost(self, connection: AsyncConnection) -> bool:

@@ -8,7 +8,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from billing_svc import errors
+from billing_svc.database import engine as engines
 from billing_svc.database import transactions as runners
+
+SECONDS_MAX = 10
 
 pytestmark = pytest.mark.usefixtures("rows")
 
@@ -105,6 +108,27 @@ async def test_reads_are_statements_of_their_own(transactions: runners.Transacti
     assert await transactions.run(work)
     assert not await transactions.read(work)
     assert await transactions.run(work), "a read leaves no trace on its connection"
+
+
+async def test_what_is_kept_between_runs_is_denied_to_nobody(engine: AsyncEngine, database_url: str) -> None:
+    """The only connection of a pool: to reads, which never take the kept one, and to those who wait in line."""
+    async with asyncio.timeout(SECONDS_MAX):
+        lone = engines.create_engine(database_url, pool_size=1, role=None)
+        runner = runners.Transactions(lone, keep=True)
+
+        async def add(connection: AsyncConnection) -> None:
+            await _add(connection, 1)
+            await asyncio.sleep(0.05)
+
+        async def count(connection: AsyncConnection) -> int:
+            return len((await connection.scalars(sa.text("SELECT n FROM rows"))).all())
+
+        await runner.run(add)
+        assert await runner.read(count) == 2
+        await asyncio.gather(runner.run(add), runner.read(count), runner.run(add), runner.read(count), runner.run(add))
+        assert await _values(engine) == [4, 0]
+        await runner.drain()
+        await lone.dispose()
 
 
 async def test_a_serialization_failure_repeats_the_whole_work(
