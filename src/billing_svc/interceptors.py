@@ -10,7 +10,7 @@ import inspect
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -33,6 +33,8 @@ REQUEST_ID_LENGTH_MAX = 128
 SERVER_DEADLINE_SECONDS = 15.0
 # Watches of the service's health by those who balance and supervise, which need no token, and reflection.
 STREAMS_AT_ONCE = 100
+# The same for its checks: a stranger may send megabytes in place of one, or never finish.
+OPEN_CALLS_AT_ONCE = 100
 
 _log = structlog.get_logger("rpc")
 
@@ -73,9 +75,16 @@ def current_call() -> Call:
 class Interceptors:
     """Runs every handler inside the layers; the `Routing` of a server."""
 
-    def __init__(self, layers: Sequence[Layer], stream_layers: Sequence[Layer], tokens: access.Tokens) -> None:
-        """Take the layers, outermost first, and the callers that are known."""
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        open_layers: Sequence[Layer],
+        stream_layers: Sequence[Layer],
+        tokens: access.Tokens,
+    ) -> None:
+        """Take the layers, outermost first, also for RPCs that anyone may call, and the callers that are known."""
         self._layers = layers
+        self._open_layers = open_layers
         self._stream_layers = stream_layers
         self._tokens = tokens
 
@@ -90,7 +99,8 @@ class Interceptors:
             run = _within(self._stream_layers, method, _parse_and_stream(handler))
         else:
             # Parsed inside the layers, so that what does not parse is refused in our words.
-            run = _within(self._layers, method, _parse(method, handler))
+            is_open = access.ENTRIES.get(method) is access.Open.ANYONE
+            run = _within(self._open_layers if is_open else self._layers, method, _parse(method, handler))
         serialize: Any = handler.response_serializer
         refuse = _within(self._layers, method, _refuse)
         return serving.Route(method, run, refuse, serialize, streams_requests=handler.request_streaming)
@@ -240,8 +250,8 @@ def _parse(method: str, handler: MethodHandler) -> Handler:
     answer: Any = handler.unary_unary
     confined = scope.confine(method, answer)
 
-    async def run(request: bytes, call: Call) -> Any:  # noqa: ANN401 - any message
-        parsed = _message(handler, request)
+    async def run(request: Awaitable[bytes | None], call: Call) -> Any:  # noqa: ANN401 - any message
+        parsed = _message(handler, await request)
         call.account_id = getattr(parsed, "account_id", "")[:REQUEST_ID_LENGTH_MAX]
         if call.caller.account_prefix is not None:
             return await confined(call.caller, parsed, call)
@@ -254,8 +264,8 @@ def _parse_and_stream(handler: MethodHandler) -> Handler:
     """Return a handler that writes its answers instead of returning them, so that the layers fit around it."""
     answer: Any = handler.stream_stream or handler.unary_stream
 
-    async def run(request: Any, call: Call) -> None:  # noqa: ANN401 - bytes, or a stream of them
-        parsed = _messages(handler, request) if handler.request_streaming else _message(handler, request)
+    async def run(request: Any, call: Call) -> None:  # noqa: ANN401 - bytes to come, or a stream of them
+        parsed = _messages(handler, request) if handler.request_streaming else _message(handler, await request)
         answers = answer(parsed, call)
         if inspect.isawaitable(answers):  # it writes by itself
             await answers
@@ -266,8 +276,10 @@ def _parse_and_stream(handler: MethodHandler) -> Handler:
     return run
 
 
-def _message(handler: MethodHandler, request: bytes) -> Any:  # noqa: ANN401 - any message
+def _message(handler: MethodHandler, request: bytes | None) -> Any:  # noqa: ANN401 - any message
     deserialize: Any = handler.request_deserializer
+    if request is None:  # too large for the core, which has said so by itself, or none was sent
+        raise errors.MalformedMessage("the call has no request")
     try:
         return deserialize(request)
     except message.DecodeError as error:

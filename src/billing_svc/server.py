@@ -88,10 +88,12 @@ def routing(tokens: access.Tokens, counted: metrics.Server | None = None) -> int
         # Inside it, because the log names the status that was made here; around all else, because all else may raise.
         interceptors.map_errors,
     )
-    # Before anything is spent on the call. A watch of the service's health lasts, so its time is not limited.
+    # Before anything is spent on the call but the room for its request. Strangers find theirs apart: they may take none
+    # from callers. A watch of the service's health lasts, so its time is not limited.
     limited = interceptors.limit(CALLS_AT_ONCE, interceptors.SERVER_DEADLINE_SECONDS)
+    open_limited = interceptors.limit(interceptors.OPEN_CALLS_AT_ONCE, interceptors.SERVER_DEADLINE_SECONDS)
     streams_limited = interceptors.limit(interceptors.STREAMS_AT_ONCE)
-    return interceptors.Interceptors((*outer, limited), (*outer, streams_limited), tokens)
+    return interceptors.Interceptors((*outer, limited), (*outer, open_limited), (*outer, streams_limited), tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 HEADERS, DATA, SETTINGS, RST_STREAM = 1, 0, 4, 3
 END_STREAM, END_HEADERS = 1, 4
 SECONDS_MAX = 5
-# In place of a message: the request begins and never ends, or ends without one, or is for the test to send.
-UNFINISHED, ABSENT, LATER = object(), object(), object()
+# In place of a message: the request begins and never ends, or ends without one.
+UNFINISHED, ABSENT = object(), object()
 
 
 async def call(port: int, path: bytes, headers: Sequence[tuple[bytes, bytes]], message: bytes | object = b"") -> bytes:

@@ -1,7 +1,6 @@
 """One call: what its handler sees of it, and its ways to an answer."""
 
 import asyncio
-import functools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Never, TypeAlias, TypeVar
 
@@ -47,21 +46,18 @@ class Call:
         self._details = ""
         core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
 
-    def receive(self, received: Callable[[bytes | None], None]) -> None:
-        """Have the next message handed over; None after the last one."""
+    def receive(self) -> "asyncio.Future[bytes | None]":
+        """Return the next message, to be awaited; None after the last one."""
+        coming: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._core.start_server_batch(
             (cygrpc.ReceiveMessageOperation(_NO_FLAGS),),
-            lambda event: received(event.batch_operations[0].message()),
+            lambda event: _tell(coming, event.batch_operations[0].message()),
         )
+        return coming
 
     async def messages(self) -> AsyncIterator[bytes]:
         """Yield the messages of a stream."""
-        while True:
-            coming: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-            self.receive(functools.partial(_tell, coming))
-            message = await coming
-            if message is None:
-                return
+        while (message := await self.receive()) is not None:
             yield message
 
     async def write(self, response: Any) -> None:  # noqa: ANN401 - any message

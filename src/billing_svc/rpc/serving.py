@@ -22,8 +22,8 @@ _QUIET_LOOKS_MAX = 25
 _MESSAGE_SECONDS = 0.02
 
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-# Takes the request (bytes; where it streams, an iterator of them; None where it was not read) and the call as the
-# routing began it, and returns the response, or None after a stream of its own.
+# Takes the request (bytes to be awaited, or None; where it streams, an iterator of bytes; None where it is not to be
+# read) and the call as the routing began it, and returns the response, or None after a stream of its own.
 Handler: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -164,15 +164,8 @@ class Server:
         elif route.streams_requests:
             self._run(route.run, call.messages(), call)
         else:
-            call.receive(lambda message: self._received(route, call, message))
-
-    def _received(self, route: Route, call: calls.Call, message: bytes | None) -> None:
-        if call.is_over:
-            return
-        if message is None:  # too large for the core, which has said so by itself, or none was sent
-            call.refuse(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
-        else:
-            self._run(route.run, message, call)
+            # Mostly there when the task begins. While it is not, the layers bound how long and for how many that lasts.
+            self._run(route.run, call.receive(), call)
 
     def _run(self, handler: Handler, request: Any, call: calls.Call) -> None:  # noqa: ANN401 - as handlers take it
         self._under_way.add(call)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import re
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -129,13 +130,20 @@ def _calls_left() -> int:
 class Bare:
     """Lets everybody in, without a layer."""
 
+    def __init__(self) -> None:
+        self.begun = 0
+
     def route(self, method: str, handler: serving.MethodHandler) -> serving.Route:
-        behaviour, serialize = handler.unary_unary, handler.response_serializer
-        assert behaviour is not None
-        assert serialize is not None
-        return serving.Route(method, behaviour, behaviour, serialize)
+        behaviour: Any = handler.unary_unary
+        serialize: Any = handler.response_serializer
+
+        async def run(request: Any, call: calls.Call) -> Any:  # noqa: ANN401
+            return await behaviour(await request, call)
+
+        return serving.Route(method, run, run, serialize)
 
     def begin(self, core: Any, metadata: calls.Metadata, serialize: calls.Serializer) -> calls.Call:  # noqa: ANN401
+        self.begun += 1
         return calls.Call(core, metadata, serialize)
 
     def admits(self, _method: str, call: calls.Call) -> bool:
@@ -144,10 +152,12 @@ class Bare:
         return True
 
 
-def _started(answer: Callable[[bytes, calls.Call], Awaitable[bytes | int]]) -> tuple[serving.Server, int]:
+def _started(
+    answer: Callable[[bytes, calls.Call], Awaitable[bytes | int]], routing: Bare | None = None
+) -> tuple[serving.Server, int]:
     """Return a server of the one method `BARE`, and its port."""
     handler: Any = grpc.unary_unary_rpc_method_handler(answer, response_serializer=lambda found: found + b"!")
-    bare = serving.Server(Bare())
+    bare = serving.Server(routing or Bare())
     bare.add_registered_method_handlers("x.Y", {"Z": handler})
     port = bare.listen("127.0.0.1:0")
     bare.start()
@@ -178,25 +188,18 @@ async def test_a_defect_outside_the_layers_fails_its_call_alone() -> None:
 
 
 async def test_of_a_call_that_is_cancelled_before_its_task_began_nothing_is_left() -> None:
-    """Its message and its end come in one burst."""
-    ended = 0
+    """The call and its end come in one burst."""
 
     async def answer(request: bytes, _call: calls.Call) -> bytes:
-        nonlocal ended
-        try:
-            await asyncio.sleep(SECONDS_MAX)
-        finally:
-            ended += 1
         return request
 
-    bare, port = _started(answer)
+    routing = Bare()
+    bare, port = _started(answer, routing)
     with socket.create_connection(("127.0.0.1", port)) as client:
-        client.sendall(raw_http2.call_bytes(BARE.encode(), (), raw_http2.LATER))
-        await asyncio.sleep(0.1)  # it waits for its message
-        _send_while_the_loop_stands(client, raw_http2.frame(raw_http2.DATA, 0, 1, b"\0\0\0\0\1a"))
+        _send_while_the_loop_stands(client, raw_http2.call_bytes(BARE.encode(), (), b"a"))
         _send_while_the_loop_stands(client, raw_http2.frame(raw_http2.RST_STREAM, 0, 1, (8).to_bytes(4, "big")))
         async with asyncio.timeout(SECONDS_MAX):
-            while _calls_left() or not ended:  # noqa: ASYNC110 - gRPC lets go of it
+            while _calls_left() or not routing.begun:  # noqa: ASYNC110 - gRPC lets go of it
                 await asyncio.sleep(0.05)
     await bare.stop(grace_seconds=1)
 
@@ -243,6 +246,34 @@ async def test_a_stop_is_one_however_often_it_is_asked_for() -> None:
         assert await asking == b"a!"
         await asyncio.gather(bare.stop(SECONDS_MAX), bare.stop(SECONDS_MAX))
         await bare.stop(SECONDS_MAX)
+
+
+async def test_a_request_that_does_not_come_has_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no token is asked for, too: a stranger's megabytes stayed for as long as it liked."""
+    monkeypatch.setattr(interceptors, "SERVER_DEADLINE_SECONDS", 1.0)
+    monkeypatch.setattr(interceptors, "OPEN_CALLS_AT_ONCE", 2)
+    open_to_all = serving.Server(server.routing(tokens()))
+    open_to_all.add(health_pb2_grpc.add_HealthServicer_to_server, HealthServicer(()))
+    port = open_to_all.listen("127.0.0.1:0")
+    open_to_all.start()
+    with capture_logs() as lines:
+        check = (port, b"/grpc.health.v1.Health/Check", (), raw_http2.UNFINISHED)
+        came = await asyncio.gather(*(raw_http2.call(*check) for _ in range(3)))
+        assert sorted(grpc_status(one) for one in came) == [4, 4, 8]
+        assert grpc_status(await raw_http2.call(*check[:3], b"")) == 0
+    assert sorted(line["code"] for line in lines if line["event"] == "call") == [
+        "DEADLINE_EXCEEDED",
+        "DEADLINE_EXCEEDED",
+        "OK",
+        "RESOURCE_EXHAUSTED",
+    ]
+    await open_to_all.stop(grace_seconds=0)
+
+
+def grpc_status(came: bytes) -> int:
+    found = re.search(rb"grpc-status[\x01\x02](\d+)", came)
+    assert found is not None
+    return int(found[1])
 
 
 async def test_nobody_who_watches_holds_up_what_is_watched() -> None:
