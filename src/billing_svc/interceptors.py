@@ -251,7 +251,7 @@ def _parse(method: str, handler: MethodHandler) -> Handler:
     confined = scope.confine(method, answer)
 
     async def run(request: Awaitable[bytes | None], call: Call) -> Any:  # noqa: ANN401 - any message
-        parsed = _message(handler, await request)
+        parsed = _message(handler, await request, call)
         call.account_id = getattr(parsed, "account_id", "")[:REQUEST_ID_LENGTH_MAX]
         if call.caller.account_prefix is not None:
             return await confined(call.caller, parsed, call)
@@ -265,7 +265,9 @@ def _parse_and_stream(handler: MethodHandler) -> Handler:
     answer: Any = handler.stream_stream or handler.unary_stream
 
     async def run(request: Any, call: Call) -> None:  # noqa: ANN401 - bytes to come, or a stream of them
-        parsed = _messages(handler, request) if handler.request_streaming else _message(handler, await request)
+        parsed = (
+            _messages(handler, request, call) if handler.request_streaming else _message(handler, await request, call)
+        )
         answers = answer(parsed, call)
         if inspect.isawaitable(answers):  # it writes by itself
             await answers
@@ -276,9 +278,11 @@ def _parse_and_stream(handler: MethodHandler) -> Handler:
     return run
 
 
-def _message(handler: MethodHandler, request: bytes | None) -> Any:  # noqa: ANN401 - any message
+def _message(handler: MethodHandler, request: bytes | None, call: Call) -> Any:  # noqa: ANN401 - any message
     deserialize: Any = handler.request_deserializer
-    if request is None:  # too large for the core, which has said so by itself, or none was sent
+    if request is None:
+        if call.is_over:  # its caller has gone, or it was too large for the core, which has said so by itself
+            raise asyncio.CancelledError
         raise errors.MalformedMessage("the call has no request")
     try:
         return deserialize(request)
@@ -286,9 +290,9 @@ def _message(handler: MethodHandler, request: bytes | None) -> Any:  # noqa: ANN
         raise errors.MalformedMessage("the bytes are not a message of this RPC's request type") from error
 
 
-async def _messages(handler: MethodHandler, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+async def _messages(handler: MethodHandler, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[Any]:
     async for request in requests:
-        yield _message(handler, request)
+        yield _message(handler, request, call)
 
 
 def _code_of(call: Call) -> str:

@@ -276,6 +276,17 @@ def grpc_status(came: bytes) -> int:
     return int(found[1])
 
 
+async def test_a_call_whose_caller_goes_before_its_request_came_is_logged_as_cancelled(billing: Billing) -> None:
+    with capture_logs() as lines, socket.create_connection(("127.0.0.1", _port(billing))) as client:
+        client.sendall(raw_http2.call_bytes(METHOD, [AUTHORIZED], raw_http2.UNFINISHED))
+        await asyncio.sleep(0.1)
+        client.sendall(raw_http2.frame(raw_http2.RST_STREAM, 0, 1, (8).to_bytes(4, "big")))
+        async with asyncio.timeout(SECONDS_MAX):
+            while not lines:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.05)
+    assert [(line["event"], line["code"]) for line in lines] == [("call", "CANCELLED")]
+
+
 async def test_nobody_who_watches_holds_up_what_is_watched() -> None:
     """Who takes no answer: grpcio-health-checking's own servicer waits for it, under a lock that all others need."""
     health = HealthServicer(("x.Y",))
