@@ -278,6 +278,27 @@ PROTECTIONS = (
         "    if True:\n",
         (f"{_TESTS}/database/test_privileges.py",),
     ),
+    Protection(
+        "a reader cannot name a table",
+        f"{_SVC}/database/privileges.py",
+        'f"REVOKE USAGE, CREATE ON SCHEMA public FROM PUBLIC, {READER}"',
+        'f"REVOKE CREATE ON SCHEMA public FROM PUBLIC, {READER}"',
+        (f"{_TESTS}/database/test_readers.py::test_nothing_tells_the_twins_apart",),
+    ),
+    Protection(
+        "no plan of what runs with its owner's rights is told",
+        f"{_SVC}/database/migrations/versions/0006_readable.py",
+        "    SET client_min_messages = error\n",
+        "",
+        (f"{_TESTS}/database/test_readers.py::test_nothing_tells_the_twins_apart",),
+    ),
+    Protection(
+        "what a reader reads comes by key, in the key's order",
+        f"{_SVC}/database/migrations/versions/0006_readable.py",
+        "              ORDER BY {_TABLES[table]}\n",
+        "",
+        (f"{_TESTS}/database/test_readers.py::test_nothing_tells_the_twins_apart",),
+    ),
     # Promise 10: closed by default.
     Protection(
         "an RPC is for those who were given it",

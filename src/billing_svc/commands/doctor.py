@@ -121,11 +121,31 @@ async def _database(database: "Transactions", url: str) -> AsyncIterator[Check]:
         yield Check("database", "wrong", "this login may not act as billing_service", remedy)
         return
     yield _clock("clock against Postgres", at - clock.Clock().now())
+    yield await _readers(database)
     version = await database.read(versions.newest)
     if version is None:
         yield Check("catalog", "wrong", "none was ever put in force", "run `billing-svc catalog apply FILE`")
     else:
         yield Check("catalog", "ok", f"version {version} is in force")
+
+
+async def _readers(database: "Transactions") -> Check:
+    """Look at what people who read the database themselves could do beside that."""
+    import sqlalchemy as sa
+
+    from billing_svc.database import privileges
+
+    name = "readers"
+    left = (await database.read(lambda conn: conn.execute(sa.text(privileges.LEFT_TO_READERS)))).one()
+    if not left.logins:
+        return Check(name, "ok", "no login is in billing_reader")
+    if left.names_tables:
+        remedy = "as the schema's owner: REVOKE USAGE ON SCHEMA public FROM PUBLIC"
+        return Check(name, "wrong", "learn what the planner thinks of other accounts", remedy)
+    if left.writes_or_watches:
+        remedy = "run `billing-svc migrate` as a superuser, or accept it; see docs/operations.md"
+        return Check(name, "warning", "may store large objects, and see how much there is of all accounts", remedy)
+    return Check(name, "ok", f"{left.logins} see their accounts, and nothing else")
 
 
 async def _stripe(stripe: "Stripe", options: "Settings") -> AsyncIterator[Check]:

