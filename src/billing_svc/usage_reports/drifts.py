@@ -2,7 +2,7 @@
 
 import enum
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -41,6 +41,15 @@ class Drift:
     report_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What an invoice charges of a meter, and for which time."""
+
+    start: datetime
+    end: datetime
+    units: int
+
+
 def of(
     kind: Kind,
     counter: counters.Counter,
@@ -76,3 +85,35 @@ def within(counter: counters.Counter, own: Sequence[rules.Report], now: datetime
             detail = one.error or f"{one.state} since {one.sealed_at.isoformat(timespec='minutes')}"
             drifts.append(of(Kind.NOT_SENT, counter, one.units, 0, detail, **about))
     return drifts
+
+
+def invoiced(
+    counter: counters.Counter,
+    sent: Sequence[rules.Report],
+    lines: Sequence[Line],
+    is_open: Callable[[datetime], bool],
+) -> tuple[int, int]:
+    """Return how many units a counter's invoices should charge, and how many they do; `sent` is all of the meter's.
+
+    Quota and billing periods need not have the same bounds (a month since a 31st, where Stripe goes by the 28th). So
+    each line is compared with the slices that are stamped within it, and belongs to the last of their counters. What
+    no line has is missing, unless its billing period is still open.
+    """
+    charged: dict[tuple[datetime, datetime], int] = {}
+    for line in lines:
+        charged[line.start, line.end] = charged.get((line.start, line.end), 0) + line.units
+    within_line: dict[tuple[datetime, datetime], list[rules.Report]] = {span: [] for span in charged}
+    ours = theirs = 0
+    for one in sent:
+        # The second of the end is the last one of a subscription that ends at once.
+        holding = [span for span in charged if span[0] <= one.reported_for <= span[1]]
+        if holding:
+            within_line[max(holding)].append(one)
+        elif one.period_start == counter.period_start and not is_open(one.reported_for):
+            ours += one.units
+    for span, held in within_line.items():
+        last = max((one.period_start for one in held), default=None)
+        if last == counter.period_start or (last is None and counter.period_start <= span[0] < counter.period_end):
+            ours += max(0, sum(one.units for one in held))
+            theirs += charged[span]
+    return ours, theirs

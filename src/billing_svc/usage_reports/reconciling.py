@@ -3,9 +3,9 @@
 `drifts` has the kinds of what is found, `mending` what can be done about it.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,6 +19,8 @@ from billing_svc.subscriptions import rules as subscriptions_rules
 from billing_svc.usage_reports import counters, drifts, mending, rules, store
 
 ACCOUNTS_PAGE = 100
+# A line may charge slices of the quota period before the one that it ends in.
+_PERIOD_MAX = timedelta(days=32)
 _MINUTE = timedelta(minutes=1)
 
 
@@ -42,6 +44,21 @@ class _Books:
     def is_superfluous(self, subscription_id: str | None) -> bool:
         """Say whether a subscription was bought beside another: that one's invoices charge what was used under it."""
         return any(one.superfluous and one.subscription_id == subscription_id for one in self.subscriptions)
+
+    def is_open_at(self, subscription_id: str) -> Callable[[datetime], bool]:
+        """Return what says of an instant whether it lies in the period that the subscription has not invoiced yet."""
+        row = next((one for one in self.subscriptions if one.subscription_id == subscription_id), None)
+        if row is None or row.status in subscriptions_rules.OVER:
+            return lambda _at: False
+        return lambda at: row.billing_period_start <= at < row.billing_period_end
+
+    def sent(self, subscription_id: str, name: str) -> list[rules.Report]:
+        """Return what one meter of a subscription was sent, in whatever quota periods."""
+        return [
+            one
+            for one in self.reports
+            if (one.subscription_id, one.stripe_event_name, one.state) == (subscription_id, name, "sent")
+        ]
 
     def of(self, counter: counters.Counter) -> list[rules.Report]:
         return [one for one in self.reports if (one.meter, one.period_start) == (counter.meter, counter.period_start)]
@@ -95,7 +112,7 @@ class Reconciliation:
             return _Books(
                 account_id,
                 [one for one in await counters.billed(conn, account_id) if one.period_start >= since],
-                await store.all_of_account(conn, account_id, since),
+                await store.all_of_account(conn, account_id, since - _PERIOD_MAX),
                 await store.subscriptions(conn, account_id),
             )
 
@@ -114,7 +131,7 @@ class Reconciliation:
                 found += await self._compare_meter(counter, sent, meters.get(name))
                 # What is used in a trial is on no invoice.
                 if not books.was_trial(counter) and not books.is_superfluous(sent[0].subscription_id):
-                    found += await self._compare_lines(counter, sent, now)
+                    found += await self._compare_lines(counter, sent, books, now)
             found += await self._compare_items(counter, own, books)
         return found
 
@@ -138,7 +155,7 @@ class Reconciliation:
         return [drifts.of(drifts.Kind.METER, counter, ours, theirs, detail, event_name=own[0].stripe_event_name)]
 
     async def _compare_lines(
-        self, counter: counters.Counter, own: Sequence[rules.Report], now: datetime
+        self, counter: counters.Counter, own: Sequence[rules.Report], books: _Books, now: datetime
     ) -> list[drifts.Drift]:
         """Compare a settled period's slices with the lines of the invoices that charge it."""
         subscription_id, name = own[0].subscription_id, own[0].stripe_event_name
@@ -148,12 +165,13 @@ class Reconciliation:
         if subscription_id is None or not is_settled or any(one.subscription_id != subscription_id for one in own):
             return []
         price_ids = await self._database.read(lambda conn: store.price_ids(conn, name))
-        theirs = 0
+        lines: list[drifts.Line] = []
         for invoice in await self._stripe.invoices_of_subscription(subscription_id, counter.period_start):
             # A draft that is this old waits for a person, as those of an unpaid subscription do; its lines are counted.
             if invoice["status"] != "void":
-                theirs += sum(_units(line, price_ids, counter) for line in await self._lines(invoice))
-        ours = max(0, sum(one.units for one in own if one.state == "sent"))
+                lines += [_line(one) for one in await self._lines(invoice) if _price_of(one) in price_ids]
+        sent = books.sent(subscription_id, name)
+        ours, theirs = drifts.invoiced(counter, sent, lines, books.is_open_at(subscription_id))
         if theirs == ours:
             return []
         detail = f"the invoices of {subscription_id} charge {theirs} units of the {ours} that {name} was sent"
@@ -193,9 +211,12 @@ class Reconciliation:
         return found
 
 
-def _units(line: Mapping[str, Any], price_ids: Collection[str], counter: counters.Counter) -> int:
-    """Return the units of a counter that an invoice's line charges."""
+def _price_of(line: Mapping[str, Any]) -> str | None:
     details = (line.get("pricing") or {}).get("price_details") or {}
-    starts = int(line["period"]["start"])
-    is_of = int(counter.period_start.timestamp()) <= starts < counter.period_end.timestamp()
-    return int(line.get("quantity") or 0) if details.get("price") in price_ids and is_of else 0
+    price: str | None = details.get("price")
+    return price
+
+
+def _line(line: Mapping[str, Any]) -> drifts.Line:
+    start, end = (datetime.fromtimestamp(line["period"][bound], UTC) for bound in ("start", "end"))
+    return drifts.Line(start, end, int(line.get("quantity") or 0))

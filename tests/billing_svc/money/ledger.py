@@ -98,11 +98,11 @@ class Ledger(dealing.Dealing):
                     found[key] = found.get(key, 0) + line["quantity"]
         return {key: units for key, units in found.items() if units}
 
-    async def differences(self) -> list[tuple[str, str]]:
-        """Return what `billing-svc reconcile` would show."""
+    async def differences(self, *, fix: bool = False) -> list[tuple[str, str]]:
+        """Return what `billing-svc reconcile` would show, or with `--fix` leave."""
         billing = self.world.billing
         comparison = whole.Comparison(billing.transactions, self.catalogs, self.world.stripe, billing.clock)
-        return [(one.kind, one.detail) for one in await comparison.run(ORIGIN, self.account_id, fix=False)]
+        return [(one.kind, one.detail) for one in await comparison.run(ORIGIN, self.account_id, fix=fix)]
 
     async def as_told(self) -> tuple[object, ...]:
         """Return what `GetSubscription` tells of the plan subscription."""
