@@ -179,6 +179,7 @@ async def sandbox_running(state_file: pathlib.Path, webhook_url: str | None = No
             base_url=url,
             headers={"Authorization": "Bearer sk_test_tests"},
             trust_env=False,
+            timeout=30,  # the test's own; it is no matter here how slow the machine is
             verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # an empty one: there is no TLS here
         ) as http,
     ):
