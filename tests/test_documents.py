@@ -1,14 +1,18 @@
 """What the documents and the container files say is so."""
 
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from ruamel.yaml import YAML
 
 from billing_svc import access, settings
+from billing_svc.database import embedded
 from webhook_gateway import settings as gateway_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +63,35 @@ def test_the_compose_file_opens_ports_on_this_machine_alone() -> None:
     ports = [port for service in compose()["services"].values() for port in service.get("ports", [])]
     assert ports
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+
+
+def test_the_compose_file_s_programs_own_nothing_in_the_database() -> None:
+    services = compose()["services"]
+    owner = services["postgres"]["environment"]["POSTGRES_USER"]
+    logins = {
+        name: sa.make_url(one["environment"]["DATABASE_URL"]).username
+        for name, one in services.items()
+        if "DATABASE_URL" in one.get("environment", {})
+    }
+    assert {name for name, login in logins.items() if login == owner} == {"migrate"}
+    assert {login for name, login in logins.items() if name != "migrate"} == {"billing_app"}
+
+
+def test_the_containers_login_acts_as_the_service_alone(postgres: embedded.EmbeddedPostgres) -> None:
+    """The script, as the image of Postgres runs it, on a server where nothing was migrated yet or all was."""
+    script = ROOT / "deploy" / "postgres" / "logins.sql"
+    url = sa.make_url(postgres.start()).set(drivername="postgresql").render_as_string(hide_password=False)
+    command = [str(embedded.find_programs() / "psql"), "-v", "ON_ERROR_STOP=1", "-1", "-f", str(script), "-c"]
+    show = "SELECT pg_has_role('billing_app', 'billing_service', 'USAGE'), rolcanlogin, rolsuper FROM pg_roles"
+    show += " WHERE rolname = 'billing_app'; DROP ROLE billing_app"
+    ended = subprocess.run(
+        [*command, show, "-At", url],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"POSTGRES_PASSWORD": "a-b"},
+    )
+    assert "t|t|f" in ended.stdout
 
 
 def test_what_the_image_copies_exists_and_is_let_in() -> None:

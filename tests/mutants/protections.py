@@ -293,9 +293,9 @@ PROTECTIONS = (
         (f"{_TESTS}/database/test_readers.py::test_nothing_tells_the_twins_apart",),
     ),
     Protection(
-        "what a reader reads comes by key, in the key's order",
+        "what a reader reads comes in the same order, whatever the plan",
         f"{_SVC}/database/migrations/versions/0006_readable.py",
-        "              ORDER BY {_TABLES[table]}\n",
+        "     ORDER BY 1\n",
         "",
         (f"{_TESTS}/database/test_readers.py::test_nothing_tells_the_twins_apart",),
     ),

@@ -21,7 +21,7 @@ from billing_svc.accounts import store as accounts_store
 from billing_svc.audit import store as audit_store
 from billing_svc.catalog import model, versions
 from billing_svc.changes import store as changes_store
-from billing_svc.checkouts import store
+from billing_svc.checkouts import closing, store
 from billing_svc.customers import making
 from billing_svc.database import transactions
 from billing_svc.stripe import client, requests
@@ -69,11 +69,11 @@ class Checkout:
             page: store.Page | None = begun.page
             if begun.page.url is None:
                 page = await self._make_session(begun.page, order, origin)
-            if page is None or not (page.is_new or await self._is_payable(page, order.account_id)):
+            if page is None or not (page.is_new or await self._is_payable(page, order.account_id, origin)):
                 continue
             if begun.fits and page.expires_at is not None and self._clock.now() < page.expires_at:
                 return page
-            await self._expire(page, order.account_id)
+            await self._expire(page, order.account_id, origin)
         raise errors.LostRace("other checkouts of this account were opened at the same time; send the same call again")
 
     async def _begin(self, order: store.Order, origin: audit_store.Origin) -> _Begun:
@@ -143,7 +143,7 @@ class Checkout:
         try:
             session = await self._requests.perform(intent, look_up)
         except errors.StripeRefused:
-            await self._close(order.account_id, page.checkout_id, "expired")
+            await self._close(order.account_id, page.checkout_id, "expired", origin)
             if page.is_new:
                 raise
             return None
@@ -181,7 +181,7 @@ class Checkout:
             "subscription_data": {"metadata": metadata, **trial},
         }
 
-    async def _is_payable(self, page: store.Page, account_id: str) -> bool:
+    async def _is_payable(self, page: store.Page, account_id: str, origin: audit_store.Origin) -> bool:
         """Say whether Stripe still takes payment on a page; one that is over is closed here as well.
 
         Raises AlreadySubscribed if it was paid, for as long as its subscription is not over.
@@ -200,7 +200,8 @@ class Checkout:
                     "the account has just paid for a checkout; its subscription is about to appear",
                     {"plan": page.plan, "status": status},
                 )
-        await self._close(account_id, page.checkout_id, "complete" if session["status"] == "complete" else "expired")
+        state = "complete" if session["status"] == "complete" else "expired"
+        await self._close(account_id, page.checkout_id, state, origin)
         return False
 
     async def _status_of(self, session: client.Data) -> str | None:
@@ -213,7 +214,7 @@ class Checkout:
         except client.NotAtStripe:
             return None
 
-    async def _expire(self, page: store.Page, account_id: str) -> None:
+    async def _expire(self, page: store.Page, account_id: str, origin: audit_store.Origin) -> None:
         """Close a page that sells something else; if it was paid meanwhile, the account is subscribed."""
 
         async def look_up(_since: datetime) -> client.Data | None:
@@ -227,13 +228,13 @@ class Checkout:
             await self._requests.perform(intent, look_up)
         except (errors.StripeRefused, client.NotAtStripe):
             # No longer open, for whatever reason.
-            await self._is_payable(page, account_id)
+            await self._is_payable(page, account_id, origin)
             return
-        await self._close(account_id, page.checkout_id, "expired")
+        await self._close(account_id, page.checkout_id, "expired", origin)
 
-    async def _close(self, account_id: str, checkout_id: str, state: str) -> None:
+    async def _close(self, account_id: str, checkout_id: str, state: str, origin: audit_store.Origin) -> None:
         now = self._clock.now()
-        await self._database.run(lambda conn: store.close(conn, account_id, checkout_id, state, now))
+        await self._database.run(lambda conn: closing.close(conn, account_id, checkout_id, state, origin, now))
 
 
 def offered(catalog: model.Catalog, order: store.Order) -> tuple[model.Plan, str]:

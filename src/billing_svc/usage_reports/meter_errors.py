@@ -66,7 +66,7 @@ def from_stripe(data: Mapping[str, Any]) -> Report:
         raise ValueError(f"not a meter's error report: {error!r}") from error
 
 
-async def apply(conn: AsyncConnection, report: Report, now: datetime) -> list[str]:
+async def apply(conn: AsyncConnection, report: Report, origin: audit_store.Origin, now: datetime) -> list[str]:
     """Mark the slices that a report names as failed, so that they are shown and sent anew; returns their accounts.
 
     A repeat finds them failed, or sent anew under other identifiers, and changes nothing. Where Stripe names fewer
@@ -84,7 +84,6 @@ async def apply(conn: AsyncConnection, report: Report, now: datetime) -> list[st
         if await store.write(conn, slice_, values):
             accounts.add(slice_.account_id)
             changes = {"report": slice_.report_id, "meter": slice_.meter, "units": slice_.units, "error": sample.code}
-            origin = audit_store.Origin("stripe:meter_errors")
             await audit_store.append(conn, origin, slice_.account_id, "usage.report_failed", changes, now)
     _log.error(
         "meter_errors",

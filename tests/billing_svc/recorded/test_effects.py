@@ -193,6 +193,26 @@ class TestMeterErrors:
         assert {row.created_at for row in rows} == {datetime(2026, 11, 20, 12, 0, 0, 250_000, UTC)}
         assert sorted(door.stripe.reads) == [f"/v2/core/events/evt_test_{number}" for number in (0, 1)]
 
+    async def test_the_audit_names_the_event_that_a_failed_report_came_from(self, door: Door) -> None:
+        now = datetime.now(UTC)
+        slice_ = {"meter": "runs", "period_start": now, "slice": 1, "from_units": 0, "to_units": 5, "plan": "pro"}
+        at_stripe = {"customer_id": "cus_ours", "stripe_event_name": "runs", "identifier": "ours", "state": "sent"}
+        times = {"reported_for": now, "period_end": now, "next_attempt_at": now, "sealed_at": now, "closed_at": now}
+        async with door.billing.engine.begin() as connection:
+            await connection.execute(
+                sa.insert(tables.usage_reports).values(
+                    account_id="org_1", report_id="r1", catalog_version=1, **slice_, **at_stripe, **times
+                )
+            )
+        sample = {"error_message": "lost", "request": {"identifier": "ours:1"}}
+        kinds = [{"code": "no_meter", "error_count": 1, "sample_errors": [sample]}]
+        thin = shapes.thin_event(ERROR_REPORT, "evt_1")
+        await door.deliver(thin)
+        data = {"reason": {"error_count": 1, "error_types": kinds}}
+        door.stripe.objects["/v2/core/events/evt_1"] = {**thin, "data": data}
+        await door.apply_all()
+        assert await audits(door) == [("org_1", "usage.report_failed", "stripe:evt_1")]
+
     async def test_one_that_stripe_forgot_fails(self, door: Door) -> None:
         await door.deliver(shapes.thin_event(ERROR_REPORT, "evt_old"))
         await door.apply_all()

@@ -59,6 +59,10 @@ async def test_another_order_expires_the_page_before(world: World) -> None:
     assert first.session_id != second.session_id
     assert await states(world) == ["expired", "open"]
     assert await session_statuses(world) == ["expired", "open"]
+    closed = [row for row in await world.rows(tables.audit_log) if row.action == "checkout.closed"]
+    assert [(row.account_id, row.actor, row.changes["state"]) for row in closed] == [
+        ("org_1", "caller:test", "expired")
+    ]
 
 
 async def test_a_page_of_an_older_catalog_is_not_given_again(world: World) -> None:

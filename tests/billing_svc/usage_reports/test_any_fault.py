@@ -163,7 +163,9 @@ class Story:
         sample = meter_errors.Sample("meter_event_invalid_value", "lost", f"{lost.identifier}:1")
         report = meter_errors.Report("mtr", "lost", 1, (sample,))
         now = self.billing.clock.now()
-        await self.billing.transactions.run(lambda conn: meter_errors.apply(conn, report, now))
+        await self.billing.transactions.run(
+            lambda conn: meter_errors.apply(conn, report, audit_store.Origin("stripe:evt"), now)
+        )
 
     async def retry_failed(self) -> None:
         now = self.billing.clock.now()

@@ -256,7 +256,9 @@ async def test_an_error_report_of_stripe_s_opens_what_it_names(world: World, wor
     }
     report, now = meter_errors.from_stripe(event), world.billing.clock.now()
     for expected in (["org_1"], []):
-        assert await world.billing.transactions.run(lambda conn: meter_errors.apply(conn, report, now)) == expected
+        assert (
+            await world.billing.transactions.run(lambda conn: meter_errors.apply(conn, report, ORIGIN, now)) == expected
+        )
     assert await reports(world) == [("runs", 60, "failed")]
     await world.billing.transactions.run(lambda conn: retrying.retry_all(conn, "org_1", ORIGIN, now))
     await worker.work()

@@ -5,8 +5,7 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.audit import store as audit_store
-from billing_svc.checkouts import store as checkouts_store
+from billing_svc.checkouts import closing
 from billing_svc.stripe_events import rules
 from billing_svc.stripe_events.handlers import handling
 from billing_svc.subscriptions import applying
@@ -34,7 +33,5 @@ async def close_page(conn: AsyncConnection, event: rules.Event, now: datetime) -
     if named is None:
         return None
     state = "complete" if event.type == "checkout.session.completed" else "expired"
-    if await checkouts_store.close(conn, named.account_id, named.checkout_id, state, now):
-        changes = {"checkout": named.checkout_id, "state": state}
-        await audit_store.append(conn, handling.origin([event]), named.account_id, "checkout.closed", changes, now)
+    await closing.close(conn, named.account_id, named.checkout_id, state, handling.origin([event]), now)
     return named.account_id

@@ -30,7 +30,7 @@ class MeterErrors:
             raise applying.CannotApply(str(error)) from error
 
         async def apply(conn: AsyncConnection, now: datetime) -> str:
-            accounts = await meter_errors.apply(conn, report, now)
+            accounts = await meter_errors.apply(conn, report, handling.origin(events), now)
             # A report may be about several.
             return accounts[0] if len(accounts) == 1 else ""
 
