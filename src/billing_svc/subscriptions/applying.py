@@ -100,8 +100,9 @@ async def apply(
         "until": interval.end.isoformat() if interval.end else None,
     }
     await audit_store.append(conn, origin, account_id, "subscription.applied", changes, now)
-    if fetched.ended_at is not None and any(one.meter for _, one in ours):
-        # Later on it is seen whether all that was used was charged; nothing of it is overdue until then.
+    if fetched.ended_at is not None:
+        # Later on it is seen whether all that was used was charged, also on a plan that it had before; nothing of it is
+        # overdue until then.
         at = fetched.ended_at + settling.SETTLED_AFTER
         await duties_store.add(conn, account_id, fetched.subscription_id, at, at)
     await consequences.draw(conn, origin, account_id, now)

@@ -22,7 +22,8 @@ class Kind(enum.StrEnum):
     NOT_SENT = "not_sent"  # slices of a past period that Stripe does not have yet
     FAILED = "failed"  # slices that Stripe refused or lost
     METER = "meter"  # the meter has other units than it was sent
-    ITEM = "item"  # an invoice item that is not there, has another amount, or is on no invoice to come
+    ITEM = "item"  # an invoice item that is not there, or has another amount
+    UNINVOICED = "uninvoiced"  # an invoice item that is on no invoice, and none will come
     LINE = "line"  # an invoice charges other units than its meter was sent
 
 

@@ -16,7 +16,6 @@ from billing_svc.audit import store as audit_store
 from billing_svc.catalog import versions
 from billing_svc.database import transactions
 from billing_svc.stripe import client, leases, requests
-from billing_svc.subscriptions import rules as subscriptions_rules
 from billing_svc.usage_reports import rules, store
 
 _log = structlog.get_logger(__name__)
@@ -137,9 +136,7 @@ class LateUsage:
         async def note(conn: AsyncConnection) -> None:
             await self._hold(conn, lease)
             held = await store.subscriptions(conn, report.account_id)
-            next_invoice = item_id is None or any(
-                one.customer_id == report.customer_id and one.status in subscriptions_rules.GIVING for one in held
-            )
+            next_invoice = item_id is None or store.will_be_invoiced(held, report.customer_id)
             values = {"state": "invoiced", "closed_at": now} if next_invoice else {"state": "itemised"}
             if not await store.write(conn, report, {**values, "amount": amount, "invoice_item_id": item_id}):
                 return

@@ -39,6 +39,8 @@ class Mending:
                     await self._reopen_missing(drift, origin)
                 case drifts.Kind.LINE if drift.theirs < drift.ours:
                     await self._charge_unbilled(drift, origin)
+                case drifts.Kind.UNINVOICED:
+                    await self._invoice_alone(drift, origin)
                 case _:
                     pass
         for account_id in dict.fromkeys(one.account_id for one in found):
@@ -91,6 +93,12 @@ class Mending:
             now = self._clock.now()
             values = {"state": "late", "error": "its invoice does not charge it", "next_attempt_at": now}
             await self._change(unbilled, {**values, "closed_at": None}, "usage.report_unbilled", origin)
+
+    async def _invoice_alone(self, drift: drifts.Drift, origin: audit_store.Origin) -> None:
+        """Let an item that no invoice takes in have one of its own."""
+        left = [one for one in await self._reports(drift.account_id) if one.report_id == drift.report_id]
+        values = {"state": "itemised", "error": "its item was on no invoice", "next_attempt_at": self._clock.now()}
+        await self._change(left, {**values, "closed_at": None}, "usage.item_uninvoiced", origin)
 
     async def _change(
         self, reports: Sequence[rules.Report], values: Mapping[str, Any], action: str, origin: audit_store.Origin

@@ -202,12 +202,9 @@ class Reconciliation:
             if item["amount"] != ours:
                 detail = f"invoice item {report.invoice_item_id} has another amount"
                 found.append(drifts.of(drifts.Kind.ITEM, counter, ours, int(item["amount"]), detail, **about))
-            elif not item.get("invoice") and not any(
-                one.customer_id == report.customer_id and one.status in subscriptions_rules.GIVING
-                for one in books.subscriptions
-            ):
+            elif not item.get("invoice") and not store.will_be_invoiced(books.subscriptions, report.customer_id):
                 detail = f"invoice item {report.invoice_item_id} is on no invoice, and none will come"
-                found.append(drifts.of(drifts.Kind.ITEM, counter, ours, 0, detail, **about))
+                found.append(drifts.of(drifts.Kind.UNINVOICED, counter, ours, 0, detail, **about))
         return found
 
 

@@ -1,10 +1,12 @@
 """Settling: what was sent for a subscription that is over, and that none of its invoices charges, is charged late.
 
 A subscription's last invoice has the usage when it ends as arranged, or when whoever ends it asks for that. It has not
-when Stripe gives up on a payment, nor when somebody ends it in the dashboard without.
+when Stripe gives up on a payment, nor when somebody ends it in the dashboard without. The same holds for the items of
+late usage that waited for its next invoice.
 """
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 
 import structlog
@@ -35,10 +37,15 @@ class Settling:
         self._clock = now
 
     async def settle(self, account_id: str, subscription_id: str) -> int:
-        """Let the slices of its last period that no invoice charges be charged by items; returns how many.
+        """Let what no invoice charges of it be charged: slices by items, and items by an invoice; returns how many.
 
         Never inside a transaction. A repeat finds them charged. Raises StripeUnavailable and Unavailable.
         """
+        return await self._settle_slices(account_id, subscription_id) + await self._settle_items(
+            account_id, subscription_id
+        )
+
+    async def _settle_slices(self, account_id: str, subscription_id: str) -> int:
         sent = await self._database.read(lambda conn: _sent(conn, account_id, subscription_id))
         if not sent:
             return 0
@@ -56,8 +63,24 @@ class Settling:
             _log.warning(
                 "usage_without_invoice", account=account_id, subscription=subscription_id, slices=len(unbilled)
             )
-            await self._charge(unbilled)
+            values = {"state": "late", "error": "no invoice of its subscription charges it"}
+            await self._reopen(unbilled, values, "usage.report_unbilled")
         return len(unbilled)
+
+    async def _settle_items(self, account_id: str, subscription_id: str) -> int:
+        """Let items that waited for the subscription's next invoice, which will not come, have one of their own."""
+        left: list[rules.Report] = []
+        for one in await self._database.read(lambda conn: _waiting(conn, account_id, subscription_id)):
+            # What was taken away at Stripe was taken away by somebody there.
+            with contextlib.suppress(client.NotAtStripe):
+                item = await self._stripe.invoice_item(str(one.invoice_item_id))
+                if not item.get("invoice"):
+                    left.append(one)
+        if left:
+            _log.warning("items_without_invoice", account=account_id, subscription=subscription_id, items=len(left))
+            values = {"state": "itemised", "error": "its item was on no invoice"}
+            await self._reopen(left, values, "usage.item_uninvoiced")
+        return len(left)
 
     async def _lines(self, invoice: client.Data) -> list[client.Data]:
         page = invoice["lines"]
@@ -67,18 +90,16 @@ class Settling:
             lines += page["data"]
         return lines
 
-    async def _charge(self, unbilled: Sequence[rules.Report]) -> None:
+    async def _reopen(self, reports: Sequence[rules.Report], values: Mapping[str, object], action: str) -> None:
         now = self._clock.now()
-        why = "no invoice of its subscription charges it"
 
-        async def charge(conn: AsyncConnection) -> None:
-            for one in unbilled:
-                values = {"state": "late", "error": why, "next_attempt_at": now, "closed_at": None}
-                if await store.write(conn, one, values):
+        async def reopen(conn: AsyncConnection) -> None:
+            for one in reports:
+                if await store.write(conn, one, {**values, "next_attempt_at": now, "closed_at": None}):
                     changes = {"report": one.report_id, "meter": one.meter, "units": one.units}
-                    await audit_store.append(conn, _ORIGIN, one.account_id, "usage.report_unbilled", changes, now)
+                    await audit_store.append(conn, _ORIGIN, one.account_id, action, changes, now)
 
-        await self._database.run(charge)
+        await self._database.run(reopen)
 
 
 async def _sent(conn: AsyncConnection, account_id: str, subscription_id: str) -> list[rules.Report]:
@@ -93,6 +114,16 @@ async def _sent(conn: AsyncConnection, account_id: str, subscription_id: str) ->
         for one in await store.all_of_account(conn, account_id, row.billing_period_start - _PERIODS_APART_MAX)
         if one.subscription_id == subscription_id and one.state == "sent" and one.reported_for >= since
     ]
+
+
+async def _waiting(conn: AsyncConnection, account_id: str, subscription_id: str) -> list[rules.Report]:
+    """Return the slices whose items may have waited for an invoice of the subscription, if nothing else brings one."""
+    held = await store.subscriptions(conn, account_id)
+    row = next((one for one in held if one.subscription_id == subscription_id), None)
+    if row is None or store.will_be_invoiced(held, row.customer_id):
+        return []
+    # What was an item before its last period began is on the invoice with which it began.
+    return await store.itemised_since(conn, account_id, row.customer_id, row.billing_period_start)
 
 
 def _is_charged(report: rules.Report, lines: Sequence[client.Data], price_ids: Collection[str]) -> bool:

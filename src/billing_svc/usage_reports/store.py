@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.database import tables
+from billing_svc.subscriptions import rules as subscriptions_rules
 from billing_svc.usage_reports import rules
 
 # An account's slices that are looked at in one round; with one for each meter and period there are a handful.
@@ -53,6 +54,11 @@ class Charged:
     on_the_meter: int
     on_items: int
     by_items: int
+
+
+def will_be_invoiced(held: Sequence[SubscriptionRow], customer_id: str) -> bool:
+    """Say whether a customer's pending invoice items come with the next invoice of a subscription."""
+    return any(one.customer_id == customer_id and one.status in subscriptions_rules.GIVING for one in held)
 
 
 async def due_accounts(conn: AsyncConnection, most: int, now: datetime) -> list[str]:
@@ -270,6 +276,21 @@ async def named(conn: AsyncConnection, identifiers: Sequence[str]) -> list[rules
 async def failed(conn: AsyncConnection, account_id: str) -> list[rules.Report]:
     """Return the account's slices that wait for somebody to retry them."""
     query = sa.select(*_COLUMNS).where(_REPORTS.c.account_id == account_id, _REPORTS.c.state == "failed")
+    rows = await conn.execute(query.order_by(_REPORTS.c.period_start, _REPORTS.c.meter, _REPORTS.c.slice))
+    return [rules.Report(*row) for row in rows]
+
+
+async def itemised_since(
+    conn: AsyncConnection, account_id: str, customer_id: str, since: datetime
+) -> list[rules.Report]:
+    """Return the slices of a customer that were left to invoice items since an instant."""
+    query = sa.select(*_COLUMNS).where(
+        _REPORTS.c.account_id == account_id,
+        _REPORTS.c.customer_id == customer_id,
+        _REPORTS.c.state == "invoiced",
+        _REPORTS.c.invoice_item_id.is_not(None),
+        _REPORTS.c.closed_at >= since,
+    )
     rows = await conn.execute(query.order_by(_REPORTS.c.period_start, _REPORTS.c.meter, _REPORTS.c.slice))
     return [rules.Report(*row) for row in rows]
 

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import sqlalchemy as sa
+
 from billing_svc.database import tables
 from tests.billing_svc.money.ledger import Ledger
 from tests.billing_svc.money.test_hostile_changes import ANNIVERSARY
@@ -28,3 +30,53 @@ async def test_billing_periods_that_are_not_the_quota_s_are_compared_as_they_are
     assert await ledger.charged_by_meters() == (50 + 7 + 20 + 9) * Decimal("0.10")
     assert await ledger.differences(fix=True) == []
     assert {row.state for row in await ledger.world.rows(tables.usage_reports)} == {"sent"}
+
+
+async def late_item(ledger: Ledger) -> str:
+    """Have six runs miss their invoice, so that an item waits for the next one; returns the subscription's id."""
+    subscription_id = await ledger.buy()
+    await ledger.use("runs", 200)
+    await ledger.until_period_end(hours=-1)
+    await ledger.use("runs", 6)
+
+    async def away(_method: str, path: str) -> int | None:
+        return 503 if path.startswith("/v1/billing/meter_events") else None
+
+    ledger.world.sandbox.faults.before = away
+    await ledger.until_period_end(hours=0)
+    await ledger.advance(hours=30)
+    ledger.world.sandbox.faults.clear()
+    await ledger.advance(hours=2)
+    assert await waiting_items(ledger) == [300]
+    return subscription_id
+
+
+async def waiting_items(ledger: Ledger) -> list[int]:
+    return [one["amount"] for one in await ledger.world.sandbox.all("/v1/invoiceitems") if not one["invoice"]]
+
+
+async def test_an_item_waits_for_an_invoice_that_never_comes(ledger: Ledger) -> None:
+    """Somebody ends the subscription in the dashboard, without a last invoice: the item gets one of its own."""
+    subscription_id = await late_item(ledger)
+    await ledger.world.sandbox.call("DELETE", f"/v1/subscriptions/{subscription_id}", prorate="false")
+    await ledger.work()
+    await ledger.advance(hours=3)
+    await ledger.advance(hours=2)
+    assert await waiting_items(ledger) == []
+    assert await ledger.totals() == [Decimal(20), Decimal(20), 6 * Decimal("0.50")]
+    assert {one["status"] for one in await ledger.invoices()} == {"paid"}
+    assert await ledger.differences() == []
+
+
+async def test_a_reconciliation_has_such_an_item_invoiced_too(ledger: Ledger) -> None:
+    """Nobody looked when the subscription ended."""
+    subscription_id = await late_item(ledger)
+    await ledger.world.sandbox.call("DELETE", f"/v1/subscriptions/{subscription_id}", prorate="false")
+    await ledger.world.deliver_new()
+    await ledger.world.execute(sa.delete(tables.subscription_duties))
+    await ledger.advance(hours=3)
+    assert [kind for kind, _ in await ledger.differences()] == ["usage: uninvoiced"]
+    assert await ledger.differences(fix=True) == []
+    await ledger.advance(hours=2)
+    assert await ledger.totals() == [Decimal(20), Decimal(20), 6 * Decimal("0.50")]
+    assert await ledger.differences() == []
