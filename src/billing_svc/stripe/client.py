@@ -253,9 +253,12 @@ class Stripe:
         """Return all active meters."""
         return [meter for meter in await self.all_meters() if meter["status"] == "active"]
 
-    async def meter_ids(self) -> dict[str, str]:
-        """Return the id of each active meter by its event name."""
-        return {str(one["event_name"]): str(one["id"]) for one in await self.meters()}
+    async def meter_ids(self) -> dict[str, list[str]]:
+        """Return the meters of each event name: one that was switched off keeps what it has, and another may follow."""
+        found: dict[str, list[str]] = {}
+        for one in await self.all_meters():
+            found.setdefault(str(one["event_name"]), []).append(str(one["id"]))
+        return found
 
     async def all_meters(self) -> list[Data]:
         """Return all meters, those that are switched off as well."""
@@ -281,15 +284,18 @@ class Stripe:
             if not _is_known_already(error.__cause__, event.identifier):
                 raise
 
-    async def meter_total(self, meter_id: str, customer_id: str, start: datetime, end: datetime) -> int:
-        """Return what a meter has of a customer with timestamps in [start, end), which are whole minutes."""
+    async def meter_total(self, meter_ids: Sequence[str], customer_id: str, start: datetime, end: datetime) -> int:
+        """Return what the meters of a name have of a customer in [start, end), which are whole minutes."""
         params = {
             "customer": customer_id,
             "start_time": int(start.timestamp()),
             "end_time": int(end.timestamp()),
         }
-        list_page = functools.partial(self._client.v1.billing.meters.event_summaries.list_async, meter_id)
-        return sum(int(one["aggregated_value"]) for one in await self._all(list_page, params))
+        total = 0
+        for meter_id in meter_ids:
+            list_page = functools.partial(self._client.v1.billing.meters.event_summaries.list_async, meter_id)
+            total += sum(int(one["aggregated_value"]) for one in await self._all(list_page, params))
+        return total
 
     # Events, and the time.
 

@@ -57,10 +57,8 @@ class Asking:
         Raises StripeUnavailable.
         """
         await self._pace.wait()
-        meter_id = (await self._stripe.meter_ids()).get(report.stripe_event_name)
-        if meter_id is None:
-            return 0
-        return await self._stripe.meter_total(meter_id, report.customer_id, start, end)
+        meters = (await self._stripe.meter_ids()).get(report.stripe_event_name, [])
+        return await self._stripe.meter_total(meters, report.customer_id, start, end)
 
     async def _held(self, conn: AsyncConnection, report: rules.Report) -> judging.Subscription | None:
         held = await store.subscriptions(conn, report.account_id)

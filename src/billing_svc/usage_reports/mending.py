@@ -59,7 +59,9 @@ class Mending:
 
     async def _reopen_missing(self, drift: drifts.Drift, origin: audit_store.Origin) -> None:
         """Take those slices for lost that a minute's sum lacks, if it is plain which ones they are."""
-        meter_id = (await self._stripe.meter_ids()).get(drift.event_name)
+        meters = (await self._stripe.meter_ids()).get(drift.event_name)
+        if meters is None:
+            return  # Stripe deletes no meter: this is not the account that the usage was sent to
         minutes: dict[datetime, list[rules.Report]] = {}
         for one in await self._reports(drift.account_id):
             if one.stripe_event_name == drift.event_name and one.state == "sent":
@@ -67,9 +69,7 @@ class Mending:
         for minute, reports in minutes.items():
             if max(one.last_attempt_at or minute for one in reports) + judging.SUMS_LAG_MAX > self._clock.now():
                 continue  # it may yet appear
-            total = 0
-            if meter_id is not None:
-                total = await self._stripe.meter_total(meter_id, reports[0].customer_id, minute, minute + _MINUTE)
+            total = await self._stripe.meter_total(meters, reports[0].customer_id, minute, minute + _MINUTE)
             missing = sum(one.units for one in reports) - total
             lost = reports if total == 0 else [one for one in reports if one.units == missing]
             if missing and sum(one.units for one in lost) == missing:

@@ -118,7 +118,7 @@ class Reconciliation:
 
         return await self._database.run(read)
 
-    async def _compare_account(self, account_id: str, meters: Mapping[str, str]) -> list[drifts.Drift]:
+    async def _compare_account(self, account_id: str, meters: Mapping[str, Sequence[str]]) -> list[drifts.Drift]:
         books = await self._read(account_id)
         now = self._clock.now()
         found: list[drifts.Drift] = []
@@ -128,7 +128,7 @@ class Reconciliation:
             names = list(dict.fromkeys((one.customer_id, one.stripe_event_name) for one in own))
             for customer_id, name in names:
                 sent = [one for one in own if (one.customer_id, one.stripe_event_name) == (customer_id, name)]
-                found += await self._compare_meter(counter, sent, meters.get(name))
+                found += await self._compare_meter(counter, sent, meters.get(name, []))
                 # What is used in a trial is on no invoice.
                 if not books.was_trial(counter) and not books.is_superfluous(sent[0].subscription_id):
                     found += await self._compare_lines(counter, sent, books, now)
@@ -136,7 +136,7 @@ class Reconciliation:
         return found
 
     async def _compare_meter(
-        self, counter: counters.Counter, own: Sequence[rules.Report], meter_id: str | None
+        self, counter: counters.Counter, own: Sequence[rules.Report], meter_ids: Sequence[str]
     ) -> list[drifts.Drift]:
         """Compare whole minutes, whosever period their slices are of: at a period's bound two share a minute."""
         minutes = [one.minute for one in own if one.state == "sent" or one.first_attempt_at is not None]
@@ -144,9 +144,7 @@ class Reconciliation:
             return []
         start, end = min(minutes), max(minutes) + _MINUTE
         ours = await self._database.read(lambda conn: store.sent_between(conn, own[0], start, end))
-        theirs = 0
-        if meter_id is not None:
-            theirs = await self._stripe.meter_total(meter_id, own[0].customer_id, start, end)
+        theirs = await self._stripe.meter_total(meter_ids, own[0].customer_id, start, end)
         # What is on its way may be there already.
         unknown = [one.units for one in own if one.state == "sealed" and one.first_attempt_at is not None]
         if theirs in {ours, ours + sum(unknown)}:

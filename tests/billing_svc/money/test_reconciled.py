@@ -80,3 +80,19 @@ async def test_a_reconciliation_has_such_an_item_invoiced_too(ledger: Ledger) ->
     await ledger.advance(hours=2)
     assert await ledger.totals() == [Decimal(20), Decimal(20), 6 * Decimal("0.50")]
     assert await ledger.differences() == []
+
+
+async def test_what_a_meter_has_that_was_switched_off_is_not_taken_for_lost(ledger: Ledger) -> None:
+    await ledger.buy()
+    await ledger.use("runs", 206)
+    await ledger.over_the_period_end()
+    await ledger.use("runs", 203)
+    await ledger.advance(hours=1)
+    (meter,) = await ledger.world.sandbox.all("/v1/billing/meters")
+    await ledger.world.sandbox.call("POST", f"/v1/billing/meters/{meter['id']}/deactivate")
+    await ledger.advance(hours=1)
+    assert await ledger.differences(fix=True) == []
+    await ledger.world.sandbox.call("POST", f"/v1/billing/meters/{meter['id']}/reactivate")
+    await ledger.over_the_period_end()
+    assert await ledger.totals() == [Decimal(20), 20 + 6 * Decimal("0.50"), 20 + 3 * Decimal("0.50")]
+    assert await ledger.differences(fix=True) == []

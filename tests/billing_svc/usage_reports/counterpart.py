@@ -5,7 +5,7 @@ the test says. The sandbox is the whole of it; this one runs a hundred periods a
 """
 
 import decimal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -113,11 +113,12 @@ class Counterpart:
 
         await self._call("meter_event", count)
 
-    async def meter_ids(self) -> dict[str, str]:
-        return dict(await self._call("meters", lambda: {name: f"mtr_{name}" for name in self.prices}))
+    async def meter_ids(self) -> dict[str, list[str]]:
+        return dict(await self._call("meters", lambda: {name: [f"mtr_{name}"] for name in self.prices}))
 
-    async def meter_total(self, meter_id: str, customer_id: str, start: datetime, end: datetime) -> int:
+    async def meter_total(self, meter_ids: Sequence[str], customer_id: str, start: datetime, end: datetime) -> int:
         assert all(at.second == at.microsecond == 0 for at in (start, end))
+        (meter_id,) = meter_ids
         name = meter_id.removeprefix("mtr_")
         return int(
             await self._call(
