@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import FrameType
@@ -141,7 +142,20 @@ def _database(postgres: embedded.EmbeddedPostgres, template: str) -> Iterator[st
             sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
         )
         yield _url_of(postgres, name)
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        _drop(connection, name)
+
+
+def _drop(connection: psycopg.Connection, name: str) -> None:
+    """Drop a database; whoever it may not disconnect, as a reader or the vacuum, is on the way out."""
+    for seconds_left in range(_DRAIN_SECONDS_MAX, -1, -1):
+        try:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectInUse):
+            if not seconds_left:
+                raise
+            time.sleep(1)
+        else:
+            return
 
 
 def _administrator(postgres: embedded.EmbeddedPostgres) -> psycopg.Connection:

@@ -61,6 +61,7 @@ def _explained(error: Exception) -> tuple[str, int] | None:
     from billing_svc import errors, settings
     from billing_svc.catalog import loading
     from billing_svc.database import privileges
+    from billing_svc.rpc import serving
 
     match error:
         case settings.SettingsError():
@@ -70,7 +71,7 @@ def _explained(error: Exception) -> tuple[str, int] | None:
         case sa.exc.OperationalError():
             # The driver's first line names host and user; the others are its guesses.
             return f"the database cannot be used: {str(error.orig).splitlines()[0]}", _EXIT_FAILED
-        case RuntimeError() if "Failed to bind" in str(error):
+        case serving.CannotListen():
             return "BILLING_LISTEN: the address cannot be listened on; is another server running on it?", _EXIT_FAILED
         case _:
             return None

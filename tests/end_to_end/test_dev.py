@@ -15,6 +15,8 @@ from tests.end_to_end import dev_process
 
 TOKEN = (("authorization", "Bearer dev-token"),)
 CALL_SECONDS_MAX = 20
+# Connections of its own: one to a server that was killed may not be known to be dead yet.
+CHANNEL = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def running(folder: Path) -> Iterator[dev_process.DevProcess]:
 
 
 def check(dev: dev_process.DevProcess, account: str) -> quota_pb2.CheckQuotaResponse:
-    with grpc.insecure_channel(dev.grpc, (("grpc.enable_http_proxy", 0),)) as channel:
+    with grpc.insecure_channel(dev.grpc, CHANNEL) as channel:
         request = quota_pb2.CheckQuotaRequest(account_id=account, meter="runs")
         return quota_pb2_grpc.QuotaServiceStub(channel).CheckQuota(
             request, timeout=CALL_SECONDS_MAX, metadata=TOKEN, wait_for_ready=True
@@ -43,7 +45,7 @@ def check(dev: dev_process.DevProcess, account: str) -> quota_pb2.CheckQuotaResp
 
 
 def record(dev: dev_process.DevProcess, account: str, event_id: str) -> None:
-    with grpc.insecure_channel(dev.grpc, (("grpc.enable_http_proxy", 0),)) as channel:
+    with grpc.insecure_channel(dev.grpc, CHANNEL) as channel:
         request = usage_pb2.RecordUsageRequest(account_id=account, event_id=event_id, meter="runs", quantity=1)
         usage_pb2_grpc.UsageServiceStub(channel).RecordUsage(request, timeout=CALL_SECONDS_MAX, metadata=TOKEN)
 

@@ -27,6 +27,10 @@ MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Handler: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
 
 
+class CannotListen(Exception):
+    """Another server is on the address, or it is none of this machine's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """How the calls of one method are answered."""
@@ -86,11 +90,11 @@ class Server:
         """Do nothing: generated code registers each service in both ways."""
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
-        """Listen on an address and return the port. Raises RuntimeError if that is not possible."""
+        """Listen on an address and return the port. Raises CannotListen."""
         secret = () if credentials is None else (credentials._credentials,)  # type: ignore[attr-defined]  # noqa: SLF001
         port: int = self._core.add_http2_port(address.encode(), *secret)
         if port == 0:
-            raise RuntimeError(f"cannot listen on {address}")
+            raise CannotListen(address)
         return port
 
     def start(self) -> None:
