@@ -119,14 +119,6 @@ class Tokens:
             raise errors.Unauthenticated("the token is not known")
         return caller
 
-    def knows(self, authorization: str | None) -> bool:
-        """Say whether `caller` finds one."""
-        try:
-            self.caller(authorization)
-        except errors.Unauthenticated:
-            return False
-        return True
-
     def caller_of_certificate(self, names: Iterable[str]) -> Caller:
         """Return whom a verified client certificate names. Raises Unauthenticated, also if it names two."""
         found = {caller for name in names if (caller := self._by_certificate.get(name)) is not None}
@@ -153,10 +145,3 @@ def authorize(method: str, authorization: str | None, tokens: Tokens, certificat
             f"caller {caller.name!r} was not given this RPC", {"caller": caller.name, "group": group}
         )
     return caller
-
-
-def is_strangers(method: str, authorization: str | None, tokens: Tokens) -> bool:
-    """Say whether `authorize` refuses a call to which no certificate lends a name, by its token alone."""
-    if ENTRIES.get(method) is Open.ANYONE or (authorization is None and tokens.know_certificates):
-        return False
-    return not tokens.knows(authorization)

@@ -150,6 +150,14 @@ PROTECTIONS = (
             f"{_TESTS}/supervision/test_replicas.py::test_one_that_is_stopped_drains_and_is_replaced_without_a_failed_call",
         ),
     ),
+    # Promise 10: closed by default.
+    Protection(
+        "nothing is read of who may not call",
+        f"{_SVC}/rpc/serving.py",
+        "        if not self._routing.admits(route.method, call):\n",
+        "        if self._routing.admits(route.method, call) is None:\n",
+        (f"{_TESTS}/rpc/test_serving.py::test_a_stranger_is_refused_before_its_request_is_read",),
+    ),
     # Promise 5: Stripe's events.
     Protection(
         "an event is answered once it is stored",

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import re
-import re
 import socket
 import time
 from collections.abc import Awaitable, Callable
