@@ -6,7 +6,7 @@ PY := .venv/bin/python
 
 # Tests wait for half of their time, for commits, clocks and other processes: more of them than there are cores.
 # make test WORKERS=0 runs all in one process, as for a debugger.
-WORKERS ?= 4
+WORKERS ?= 3
 
 # Made last when setting up, so that what was cut short begins again.
 READY := .venv/.ready
