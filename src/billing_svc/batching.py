@@ -6,6 +6,7 @@ is as consistent as if it had been asked alone.
 """
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -42,13 +43,18 @@ class Batcher(Generic[T, R]):
         name: str,
         run: Callable[[Sequence[T]], Awaitable[Sequence[R | BaseException]]],
         counted: metrics.Server | None = None,
+        note: Callable[[Sequence[R | BaseException]], None] | None = None,
     ) -> None:
-        """`run` returns a result or an error for each item, in order; what it raises itself is everyone's error."""
+        """`run` returns a result or an error for each item, in order; what it raises itself is everyone's error.
+
+        `note` is given them once they are on their way: no answer waits for it.
+        """
         self._name = name
         self._run = run
+        self._note = note
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         # One at a time: while Postgres works on it, the next one gathers.
-        self._batch: asyncio.Task[None] | None = None
+        self._batch: asyncio.Task[Sequence[R | BaseException]] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_size = 1
         self._batches = 0
@@ -93,14 +99,12 @@ class Batcher(Generic[T, R]):
         now = asyncio.get_running_loop().time()
         waited_seconds, self._since = now - self._since, now
         if batch:
-            self._seen.observe_size(len(batch))
-            self._seen.observe_wait(waited_seconds)
             self._batch = asyncio.get_running_loop().create_task(self._carry_out(batch))
-            self._batch.add_done_callback(self._end)
+            self._batch.add_done_callback(functools.partial(self._end, waited_seconds))
         elif self._waiting:
             self._gather()
 
-    async def _carry_out(self, batch: Sequence[tuple[T, asyncio.Future[R]]]) -> None:
+    async def _carry_out(self, batch: Sequence[tuple[T, asyncio.Future[R]]]) -> Sequence[R | BaseException]:
         results = await self._results([item for item, _ in batch])
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
@@ -109,11 +113,19 @@ class Batcher(Generic[T, R]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+        return results
 
-    def _end(self, _: asyncio.Task[None]) -> None:
+    def _end(self, waited_seconds: float, batch: asyncio.Task[Sequence[R | BaseException]]) -> None:
         self._batch = None
         if self._waiting:
             self._gather()
+        if batch.cancelled():  # the process ends
+            return
+        results = batch.result()
+        self._seen.observe_size(len(results))
+        self._seen.observe_wait(waited_seconds)
+        if self._note is not None:
+            self._note(results)
 
     async def _results(self, items: Sequence[T]) -> Sequence[R | BaseException]:
         try:

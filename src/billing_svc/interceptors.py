@@ -5,9 +5,7 @@ composed once for each method, not once for each call.
 """
 
 import asyncio
-import contextvars
 import inspect
-import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -17,7 +15,7 @@ import grpc
 import structlog
 from google.protobuf import message
 
-from billing_svc import access, errors, scope, statuses, tls
+from billing_svc import access, errors, overdue, scope, statuses, tls
 from billing_svc.monitoring import metrics
 from billing_svc.rpc import calls, serving
 
@@ -42,38 +40,34 @@ _log = structlog.get_logger("rpc")
 class Call(calls.Call):
     """A call under way, with what is known of it."""
 
-    __slots__ = ("account_id", "caller", "is_overdue", "reason", "refusal", "request_id", "started")
+    __slots__ = ("account_id", "caller", "reason", "refusal", "request_id", "started")
 
     def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - as its base takes them
         super().__init__(*arguments)
         self.started = time.perf_counter()
-        self.request_id = ""
+        # The caller's own, if it sent a fit one.
+        self.request_id = _request_id(self.metadata)
+        self.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
         self.caller = access.ANONYMOUS
         # Why it may not even be read.
         self.refusal: errors.BillingError | None = None
-        # It was cut off, because it took too long.
-        self.is_overdue = False
         # What it is about, and why it ended as it did, for the log.
         self.account_id = ""
         self.reason = ""
 
     def end_overdue(self) -> None:
         """Cut it off."""
-        self.is_overdue = True
         if self.task is not None:
             self.task.cancel()
 
 
-_current: contextvars.ContextVar[Call] = contextvars.ContextVar("call")
-
-
-def current_call() -> Call:
-    """Return the call that the running handler answers."""
-    return _current.get()
+def call_of(context: Context) -> Call:
+    """Return the call that a servicer was handed, for what of it generated code does not know."""
+    return cast("Call", context)
 
 
 class Interceptors:
-    """Runs every handler inside the layers; the `Routing` of a server."""
+    """Runs every handler inside the layers, counts each call and gives it its log line; the `Routing` of a server."""
 
     def __init__(
         self,
@@ -81,12 +75,15 @@ class Interceptors:
         open_layers: Sequence[Layer],
         stream_layers: Sequence[Layer],
         tokens: access.Tokens,
+        counted: metrics.Calls,
     ) -> None:
         """Take the layers, outermost first, also for RPCs that anyone may call, and the callers that are known."""
         self._layers = layers
         self._open_layers = open_layers
         self._stream_layers = stream_layers
         self._tokens = tokens
+        self._counted = counted
+        self._counts: dict[str, Callable[[str, str, float], None]] = {}
 
     def begin(self, core: Any, metadata: calls.Metadata, serialize: calls.Serializer) -> Call:  # noqa: ANN401 - Cython's
         """Return a call that has just come."""
@@ -94,6 +91,7 @@ class Interceptors:
 
     def route(self, method: str, handler: MethodHandler) -> serving.Route:
         """Return how a method is answered."""
+        self._counts[method] = self._counted.of(method)
         # Only the standard services stream (health, reflection).
         if handler.response_streaming:
             run = _within(self._stream_layers, method, _parse_and_stream(handler))
@@ -122,6 +120,22 @@ class Interceptors:
             return False
         return True
 
+    def ended(self, method: str, call: calls.Call) -> None:
+        """Count a call and log it."""
+        call = cast("Call", call)
+        seconds = time.perf_counter() - call.started
+        self._counts[method](call.code.name, call.reason, seconds)
+        _log.info(
+            "call",
+            method=method,
+            code=call.code.name,
+            reason=call.reason,
+            caller=call.caller.name,
+            account=call.account_id,
+            request_id=call.request_id,
+            ms=round(seconds * 1000, 2),
+        )
+
 
 def _within(layers: Sequence[Layer], method: str, run: Handler) -> Handler:
     for layer in reversed(layers):
@@ -131,46 +145,6 @@ def _within(layers: Sequence[Layer], method: str, run: Handler) -> Handler:
 
 async def _refuse(_request: object, call: Call) -> None:
     raise call.refusal or errors.Unauthenticated("nobody knows who calls")
-
-
-def observe(counted: metrics.Calls) -> Layer:
-    """Return the layer that gives each call its id (the caller's own, if it sent a fit one), counts and logs it."""
-
-    def layer(method: str, inner: Handler) -> Handler:
-        count = counted.of(method)
-
-        async def run(request: Any, call: Call) -> Any:  # noqa: ANN401 - any message
-            _current.set(call)
-            sent = _metadata_value(call.metadata, REQUEST_ID_KEY) or ""
-            # What is not ASCII cannot be sent back.
-            fit = 0 < len(sent) <= REQUEST_ID_LENGTH_MAX and sent.isascii() and sent.isprintable()
-            call.request_id = sent if fit else _new_request_id()
-            call.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
-            code = "CANCELLED"
-            try:
-                response = await inner(request, call)
-                code = "OK"
-            except grpc.aio.AbortError:
-                code = _code_of(call)
-                raise
-            finally:
-                seconds = time.perf_counter() - call.started
-                count(code, call.reason, seconds)
-                _log.info(
-                    "call",
-                    method=method,
-                    code=code,
-                    reason=call.reason,
-                    caller=call.caller.name,
-                    account=call.account_id,
-                    request_id=call.request_id,
-                    ms=round(seconds * 1000, 2),
-                )
-            return response
-
-        return run
-
-    return layer
 
 
 def map_errors(method: str, inner: Handler) -> Handler:
@@ -206,40 +180,23 @@ def limit(calls_max: int, seconds_max: float | None = None) -> Layer:
 
     It also bounds the time of each, whether or not the client set a deadline; None for calls that last.
     """
-    # The oldest first. One timer is set for it, not one for each: nearly all calls end long before their time.
-    under_way: dict[Call, None] = {}
-    timer: asyncio.TimerHandle | None = None
-
-    def end_overdue() -> None:
-        nonlocal timer
-        timer = None
-        while (oldest := next(iter(under_way), None)) is not None:
-            seconds_left = oldest.started + (seconds_max or math.inf) - time.perf_counter()
-            if seconds_left > 0:
-                # In no call's context, which would keep that call alive.
-                nowhere = contextvars.Context()
-                timer = asyncio.get_running_loop().call_later(seconds_left, end_overdue, context=nowhere)
-                return
-            del under_way[oldest]
-            oldest.end_overdue()
+    under_way: overdue.Overdue[Call] = overdue.Overdue(seconds_max, Call.end_overdue)
 
     def layer(_method: str, inner: Handler) -> Handler:
         async def run(request: Any, call: Call) -> Any:  # noqa: ANN401 - any message
             if len(under_way) >= calls_max:
                 raise errors.Overloaded("the server has more calls under way than it can answer soon")
-            under_way[call] = None
-            if timer is None and seconds_max is not None:
-                end_overdue()
+            under_way.begin(call)
             try:
                 return await inner(request, call)
             except asyncio.CancelledError:
-                if not call.is_overdue:
+                if under_way.end(call):
                     raise
                 raise errors.DeadlineExceeded(
                     f"not answered within {seconds_max:g} s; the outcome is unknown, repeat with the same id"
                 ) from None
             finally:
-                under_way.pop(call, None)
+                under_way.end(call)
 
         return run
 
@@ -295,13 +252,11 @@ async def _messages(handler: MethodHandler, requests: AsyncIterator[bytes], call
         yield _message(handler, request, call)
 
 
-def _code_of(call: Call) -> str:
-    """Return the status that a call was aborted with."""
-    code = call.code()
-    return "UNKNOWN" if code is None else code.name
-
-
-def _new_request_id() -> str:
+def _request_id(metadata: calls.Metadata) -> str:
+    sent = _metadata_value(metadata, REQUEST_ID_KEY)
+    # What is not ASCII cannot be sent back.
+    if sent and len(sent) <= REQUEST_ID_LENGTH_MAX and sent.isascii() and sent.isprintable():
+        return sent
     # It need be unique, not secret, and each call has one.
     return f"{random.getrandbits(128):032x}"
 

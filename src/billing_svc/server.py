@@ -82,18 +82,20 @@ SERVICES = tuple(
 
 def routing(tokens: access.Tokens, counted: metrics.Server | None = None) -> interceptors.Interceptors:
     """Return what every call passes through once it is known who calls; the layers outermost first."""
-    outer = (
-        # Around all that takes time. Sees every outcome, so that each call is counted and has its log line.
-        interceptors.observe((counted or metrics.Server()).calls),
-        # Inside it, because the log names the status that was made here; around all else, because all else may raise.
-        interceptors.map_errors,
-    )
     # Before anything is spent on the call but the room for its request. Strangers find theirs apart: they may take none
     # from callers. A watch of the service's health lasts, so its time is not limited.
     limited = interceptors.limit(CALLS_AT_ONCE, interceptors.SERVER_DEADLINE_SECONDS)
     open_limited = interceptors.limit(interceptors.OPEN_CALLS_AT_ONCE, interceptors.SERVER_DEADLINE_SECONDS)
     streams_limited = interceptors.limit(interceptors.STREAMS_AT_ONCE)
-    return interceptors.Interceptors((*outer, limited), (*outer, open_limited), (*outer, streams_limited), tokens)
+    # Around all else, because all else may raise.
+    outermost = interceptors.map_errors
+    return interceptors.Interceptors(
+        (outermost, limited),
+        (outermost, open_limited),
+        (outermost, streams_limited),
+        tokens,
+        (counted or metrics.Server()).calls,
+    )
 
 
 @dataclass(frozen=True, slots=True)

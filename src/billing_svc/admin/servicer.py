@@ -80,7 +80,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         if request.preview:
             found = await self._database.read(lambda conn: replaying.preview(conn, replay))
             return events_conversions.to_proto_replayed(found)
-        origin = audit_store.Origin(f"caller:{interceptors.current_call().caller.name}", replay.request_id)
+        origin = audit_store.Origin(f"caller:{interceptors.call_of(context).caller.name}", replay.request_id)
         now = self._clock.now()
         replayed = await self._database.run(lambda conn: replaying.run(conn, replay, origin, now))
         return events_conversions.to_proto_replayed(replayed)
@@ -97,7 +97,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.SetOverrideRequest, context: interceptors.Context
     ) -> admin_pb2.SetOverrideResponse:
         """Give an account an included quantity of its own on a meter."""
-        setting = overrides_conversions.from_proto_set(request, interceptors.current_call().caller.name)
+        setting = overrides_conversions.from_proto_set(request, interceptors.call_of(context).caller.name)
         now = self._clock.now()
         override = await self._database.run(lambda conn: overriding.set_override(conn, self._catalogs, setting, now))
         return admin_pb2.SetOverrideResponse(override=quota_conversions.to_proto_override(setting.meter, override))
@@ -106,7 +106,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.RemoveOverrideRequest, context: interceptors.Context
     ) -> admin_pb2.RemoveOverrideResponse:
         """Let the plan decide again."""
-        removal = overrides_conversions.from_proto_remove(request, interceptors.current_call().caller.name)
+        removal = overrides_conversions.from_proto_remove(request, interceptors.call_of(context).caller.name)
         now = self._clock.now()
         removed = await self._database.run(lambda conn: overriding.remove_override(conn, removal, now))
         return admin_pb2.RemoveOverrideResponse(removed=quota_conversions.to_proto_override(removal.meter, removed))

@@ -308,6 +308,11 @@ class Catalog(_Part):
         yield from consistency.problems(self)
 
     @functools.cached_property
+    def limits_rates(self) -> bool:
+        """Whether any plan has a rate limit."""
+        return any(plan.rate_limit_for(pay_as_you_go=True) is not None for plan in self.plans.values())
+
+    @functools.cached_property
     def default(self) -> Plan:
         """The plan of an account without a subscription; one with nothing in it if there is none."""
         return self.plans.get(self.default_plan) or self._nothing

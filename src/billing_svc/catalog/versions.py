@@ -97,11 +97,14 @@ class CatalogCache:
 
     def __init__(self) -> None:
         self._catalogs: dict[int, model.Catalog] = {}
+        # Whether a plan of any of them has a rate limit.
+        self.limit_rates = False
 
     async def get(self, conn: AsyncConnection, version: int) -> model.Catalog:
         """Return the catalog of a version, loaded at most once (or once each by callers that meet)."""
         if version not in self._catalogs:
-            self._catalogs[version] = await load(conn, version)
+            catalog = self._catalogs[version] = await load(conn, version)
+            self.limit_rates = self.limit_rates or catalog.limits_rates
         return self._catalogs[version]
 
     async def latest(self, conn: AsyncConnection) -> model.Catalog:

@@ -25,12 +25,10 @@ Value: TypeAlias = str | int | bool | datetime | None
 _CANCEL_SECONDS_MAX = 0.5
 _NAMED = re.compile(r"(?<!:):([a-z_]+)")
 _numbers = itertools.count(1)
+_IDLE = pq.TransactionStatus.IDLE
 _UNFINISHED = frozenset({pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR})
-# Where the pool keeps what is known of a connection: the names of what is prepared on it, what reads their rows, and,
-# while a transaction lasts, what is to go with its COMMIT.
-_PREPARED = "prepared"
-_READERS = "readers"
-_DEFERRED = "deferred"
+# Where the pool keeps what is known of a connection, for as long as it has that connection.
+_STATE = "direct"
 
 
 class Statement:
@@ -52,9 +50,26 @@ _COMMIT: Call = Statement("COMMIT"), {}
 _ROLLBACK: Call = Statement("ROLLBACK"), {}
 
 
+class _State:
+    """What is known of a connection of the pool."""
+
+    __slots__ = ("deferred", "driver", "is_in_transaction", "prepared", "readers")
+
+    def __init__(self, driver: psycopg.AsyncConnection[Any]) -> None:
+        self.driver = driver
+        # The names of what is prepared on it, and what reads their rows.
+        self.prepared: set[bytes] = set()
+        self.readers: dict[bytes, abc.Transformer] = {}
+        # From `begin` on, also while nothing was sent yet.
+        self.is_in_transaction = False
+        # What is to go with its COMMIT.
+        self.deferred: list[Call] = []
+
+
 def begin(conn: AsyncConnection) -> None:
     """Let the next direct statement begin a transaction; sends nothing."""
-    _info(conn)[_DEFERRED] = []
+    state = _state(conn)
+    state.is_in_transaction, state.deferred = True, []
 
 
 def defer(conn: AsyncConnection, *calls: Call) -> None:
@@ -62,26 +77,23 @@ def defer(conn: AsyncConnection, *calls: Call) -> None:
 
     What others have inserted meanwhile (a unique violation) makes the whole transaction begin anew.
     """
-    _info(conn)[_DEFERRED].extend(calls)
+    _state(conn).deferred.extend(calls)
 
 
 async def commit(conn: AsyncConnection) -> None:
     """Run what was deferred, and commit if there is anything to commit. Raises psycopg.Error."""
-    deferred = _info(conn)[_DEFERRED]
-    if deferred or not is_idle(conn):
-        await fetch_each(conn, *deferred, _COMMIT)
+    state = _state(conn)
+    if state.deferred or not _is_idle(state):
+        await fetch_each(conn, *state.deferred, _COMMIT)
 
 
-async def rollback(conn: AsyncConnection) -> None:
-    """Undo the transaction if one is under way, and forget what was deferred. Raises psycopg.Error."""
-    _info(conn).pop(_DEFERRED, None)
-    if driver_connection(conn).pgconn.transaction_status in _UNFINISHED:
+async def clear(conn: AsyncConnection) -> bool:
+    """Undo the transaction if one is under way, and say whether the connection is fit. Raises psycopg.Error."""
+    state = _state(conn)
+    state.is_in_transaction, state.deferred = False, []
+    if state.driver.pgconn.transaction_status in _UNFINISHED:
         await fetch_each(conn, _ROLLBACK)
-
-
-def is_idle(conn: AsyncConnection) -> bool:
-    """Say whether a connection is open, and has nothing under way."""
-    return driver_connection(conn).pgconn.transaction_status == pq.TransactionStatus.IDLE
+    return _is_idle(state)
 
 
 async def fetch(conn: AsyncConnection, statement: Statement, values: Mapping[str, Value]) -> list[Row]:
@@ -94,12 +106,11 @@ async def fetch_each(conn: AsyncConnection, *calls: Call) -> list[list[Row]]:
 
     When one fails, those after it do not run. Raises psycopg.Error; the connection is closed if its state is unknown.
     """
-    info = _info(conn)
-    driver = driver_connection(conn)
-    prepared: set[bytes] = info.setdefault(_PREPARED, set())
+    state = _state(conn)
+    driver = state.driver
     pgconn = driver.pgconn
-    begins = _DEFERRED in info and is_idle(conn)
-    new = list(dict.fromkeys(one for one, _ in calls if one.name not in prepared))
+    begins = state.is_in_transaction and _is_idle(state)
+    new = list(dict.fromkeys([one for one, _ in calls if one.name not in state.prepared]))
     # A lone statement does without, which saves a tenth of a lone check's work for it.
     pipelined = begins or bool(new) or len(calls) > 1
     if pipelined:
@@ -121,7 +132,7 @@ async def fetch_each(conn: AsyncConnection, *calls: Call) -> list[list[Row]]:
     if pipelined:
         pgconn.exit_pipeline_mode()
     # What was prepared stays so, even if the transaction is undone.
-    prepared.update(
+    state.prepared.update(
         one.name
         for one, result in zip(new, results[begins:], strict=False)
         if result.status == pq.ExecStatus.COMMAND_OK
@@ -129,9 +140,8 @@ async def fetch_each(conn: AsyncConnection, *calls: Call) -> list[list[Row]]:
     for result in results:
         if result.status == pq.ExecStatus.FATAL_ERROR:
             raise psycopg.errors.error_from_result(result, driver.info.encoding)
-    readers: dict[bytes, abc.Transformer] = info.setdefault(_READERS, {})
     return [
-        _rows(driver, readers, statement.name, result)
+        _rows(state, statement.name, result)
         for (statement, _), result in zip(calls, results[-len(calls) :], strict=True)
     ]
 
@@ -142,8 +152,16 @@ def driver_connection(conn: AsyncConnection) -> psycopg.AsyncConnection[Any]:
     return driver
 
 
-def _info(conn: AsyncConnection) -> dict[Any, Any]:
-    return conn.sync_connection.connection.info  # type: ignore[union-attr]  # of a connection that is open
+def _state(conn: AsyncConnection) -> _State:
+    info: dict[str, Any] = conn.sync_connection.connection.info  # type: ignore[union-attr]  # it is open
+    state: _State | None = info.get(_STATE)
+    if state is None:
+        state = info[_STATE] = _State(driver_connection(conn))
+    return state
+
+
+def _is_idle(state: _State) -> bool:
+    return state.driver.pgconn.transaction_status == _IDLE
 
 
 async def _results(pgconn: pq.abc.PGconn, *, pipelined: bool) -> list[pq.abc.PGresult]:
@@ -197,12 +215,10 @@ async def _give_up(driver: psycopg.AsyncConnection[Any]) -> None:
         driver.pgconn.finish()
 
 
-def _rows(
-    driver: psycopg.AsyncConnection[Any], readers: dict[bytes, abc.Transformer], name: bytes, result: pq.abc.PGresult
-) -> list[Row]:
-    reader = readers.get(name)
+def _rows(state: _State, name: bytes, result: pq.abc.PGresult) -> list[Row]:
+    reader = state.readers.get(name)
     if reader is None:
-        readers[name] = reader = Transformer(driver)
+        state.readers[name] = reader = Transformer(state.driver)
         reader.set_pgresult(result)
     else:  # the columns of a prepared statement never change
         reader.set_pgresult(result, set_loaders=False)

@@ -7,14 +7,14 @@ tear it apart. It has a time budget of its own instead, and repeats where Postgr
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import Never, TypeVar
+from typing import Any, Never, TypeVar, cast
 
 import psycopg
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing_svc import errors
+from billing_svc import errors, overdue
 from billing_svc.database import direct
 
 T = TypeVar("T")
@@ -70,6 +70,7 @@ class Transactions:
         # Each statement is its own transaction, which saves the round trips of BEGIN and COMMIT.
         self._autocommit_engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._budget_seconds = budget_seconds
+        self._in_time: overdue.Overdue[asyncio.Task[Any]] = overdue.Overdue(budget_seconds, asyncio.Task.cancel)
         # asyncio itself keeps only weak references to tasks.
         self._under_way: set[asyncio.Task[object]] = set()
 
@@ -80,25 +81,18 @@ class Transactions:
         Raises `errors.LostRace` when conflicts persist, and `errors.Unavailable` when Postgres is away or too slow: the
         outcome is then unknown, and the caller repeats with the same ids.
         """
-        return await self._shielded(lambda: self._attempts(lambda: self._transaction(work)))
+        return await self._shielded(lambda: self._transaction(work))
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work`, which only reads. Each of its statements sees what is committed when it begins."""
-        return await self._shielded(lambda: self._attempts(lambda: self._reading(self._autocommit_engine, work)))
+        return await self._shielded(lambda: self._reading(self._autocommit_engine, work))
 
     async def look(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work`, whose statements are direct ones, each a transaction of its own; in half the time of `read`.
 
         A caller that goes away ends it.
         """
-
-        async def committed(connection: AsyncConnection) -> T:
-            result = await work(connection)
-            if connection.in_transaction():  # an ordinary statement among them began one
-                await connection.commit()
-            return result
-
-        return await self._in_budget(lambda: self._attempts(lambda: self._reading(self._engine, committed)))
+        return await self._in_budget(lambda: self._reading(self._engine, work))
 
     async def drain(self) -> None:
         """Wait for what is under way, including what nobody waits for any more, and keep no connection."""
@@ -107,8 +101,8 @@ class Transactions:
         if self._kept is not None:
             await self._kept.end()
 
-    async def _shielded(self, attempts: Callable[[], Awaitable[T]]) -> T:
-        task: asyncio.Task[T] = asyncio.create_task(self._in_budget(attempts))
+    async def _shielded(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        task: asyncio.Task[T] = asyncio.create_task(self._in_budget(attempt))
         self._under_way.add(task)
         task.add_done_callback(self._forget)
         try:
@@ -125,29 +119,32 @@ class Transactions:
     def _forget(self, task: asyncio.Task[T]) -> None:
         self._under_way.discard(task)
 
-    async def _in_budget(self, attempts: Callable[[], Awaitable[T]]) -> T:
-        try:
-            async with asyncio.timeout(self._budget_seconds):
-                return await attempts()
-        except TimeoutError:
-            raise _too_slow() from None
-
-    async def _attempts(self, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _in_budget(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._in_time.begin(task)
         lost_connections = 0
         conflicts = 0
-        while True:
-            try:
-                return await attempt()
-            except _ConnectionLost as error:
-                lost_connections += 1
-                if lost_connections > LOST_CONNECTIONS_MAX:
-                    raise _away() from error
-            except RetryTransaction as error:
-                conflicts += 1
-                if conflicts == ATTEMPTS_MAX:
-                    raise errors.LostRace("concurrent changes won every time; send the same call again") from error
-                pause_seconds_max = min(PAUSE_SECONDS * 2**conflicts, PAUSE_SECONDS_MAX)
-                await asyncio.sleep(random.uniform(0, pause_seconds_max))  # noqa: S311 - a pause is no secret
+        try:
+            while True:
+                try:
+                    return await attempt()
+                except _ConnectionLost as error:
+                    lost_connections += 1
+                    if lost_connections > LOST_CONNECTIONS_MAX:
+                        raise _away() from error
+                except RetryTransaction as error:
+                    conflicts += 1
+                    if conflicts == ATTEMPTS_MAX:
+                        raise errors.LostRace("concurrent changes won every time; send the same call again") from error
+                    pause_seconds_max = min(PAUSE_SECONDS * 2**conflicts, PAUSE_SECONDS_MAX)
+                    await asyncio.sleep(random.uniform(0, pause_seconds_max))  # noqa: S311 - a pause is no secret
+        except asyncio.CancelledError:
+            if self._in_time.end(task):
+                raise
+            task.uncancel()
+            raise _too_slow() from None
+        finally:
+            self._in_time.end(task)
 
     async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         connection = await self._lend(self._engine)
@@ -176,9 +173,13 @@ class Transactions:
     async def _reading(self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         connection = await self._lend(engine)
         try:
-            return await work(connection)
+            result = await work(connection)
+            if engine is self._engine and connection.in_transaction():  # an ordinary statement began one
+                await connection.commit()
         except (sa.exc.DBAPIError, psycopg.Error) as error:
             _raise_for(error, is_lost=await self._is_lost(connection))
+        else:
+            return result
         finally:
             await self._take_back(connection)
 
@@ -205,15 +206,17 @@ class Transactions:
 
     async def _take_back(self, connection: AsyncConnection) -> None:
         """Keep a connection, or return it to the pool, with nothing under way; close it if that cannot be had."""
+        is_fit = False
         try:
-            if not connection.invalidated:
-                await direct.rollback(connection)
+            is_fit = not connection.invalidated and await direct.clear(connection)
         except psycopg.Error:
             pass  # lost, or it will be, below
         finally:
-            if not (connection.invalidated or direct.is_idle(connection)):
-                await connection.invalidate()
-            if self._kept is None or self._waiting or not self._kept.keep(connection, self._engine):
+            if not is_fit:
+                if not connection.invalidated:
+                    await connection.invalidate()
+                await _give_back(connection)
+            elif self._kept is None or self._waiting or not self._kept.keep(connection, self._engine):
                 await _give_back(connection)
 
     async def _is_lost(self, connection: AsyncConnection) -> bool:
@@ -244,13 +247,8 @@ class _Kept:
         return connection
 
     def keep(self, connection: AsyncConnection, engine: AsyncEngine) -> bool:
-        """Say whether this one stays; not one that was lost, has options of its own, or comes second."""
-        if (
-            self._connection is not None
-            or connection.invalidated
-            or connection.engine is not engine
-            or connection.in_transaction()
-        ):
+        """Say whether this one stays; not one that has options of its own, or comes second."""
+        if self._connection is not None or connection.engine is not engine or connection.in_transaction():
             return False
         now = asyncio.get_running_loop().time()
         if now > self._until:

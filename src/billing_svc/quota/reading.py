@@ -1,9 +1,8 @@
 """From what a caller names to what a decision needs: the meter, the facts, and the catalogs of their terms."""
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -11,8 +10,6 @@ from billing_svc import errors, values
 from billing_svc.catalog import model, versions
 from billing_svc.database import direct, transactions
 from billing_svc.quota import rules, store, terms
-
-T = TypeVar("T")
 
 
 @values.value
@@ -76,11 +73,15 @@ async def read(
     One statement. Raises RetryTransaction when another process has published a catalog since the last time; it is
     loaded then.
     """
-
-    async def facts(keys: Sequence[tuple[str, str]]) -> tuple[list[store.Facts], None]:
-        return await store.read_facts(conn, keys, now), None
-
-    return (await _read(conn, catalogs, asked, facts))[0]
+    catalog = await catalogs.latest(conn)
+    keys = _keys(catalog, asked)
+    levels = any(meter and catalog.meters[meter].kind == "gauge" for _, meter in keys)
+    windows = catalogs.limit_rates
+    facts = await store.read_facts(conn, keys, now, levels=levels, windows=windows)
+    known = await _known(conn, catalogs, catalog, asked, keys, facts)
+    if catalogs.limit_rates is not windows:  # by an old catalog, just loaded
+        raise transactions.RetryTransaction
+    return known
 
 
 async def read_standings(
@@ -94,46 +95,54 @@ async def read_standings(
 
     `beside` returns those, given each account and meter that was asked for.
     """
-    return await _read(conn, catalogs, asked, lambda keys: store.read_standings(conn, keys, now, *beside(keys)))
+    catalog = await catalogs.latest(conn)
+    keys = _keys(catalog, asked)
+    facts, others = await store.read_standings(conn, keys, now, *beside(keys))
+    return await _known(conn, catalogs, catalog, asked, keys, facts), others
 
 
-async def _read(
+async def _known(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
+    catalog: model.Catalog,
     asked: Sequence[Asked],
-    read_facts: Callable[[Sequence[tuple[str, str]]], Awaitable[tuple[list[store.Facts], T]]],
-) -> tuple[list[Known | errors.BillingError], T]:
-    catalog = await catalogs.latest(conn)
-    meters = [_meter(catalog, one) for one in asked]
-    keys = [(one.account_id, meter or "") for one, meter in zip(asked, meters, strict=True)]
-    facts, others = await read_facts(keys)
+    keys: Sequence[tuple[str, str]],
+    facts: Sequence[store.Facts],
+) -> list[Known | errors.BillingError]:
     newest = facts[0].standing.newest_catalog  # of the statement's snapshot, so of all
     if await catalogs.get(conn, newest) is not catalog:
         raise transactions.RetryTransaction
-    versions_needed = {newest, *(sold.catalog_version for one in facts for sold in one.standing.subscriptions)}
-    loaded = {version: await catalogs.get(conn, version) for version in versions_needed}
-    known = [
-        _unknown(one) if meter is None else Known(one, meter, fact, loaded)
-        for one, meter, fact in zip(asked, meters, facts, strict=True)
+    loaded = {newest: catalog}
+    for one in facts:
+        for sold in one.standing.subscriptions:
+            if sold.catalog_version not in loaded:
+                loaded[sold.catalog_version] = await catalogs.get(conn, sold.catalog_version)
+    return [
+        Known(one, meter, fact, loaded) if meter else _unknown(one)
+        for one, (_, meter), fact in zip(asked, keys, facts, strict=True)
     ]
-    return known, others
 
 
 async def read_standing(
     conn: AsyncConnection, catalogs: versions.CatalogCache, account_id: str, now: datetime
 ) -> Known:
     """Return what is known of an account apart from any meter."""
-    (facts,) = await store.read_facts(conn, [(account_id, "")], now)
+    (facts,) = await store.read_facts(conn, [(account_id, "")], now, levels=False, windows=False)
     loaded = {version: await catalogs.get(conn, version) for version in facts.standing.catalog_versions()}
     return Known(Asked(account_id, "", ""), "", facts, loaded)
 
 
-def _meter(catalog: model.Catalog, asked: Asked) -> str | None:
+def _keys(catalog: model.Catalog, asked: Sequence[Asked]) -> list[tuple[str, str]]:
+    """Return each one's account and meter; none where the catalog does not know what is asked for."""
+    return [(one.account_id, _meter(catalog, one)) for one in asked]
+
+
+def _meter(catalog: model.Catalog, asked: Asked) -> str:
     try:
         meter = catalog.meter_of_operation(asked.operation)[0] if asked.operation else asked.meter
     except KeyError:
-        return None
-    return meter if meter in catalog.meters else None
+        return ""
+    return meter if meter in catalog.meters else ""
 
 
 def _unknown(asked: Asked) -> errors.BillingError:

@@ -26,15 +26,15 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         self._clock = now
         self._counted = counted or metrics.Server()
         self._decider = checking.Checks(database, catalogs, now)
-        self._checks = batching.Batcher("checks", self._decide, self._counted)
-        self._holds = batching.Batcher("holds", self._reserve, self._counted)
+        self._checks = batching.Batcher("checks", self._decider.decide, self._counted, self._count)
+        self._holds = batching.Batcher("holds", self._reserve, self._counted, self._count)
         self._releases = batching.Batcher("releases", self._release, self._counted)
 
     async def CheckQuota(
         self, request: quota_pb2.CheckQuotaRequest, context: interceptors.Context
     ) -> quota_pb2.CheckQuotaResponse:
         """Decide from the account's terms and its counter, read in one snapshot; nothing is cached."""
-        question = conversions.from_proto_check(request, interceptors.current_call().caller.name)
+        question = conversions.from_proto_check(request, interceptors.call_of(context).caller.name)
         checked = await (self._checks if question.hold is None else self._holds).submit(question)
         response = conversions.to_proto_check(checked)
         if request.explain:
@@ -47,23 +47,15 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         """Give back what a reservation holds."""
         return conversions.to_proto_released(await self._releases.submit(conversions.from_proto_release(request)))
 
-    async def _decide(self, questions: Sequence[checking.Question]) -> Sequence[checking.Checked | errors.BillingError]:
-        return self._count(await self._decider.decide(questions))
-
     async def _reserve(
         self, questions: Sequence[checking.Question]
     ) -> Sequence[checking.Checked | errors.BillingError]:
         now = self._clock.now()
-        return self._count(
-            await self._database.run(lambda conn: reserving.reserve(conn, self._catalogs, questions, now))
-        )
+        return await self._database.run(lambda conn: reserving.reserve(conn, self._catalogs, questions, now))
 
-    def _count(
-        self, outcomes: Sequence[checking.Checked | errors.BillingError]
-    ) -> Sequence[checking.Checked | errors.BillingError]:
-        decided = (one.decision for one in outcomes if not isinstance(one, errors.BillingError))
+    def _count(self, outcomes: Sequence[checking.Checked | BaseException]) -> None:
+        decided = [one.decision for one in outcomes if isinstance(one, checking.Checked)]
         self._counted.decided((decision.allowed, decision.reason) for decision in decided)
-        return outcomes
 
     async def _release(self, keys: Sequence[tuple[str, str]]) -> Sequence[reserving.Released | errors.BillingError]:
         now = self._clock.now()

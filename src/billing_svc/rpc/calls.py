@@ -30,7 +30,7 @@ def _tell(waiting: "asyncio.Future[T]", result: T) -> None:
 class Call:
     """A call under way; what of `grpc.aio.ServicerContext` the layers and servicers use."""
 
-    __slots__ = ("_code", "_core", "_details", "_has_begun", "_serialize", "_trailing", "is_over", "metadata", "task")
+    __slots__ = ("_core", "_has_begun", "_serialize", "_told", "_trailing", "code", "is_over", "metadata", "task")
 
     def __init__(self, core: Any, metadata: Metadata, serialize: Serializer) -> None:  # noqa: ANN401 - Cython's
         self._core = core
@@ -40,10 +40,12 @@ class Call:
         self.task: asyncio.Task[None] | None = None
         # It was answered, or its caller has gone: nothing can be sent any more.
         self.is_over = False
+        # How it ended; until it does, as if its caller had gone.
+        self.code = grpc.StatusCode.CANCELLED
         self._has_begun = False
         self._trailing: Metadata = ()
-        self._code: grpc.StatusCode | None = None
-        self._details = ""
+        # The status that is meant, and why.
+        self._told = grpc.StatusCode.UNKNOWN, ""
         core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
 
     def receive(self) -> "asyncio.Future[bytes | None]":
@@ -71,35 +73,32 @@ class Call:
         """Send the response and the end of the call."""
         status = cygrpc.SendStatusFromServerOperation(self._trailing, _OK, b"", _NO_FLAGS)
         if response is None:
-            self._end((status,))
+            self._end(grpc.StatusCode.OK, status)
         else:
-            self._end((cygrpc.SendMessageOperation(self._serialize(response), _NO_FLAGS), status))
+            message = cygrpc.SendMessageOperation(self._serialize(response), _NO_FLAGS)
+            self._end(grpc.StatusCode.OK, message, status)
 
     def refuse(self, code: grpc.StatusCode, details: str) -> None:
         """Send a status in place of an answer."""
         number: int = code.value[0]
-        self._end((cygrpc.SendStatusFromServerOperation(self._trailing, number, details.encode(), _NO_FLAGS),))
+        self._end(code, cygrpc.SendStatusFromServerOperation(self._trailing, number, details.encode(), _NO_FLAGS))
 
     def refuse_as_told(self) -> None:
         """Send the status that `abort` was given."""
-        self.refuse(self._code or grpc.StatusCode.UNKNOWN, self._details)
+        self.refuse(*self._told)
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> Never:
         """End the call with a status. Raises AbortError, which is to be let through."""
-        self._code, self._details, self._trailing = code, details, trailing_metadata or self._trailing
+        self._told, self._trailing = (code, details), trailing_metadata or self._trailing
         raise grpc.aio.AbortError
-
-    def code(self) -> grpc.StatusCode | None:
-        """Return the status that the call was aborted with."""
-        return self._code
 
     def set_code(self, code: grpc.StatusCode) -> None:
         """Say which status is meant; a generated servicer's methods call it until they are written."""
-        self._code = code
+        self._told = code, self._told[1]
 
     def set_details(self, details: str) -> None:
         """Say why."""
-        self._details = details
+        self._told = self._told[0], details
 
     def set_trailing_metadata(self, metadata: Metadata) -> None:
         """Say what goes with the answer's end."""
@@ -110,10 +109,10 @@ class Call:
         found = cygrpc.auth_context(self._core) or {}
         return {key.decode(): values for key, values in found.items()}
 
-    def _end(self, operations: tuple[Any, ...]) -> None:
+    def _end(self, code: grpc.StatusCode, *operations: Any) -> None:  # noqa: ANN401 - Cython's
         if not self.is_over:
             self._begin(operations, _nothing)
-            self.is_over = True
+            self.is_over, self.code = True, code
 
     def _begin(self, operations: tuple[Any, ...], done: Callable[[Any], object]) -> None:
         if not self._has_begun:

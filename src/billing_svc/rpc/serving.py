@@ -55,6 +55,9 @@ class Routing(Protocol):
     def admits(self, method: str, call: Any) -> bool:  # noqa: ANN401 - what `begin` returned
         """Say whether a call's request is to be read; otherwise the route's `refuse` answers it."""
 
+    def ended(self, method: str, call: Any) -> None:  # noqa: ANN401 - as above
+        """Note how a call ended: it was answered or refused, or its caller has gone."""
+
 
 class Server:
     """Listens on one port, and answers each call by its method's route."""
@@ -164,18 +167,16 @@ class Server:
             return
         call = self._routing.begin(event.call, event.invocation_metadata, route.serialize)
         if not self._routing.admits(route.method, call):
-            self._run(route.refuse, None, call)
+            answering = self._answer(route.method, route.refuse, None, call)
         elif route.streams_requests:
-            self._run(route.run, call.messages(), call)
+            answering = self._answer(route.method, route.run, call.messages(), call)
         else:
             # Mostly there when the task begins. While it is not, the layers bound how long and for how many that lasts.
-            self._run(route.run, call.receive(), call)
-
-    def _run(self, handler: Handler, request: Any, call: calls.Call) -> None:  # noqa: ANN401 - as handlers take it
+            answering = self._answer(route.method, route.run, call.receive(), call)
         self._under_way.add(call)
-        call.task = asyncio.get_running_loop().create_task(self._answer(handler, request, call))
+        call.task = asyncio.get_running_loop().create_task(answering)
 
-    async def _answer(self, handler: Handler, request: Any, call: calls.Call) -> None:  # noqa: ANN401 - as above
+    async def _answer(self, method: str, handler: Handler, request: Any, call: calls.Call) -> None:  # noqa: ANN401 - as handlers take it
         try:
             try:
                 response = await handler(request, call)
@@ -194,3 +195,5 @@ class Server:
         finally:
             call.task = None
             self._under_way.discard(call)
+            # After the answer is out: it waits for no line of a log.
+            self._routing.ended(method, call)

@@ -70,7 +70,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.CreateCheckoutResponse:
         """Give the account's checkout page for a plan."""
         order = conversions.from_proto_checkout(request, self._success_url, self._cancel_url, self._origins)
-        return conversions.to_proto_checkout(await self._desk.checkout.open_page(order, _origin()))
+        return conversions.to_proto_checkout(await self._desk.checkout.open_page(order, _origin(context)))
 
     async def CreatePortalSession(
         self, request: subscription_pb2.CreatePortalSessionRequest, context: interceptors.Context
@@ -84,7 +84,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.SetPayAsYouGoResponse:
         """Switch pay-as-you-go on or off."""
         switch = changes_conversions.from_proto_switch(request)
-        await self._desk.switching.switch(switch, _origin())
+        await self._desk.switching.switch(switch, _origin(context))
         return subscription_pb2.SetPayAsYouGoResponse(subscription=await self._subscription(switch.account_id))
 
     async def ChangePlan(
@@ -95,7 +95,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         if request.preview:
             outcome = await self._desk.changing.preview(order)
         else:
-            outcome = await self._desk.changing.change(order, _origin())
+            outcome = await self._desk.changing.change(order, _origin(context))
         return changes_conversions.to_proto_change(outcome, await self._subscription(order.account_id))
 
     async def CancelSubscription(
@@ -103,7 +103,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.CancelSubscriptionResponse:
         """End the subscription, at the period's end or now."""
         ending = changes_conversions.from_proto_cancel(request)
-        await self._desk.canceling.cancel(ending, _origin())
+        await self._desk.canceling.cancel(ending, _origin(context))
         return subscription_pb2.CancelSubscriptionResponse(subscription=await self._subscription(ending.account_id))
 
     async def ResumeSubscription(
@@ -111,7 +111,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.ResumeSubscriptionResponse:
         """Take back an end that has not come yet."""
         account_id, request_id = changes_conversions.from_proto_resume(request)
-        await self._desk.canceling.resume(account_id, request_id, _origin())
+        await self._desk.canceling.resume(account_id, request_id, _origin(context))
         return subscription_pb2.ResumeSubscriptionResponse(subscription=await self._subscription(account_id))
 
     async def ListPlans(
@@ -168,7 +168,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.AcknowledgeAlertResponse:
         """Mark an alert as seen."""
         account_id, alert_id = alerts_conversions.from_proto_acknowledge(request)
-        origin = _origin()
+        origin = _origin(context)
         now = self._clock.now()
         alert = await self._database.run(
             lambda conn: acknowledging.acknowledge(conn, account_id, alert_id, origin, now)
@@ -186,6 +186,6 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         return conversions.to_proto_subscription(known.terms_at(now), known.facts.standing, rows, now)
 
 
-def _origin() -> audit_store.Origin:
-    call = interceptors.current_call()
+def _origin(context: interceptors.Context) -> audit_store.Origin:
+    call = interceptors.call_of(context)
     return audit_store.Origin(f"caller:{call.caller.name}", call.request_id)

@@ -43,7 +43,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         self, request: usage_pb2.RecordUsageRequest, context: interceptors.Context
     ) -> usage_pb2.RecordUsageResponse:
         """Record one event: once, whatever is repeated."""
-        call = interceptors.current_call()
+        call = interceptors.call_of(context)
         event = conversions.from_proto_event(request, call.caller.name, call.request_id)
         return conversions.to_proto_outcome(await self._events.submit(event))
 
@@ -51,7 +51,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         self, request: usage_pb2.BatchRecordUsageRequest, context: interceptors.Context
     ) -> usage_pb2.BatchRecordUsageResponse:
         """Record many events, those of an account in one transaction; one bad event harms no other."""
-        call = interceptors.current_call()
+        call = interceptors.call_of(context)
         now = self._clock.now()
         parts = conversions.to_parts(request, PART_EVENTS)
         response = usage_pb2.BatchRecordUsageResponse()
@@ -84,7 +84,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         self, request: usage_pb2.CorrectUsageRequest, context: interceptors.Context
     ) -> usage_pb2.CorrectUsageResponse:
         """Take units of an event back."""
-        call = interceptors.current_call()
+        call = interceptors.call_of(context)
         correction = corrections_conversions.from_proto_correction(request, call.caller.name, call.request_id)
         now = self._clock.now()
         corrected = await self._database.run(lambda conn: correcting.correct(conn, self._catalogs, correction, now))

@@ -147,6 +147,9 @@ class Bare:
         self.begun += 1
         return calls.Call(core, metadata, serialize)
 
+    def ended(self, method: str, call: calls.Call) -> None:
+        pass
+
     def admits(self, _method: str, call: calls.Call) -> bool:
         if ("x-defect", "1") in [(key, value) for key, value in call.metadata]:
             raise ZeroDivisionError
