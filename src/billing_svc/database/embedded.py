@@ -13,6 +13,7 @@ import secrets
 import shutil
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -69,12 +70,17 @@ EmbeddedPostgresError = embedded_child.EmbeddedPostgresError
 class EmbeddedPostgres:
     """One server on one folder. `start` and `stop` may be repeated; data stays."""
 
-    def __init__(self, data_dir: Path, port: int, *, durable: bool = True) -> None:
-        """`durable=False` trades safety against a crash of the machine for speed: for tests."""
+    def __init__(
+        self, data_dir: Path, port: int, *, durable: bool = True, settings: Mapping[str, str] | None = None
+    ) -> None:
+        """`durable=False` trades safety against a crash of the machine for speed: for tests.
+
+        `settings` are Postgres' own, beside those that are needed here.
+        """
         self._data_dir = data_dir.resolve()
         self._cluster = self._data_dir / "cluster"
         self._port = port
-        self._settings = _SETTINGS if durable else _SETTINGS | _NOT_DURABLE_SETTINGS
+        self._settings = {**(settings or {}), **_SETTINGS, **({} if durable else _NOT_DURABLE_SETTINGS)}
         self._durable = durable
         self._lock: IO[bytes] | None = None
         self._server: embedded_child.Child | None = None

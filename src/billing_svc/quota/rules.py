@@ -63,7 +63,9 @@ class Counter:
 
     def remaining(self, included: int | None) -> int:
         """Return what is left of the included quantity for new work; 0 if unlimited."""
-        return 0 if included is None else max(0, self.free(included) - self.reserved)
+        if included is None:
+            return 0
+        return max(0, included - self.consumed - self.reserved)
 
     def is_exceeded(self, included: int | None) -> bool:
         """Say whether more than the included quantity is consumed."""
@@ -125,8 +127,8 @@ def decide(
     limit, included = allowance.limit, allowance.included
     if limit is None:
         return Decision(allowed=False, reason=Reason.NOT_IN_PLAN, units_beyond=units)
-    beyond = 0 if included is None else max(0, units - counter.remaining(included))
-    if included is None or beyond == 0:
+    beyond = 0 if included is None else units - counter.remaining(included)
+    if included is None or beyond <= 0:
         return _FITS
     if limit.beyond == "charge":
         return _decide_charge(allowance, limit, included, counter, units, beyond)
@@ -145,18 +147,18 @@ def count(allowance: terms.Allowance, counter: Counter, units: int, now: datetim
 
     Beyond the included quantity it is billable only where the limit charges; a meter outside the plan is not.
     """
+    included = allowance.included
     if counter.level is not None:
         after = raise_peak(allowance, replace(counter, level=counter.level + units))
-        used, billable = after.used, after.billable
     else:
-        beyond = 0 if allowance.included is None else max(0, units - counter.free(allowance.included))
-        used, billable = counter.used + units, counter.billable + (beyond if allowance.charges else 0)
-    level = None if counter.level is None else counter.level + units
-    after = Counter(used, counter.reserved, billable, counter.exceeded_at, level)
-    if not after.is_exceeded(allowance.included):
+        billable = counter.billable
+        if included is not None and allowance.charges:
+            billable += max(0, units - counter.free(included))
+        after = Counter(counter.used + units, counter.reserved, billable, counter.exceeded_at)
+    if not after.is_exceeded(included):
         # A bigger plan or an override has ended the excess, and with it the grace.
         return after if after.exceeded_at is None else replace(after, exceeded_at=None)
-    is_crossing = after.exceeded_at is None or not counter.is_exceeded(allowance.included)
+    is_crossing = after.exceeded_at is None or not counter.is_exceeded(included)
     return replace(after, exceeded_at=now) if is_crossing else after
 
 

@@ -167,16 +167,14 @@ def _facts(rows: Sequence[direct.Row]) -> Facts:
     first = rows[0]
     if first[1] is None:
         raise LookupError("no catalog was published")
-    plans = {row[4]: row[4:12] for row in rows if row[12]}
-    metered_only = next((row[4:12] for row in rows if row[12] is False), None) if len(plans) < len(rows) else None
-    subscriptions = tuple([terms.Subscription(*columns) for columns in plans.values()])
-    standing = terms.Standing(
-        newest_catalog=first[1],
-        created_at=first[2],
-        pay_as_you_go_under=first[3],
-        subscriptions=subscriptions,
-        metered_only=None if metered_only is None else terms.Subscription(*metered_only),
-    )
+    metered_only = None
+    if len(rows) == 1 and first[12]:  # as nearly always
+        subscriptions: tuple[terms.Subscription, ...] = (terms.Subscription(*first[4:12]),)
+    else:
+        plans = {row[4]: row[4:12] for row in rows if row[12]}
+        subscriptions = tuple([terms.Subscription(*columns) for columns in plans.values()])
+        metered_only = next((terms.Subscription(*row[4:12]) for row in rows if row[12] is False), None)
+    standing = terms.Standing(first[1], first[2], first[3], subscriptions, metered_only)
     override = None if first[17] is None else terms.Override(*first[13:18])
     if len(first) == _STANDING_LENGTH:
         return Facts(standing, override, 0, None, {})

@@ -118,8 +118,7 @@ class Terms:
             return Allowance(limit or _NOTHING_BEYOND, override.included, True, self._charged_units_max(limit))  # noqa: FBT003
         if limit is None:
             return Allowance(None, 0)
-        included = limit.included_for(self.quantity)
-        return Allowance(limit, included, charged_units_max=self._charged_units_max(limit))
+        return Allowance(limit, limit.included_for(self.quantity), False, self._charged_units_max(limit))  # noqa: FBT003
 
     def _charged_units_max(self, limit: model.Limit | None) -> int | None:
         """Return how many units the overlay's cap on the overage leaves room for."""
@@ -141,14 +140,14 @@ def at_instant(standing: Standing, catalogs: Mapping[int, model.Catalog], at: da
     plan = catalog.default if subscription is None else catalog.plan(subscription.plan)
     carrier = _pay_as_you_go(standing, plan, subscription, at)
     return Terms(
-        catalog_version=version,
-        catalog=catalog,
-        plan=plan,
-        subscription=subscription,
-        quantity=1 if subscription is None else subscription.quantity,
-        pay_as_you_go=carrier is not None,
-        period=_month(standing, catalog, plan, subscription, at).clipped(*_tenure(standing, subscription, at)),
-        metered_only=None if carrier is subscription else carrier,
+        version,
+        catalog,
+        plan,
+        subscription,
+        1 if subscription is None else subscription.quantity,
+        carrier is not None,
+        _month(standing, catalog, plan, subscription, at).clipped(*_tenure(standing, subscription, at)),
+        None if carrier is subscription else carrier,
     )
 
 
@@ -170,6 +169,9 @@ def _pay_as_you_go(
 
 
 def _deciding(standing: Standing, at: datetime) -> Subscription | None:
+    if len(standing.subscriptions) == 1:  # as nearly always
+        only = standing.subscriptions[0]
+        return only if only.covers(at) else None
     covering = [subscription for subscription in standing.subscriptions if subscription.covers(at)]
     if len(covering) > 1:
         return max(covering, key=lambda one: (one.effective_from, one.subscription_id))

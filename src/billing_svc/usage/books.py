@@ -39,12 +39,13 @@ class Landing:
     under: terms.Terms
     allowance: terms.Allowance
     key: store.CounterKey
+    is_gauge: bool
 
     @classmethod
-    def at(cls, known: reading.Known, under: terms.Terms, now: datetime) -> "Landing":
+    def at(cls, known: reading.Known, under: terms.Terms, now: datetime, *, is_gauge: bool) -> "Landing":
         """Return where events count under some terms."""
         key = (known.asked.account_id, known.meter, under.period.start)
-        return cls(known, under, known.allowance(under, now), key)
+        return cls(known, under, known.allowance(under, now), key, is_gauge)
 
     @property
     def gauge_key(self) -> gauges_store.GaugeKey:
@@ -122,7 +123,7 @@ class Books:
         asked = known.units(under, event.sent.quantity_or_one)
         units = rules.units(event, level, known.meter, asked, placed.occurred_at)
         reservation = self._reservations.get(event.reservation_key) if self._reservations else None
-        outcome = _outcome(event, reservation, known.meter, self._now)
+        outcome = _outcome(reservation, known.meter, self._now) if event.reservation_id else None
         own = reservation.units if reservation is not None and self._is_held(reservation, key, outcome) else 0
         # Holds of others stand in the way of an admission, not of a fact.
         basis = before.holding(before.reserved - own if event.reject else 0)
@@ -142,22 +143,22 @@ class Books:
         self.counters[key] = store.Written(after, under, allowance)
         superseded = level is not None and self._move(placed, level, units)
         recorded = rules.Recorded(
-            meter=known.meter,
-            units=units,
-            billable=after.billable - before.billable,
-            period_start=under.period.start,
-            period_end=under.period.end,
-            plan=under.plan.key,
-            catalog_version=under.catalog_version,
-            used=after.shown_used,
-            reserved=after.reserved,
-            total_billable=after.billable,
-            remaining=after.remaining(allowance.included),
-            included=allowance.included,
-            overridden=allowance.overridden,
-            reason=decision.reason,
-            superseded=superseded,
-            reservation_outcome=outcome,
+            known.meter,
+            units,
+            after.billable - before.billable,
+            under.period.start,
+            under.period.end,
+            under.plan.key,
+            under.catalog_version,
+            after.shown_used,
+            after.reserved,
+            after.billable,
+            after.remaining(allowance.included),
+            allowance.included,
+            allowance.overridden,
+            decision.reason,
+            superseded,
+            outcome,
         )
         self.events.append(store.StoredEvent(event, placed.occurred_at, self._now, recorded))
         return Answer(recorded, duplicate=False)
@@ -206,11 +207,9 @@ class Books:
 
 
 def _outcome(
-    event: rules.NewEvent, reservation: reservations_rules.Reservation | None, meter: str, now: datetime
-) -> reservations_rules.Outcome | None:
-    """Return what an event finds of the reservation that it names; None if it names none."""
-    if not event.reservation_id:
-        return None
+    reservation: reservations_rules.Reservation | None, meter: str, now: datetime
+) -> reservations_rules.Outcome:
+    """Return what an event finds of the reservation that it names."""
     if reservation is None or reservation.meter != meter:
         return reservations_rules.Outcome.UNKNOWN
     match reservation.state_at(now):

@@ -64,23 +64,9 @@ def from_proto_event(request: usage_pb2.RecordUsageRequest, caller: str, request
     occurred_at = check.instant("occurred_at", request.occurred_at) if request.HasField("occurred_at") else None
     properties = check.properties("properties", request.properties)
     check.done()
-    return rules.NewEvent(
-        account_id=account_id,
-        event_id=event_id,
-        sent=rules.Sent(
-            meter=meter or None,
-            operation=operation or None,
-            quantity=quantity,
-            level=level,
-            occurred_at=occurred_at,
-            properties=properties,
-        ),
-        retry_attempt=retry_attempt,
-        reject=if_exceeded == _REJECTING,
-        reservation_id=reservation_id,
-        caller=caller,
-        request_id=request_id,
-    )
+    sent = rules.Sent(meter or None, operation or None, quantity, level, occurred_at, properties)
+    reject = if_exceeded == _REJECTING
+    return rules.NewEvent(account_id, event_id, sent, retry_attempt, reject, reservation_id, caller, request_id)
 
 
 def to_proto_outcome(outcome: books.Answer | rules.Denied) -> usage_pb2.RecordUsageResponse:
@@ -107,11 +93,16 @@ def _write_recorded(response: usage_pb2.RecordUsageResponse, answer: books.Answe
     )
     response.used = recorded.used
     response.cost = recorded.units
-    response.billable = recorded.billable
     response.remaining = recorded.remaining
-    response.reserved = recorded.reserved
-    response.duplicate = answer.duplicate
-    response.superseded = recorded.superseded
+    # What is nearly always the default takes a third of an answer's time.
+    if recorded.billable:
+        response.billable = recorded.billable
+    if recorded.reserved:
+        response.reserved = recorded.reserved
+    if answer.duplicate:
+        response.duplicate = True
+    if recorded.superseded:
+        response.superseded = True
     if recorded.reservation_outcome is not None:
         response.reservation_outcome = _RESERVATION_OUTCOMES[recorded.reservation_outcome]
 

@@ -99,7 +99,8 @@ def _place(
             if standing.created_at is None:
                 standing = replace(standing, created_at=accounts_rules.signup(now))
             under = rules.landing(standing, found.catalogs, lands_at, now)
-            landing = landings[id(found), lands_at] = books.Landing.at(found, under, now)
+            landing = books.Landing.at(found, under, now, is_gauge=is_gauge)
+            landings[id(found), lands_at] = landing
         one = books.Placed(n, event, occurred_at, landing)
         # A gauge is made before its event is taken. After another event of the batch it is not at zero any more.
         if is_gauge and landing.is_of_unknown and landing.gauge_key not in begun:
@@ -140,7 +141,7 @@ async def _count(
     for landing in landings:
         if landing.under.period.end <= now and landing.key in locked:
             await _keep_terms(conn, catalogs, landing, locked[landing.key], now)
-    gauges = {one.gauge_key: one.under.period.end for one in landings if one.known.is_gauge}
+    gauges = {one.gauge_key: one.under.period.end for one in landings if one.is_gauge}
     levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
     batch = books.Books(locked, levels, reservations, now)
     if any(one.event.reject for one in placed):
