@@ -6,9 +6,10 @@ composed once for each method, not once for each call.
 
 import asyncio
 import inspect
-import random
+import itertools
+import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -36,17 +37,23 @@ OPEN_CALLS_AT_ONCE = 100
 
 _log = structlog.get_logger("rpc")
 
+# Of a call without an id: it need be unique, not secret, and each call has one.
+_PROCESS = secrets.token_hex(8)
+_numbers = itertools.count()
+
 
 class Call(calls.Call):
     """A call under way, with what is known of it."""
 
-    __slots__ = ("account_id", "caller", "reason", "refusal", "request_id", "started")
+    __slots__ = ("account_id", "caller", "headers", "reason", "refusal", "request_id", "started")
 
     def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - as its base takes them
         super().__init__(*arguments)
         self.started = time.perf_counter()
+        # The last one of each name.
+        self.headers: Mapping[str, str | bytes] = dict(self.metadata)
         # The caller's own, if it sent a fit one.
-        self.request_id = _request_id(self.metadata)
+        self.request_id = _request_id(self.headers.get(REQUEST_ID_KEY))
         self.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
         self.caller = access.ANONYMOUS
         # Why it may not even be read.
@@ -109,7 +116,8 @@ class Interceptors:
         Before anything of the request is read: a stranger's megabytes, and those that never come, take nothing.
         """
         call = cast("Call", call)
-        authorization = _metadata_value(call.metadata, "authorization")
+        sent = call.headers.get("authorization")
+        authorization = sent if isinstance(sent, str) else None
         shown: Sequence[str] = ()
         if authorization is None and self._tokens.know_certificates:
             shown = tuple(tls.names(call.auth_context()))
@@ -252,17 +260,8 @@ async def _messages(handler: MethodHandler, requests: AsyncIterator[bytes], call
         yield _message(handler, request, call)
 
 
-def _request_id(metadata: calls.Metadata) -> str:
-    sent = _metadata_value(metadata, REQUEST_ID_KEY)
+def _request_id(sent: str | bytes | None) -> str:
     # What is not ASCII cannot be sent back.
-    if sent and len(sent) <= REQUEST_ID_LENGTH_MAX and sent.isascii() and sent.isprintable():
+    if sent and isinstance(sent, str) and len(sent) <= REQUEST_ID_LENGTH_MAX and sent.isascii() and sent.isprintable():
         return sent
-    # It need be unique, not secret, and each call has one.
-    return f"{random.getrandbits(128):032x}"
-
-
-def _metadata_value(metadata: calls.Metadata, key: str) -> str | None:
-    for name, value in metadata:
-        if name == key:
-            return value if isinstance(value, str) else None
-    return None
+    return f"{_PROCESS}{next(_numbers):016x}"

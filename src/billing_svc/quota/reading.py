@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -12,8 +13,7 @@ from billing_svc.database import direct, transactions
 from billing_svc.quota import rules, store, terms
 
 
-@values.value
-class Asked:
+class Asked(NamedTuple):
     """An account, and a meter or an operation (the other one is empty)."""
 
     account_id: str

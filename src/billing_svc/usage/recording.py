@@ -33,7 +33,7 @@ async def record(
     Raises RetryTransaction when another transaction stored one of the ids meanwhile: done again, it is a duplicate.
     """
     keys = [event.key for event in events]
-    names = [(event.account_id, event.sent.meter or "", event.sent.operation or "") for event in events]
+    names = [reading.Asked(event.account_id, event.sent.meter or "", event.sent.operation or "") for event in events]
     # Events of the same meter of an account share what is read.
     asked = list(dict.fromkeys(names))
     named = {event.reservation_key for event in events if event.reservation_id}
@@ -47,9 +47,7 @@ async def record(
             since[pair] = min(one.period_start, since.get(pair, one.period_start))
         return store.finding(set(keys)), store.locking(since)
 
-    read, (found, counters) = await reading.read_standings(
-        conn, catalogs, [reading.Asked(*one) for one in asked], now, beside
-    )
+    read, (found, counters) = await reading.read_standings(conn, catalogs, asked, now, beside)
     known = dict(zip(asked, read, strict=True))
     stored = store.to_events(found)
     outcomes: dict[int, books.Outcome] = {}
