@@ -50,8 +50,8 @@ class Call(calls.Call):
     def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - as its base takes them
         super().__init__(*arguments)
         self.started = time.perf_counter()
-        # The last one of each name.
-        self.headers: Mapping[str, str | bytes] = dict(self.metadata)
+        # The first one of each name.
+        self.headers: Mapping[str, str | bytes] = dict(reversed(self.metadata))
         # The caller's own, if it sent a fit one.
         self.request_id = _request_id(self.headers.get(REQUEST_ID_KEY))
         self.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))

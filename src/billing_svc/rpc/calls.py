@@ -18,10 +18,6 @@ _OK: int = grpc.StatusCode.OK.value[0]
 _INITIAL_METADATA = cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS)
 
 
-def _nothing(_event: object) -> None:
-    """Is told that an answer went out, or that it did not: its caller has gone."""
-
-
 def _tell(waiting: "asyncio.Future[T]", result: T) -> None:
     if not waiting.done():  # it was cancelled
         waiting.set_result(result)
@@ -46,7 +42,7 @@ class Call:
         self._trailing: Metadata = ()
         # The status that is meant, and why.
         self._told = grpc.StatusCode.UNKNOWN, ""
-        core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
+        core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._gone)
 
     def receive(self) -> "asyncio.Future[bytes | None]":
         """Return the next message, to be awaited; None after the last one."""
@@ -111,18 +107,18 @@ class Call:
 
     def _end(self, code: grpc.StatusCode, *operations: Any) -> None:  # noqa: ANN401 - Cython's
         if not self.is_over:
-            self._begin(operations, _nothing)
+            self._begin(operations, None)
             self.is_over, self.code = True, code
 
-    def _begin(self, operations: tuple[Any, ...], done: Callable[[Any], object]) -> None:
+    def _begin(self, operations: tuple[Any, ...], done: Callable[[Any], object] | None) -> None:
         if not self._has_begun:
             operations = (_INITIAL_METADATA, *operations)
         self._core.start_server_batch(operations, done)
         self._has_begun = True  # not before: what cannot be sent raises
 
-    def _closed(self, event: Any) -> None:  # noqa: ANN401 - Cython's
+    def _gone(self, _event: object) -> None:
         """Stop working for a caller that has gone, or whose deadline has passed."""
-        if event.batch_operations[0].cancelled() and not self.is_over:
+        if not self.is_over:
             self.is_over = True
             # Not at once: a task that is cancelled before its first step never takes it, and would not tidy up.
             asyncio.get_running_loop().call_soon(self._cancel)
