@@ -4,7 +4,6 @@
 
 import contextlib
 import importlib.metadata
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,11 +104,9 @@ def serve(
     shared_port: Annotated[bool, typer.Option("--shared-port", hidden=True)] = False,
 ) -> None:
     """Answer gRPC calls until SIGTERM or SIGINT. Any number of servers may run."""
-    # Read when gRPC's core is loaded. Who waits for events then reads the sockets too; its own event engine has one
-    # thread that polls and another that reads, and a lone call waits for both to wake.
-    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
-    from billing_svc import logs, settings
+    from billing_svc import logs, rpc, settings
 
+    rpc.prepare()
     options = settings.read()
     logs.configure(options.log_level, dev=options.dev)
     common.require_schema(options)

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -151,6 +152,27 @@ async def test_the_rate_limit_admits_n_in_a_minute_that_begins_with_the_first(
     for _ in range(requests):
         assert (await account.check("credits")).decision == ALLOWED
     assert (await account.check("credits")).reason == RATE_LIMITED
+
+
+async def test_a_rate_limit_holds_for_who_bought_it_though_no_plan_has_one_any_more(
+    billing: Billing, account: Account, database_url: str, tmp_path: Path
+) -> None:
+    """At a server that knows of none either when the first check comes."""
+    await account.subscribe("project")
+    text = (CATALOGS / "kalshibook.yaml").read_text()
+    used = []
+    for asked in (5, 3):
+        async with processes.servers(database_url, tmp_path, 1) as (started,):
+            channel = started.channel()
+            stub = processes.quota_stub(channel)
+            stranger = quota_pb2.CheckQuotaRequest(account_id="org_2", meter="credits")
+            assert (await stub.CheckQuota(stranger, metadata=processes.METADATA)).plan == "free"
+            request = quota_pb2.CheckQuotaRequest(account_id=account.account_id, meter="credits", explain=True)
+            answers = [await stub.CheckQuota(request, metadata=processes.METADATA) for _ in range(asked)]
+            used += [answer.explanation.rate_limit_used for answer in answers]
+            await channel.close()
+        await publish(billing, re.sub(r"\n +rate_limit: .*", "", text))
+    assert used == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 async def test_a_check_that_the_quota_denies_does_not_count_for_the_rate(account: Account) -> None:

@@ -22,6 +22,8 @@ READY_SECONDS_MAX = 30
 
 _ENTRY = """
 import asyncio
+from billing_svc import rpc
+rpc.prepare()
 from billing_svc import logs, server, settings
 read = settings.read()
 logs.configure(read.log_level)

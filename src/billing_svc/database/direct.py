@@ -129,7 +129,7 @@ async def fetch_each(conn: AsyncConnection, *calls: Call) -> list[list[Row]]:
         results = await _results(pgconn, state.watched, pipelined=pipelined)
     except BaseException:
         # Cancelled, or the connection is lost: what was sent may still be under way.
-        await _give_up(driver)
+        await _give_up(state)
         raise
     if pipelined:
         pgconn.exit_pipeline_mode()
@@ -192,7 +192,7 @@ class _Watched:
     """A connection's socket, which the loop goes on watching between statements.
 
     It is a duplicate, because the driver lets the loop watch the original one for statements that are not direct. When
-    the connection ends, it becomes readable, is watched no longer, and goes with its last reference.
+    Postgres ends the connection, it becomes readable, is watched no longer, and goes with its last reference.
     """
 
     __slots__ = ("_is_watched", "_loop", "_socket", "_waiting")
@@ -204,7 +204,15 @@ class _Watched:
         self._waiting: asyncio.Future[None] | None = None
 
     def __del__(self) -> None:
-        os.close(self._socket)
+        if self._socket >= 0:
+            os.close(self._socket)
+
+    def close(self) -> None:
+        """Let go of it at once: while it is open, Postgres waits for the rest of what was not sent to its end."""
+        if self._socket >= 0:
+            self._loop.remove_reader(self._socket)
+            os.close(self._socket)
+            self._socket = -1
 
     async def readable(self, *, or_writable: bool) -> None:
         """Wait until there is something to read, or room to write."""
@@ -229,14 +237,15 @@ class _Watched:
             self._waiting.set_result(None)
 
 
-async def _give_up(driver: psycopg.AsyncConnection[Any]) -> None:
+async def _give_up(state: _State) -> None:
     """Tell Postgres to stop, so that no lock is kept for nobody, and close the connection."""
     try:
-        await driver.cancel_safe(timeout=_CANCEL_SECONDS_MAX)
+        await state.driver.cancel_safe(timeout=_CANCEL_SECONDS_MAX)
     except psycopg.Error:
         pass  # it is gone, or frozen
     finally:
-        driver.pgconn.finish()
+        state.driver.pgconn.finish()
+        state.watched.close()
 
 
 def _rows(state: _State, name: bytes, result: pq.abc.PGresult) -> list[Row]:

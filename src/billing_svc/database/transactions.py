@@ -122,29 +122,36 @@ class Transactions:
     async def _in_budget(self, attempt: Callable[[], Awaitable[T]]) -> T:
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._in_time.begin(task)
-        lost_connections = 0
-        conflicts = 0
         try:
-            while True:
-                try:
-                    return await attempt()
-                except _ConnectionLost as error:
-                    lost_connections += 1
-                    if lost_connections > LOST_CONNECTIONS_MAX:
-                        raise _away() from error
-                except RetryTransaction as error:
-                    conflicts += 1
-                    if conflicts == ATTEMPTS_MAX:
-                        raise errors.LostRace("concurrent changes won every time; send the same call again") from error
-                    pause_seconds_max = min(PAUSE_SECONDS * 2**conflicts, PAUSE_SECONDS_MAX)
-                    await asyncio.sleep(random.uniform(0, pause_seconds_max))  # noqa: S311 - a pause is no secret
+            result = await self._attempts(attempt)
+            if not self._in_time.end(task):
+                await asyncio.sleep(0)  # it was cut off in its last moment, which shows here and not later
         except asyncio.CancelledError:
             if self._in_time.end(task):
                 raise
             task.uncancel()
             raise _too_slow() from None
+        else:
+            return result
         finally:
             self._in_time.end(task)
+
+    async def _attempts(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        lost_connections = 0
+        conflicts = 0
+        while True:
+            try:
+                return await attempt()
+            except _ConnectionLost as error:
+                lost_connections += 1
+                if lost_connections > LOST_CONNECTIONS_MAX:
+                    raise _away() from error
+            except RetryTransaction as error:
+                conflicts += 1
+                if conflicts == ATTEMPTS_MAX:
+                    raise errors.LostRace("concurrent changes won every time; send the same call again") from error
+                pause_seconds_max = min(PAUSE_SECONDS * 2**conflicts, PAUSE_SECONDS_MAX)
+                await asyncio.sleep(random.uniform(0, pause_seconds_max))  # noqa: S311 - a pause is no secret
 
     async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         connection = await self._lend(self._engine)

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2
 from billing_svc import interceptors, server
 from billing_svc.health.servicer import HealthServicer
-from billing_svc.rpc import calls, serving
+from billing_svc.rpc import calls, events, serving
 from tests.billing_svc import raw_http2
 from tests.billing_svc.conftest import TOKEN, Billing, tokens
 
@@ -205,6 +205,34 @@ async def test_of_a_call_that_is_cancelled_before_its_task_began_nothing_is_left
         async with asyncio.timeout(SECONDS_MAX):
             while _calls_left() or not routing.begun:  # noqa: ASYNC110 - gRPC lets go of it
                 await asyncio.sleep(0.05)
+    await bare.stop(grace_seconds=1)
+
+
+async def test_a_lone_caller_that_goes_is_noticed_as_among_many() -> None:
+    """After a while of lone calls the loop is not woken for ends that change nothing; this one does."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def answer(request: bytes, _call: calls.Call) -> bytes:
+        if request == b"long":
+            begun.set()
+            try:
+                await asyncio.sleep(SECONDS_MAX)
+            finally:
+                ended.set()
+        return request
+
+    bare, port = _started(answer)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(SECONDS_MAX):
+        ask: Any = channel.unary_unary(BARE)
+        for n in range(3 * events._LONE_IN_A_ROW):  # noqa: SLF001 - until it takes them for lone ones
+            assert await ask(b"%d" % n) == b"%d!" % n
+        long = ask(b"long")
+        await begun.wait()
+        long.cancel()
+        await ended.wait()
+        assert await asyncio.gather(*(ask(b"a") for _ in range(100))) == [b"a!"] * 100
+        while _calls_left():  # noqa: ASYNC110 - gRPC lets go of them
+            await asyncio.sleep(0.05)
     await bare.stop(grace_seconds=1)
 
 
