@@ -101,7 +101,7 @@ PROTECTIONS = (
     Protection(
         "what others hold is no room",
         f"{_SVC}/quota/rules.py",
-        "max(0, self.free(included) - self.reserved)",
+        "max(0, included - self.consumed - self.reserved)",
         "max(0, self.free(included))",
         (f"{_TESTS}/reservations/test_reservations.py::test_a_hold_takes_up_room_until_it_is_released",),
     ),

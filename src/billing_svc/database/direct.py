@@ -7,7 +7,6 @@ what Postgres and the network take; see ADR 0004.
 
 import asyncio
 import itertools
-import os
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -54,11 +53,10 @@ _ROLLBACK: Call = Statement("ROLLBACK"), {}
 class _State:
     """What is known of a connection of the pool."""
 
-    __slots__ = ("deferred", "driver", "is_in_transaction", "prepared", "readers", "watched")
+    __slots__ = ("deferred", "driver", "is_in_transaction", "prepared", "readers")
 
     def __init__(self, driver: psycopg.AsyncConnection[Any]) -> None:
         self.driver = driver
-        self.watched = _Watched(driver.pgconn.socket)
         # The names of what is prepared on it, and what reads their rows.
         self.prepared: set[bytes] = set()
         self.readers: dict[bytes, abc.Transformer] = {}
@@ -126,10 +124,10 @@ async def fetch_each(conn: AsyncConnection, *calls: Call) -> list[list[Row]]:
             pgconn.send_query_prepared(statement.name, statement.encoded(values), result_format=pq.Format.BINARY)
         if pipelined:
             pgconn.pipeline_sync()
-        results = await _results(pgconn, state.watched, pipelined=pipelined)
+        results = await _results(pgconn, pipelined=pipelined)
     except BaseException:
         # Cancelled, or the connection is lost: what was sent may still be under way.
-        await _give_up(state)
+        await _give_up(driver)
         raise
     if pipelined:
         pgconn.exit_pipeline_mode()
@@ -166,12 +164,12 @@ def _is_idle(state: _State) -> bool:
     return state.driver.pgconn.transaction_status == _IDLE
 
 
-async def _results(pgconn: pq.abc.PGconn, watched: "_Watched", *, pipelined: bool) -> list[pq.abc.PGresult]:
+async def _results(pgconn: pq.abc.PGconn, *, pipelined: bool) -> list[pq.abc.PGresult]:
     """Send what is queued, and return what comes back until its end."""
     results: list[pq.abc.PGresult] = []
     sending = pgconn.flush() != 0
     while True:
-        await watched.readable(or_writable=sending)
+        await _readable(pgconn.socket, or_writable=sending)
         pgconn.consume_input()
         if sending:
             sending = pgconn.flush() != 0
@@ -188,64 +186,33 @@ async def _results(pgconn: pq.abc.PGconn, watched: "_Watched", *, pipelined: boo
             results.append(result)
 
 
-class _Watched:
-    """A connection's socket, which the loop goes on watching between statements.
-
-    It is a duplicate, because the driver lets the loop watch the original one for statements that are not direct. When
-    Postgres ends the connection, it becomes readable, is watched no longer, and goes with its last reference.
-    """
-
-    __slots__ = ("_is_watched", "_loop", "_socket", "_waiting")
-
-    def __init__(self, socket: int) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._socket = os.dup(socket)
-        self._is_watched = False
-        self._waiting: asyncio.Future[None] | None = None
-
-    def __del__(self) -> None:
-        if self._socket >= 0:
-            os.close(self._socket)
-
-    def close(self) -> None:
-        """Let go of it at once: while it is open, Postgres waits for the rest of what was not sent to its end."""
-        if self._socket >= 0:
-            self._loop.remove_reader(self._socket)
-            os.close(self._socket)
-            self._socket = -1
-
-    async def readable(self, *, or_writable: bool) -> None:
-        """Wait until there is something to read, or room to write."""
-        self._waiting = self._loop.create_future()
-        if not self._is_watched:
-            self._loop.add_reader(self._socket, self._wake)
-            self._is_watched = True
+async def _readable(socket: int, *, or_writable: bool) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(socket, _wake, ready)
+    if or_writable:
+        loop.add_writer(socket, _wake, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(socket)
         if or_writable:
-            self._loop.add_writer(self._socket, self._wake)
-        try:
-            await self._waiting
-        finally:
-            self._waiting = None
-            if or_writable:
-                self._loop.remove_writer(self._socket)
-
-    def _wake(self) -> None:
-        if self._waiting is None:  # the connection has ended, or the driver itself reads
-            self._loop.remove_reader(self._socket)
-            self._is_watched = False
-        elif not self._waiting.done():
-            self._waiting.set_result(None)
+            loop.remove_writer(socket)
 
 
-async def _give_up(state: _State) -> None:
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+async def _give_up(driver: psycopg.AsyncConnection[Any]) -> None:
     """Tell Postgres to stop, so that no lock is kept for nobody, and close the connection."""
     try:
-        await state.driver.cancel_safe(timeout=_CANCEL_SECONDS_MAX)
+        await driver.cancel_safe(timeout=_CANCEL_SECONDS_MAX)
     except psycopg.Error:
         pass  # it is gone, or frozen
     finally:
-        state.driver.pgconn.finish()
-        state.watched.close()
+        driver.pgconn.finish()
 
 
 def _rows(state: _State, name: bytes, result: pq.abc.PGresult) -> list[Row]:

@@ -1,11 +1,7 @@
 """Statements that go straight to the driver behave in a transaction as all others do."""
 
 import asyncio
-import gc
-import os
-import stat
 from datetime import UTC, datetime
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -56,43 +52,6 @@ async def test_a_parameter_and_a_row_larger_than_any_buffer_pass(transactions: r
     text = "x" * 20_000_000
     rows = await transactions.read(lambda conn: direct.fetch(conn, _LENGTH, {"text": text}))
     assert rows == [(len(text), text)]
-
-
-async def test_the_loop_watches_no_socket_for_longer_than_its_connection(database_url: str) -> None:
-    """It watches a duplicate between statements, while the driver lets it watch the original for others."""
-    async with asyncio.timeout(10):
-        lone = engines.create_engine(database_url, pool_size=1, role=None)
-        runner = runners.Transactions(lone, keep=True)
-        gc.collect()
-        before = _sockets()
-
-        async def work(conn: AsyncConnection) -> list[object]:
-            pids = [(await direct.fetch(conn, _PID, {}))[0][0]]
-            pids += [await conn.scalar(sa.text("SELECT pg_backend_pid()")) for _ in range(3)]
-            return [*pids, (await direct.fetch(conn, _PID, {}))[0][0]]
-
-        for _ in range(20):
-            assert len(set(await runner.run(work))) == 1
-            assert len(set(await runner.read(work))) == 1
-        assert _sockets() <= before + 2
-        await runner.drain()
-        await lone.dispose()
-        while gc.collect() or _sockets() > before:  # noqa: ASYNC110 - Postgres closes its end
-            await asyncio.sleep(0.05)
-
-
-def _sockets() -> int:
-    """Return how many this process has open."""
-    numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
-    return sum(stat.S_ISSOCK(os.fstat(number).st_mode) for number in numbers if _is_open(number))
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:  # the listing's own
-        return False
-    return True
 
 
 async def test_what_was_given_up_half_sent_keeps_no_lock(database_url: str, other: AsyncEngine) -> None:
