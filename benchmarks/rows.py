@@ -184,6 +184,9 @@ def history(plan: Plan) -> list[Row]:
     """Drive the first two with and without stored events."""
     plan.stand.create("nyqst_stored", "nyqst_empty" if plan.nyqst_database else "")
     plan.stand.store_events("nyqst_stored", plan.stored)
+    # Of a database that was just copied Postgres has nothing at hand.
+    plan.stand.warm("nyqst_empty")
+    plan.stand.warm("nyqst_stored")
     with plan.stand.serve("empty", "nyqst_empty") as empty, plan.stand.serve("stored", "nyqst_stored") as stored:
         rows = []
         for name, rpc in (("CheckQuota", traffic.CHECK), ("RecordUsage", traffic.RECORD)):

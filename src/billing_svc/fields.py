@@ -30,7 +30,8 @@ QUANTITY_MAX = 10**12
 # Far above any team; times any price of the catalog it fits an int64 of minor units.
 SEATS_MAX = 100_000
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
+_NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
+_NAME_LENGTH_MAX = 64
 _EMAIL = re.compile(r"[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f]+")
 # Of a Timestamp: 0001-01-01 to 9999-12-31; what lies outside is no datetime.
 _SECONDS_MIN, _SECONDS_MAX = -62_135_596_800, 253_402_300_799
@@ -85,8 +86,10 @@ class Fields:
         """Check a required name of the catalog."""
         if not value:
             self.refuse(field, "is required")
-        elif not _is_name(value):
-            self.refuse(field, "must be 1 to 64 characters, a-z, 0-9 and _, beginning with a letter")
+        # Its length first: what is looked up is kept.
+        elif len(value) > _NAME_LENGTH_MAX or not _is_name(value):
+            limit = f"1 to {_NAME_LENGTH_MAX} characters, a-z, 0-9 and _, beginning with a letter"
+            self.refuse(field, f"must be {limit}")
         return value
 
     def meter_or_operation(self, meter: str, operation: str) -> None:

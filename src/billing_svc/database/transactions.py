@@ -121,20 +121,20 @@ class Transactions:
 
     async def _in_budget(self, attempt: Callable[[], Awaitable[T]]) -> T:
         task = cast("asyncio.Task[Any]", asyncio.current_task())
+        cancelled_before = task.cancelling()
         self._in_time.begin(task)
         try:
             result = await self._attempts(attempt)
-            if not self._in_time.end(task):
-                await asyncio.sleep(0)  # it was cut off in its last moment, which shows here and not later
-        except asyncio.CancelledError:
-            if self._in_time.end(task):
+        except BaseException as error:
+            # As `asyncio.timeout` has it: our own cancellation is taken back, and another one beside it prevails.
+            if self._in_time.end(task) or task.uncancel() > cancelled_before:
                 raise
-            task.uncancel()
+            if not isinstance(error, asyncio.CancelledError):
+                raise
             raise _too_slow() from None
-        else:
-            return result
-        finally:
-            self._in_time.end(task)
+        if not self._in_time.end(task):
+            task.uncancel()
+        return result
 
     async def _attempts(self, attempt: Callable[[], Awaitable[T]]) -> T:
         lost_connections = 0

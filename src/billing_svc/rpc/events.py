@@ -46,6 +46,8 @@ class Events:
 
     def _wait(self) -> None:
         is_last = is_patient = False
+        # Under a policy of an operator's own it stays with that.
+        may_wait = hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER  # Linux
         while not is_last:
             event = self._poll()
             is_last = event.completion_type == cygrpc.CompletionType.queue_shutdown
@@ -61,7 +63,7 @@ class Events:
             del event
             if is_news and not is_last:
                 self._emptying.acquire()
-                if is_patient is not (self._lone_in_a_row >= _LONE_IN_A_ROW):
+                if may_wait and is_patient is not (self._lone_in_a_row >= _LONE_IN_A_ROW):
                     is_patient = not is_patient
                     _let_others_finish(is_patient)
 
@@ -81,6 +83,7 @@ class Events:
                 _log.exception("event_failed")
             event = None
             event = self._poll(_AT_ONCE)
+        self._lone_in_a_row = 0
         self._loop.call_soon(self._take_up, event)
 
     def _poll(self, until: float | None = None) -> Any:  # noqa: ANN401 - as Cython has it
@@ -112,7 +115,6 @@ def _let_others_finish(is_patient: bool) -> None:  # noqa: FBT001 - as it is sai
     To push the loop aside in the midst of a lone call only to find the interpreter taken by it costs that call a tenth
     of its time. Under load whatever has come is to be read soon.
     """
-    if hasattr(os, "SCHED_BATCH"):  # Linux
-        policy = os.SCHED_BATCH if is_patient else os.SCHED_OTHER
-        with contextlib.suppress(OSError):  # where a sandbox forbids it, nothing is lost but that tenth
-            os.sched_setscheduler(0, policy, os.sched_param(0))
+    policy = os.SCHED_BATCH if is_patient else os.SCHED_OTHER
+    with contextlib.suppress(OSError):  # where a sandbox forbids it, nothing is lost but that tenth
+        os.sched_setscheduler(0, policy, os.sched_param(0))

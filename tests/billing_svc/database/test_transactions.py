@@ -131,6 +131,52 @@ async def test_what_is_kept_between_runs_is_denied_to_nobody(engine: AsyncEngine
         await lone.dispose()
 
 
+@pytest.mark.parametrize("outer_seconds", [0.05, None])
+async def test_a_budget_that_ends_takes_no_cancellation_of_another(
+    engine: AsyncEngine, outer_seconds: float | None
+) -> None:
+    """As with `asyncio.timeout`: who cancels is told so, though the budget ends while that is carried out."""
+    hurried = runners.Transactions(engine, budget_seconds=0.2)
+
+    async def work(_connection: AsyncConnection) -> None:
+        try:
+            await asyncio.sleep(SECONDS_MAX)
+        except asyncio.CancelledError:
+            if outer_seconds is not None:
+                await asyncio.sleep(SECONDS_MAX)  # until the budget ends too
+            raise
+
+    looking = asyncio.create_task(hurried.look(work))
+    if outer_seconds is not None:
+        await asyncio.sleep(outer_seconds)
+        looking.cancel()
+    await asyncio.wait({looking}, timeout=SECONDS_MAX)
+    if outer_seconds is None:
+        assert isinstance(looking.exception(), errors.Unavailable)
+        assert not looking.cancelling()
+    else:
+        assert looking.cancelled()
+
+
+async def test_what_fails_as_its_budget_ends_leaves_no_cancellation_behind(engine: AsyncEngine) -> None:
+    hurried = runners.Transactions(engine, budget_seconds=0.05)
+
+    async def work(_connection: AsyncConnection) -> None:
+        try:
+            await asyncio.sleep(SECONDS_MAX)
+        except asyncio.CancelledError:
+            raise ZeroDivisionError from None
+
+    async def look() -> int:
+        with pytest.raises(ZeroDivisionError):
+            await hurried.look(work)
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    assert await asyncio.create_task(look()) == 0
+
+
 async def test_a_serialization_failure_repeats_the_whole_work(
     engine: AsyncEngine, transactions: runners.Transactions
 ) -> None:
