@@ -46,8 +46,7 @@ class Events:
 
     def _wait(self) -> None:
         is_last = is_patient = False
-        # Under a policy of an operator's own it stays with that.
-        may_wait = hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER  # Linux
+        may_wait = _is_scheduled_as_usual()
         while not is_last:
             event = self._poll()
             is_last = event.completion_type == cygrpc.CompletionType.queue_shutdown
@@ -107,6 +106,16 @@ def _is_news(event: Any) -> bool:  # noqa: ANN401 - as Cython has it
         return True
     operation = event.batch_operations[0]
     return not isinstance(operation, cygrpc.ReceiveCloseOnServerOperation) or bool(operation.cancelled())
+
+
+def _is_scheduled_as_usual() -> bool:
+    """Say whether this thread has the usual policy; one of an operator's own is not touched."""
+    if not hasattr(os, "SCHED_BATCH"):  # not on Linux
+        return False
+    try:
+        return os.sched_getscheduler(0) == os.SCHED_OTHER
+    except OSError:  # a sandbox forbids it
+        return False
 
 
 def _let_others_finish(is_patient: bool) -> None:  # noqa: FBT001 - as it is said
