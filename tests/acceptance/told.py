@@ -10,11 +10,13 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
+from billing_svc.customers import store as customers_store
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables, transactions
 from billing_svc.stripe import catalog_objects
-from billing_svc.subscriptions.records import applying, rules, store
+from billing_svc.stripe import subscriptions as stripe_subscriptions
+from billing_svc.subscriptions.records import applying
 
 ORIGIN = audit_store.Origin("stripe:evt_test")
 
@@ -54,7 +56,7 @@ class Told:
         sold_under = int(self.metadata.get("catalog_version", version))
         plan = (await catalogs.get(conn, sold_under)).plans[self.plan]
         await accounts_store.insert_missing(conn, {self.account_id}, now)
-        await store.link_customer(conn, self.account_id, f"cus_{self.account_id}", now)
+        await customers_store.link_customer(conn, self.account_id, f"cus_{self.account_id}", now)
         await _make_prices(conn, catalogs, version, now)
         start, end = self.period or (self.since, self.since + relativedelta(months=1))
         if self.price:
@@ -62,10 +64,10 @@ class Told:
         else:
             keys = [metered.lookup_key for metered in plan.charged(pay_as_you_go=True)]
         items = tuple(
-            rules.Item(f"si_{n}", f"price_{key}", self.quantity if n == 0 else 1, start, end)
+            stripe_subscriptions.Item(f"si_{n}", f"price_{key}", self.quantity if n == 0 else 1, start, end)
             for n, key in enumerate(keys)
         )
-        fetched = rules.StripeSubscription(
+        fetched = stripe_subscriptions.StripeSubscription(
             subscription_id=self.subscription_id,
             customer_id=f"cus_{self.account_id}",
             status=self.status,

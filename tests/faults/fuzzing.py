@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from google.protobuf import descriptor, descriptor_pool, message, message_factory
 
-from billing_svc.programs import server
+from billing_svc.api.servicers import services
 from tests.billing_svc import processes
 from tests.webhook_gateway.conftest import SECRET
 
@@ -33,7 +33,7 @@ def rpcs() -> dict[str, type[message.Message]]:
     pool = descriptor_pool.Default()
     return {
         f"/{service}/{method.name}": message_factory.GetMessageClass(method.input_type)
-        for service in server.SERVICES
+        for service in services.SERVICES
         for method in pool.FindServiceByName(service).methods
     }
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from billing.v1 import money_pb2
+from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.platform import errors, money
 
 ACCOUNT_ID_LENGTH_MAX = 128
@@ -24,8 +25,6 @@ PAGE_TOKEN_LENGTH_MAX = 512
 PROPERTIES_MAX = 50
 PROPERTY_KEY_BYTES_MAX = 64
 PROPERTY_VALUE_BYTES_MAX = 512
-# The same bound as a single event's units: millions of such events fit an int64 counter.
-QUANTITY_MAX = 10**12
 # Far above any team; times any price of the catalog it fits an int64 of minor units.
 SEATS_MAX = 100_000
 
@@ -104,8 +103,8 @@ class Fields:
 
     def quantity(self, field: str, value: int, least: int = 1) -> int:
         """Check a quantity."""
-        if not least <= value <= QUANTITY_MAX:
-            self.refuse(field, f"is {value}; must be {least} to {QUANTITY_MAX}")
+        if not least <= value <= quota_rules.UNITS_MAX:
+            self.refuse(field, f"is {value}; must be {least} to {quota_rules.UNITS_MAX}")
         return value
 
     def seats(self, value: int) -> int:

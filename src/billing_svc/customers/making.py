@@ -8,7 +8,6 @@ from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, requests
-from billing_svc.subscriptions.records import store as subscriptions_store
 
 # Between our clock and Stripe's.
 CLOCKS_APART_MAX = timedelta(minutes=10)
@@ -28,7 +27,7 @@ class Customers:
 
         Raises StripeUnavailable, StripeRefused and LostRace.
         """
-        known = await self._database.read(lambda conn: subscriptions_store.customer_of_account(conn, account_id))
+        known = await self._database.read(lambda conn: store.customer_of_account(conn, account_id))
         if known is not None:
             return known
 

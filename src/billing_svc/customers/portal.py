@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing_svc.customers import store as customers_store
 from billing_svc.platform import clock, errors
 from billing_svc.platform import request_ids as changes_store
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, requests
-from billing_svc.subscriptions.records import store as subscriptions_store
 
 # Stripe lets a page that nobody opened expire after five minutes; a repeat gets the same one only while it is fresh.
 FRESH = timedelta(minutes=3)
@@ -50,7 +50,7 @@ class Portal:
         now = self._clock.now()
 
         async def begin(conn: AsyncConnection) -> tuple[str, str | None]:
-            customer_id = await subscriptions_store.customer_of_account(conn, visit.account_id)
+            customer_id = await customers_store.customer_of_account(conn, visit.account_id)
             if customer_id is None:
                 message = "the account has never been a customer at Stripe; CreateCheckout makes it one"
                 raise errors.NoStripeCustomer(message, {"account_id": visit.account_id})

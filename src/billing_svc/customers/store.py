@@ -3,12 +3,12 @@
 from datetime import datetime
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
-from billing_svc.subscriptions.records import store as subscriptions_store
 
 # A new customer follows each one that was deleted at Stripe; nobody deletes so many.
 DELETIONS_MAX = 20
@@ -39,8 +39,39 @@ async def link(
 ) -> str:
     """Remember the account's customer, with an audit row; returns the one that counts, which is the first."""
     await accounts_store.insert_missing(conn, {account_id}, now)
-    if not await subscriptions_store.link_customer(conn, account_id, customer_id, now):
-        return await subscriptions_store.customer_of_account(conn, account_id) or customer_id
+    if not await link_customer(conn, account_id, customer_id, now):
+        return await customer_of_account(conn, account_id) or customer_id
     changes = {"customer": customer_id}
     await audit_store.append(conn, origin, account_id, "customer.linked", changes, now)
     return customer_id
+
+
+async def account_of_customer(conn: AsyncConnection, customer_id: str) -> str | None:
+    """Return the account that a customer at Stripe belongs to; None if it is not ours."""
+    query = sa.select(_CUSTOMERS.c.account_id).where(_CUSTOMERS.c.customer_id == customer_id)
+    return (await conn.execute(query)).scalar_one_or_none()
+
+
+async def customer_of_account(conn: AsyncConnection, account_id: str) -> str | None:
+    """Return the account's customer at Stripe; None if it has none."""
+    query = sa.select(tables.accounts.c.customer_id).where(tables.accounts.c.account_id == account_id)
+    return (await conn.execute(query)).scalar_one_or_none()
+
+
+async def link_customer(conn: AsyncConnection, account_id: str, customer_id: str, now: datetime) -> bool:
+    """Remember the account's customer, in both directions; returns whether it had none before.
+
+    The first one stays. One that came late is remembered as the account's all the same: its events are ours.
+    """
+    await conn.execute(
+        postgresql.insert(_CUSTOMERS)
+        .values(customer_id=customer_id, account_id=account_id, linked_at=now)
+        .on_conflict_do_nothing()
+    )
+    account = tables.accounts.c
+    linked = await conn.execute(
+        sa.update(tables.accounts)
+        .where(account.account_id == account_id, account.customer_id.is_(None))
+        .values(customer_id=customer_id)
+    )
+    return linked.rowcount == 1

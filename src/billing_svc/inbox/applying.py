@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
+from billing_svc.customers import store as customers_store
 from billing_svc.inbox import (
     handle_checkouts,
     handle_customers,
@@ -28,7 +29,6 @@ from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, leases
 from billing_svc.subscriptions.records import applying as subscriptions_applying
 from billing_svc.subscriptions.records import refreshing
-from billing_svc.subscriptions.records import store as subscriptions_store
 
 _log = structlog.get_logger(__name__)
 
@@ -205,7 +205,7 @@ class Inbox:
         customer_id = next((event.customer_id for event in events if event.customer_id), None)
         if customer_id is None:
             return
-        known = await self._database.read(lambda conn: subscriptions_store.account_of_customer(conn, customer_id))
+        known = await self._database.read(lambda conn: customers_store.account_of_customer(conn, customer_id))
         if known is None:
             raise subscriptions_applying.NotOurs(f"customer {customer_id} is not ours")
 

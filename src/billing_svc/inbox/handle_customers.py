@@ -6,10 +6,12 @@ from datetime import datetime
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing_svc.customers import store as customers_store
 from billing_svc.customers import unlinking
 from billing_svc.inbox import handling, rules
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client
+from billing_svc.subscriptions.checkouts import store as checkouts_store
 from billing_svc.subscriptions.records import applying, refreshing, store
 
 _log = structlog.get_logger(__name__)
@@ -31,11 +33,12 @@ class Customers:
         origin = handling.origin(events)
 
         async def apply(conn: AsyncConnection, now: datetime) -> str:
-            account_id = await store.account_of_customer(conn, customer_id)
+            account_id = await customers_store.account_of_customer(conn, customer_id)
             if account_id is None:
                 raise applying.NotOurs(f"customer {customer_id} is not ours")
-            if is_deleted:
-                await unlinking.unlink(conn, account_id, customer_id, origin, now)
+            # Nobody can pay on a page of a customer that is gone.
+            if is_deleted and await unlinking.unlink(conn, account_id, customer_id, origin, now):
+                await checkouts_store.expire_open(conn, account_id, now)
             return account_id
 
         return apply

@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.catalog import versions
 from billing_svc.inbox import handle_checkouts, handling, rules
 from billing_svc.stripe import client
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import applying, refreshing
-from billing_svc.subscriptions.records import rules as subscriptions_rules
 
 
 class Subscriptions:
@@ -34,7 +34,7 @@ class Subscriptions:
 
         return apply
 
-    async def _fetch(self, events: Sequence[rules.Event]) -> subscriptions_rules.StripeSubscription:
+    async def _fetch(self, events: Sequence[rules.Event]) -> stripe_subscriptions.StripeSubscription:
         subscription_id = next((event.subscription_id for event in events if event.subscription_id), None)
         if subscription_id is None:
             raise applying.CannotApply("names no subscription")

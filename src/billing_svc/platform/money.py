@@ -38,6 +38,11 @@ def whole_minor_units(amount: Decimal, currency: str) -> int:
     return int(minor)
 
 
+def major_units(minor_units: int, currency: str) -> Decimal:
+    """Return a whole number of minor units in major ones, with the currency's places: 150 cents are 1.50."""
+    return Decimal(minor_units).scaleb(-EXPONENTS[currency])
+
+
 def decimal_places(number: Decimal) -> int:
     """Return how many places behind the point a number needs."""
     exponent = number.normalize(EXACT).as_tuple().exponent

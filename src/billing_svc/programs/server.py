@@ -5,22 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from billing.v1 import (
-    admin_pb2,
-    admin_pb2_grpc,
-    quota_pb2,
-    quota_pb2_grpc,
-    stripe_event_pb2,
-    stripe_event_pb2_grpc,
-    subscription_pb2,
-    subscription_pb2_grpc,
-    usage_pb2,
-    usage_pb2_grpc,
-)
 from billing_svc.api import access, callers, interceptors, tls
+from billing_svc.api.servicers import services
 from billing_svc.api.servicers.admin import AdminServicer
 from billing_svc.api.servicers.health import HealthServicer
 from billing_svc.api.servicers.quota import QuotaServicer
@@ -69,17 +56,6 @@ KEEPALIVE_SECONDS, KEEPALIVE_ANSWER_SECONDS = 60, 10
 # Clients may ask as often whether we are there, also between calls; gRPC's own bound of 5 minutes disconnects those
 # with common settings.
 CLIENT_PING_SECONDS_MIN = 10
-
-SERVICES = tuple(
-    module.DESCRIPTOR.services_by_name[name].full_name
-    for module, name in (
-        (quota_pb2, "QuotaService"),
-        (usage_pb2, "UsageService"),
-        (subscription_pb2, "SubscriptionService"),
-        (admin_pb2, "AdminService"),
-        (stripe_event_pb2, "StripeEventService"),
-    )
-)
 
 
 def routing(tokens: access.Tokens, counted: metrics.Server | None = None) -> interceptors.Interceptors:
@@ -143,17 +119,10 @@ async def start(
     subscriptions = SubscriptionServicer(database, catalogs, desk, now, settings)
     admin = AdminServicer(database, catalogs, now)
     events = StripeEventServicer(database, now, livemode=settings.livemode)
-    health = HealthServicer(SERVICES)
+    health = HealthServicer(services.SERVICES)
     rpc = serving.Server(routing(tokens, counted), _options(settings, shared_port=shared_port))
-    rpc.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota)
-    rpc.add(usage_pb2_grpc.add_UsageServiceServicer_to_server, usage)
-    rpc.add(subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server, subscriptions)
-    rpc.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, admin)
-    rpc.add(stripe_event_pb2_grpc.add_StripeEventServiceServicer_to_server, events)
-    rpc.add(health_pb2_grpc.add_HealthServicer_to_server, health)
-    if settings.reflection:
-        reflecting = reflection.aio.ReflectionServicer((*SERVICES, reflection.SERVICE_NAME))
-        rpc.add(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflecting)
+    servicers = services.Servicers(quota, usage, subscriptions, admin, events, health)
+    servicers.register(rpc, reflected=settings.reflection)
     credentials = tls.Certificates(settings).credentials() if settings.is_encrypted else None
     port = rpc.listen(settings.listen, credentials)
     rpc.start()

@@ -16,9 +16,10 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables, transactions
 from billing_svc.stripe import client, leases
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.invoices import applying as invoices_applying
 from billing_svc.subscriptions.invoices import fetching
-from billing_svc.subscriptions.records import applying, refreshing, rules
+from billing_svc.subscriptions.records import applying, refreshing
 
 # Older invoices are settled, one way or the other.
 INVOICES_SINCE = timedelta(days=65)
@@ -104,9 +105,9 @@ class Objects:
     async def _compare_subscriptions(self, fetched: Sequence[client.Data], account_id: str | None) -> list[Drift]:
         drifts = []
         for data in fetched:
-            subscription = rules.from_stripe(data)
+            subscription = stripe_subscriptions.from_stripe(data)
 
-            async def apply(conn: AsyncConnection, one: rules.StripeSubscription = subscription) -> str:
+            async def apply(conn: AsyncConnection, one: stripe_subscriptions.StripeSubscription = subscription) -> str:
                 return await applying.apply(conn, self._catalogs, one, _COMPARING, self._clock.now())
 
             drifts += await self._difference("subscription", tables.subscriptions, subscription.subscription_id, apply)
@@ -212,7 +213,7 @@ async def _customers(conn: AsyncConnection, account_id: str | None) -> list[str]
 async def _living_subscriptions(conn: AsyncConnection, account_id: str | None) -> list[tuple[str, str]]:
     subscription = tables.subscriptions.c
     query = sa.select(subscription.account_id, subscription.subscription_id).where(
-        subscription.status.not_in(rules.OVER)
+        subscription.status.not_in(stripe_subscriptions.OVER)
     )
     if account_id is not None:
         query = query.where(subscription.account_id == account_id)

@@ -16,7 +16,7 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.reconciliation import drifts, mending
 from billing_svc.stripe import client
-from billing_svc.subscriptions.records import rules as subscriptions_rules
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.usage_export import counters, rules, store
 
 ACCOUNTS_PAGE = 100
@@ -49,7 +49,7 @@ class _Books:
     def is_open_at(self, subscription_id: str) -> Callable[[datetime], bool]:
         """Return what says of an instant whether it lies in the period that the subscription has not invoiced yet."""
         row = next((one for one in self.subscriptions if one.subscription_id == subscription_id), None)
-        if row is None or row.status in subscriptions_rules.OVER:
+        if row is None or row.status in stripe_subscriptions.OVER:
             return lambda _at: False
         return lambda at: row.billing_period_start <= at < row.billing_period_end
 

@@ -8,7 +8,7 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client
-from billing_svc.subscriptions.records import rules as subscriptions_rules
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.usage_export import judging, pacing, rules, store
 
 # Stripe's event of a change that was made comes within three days, also where nobody carries the request on.
@@ -43,7 +43,7 @@ class Asking:
         await self._pace.wait()
         price_ids = await self._database.read(lambda conn: store.price_ids(conn, report.stripe_event_name))
         try:
-            fetched = subscriptions_rules.from_stripe(await self._stripe.subscription(report.subscription_id))
+            fetched = stripe_subscriptions.from_stripe(await self._stripe.subscription(report.subscription_id))
         except client.NotAtStripe:
             fetched = None
         invoices = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from billing_svc.subscriptions.records import rules as subscriptions_rules
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.usage_export import rules
 
 # Stripe keeps identifiers for at least 24 hours; within them a repeat is safe.
@@ -66,7 +66,7 @@ class Subscription:
     @property
     def is_over(self) -> bool:
         """Say whether it has ended for good."""
-        return self.status in subscriptions_rules.OVER
+        return self.status in stripe_subscriptions.OVER
 
     def period_holds(self, at: datetime) -> bool:
         """Say whether `at` lies in the billing period that it was in when it was last seen."""
@@ -108,14 +108,14 @@ def _meter_open(report: rules.Report, subscription: Subscription | None, now: da
 def at_stripe(
     report: rules.Report,
     price_ids: Collection[str],
-    fetched: subscriptions_rules.StripeSubscription | None,
+    fetched: stripe_subscriptions.StripeSubscription | None,
     invoices: Sequence[Mapping[str, Any]],
     now: datetime,
 ) -> Next:
     """Return what to do with a slice whose period is over, going by its subscription and that one's invoices."""
     if fetched is None:
         return Next(Step.CHARGE_LATE, why="Stripe has no such subscription")
-    is_over = fetched.status in subscriptions_rules.OVER
+    is_over = fetched.status in stripe_subscriptions.OVER
     item = next((one for one in fetched.items if one.price_id in price_ids), None)
     if item is not None and not is_over and item.period_start <= report.reported_for < item.period_end:
         return Next(Step.SEND)

@@ -15,6 +15,7 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
+from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import client, leases, requests
 from billing_svc.usage_export import rules, store
 
@@ -109,14 +110,14 @@ class LateUsage:
             unit = catalog.meters[report.meter].display_name or report.meter
             if report.amount is not None:
                 return report.amount, catalog.currency, unit
-            price = rules.metered_price(catalog, report.plan, report.meter)
+            price = pricing_rules.metered_price(catalog, report.plan, report.meter)
             if price is None:  # it was sealed under this very price
                 raise LookupError(f"plan {report.plan} of version {report.catalog_version} has no price for its usage")
             held = await store.subscriptions(conn, report.account_id)
             bills = next((one for one in held if one.subscription_id == report.subscription_id), None)
             so_far = await store.charged(conn, report)
-            amount = rules.late_amount(
-                rules.unit_price_in_minor_units(catalog, price),
+            amount = pricing_rules.late_amount(
+                pricing_rules.unit_price_in_minor_units(catalog, price),
                 so_far.on_the_meter,
                 so_far.on_items,
                 so_far.by_items,

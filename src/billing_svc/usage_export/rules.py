@@ -1,14 +1,9 @@
 """Slices of a billable total: how it is cut, what it is stamped with, what it costs. Pure: `now` is an argument."""
 
-import decimal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import TypeAlias
-
-from billing_svc.catalog import model
-from billing_svc.platform import money
 
 RETRY_FIRST = timedelta(seconds=1)
 # A period's reports have about an hour: an outage's end must not go unnoticed for a large part of it.
@@ -108,15 +103,6 @@ class Standing:
     units: int
 
 
-def metered_price(catalog: model.Catalog, plan: str, meter: str) -> model.MeteredPrice | None:
-    """Return what a plan charges a meter by: by itself or in its pay-as-you-go, never both; None: it does not."""
-    try:
-        prices = catalog.plan(plan).metered_prices
-    except KeyError:
-        return None
-    return next((one for one in prices if one.meter == meter), None)
-
-
 def billed_by_terms(entries: Iterable[tuple[str, int, int]]) -> dict[Terms, int]:
     """Return the units that are billable under each terms, from what each entry added or, below 0, took back.
 
@@ -187,27 +173,6 @@ def grown(
         period_end=period_end,
         next_attempt_at=min(report.next_attempt_at, next_attempt_at),
     )
-
-
-def unit_price_in_minor_units(catalog: model.Catalog, price: model.MeteredPrice) -> Decimal:
-    """Return the exact price of one unit, as Stripe has it."""
-    return money.in_minor_units(price.limit.unit_price_exact, catalog.currency)
-
-
-def amount(unit_price: Decimal, units: int) -> int:
-    """Return what units cost in minor units, rounded once, as Stripe rounds an invoice's line: half up."""
-    exact = money.EXACT.multiply(unit_price, Decimal(units))
-    return int(exact.to_integral_value(rounding=decimal.ROUND_HALF_UP))
-
-
-def late_amount(unit_price: Decimal, on_the_meter: int, on_items: int, charged_by_items: int, units: int) -> int:
-    """Return what an invoice item for `units` has to charge, so that nothing is rounded twice.
-
-    With the meter's line and the items before it, it comes to the price of all units together, rounded once. What is
-    lost or gained by rounding the parts is in the item; that makes it 0 for a few cheap units.
-    """
-    whole = amount(unit_price, on_the_meter + on_items + units)
-    return whole - amount(unit_price, on_the_meter) - charged_by_items
 
 
 def retry_at(attempts: int, now: datetime, jitter: float) -> datetime:

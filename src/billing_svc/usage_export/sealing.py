@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.catalog import versions
 from billing_svc.platform import clock, errors
 from billing_svc.platform.database import transactions
+from billing_svc.pricing import rules as pricing_rules
 from billing_svc.usage_export import counters, rules, store
 
 _log = structlog.get_logger(__name__)
@@ -166,7 +167,7 @@ async def _charge(
     if terms is None:
         return None
     plan, version = terms
-    price = rules.metered_price(await catalogs.get(conn, version), plan, counter.meter)
+    price = pricing_rules.metered_price(await catalogs.get(conn, version), plan, counter.meter)
     if price is None:
         return None
     bills = _bills(counter, plan, held)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.database import tables
-from billing_svc.subscriptions.records import rules as subscriptions_rules
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.usage_export import rules
 
 # An account's slices that are looked at in one round; with one for each meter and period there are a handful.
@@ -58,7 +58,7 @@ class Charged:
 
 def will_be_invoiced(held: Sequence[SubscriptionRow], customer_id: str) -> bool:
     """Say whether a customer's pending invoice items come with the next invoice of a subscription."""
-    return any(one.customer_id == customer_id and one.status in subscriptions_rules.GIVING for one in held)
+    return any(one.customer_id == customer_id and one.status in stripe_subscriptions.GIVING for one in held)
 
 
 async def due_accounts(conn: AsyncConnection, most: int, now: datetime) -> list[str]:

@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from billing_svc.api import access, interceptors
+from billing_svc.api.servicers import services
 from billing_svc.api.transport import serving
 from billing_svc.platform import clock
 from billing_svc.platform import settings as settings_module
@@ -21,7 +22,7 @@ from tests.billing_svc.conftest import TOKEN, Billing, tokens
 
 METHODS = [
     f"/{service.full_name}/{method.name}"
-    for service in map(descriptor_pool.Default().FindServiceByName, server.SERVICES)
+    for service in map(descriptor_pool.Default().FindServiceByName, services.SERVICES)
     for method in service.methods
 ]
 # No message of any type: its first field would have number 15 and an unknown wire type.
@@ -111,7 +112,7 @@ async def test_the_scheme_is_read_in_any_case(channel: grpc.aio.Channel, authori
 
 async def test_health_is_answered_to_anyone(billing: Billing, channel: grpc.aio.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
-    for service in ("", *server.SERVICES):
+    for service in ("", *services.SERVICES):
         request = health_pb2.HealthCheckRequest(service=service)
         assert (await stub.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
         async for answer in stub.Watch(request):
@@ -136,7 +137,7 @@ async def test_reflection_needs_a_token_and_no_group(channel: grpc.aio.Channel) 
         # Sends nothing: a write that meets the refusal makes grpc.aio's client say INTERNAL instead of it.
         refusal = await refusals.refused(stub.ServerReflectionInfo(metadata=metadata).read())
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
-    assert await _services(channel, _bearer("only-check")) >= set(server.SERVICES)
+    assert await _services(channel, _bearer("only-check")) >= set(services.SERVICES)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from billing.v1 import stripe_event_pb2
 from billing_svc.inbox import rules
 from billing_svc.platform import clock, errors
 from billing_svc.platform.database import tables
-from billing_svc.subscriptions.records import rules as subscriptions_rules
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from tests.billing_svc import books, refusals
 from tests.billing_svc.sandboxed import World, event_about
 
@@ -122,7 +122,7 @@ def test_any_object_is_a_subscription_or_a_value_error(data: Any) -> None:  # no
     if not isinstance(data, dict):
         return
     try:
-        subscriptions_rules.from_stripe(data)
+        stripe_subscriptions.from_stripe(data)
     except ValueError:
         return
 

@@ -8,7 +8,8 @@ from billing.v1 import subscription_pb2
 from billing_svc.catalog import versions
 from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
-from billing_svc.subscriptions.records import applying, rules
+from billing_svc.stripe import subscriptions as stripe_subscriptions
+from billing_svc.subscriptions.records import applying
 from tests.billing_svc import refusals
 from tests.billing_svc.sandboxed import World
 
@@ -22,7 +23,7 @@ async def bought(world: World) -> dict[str, Any]:
 
 async def change(world: World, data: Mapping[str, Any], **fields: object) -> subscription_pb2.Subscription:
     """Apply a state that the sandbox does not bring about, as it would have been fetched."""
-    fetched = rules.from_stripe({**data, **fields})
+    fetched = stripe_subscriptions.from_stripe({**data, **fields})
     now = world.billing.clock.now()
     await world.billing.transactions.run(
         lambda conn: applying.apply(conn, versions.CatalogCache(), fetched, audit_store.Origin("stripe:evt"), now)

@@ -44,6 +44,11 @@ def to_proto_list(rows: Sequence[store.Row], page: paging.Page) -> admin_pb2.Lis
     return admin_pb2.ListAuditEntriesResponse(entries=[to_proto_entry(row) for row in shown], next_page_token=token)
 
 
+def to_proto_entries(rows: Sequence[store.Row]) -> admin_pb2.ListAuditEntriesResponse:
+    """Return rows as a list without a next page."""
+    return admin_pb2.ListAuditEntriesResponse(entries=[to_proto_entry(row) for row in rows])
+
+
 def to_proto_entry(row: store.Row) -> admin_pb2.AuditEntry:
     """Return who did what. An event of Stripe's is named by its id, as a request is."""
     kind, _, name = row.actor.partition(":")

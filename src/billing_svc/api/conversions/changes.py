@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from decimal import Decimal
 
 from billing.v1 import invoice_pb2, money_pb2, subscription_pb2
 from billing_svc.api import fields
@@ -119,7 +118,7 @@ def _to_proto_line(line: costs.Line, currency: str) -> invoice_pb2.InvoiceLine:
 
 
 def _to_proto_money(minor_units: int, currency: str) -> money_pb2.Money:
-    return fields.to_proto_money(Decimal(minor_units).scaleb(-money.EXPONENTS[currency]), currency)
+    return fields.to_proto_money(money.major_units(minor_units, currency), currency)
 
 
 def _timing(check: fields.Fields, timing: subscription_pb2.Timing.ValueType) -> None:

@@ -4,6 +4,7 @@ from billing.v1 import subscription_pb2
 from billing_svc.api import fields
 from billing_svc.pricing import rules
 from billing_svc.subscriptions.previews import previewing
+from billing_svc.subscriptions.previews import rules as preview_rules
 
 USAGE_MAX = 100
 
@@ -42,7 +43,7 @@ def from_proto_preview(request: subscription_pb2.PreviewCostRequest) -> previewi
     )
 
 
-def to_proto_bill(bill: rules.Bill) -> subscription_pb2.PreviewCostResponse:
+def to_proto_bill(bill: preview_rules.Bill) -> subscription_pb2.PreviewCostResponse:
     """Return a bill, the base price first."""
     under, currency = bill.under, bill.catalog.currency
     response = subscription_pb2.PreviewCostResponse(
@@ -59,7 +60,7 @@ def to_proto_bill(bill: rules.Bill) -> subscription_pb2.PreviewCostResponse:
     return response
 
 
-def _to_proto_base(bill: rules.Bill, base: rules.BaseLine) -> subscription_pb2.CostLine:
+def _to_proto_base(bill: preview_rules.Bill, base: rules.BaseLine) -> subscription_pb2.CostLine:
     return subscription_pb2.CostLine(
         description=_describe_base(bill, base),
         quantity=base.seats,
@@ -70,7 +71,7 @@ def _to_proto_base(bill: rules.Bill, base: rules.BaseLine) -> subscription_pb2.C
     )
 
 
-def _to_proto_line(line: rules.MeterLine, currency: str) -> subscription_pb2.CostLine:
+def _to_proto_line(line: preview_rules.MeterLine, currency: str) -> subscription_pb2.CostLine:
     message = subscription_pb2.CostLine(
         description=_describe_line(line),
         meter=line.meter,
@@ -87,7 +88,7 @@ def _to_proto_line(line: rules.MeterLine, currency: str) -> subscription_pb2.Cos
     return message
 
 
-def _describe_base(bill: rules.Bill, base: rules.BaseLine) -> str:
+def _describe_base(bill: preview_rules.Bill, base: rules.BaseLine) -> str:
     text = f"{base.plan.name}, each {base.price.interval}"
     if base.price.per_seat:
         text += f", {base.seats:,} seat{'' if base.seats == 1 else 's'}"
@@ -99,7 +100,7 @@ def _describe_base(bill: rules.Bill, base: rules.BaseLine) -> str:
     return text
 
 
-def _describe_line(line: rules.MeterLine) -> str:
+def _describe_line(line: preview_rules.MeterLine) -> str:
     name = line.definition.display_name or line.meter
     text = f"{name}: {line.quantity:,} used"
     if not line.in_plan:

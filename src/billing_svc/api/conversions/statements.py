@@ -47,6 +47,11 @@ def to_proto_usage(statement: rules.Statement, request: usage_pb2.GetUsageReques
     )
 
 
+def to_proto_whole(statement: rules.Statement) -> usage_pb2.GetUsageResponse:
+    """Return every meter of a statement, without operations and days."""
+    return to_proto_usage(statement, usage_pb2.GetUsageRequest())
+
+
 def to_proto_meter_usage(
     line: rules.Line, *, with_operations: bool = False, with_days: bool = False
 ) -> usage_pb2.MeterUsage:
@@ -69,7 +74,9 @@ def to_proto_meter_usage(
     )
     if limit is not None and limit.beyond is not None and included is not None:
         usage.beyond = plan_pb2.Beyond.Value(f"BEYOND_{limit.beyond.upper()}")
-    charging = pricing_rules.charging_limit(line.under, line.meter, counter.billable)
+    charging = pricing_rules.charging_limit(
+        line.under.plan, line.meter, counter.billable, pay_as_you_go=line.under.pay_as_you_go
+    )
     if charging is not None:
         cost = charging.price_of(counter.billable)
         usage.projected_overage_cost.CopyFrom(fields.to_proto_money(cost, line.under.catalog.currency))

@@ -34,6 +34,11 @@ def to_proto_list(rows: Sequence[store.Row], page: paging.Page) -> admin_pb2.Lis
     return admin_pb2.ListStripeEventsResponse(events=[to_proto_event(row) for row in shown], next_page_token=token)
 
 
+def to_proto_events(rows: Sequence[store.Row]) -> admin_pb2.ListStripeEventsResponse:
+    """Return rows as a list without a next page."""
+    return admin_pb2.ListStripeEventsResponse(events=[to_proto_event(row) for row in rows])
+
+
 def to_proto_event(row: store.Row) -> stripe_event_pb2.StripeEvent:
     """Return an event as it stands, without its payload."""
     is_done = row.state in {"applied", "ignored"}

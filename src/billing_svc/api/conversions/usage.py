@@ -50,9 +50,9 @@ def from_proto_event(request: usage_pb2.RecordUsageRequest, caller: str, request
     level = request.level if request.HasField("level") else None
     if quantity is not None:
         # A gauge takes a negative change; whether the meter is one shows later.
-        check.quantity("quantity", quantity, least=-fields.QUANTITY_MAX)
+        check.quantity("quantity", quantity, least=-quota_rules.UNITS_MAX)
         if quantity == 0 or (operation and quantity < 0):
-            check.refuse("quantity", f"is {quantity}; must be 1 to {fields.QUANTITY_MAX}")
+            check.refuse("quantity", f"is {quantity}; must be 1 to {quota_rules.UNITS_MAX}")
     if level is not None:
         check.quantity("level", level, least=0)
         if quantity is not None or operation:

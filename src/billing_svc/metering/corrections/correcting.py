@@ -6,8 +6,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
 from billing_svc.metering.corrections import rules, store
+from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.quota import rules as quota_rules
-from billing_svc.metering.usage import store as usage_store
 from billing_svc.platform import errors
 from billing_svc.platform.database import transactions
 
@@ -31,7 +31,7 @@ async def correct(
         message = "event_id: a gauge is not corrected; record its right level"
         raise errors.GaugeNotCorrectable(message, {"meter": event.meter})
     key = (correction.account_id, event.meter, event.period_start)
-    row = (await usage_store.lock_counters(conn, [key]))[key]
+    row = (await counters_store.lock_counters(conn, [key]))[key]
     # What took the units back while this one waited may have been its own first sending.
     repeated = await _repeated(conn, correction)
     if repeated is not None:

@@ -8,8 +8,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.metering.corrections import rules
+from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.quota import rules as quota_rules
-from billing_svc.metering.usage import store as usage_store
 from billing_svc.platform.database import tables
 
 _EVENTS = tables.usage_events
@@ -67,7 +67,7 @@ async def insert(
     conn: AsyncConnection,
     correction: rules.Correction,
     answer: rules.Corrected,
-    row: usage_store.LockedCounter,
+    row: counters_store.LockedCounter,
     now: datetime,
 ) -> bool:
     """Store a correction with its answer; returns whether its id was new."""
@@ -106,7 +106,7 @@ async def insert(
 
 
 async def update_counter(
-    conn: AsyncConnection, key: usage_store.CounterKey, after: quota_rules.Counter, now: datetime
+    conn: AsyncConnection, key: counters_store.CounterKey, after: quota_rules.Counter, now: datetime
 ) -> None:
     """Write the totals of a locked counter; the terms that it is kept under stay."""
     account_id, meter, period_start = key

@@ -7,10 +7,10 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
+from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.gauges import store
 from billing_svc.metering.quota import reading
 from billing_svc.metering.quota import rules as quota_rules
-from billing_svc.metering.usage import store as usage_store
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
 
@@ -44,18 +44,18 @@ async def open_due(conn: AsyncConnection, catalogs: versions.CatalogCache, now: 
         for key, found in known.items()
         if terms[key].period.start not in found.facts.counters
     }
-    counters = await usage_store.lock_counters(conn, set(keys.values()) - missing.keys())
+    counters = await counters_store.lock_counters(conn, set(keys.values()) - missing.keys())
     ends = {key: terms[key].period.end for key in known}
     levels = await store.lock(conn, due, now)
     if missing:
-        counters |= await usage_store.open_counters(conn, missing, (), now)
-    written: dict[usage_store.CounterKey, usage_store.Written] = {}
+        counters |= await counters_store.open_counters(conn, missing, (), now)
+    written: dict[counters_store.CounterKey, counters_store.Written] = {}
     for key, found in known.items():
         allowance = found.allowance(terms[key], now)
         counter = replace(counters[keys[key]].counter, level=levels[key].level)
-        written[keys[key]] = usage_store.Written(quota_rules.raise_peak(allowance, counter), terms[key], allowance)
+        written[keys[key]] = counters_store.Written(quota_rules.raise_peak(allowance, counter), terms[key], allowance)
     if written:
-        await usage_store.update_counters(conn, written, now)
+        await counters_store.update_counters(conn, written, now)
     # One that cannot be opened is asked about again in a while, not at once.
     await store.mark_opened(conn, {key: ends.get(key, now + RETRY_UNKNOWN) for key in due})
     return len(due)

@@ -6,7 +6,6 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.api import fields
 from billing_svc.catalog import model, versions
 from billing_svc.metering.quota import holds as reservations_rules
 from billing_svc.metering.quota import reading, rules, store, terms
@@ -88,8 +87,8 @@ def answer(
         return known
     under = known.terms_at(now)
     units = known.units(under, question.quantity)
-    if units > fields.QUANTITY_MAX:
-        problem = f"comes to {units} units; at most {fields.QUANTITY_MAX} are allowed"
+    if units > rules.UNITS_MAX:
+        problem = f"comes to {units} units; at most {rules.UNITS_MAX} are allowed"
         return errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
     allowance = known.allowance(under, now)
     counter = known.counter_of(under)

@@ -13,6 +13,9 @@ from billing_svc.catalog import model
 from billing_svc.metering.quota import terms
 from billing_svc.platform import values
 
+# The most units of a single event, hold or correction: millions of such events fit an int64 counter.
+UNITS_MAX = 10**12
+
 
 class Reason(enum.StrEnum):
     """Why a decision fell as it did; NONE where there is nothing to add."""

@@ -11,12 +11,12 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
+from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.gauges import store as gauges_store
 from billing_svc.metering.quota import checking, holds, reading
 from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.metering.quota import store as quota_store
 from billing_svc.metering.reservations import store
-from billing_svc.metering.usage import store as usage_store
 from billing_svc.platform import errors
 from billing_svc.platform.database import transactions
 
@@ -73,13 +73,13 @@ async def release(
 ) -> list[Released | errors.BillingError]:
     """Give back what (account, reservation id) hold; one that is closed already is told as it is."""
     found = await store.find(conn, set(keys))
-    locked = await usage_store.lock_counters(conn, {one.counter_key for one in found.values()}) if found else {}
+    locked = await counters_store.lock_counters(conn, {one.counter_key for one in found.values()}) if found else {}
     closing = {key: one for key, one in found.items() if one.state is holds.State.HELD}
     if closing:
         changes = [(one, _closed_state(one, now), None) for one in closing.values()]
         if await store.close(conn, changes, now) < len(closing):
             raise transactions.RetryTransaction
-        await store.add_reserved(conn, _given_back(closing.values()), now)
+        await counters_store.add_reserved(conn, _given_back(closing.values()), now)
     outcomes: list[Released | errors.BillingError] = []
     done: set[tuple[str, str]] = set()
     for key in keys:
@@ -101,20 +101,20 @@ async def sweep(conn: AsyncConnection, now: datetime) -> int:
     """Close holds whose time is over, and return on how many counters. They stood in nobody's way before."""
     keys = await store.overdue_counters(conn, SWEEP_MAX, now)
     if keys:
-        await usage_store.lock_counters(conn, keys)
+        await counters_store.lock_counters(conn, keys)
         await expire(conn, keys, now)
     return len(keys)
 
 
 async def expire(
-    conn: AsyncConnection, keys: Sequence[usage_store.CounterKey], now: datetime
-) -> dict[usage_store.CounterKey, int]:
+    conn: AsyncConnection, keys: Sequence[counters_store.CounterKey], now: datetime
+) -> dict[counters_store.CounterKey, int]:
     """Close the holds of locked counters whose time is over; returns the units that each counter got back."""
-    back: dict[usage_store.CounterKey, int] = {}
+    back: dict[counters_store.CounterKey, int] = {}
     for key, _, units in await store.expire(conn, keys, now):
         back[key] = back.get(key, 0) + units
     if back:
-        await store.add_reserved(conn, {key: -units for key, units in back.items()}, now)
+        await counters_store.add_reserved(conn, {key: -units for key, units in back.items()}, now)
     return back
 
 
@@ -145,14 +145,14 @@ async def _locked(conn: AsyncConnection, known: Mapping[int, reading.Known], now
         if under[n].period.start not in one.facts.counters
     }
     unknown = {one.asked.account_id for one in known.values() if one.facts.standing.created_at is None}
-    locked = await usage_store.lock_counters(conn, set(keys.values()) - missing.keys())
+    locked = await counters_store.lock_counters(conn, set(keys.values()) - missing.keys())
     holding = [key for key, row in locked.items() if row.counter.reserved]
     back = await expire(conn, holding, now) if holding else {}
     gauges = {keys[n][:2] for n, one in known.items() if one.is_gauge}
     levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
     # After all locks, so that who waits for one of them holds none that we wait for.
     if missing:
-        locked |= await usage_store.open_counters(conn, missing, unknown, now)
+        locked |= await counters_store.open_counters(conn, missing, unknown, now)
     fresh = {}
     for n, one in known.items():
         key = keys[n]
@@ -171,7 +171,7 @@ class _Desk:
         self._now = now
         # How many checks each account's rate window has room for.
         self._room: dict[str, int] = {}
-        self.held: dict[usage_store.CounterKey, int] = {}
+        self.held: dict[counters_store.CounterKey, int] = {}
         self.wanted: dict[str, quota_rules.Requests] = {}
         self.made: list[tuple[holds.Reservation, str]] = []
 
@@ -228,7 +228,7 @@ async def _write(conn: AsyncConnection, desk: _Desk, now: datetime) -> None:
         raise transactions.RetryTransaction
     if await store.insert(conn, desk.made, now) < len(desk.made):
         raise transactions.RetryTransaction
-    await store.add_reserved(conn, desk.held, now)
+    await counters_store.add_reserved(conn, desk.held, now)
 
 
 def _repeated(
@@ -277,8 +277,8 @@ def _closed_state(reservation: holds.Reservation, now: datetime) -> holds.State:
     return holds.State.EXPIRED if reservation.state_at(now) is holds.State.EXPIRED else holds.State.RELEASED
 
 
-def _given_back(reservations: Iterable[holds.Reservation]) -> dict[usage_store.CounterKey, int]:
-    changes: dict[usage_store.CounterKey, int] = {}
+def _given_back(reservations: Iterable[holds.Reservation]) -> dict[counters_store.CounterKey, int]:
+    changes: dict[counters_store.CounterKey, int] = {}
     for one in reservations:
         changes[one.counter_key] = changes.get(one.counter_key, 0) - one.units
     return changes

@@ -1,18 +1,15 @@
 """Reservations in Postgres. Whoever changes one holds the lock of its counter; updates are conditional all the same."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from typing import TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.quota import holds
 from billing_svc.platform.database import tables
-
-# Account, meter, start of the period.
-CounterKey: TypeAlias = tuple[str, str, datetime]
 
 _RESERVATIONS = tables.reservations
 
@@ -46,14 +43,6 @@ _EXPIRE = sa.text("""
      WHERE (r.account_id, r.meter, r.period_start) = (counter.account_id, counter.meter, counter.period_start)
        AND r.state = 'held' AND r.expires_at <= :now
     RETURNING r.account_id, r.reservation_id, r.meter, r.period_start, r.units
-""")
-
-_ADD_RESERVED = sa.text("""
-    UPDATE usage_counters c
-       SET reserved = c.reserved + change.units, updated_at = :now
-      FROM unnest(CAST(:account_ids AS text[]), CAST(:meters AS text[]), CAST(:starts AS timestamptz[]),
-                  CAST(:units AS bigint[])) AS change (account_id, meter, period_start, units)
-     WHERE (c.account_id, c.meter, c.period_start) = (change.account_id, change.meter, change.period_start)
 """)
 
 
@@ -115,8 +104,8 @@ async def close(
 
 
 async def expire(
-    conn: AsyncConnection, counters: Collection[CounterKey], now: datetime
-) -> list[tuple[CounterKey, str, int]]:
+    conn: AsyncConnection, counters: Collection[counters_store.CounterKey], now: datetime
+) -> list[tuple[counters_store.CounterKey, str, int]]:
     """Close the holds of locked counters whose time is over; returns counter, reservation id and units of each."""
     rows = await conn.execute(
         _EXPIRE,
@@ -132,20 +121,6 @@ async def expire(
     ]
 
 
-async def add_reserved(conn: AsyncConnection, changes: Mapping[CounterKey, int], now: datetime) -> None:
-    """Change what locked counters hold; negative to give back."""
-    await conn.execute(
-        _ADD_RESERVED,
-        {
-            "now": now,
-            "account_ids": [key[0] for key in changes],
-            "meters": [key[1] for key in changes],
-            "starts": [key[2] for key in changes],
-            "units": list(changes.values()),
-        },
-    )
-
-
 async def count_held(conn: AsyncConnection, account_id: str, now: datetime) -> int:
     """Return how many reservations of an account are held now."""
     reservation = _RESERVATIONS.c
@@ -155,7 +130,7 @@ async def count_held(conn: AsyncConnection, account_id: str, now: datetime) -> i
     return int((await conn.execute(query)).scalar_one())
 
 
-async def overdue_counters(conn: AsyncConnection, most: int, now: datetime) -> list[CounterKey]:
+async def overdue_counters(conn: AsyncConnection, most: int, now: datetime) -> list[counters_store.CounterKey]:
     """Return counters that still hold what has expired."""
     overdue = (
         sa.select(_RESERVATIONS.c.account_id, _RESERVATIONS.c.meter, _RESERVATIONS.c.period_start)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.metering.alerts import rules as alerts_rules
+from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.gauges import rules as gauges_rules
 from billing_svc.metering.gauges import store as gauges_store
 from billing_svc.metering.quota import holds as reservations_rules
@@ -38,7 +39,7 @@ class Landing:
     known: reading.Known
     under: terms.Terms
     allowance: terms.Allowance
-    key: store.CounterKey
+    key: counters_store.CounterKey
     is_gauge: bool
 
     @classmethod
@@ -73,7 +74,7 @@ class Books:
 
     def __init__(
         self,
-        locked: Mapping[store.CounterKey, store.LockedCounter],
+        locked: Mapping[counters_store.CounterKey, counters_store.LockedCounter],
         levels: Mapping[gauges_store.GaugeKey, gauges_rules.Level],
         reservations: Mapping[tuple[str, str], reservations_rules.Reservation],
         now: datetime,
@@ -85,9 +86,9 @@ class Books:
         self._reserved = {key: row.counter.reserved for key, row in locked.items()}
         self._closings: list[tuple[reservations_rules.Reservation, reservations_rules.State, str | None]] = []
         self.levels = dict(levels)
-        self.counters: dict[store.CounterKey, store.Written] = {}
+        self.counters: dict[counters_store.CounterKey, counters_store.Written] = {}
         self.events: list[store.StoredEvent] = []
-        self.alerts: list[tuple[store.CounterKey, alerts_rules.Alert]] = []
+        self.alerts: list[tuple[counters_store.CounterKey, alerts_rules.Alert]] = []
 
     async def expire(self, conn: AsyncConnection) -> None:
         """Close the holds whose time is over, so that they do not stand in the way of an admission."""
@@ -106,10 +107,10 @@ class Books:
             return
         if await reservations_store.close(conn, self._closings, self._now) < len(self._closings):
             raise transactions.RetryTransaction
-        back: dict[store.CounterKey, int] = {}
+        back: dict[counters_store.CounterKey, int] = {}
         for one, _, _ in self._closings:
             back[one.counter_key] = back.get(one.counter_key, 0) - one.units
-        await reservations_store.add_reserved(conn, back, self._now)
+        await counters_store.add_reserved(conn, back, self._now)
 
     def take(self, placed: Placed) -> Outcome:
         """Decide on one event and count it; raises what makes it unfit, and then nothing has changed."""
@@ -140,7 +141,7 @@ class Books:
             under.catalog.alert_percents, allowance, before, after, is_new_allowance=is_new_allowance
         ):
             self.alerts.append((key, alert))
-        self.counters[key] = store.Written(after, under, allowance)
+        self.counters[key] = counters_store.Written(after, under, allowance)
         superseded = level is not None and self._move(placed, level, units)
         recorded = rules.Recorded(
             known.meter,
@@ -163,11 +164,11 @@ class Books:
         self.events.append(store.StoredEvent(event, placed.occurred_at, self._now, recorded))
         return Answer(recorded, duplicate=False)
 
-    def _row(self, landing: Landing) -> store.LockedCounter:
+    def _row(self, landing: Landing) -> counters_store.LockedCounter:
         """Return the counter as it was locked, or as it is opened."""
         row = self._rows.get(landing.key)
         if row is None:
-            row = self._rows[landing.key] = store.LockedCounter.opened(landing.under, landing.allowance)
+            row = self._rows[landing.key] = counters_store.LockedCounter.opened(landing.under, landing.allowance)
             self._reserved[landing.key] = 0
         return row
 
@@ -184,7 +185,7 @@ class Books:
     def _is_held(
         self,
         reservation: reservations_rules.Reservation,
-        key: store.CounterKey,
+        key: counters_store.CounterKey,
         outcome: reservations_rules.Outcome | None,
     ) -> bool:
         """Say whether a reservation still counts in the event's own counter."""

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
 from billing_svc.metering.alerts import store as alerts_store
+from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.gauges import rules as gauges_rules
 from billing_svc.metering.gauges import store as gauges_store
 from billing_svc.metering.quota import holds as reservations_rules
@@ -45,7 +46,7 @@ async def record(
         for one in reservations.values():
             pair = (one.account_id, one.meter)
             since[pair] = min(one.period_start, since.get(pair, one.period_start))
-        return store.finding(set(keys)), store.locking(since)
+        return store.finding(set(keys)), counters_store.locking(since)
 
     read, (found, counters) = await reading.read_standings(conn, catalogs, asked, now, beside)
     known = dict(zip(asked, read, strict=True))
@@ -60,7 +61,7 @@ async def record(
     if first:
         placed = _place([(n, events[n], known[names[n]]) for n in first.values()], outcomes, now)
         if placed:
-            await _count(conn, catalogs, placed, store.to_counters(counters), reservations, outcomes, now)
+            await _count(conn, catalogs, placed, counters_store.to_counters(counters), reservations, outcomes, now)
     if len(outcomes) < len(events):  # within a batch the first one wins
         for n, key in enumerate(keys):
             if n not in outcomes:
@@ -125,7 +126,7 @@ async def _count(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
     placed: Sequence[books.Placed],
-    locked: Mapping[store.CounterKey, store.LockedCounter],
+    locked: Mapping[counters_store.CounterKey, counters_store.LockedCounter],
     reservations: Mapping[tuple[str, str], reservations_rules.Reservation],
     outcomes: dict[int, books.Outcome],
     now: datetime,
@@ -169,7 +170,7 @@ async def _keep_terms(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
     landing: books.Landing,
-    row: store.LockedCounter,
+    row: counters_store.LockedCounter,
     now: datetime,
 ) -> None:
     """Let the terms of a past period be the last ones that were kept on its counter."""

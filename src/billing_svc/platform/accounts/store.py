@@ -79,3 +79,9 @@ async def set_pay_as_you_go(conn: AsyncConnection, account_id: str, under: str |
         .values(pay_as_you_go_under=under)
     )
     return changed.rowcount == 1
+
+
+async def lock(conn: AsyncConnection, account_id: str) -> None:
+    """Let one change of the account's subscriptions happen at a time."""
+    query = sa.select(_ACCOUNTS.c.account_id).where(_ACCOUNTS.c.account_id == account_id)
+    await conn.execute(query.with_for_update())

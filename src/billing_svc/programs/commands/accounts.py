@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from billing.v1 import admin_pb2, usage_pb2
+    from billing_svc.api.shown import AccountDetails, MeterUsage
     from billing_svc.metering.usage_summary.rules import Statement
     from billing_svc.platform.audit.store import Row
     from billing_svc.platform.clock import Clock
@@ -29,11 +29,11 @@ _ENTRIES_MAX = 500
 @account_app.command("show")
 def show_account(account: _Account, *, as_json: common.AsJson = False) -> None:
     """Show an account: plan, subscriptions, usage, overrides, and what is open."""
-    from billing_svc.api import account_overview
+    from billing_svc.api import account_overview, shown
     from billing_svc.api.conversions import admin as admin_conversions
     from billing_svc.catalog import versions
 
-    async def work(database: "Transactions", clock: "Clock") -> "admin_pb2.GetAccountResponse":
+    async def work(database: "Transactions", clock: "Clock") -> "AccountDetails":
         now = clock.now()
         details = await database.read(
             lambda conn: account_overview.details(conn, versions.CatalogCache(), account, now)
@@ -50,11 +50,11 @@ def show_account(account: _Account, *, as_json: common.AsJson = False) -> None:
         f"account {account}",
         ("", ""),
         [
-            ("since", common.shown_instant(summary.created_at)),
+            ("since", shown.instant(summary.created_at)),
             ("plan", f"{plan.plan} (catalog version {plan.catalog_version})"),
             (
                 "quota period",
-                f"{common.shown_instant(plan.quota_period_start)} to {common.shown_instant(plan.quota_period_end)}",
+                f"{shown.instant(plan.quota_period_start)} to {shown.instant(plan.quota_period_end)}",
             ),
             ("pay-as-you-go", "on" if plan.pay_as_you_go else "off"),
             ("past due", "yes" if plan.past_due else "no"),
@@ -72,9 +72,9 @@ def show_account(account: _Account, *, as_json: common.AsJson = False) -> None:
                 one.plan,
                 one.price,
                 str(one.quantity),
-                _word(_status_name(one.status)),
-                f"{common.shown_instant(one.period_start)} to {common.shown_instant(one.period_end)}",
-                common.shown_instant(one.ended_at if one.HasField("ended_at") else one.cancel_at),
+                shown.status(one.status),
+                f"{shown.instant(one.period_start)} to {shown.instant(one.period_end)}",
+                shown.instant(one.ended_at if one.HasField("ended_at") else one.cancel_at),
             )
             for one in told.subscriptions
         ],
@@ -87,7 +87,7 @@ def show_account(account: _Account, *, as_json: common.AsJson = False) -> None:
             (
                 one.meter,
                 "unlimited" if one.unlimited else f"{one.included:,}",
-                common.shown_instant(one.expires_at),
+                shown.instant(one.expires_at),
                 one.set_by,
                 one.note,
             )
@@ -106,6 +106,7 @@ def show_usage(
     as_json: common.AsJson = False,
 ) -> None:
     """Show what an account has used in a quota period, meter by meter."""
+    from billing_svc.api import shown
     from billing_svc.api.conversions import statements
     from billing_svc.catalog import versions
     from billing_svc.metering.usage_summary import drawing
@@ -121,13 +122,11 @@ def show_usage(
 
         return await database.read(draw)
 
-    from billing.v1 import usage_pb2
-
-    told = statements.to_proto_usage(common.on_database(work), usage_pb2.GetUsageRequest(account_id=account))
+    told = statements.to_proto_whole(common.on_database(work))
     if as_json:
         common.show(told)
         return
-    period = f"{common.shown_instant(told.period_start)} to {common.shown_instant(told.period_end)}"
+    period = f"{shown.instant(told.period_start)} to {shown.instant(told.period_end)}"
     typer.echo(f"{account}: plan {told.plan}, {period}")
     _show_usage(told.meters)
 
@@ -143,7 +142,7 @@ def show_audit(
     as_json: common.AsJson = False,
 ) -> None:
     """Show who changed what, newest first."""
-    from billing.v1 import admin_pb2
+    from billing_svc.api import shown
     from billing_svc.api.conversions import audit
     from billing_svc.platform.audit import store
 
@@ -158,16 +157,16 @@ def show_audit(
     async def work(database: "Transactions", _clock: "Clock") -> "Sequence[Row]":
         return await database.read(lambda conn: store.list_entries(conn, choice, None, most))
 
-    entries = [audit.to_proto_entry(row) for row in common.on_database(work)]
+    told = audit.to_proto_entries(common.on_database(work))
     if as_json:
-        common.show(admin_pb2.ListAuditEntriesResponse(entries=entries))
+        common.show(told)
         return
     common.table(
         "audit log",
         ("when", "who", "action", "account", "request", "what"),
         [
             (
-                common.shown_instant(one.happened_at),
+                shown.instant(one.happened_at),
                 one.caller,
                 one.action,
                 one.account_id,
@@ -177,12 +176,12 @@ def show_audit(
                     for change in one.changes
                 ),
             )
-            for one in entries
+            for one in told.entries
         ],
     )
 
 
-def _show_usage(meters: "Sequence[usage_pb2.MeterUsage]") -> None:
+def _show_usage(meters: "Sequence[MeterUsage]") -> None:
     common.table(
         "usage",
         ("meter", "used", "included", "percent", "reserved", "charged beyond"),
@@ -198,13 +197,3 @@ def _show_usage(meters: "Sequence[usage_pb2.MeterUsage]") -> None:
             for one in meters
         ],
     )
-
-
-def _status_name(status: int) -> str:
-    from billing.v1 import subscription_pb2
-
-    return subscription_pb2.Status.Name(subscription_pb2.Status.ValueType(status))
-
-
-def _word(name: str) -> str:
-    return name.removeprefix("STATUS_").lower()

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from google.protobuf.message import Message
-    from google.protobuf.timestamp_pb2 import Timestamp
     from rich.console import Console
 
     from billing_svc.platform.clock import Clock
@@ -106,11 +105,9 @@ def actor() -> str:
 
 def show(message: "Message") -> None:
     """Print a message of the API as JSON, zeros and empty values too."""
-    from google.protobuf import json_format
+    from billing_svc.api import shown
 
-    typer.echo(
-        json_format.MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-    )
+    typer.echo(shown.to_json(message))
 
 
 @contextlib.contextmanager
@@ -154,10 +151,3 @@ def parsed_instant(text: str) -> "datetime":
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no instant: 2026-03-31 or 2026-03-31T12:00Z") from None
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at
-
-
-def shown_instant(value: "Timestamp") -> str:
-    """Return an instant for people; empty if it is not set."""
-    from datetime import UTC
-
-    return value.ToDatetime(UTC).strftime("%Y-%m-%d %H:%M:%S") if value.seconds else ""

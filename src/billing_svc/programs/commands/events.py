@@ -50,7 +50,6 @@ def list_events(  # noqa: PLR0913 - each is an option
     as_json: common.AsJson = False,
 ) -> None:
     """Show the inbox, newest first."""
-    from billing.v1 import admin_pb2
     from billing_svc.api.conversions import stripe_events
     from billing_svc.inbox import store
 
@@ -61,8 +60,7 @@ def list_events(  # noqa: PLR0913 - each is an option
 
     rows = common.on_database(work)
     if as_json:
-        told = [stripe_events.to_proto_event(row) for row in rows]
-        common.show(admin_pb2.ListStripeEventsResponse(events=told))
+        common.show(stripe_events.to_proto_events(rows))
         return
     common.table(
         "Stripe's events",

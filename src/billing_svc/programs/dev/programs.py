@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Never
 
-import grpc
 import httpx
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from billing_svc.api import probe
 from billing_svc.platform import settings
 from billing_svc.programs.dev import options
 from billing_svc.programs.dev.options import LOOPBACK, Ports
@@ -130,15 +129,7 @@ def server(ports: Ports, common: Mapping[str, str]) -> Program:
     """Describe the gRPC server."""
 
     async def answers(_child: children.Child) -> bool:
-        # A channel of its own each time: one that has failed waits before it tries again.
-        async with grpc.aio.insecure_channel(grpc_address(ports), (("grpc.enable_http_proxy", 0),)) as channel:
-            try:
-                answer = await health_pb2_grpc.HealthStub(channel).Check(
-                    health_pb2.HealthCheckRequest(), timeout=_PROBE_SECONDS_MAX
-                )
-            except grpc.aio.AioRpcError:
-                return False
-            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        return await probe.is_serving(grpc_address(ports), _PROBE_SECONDS_MAX)
 
     return Program("server", command("serve"), common, answers)
 

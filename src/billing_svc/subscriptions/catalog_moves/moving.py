@@ -17,9 +17,10 @@ from billing_svc.catalog import model, versions
 from billing_svc.metering.gauges import store as gauges_store
 from billing_svc.metering.quota import reading, terms
 from billing_svc.platform import errors
+from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables, transactions
-from billing_svc.subscriptions.records import rules as subscriptions_rules
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import store as subscriptions_store
 
 # Subscriptions looked at in one transaction.
@@ -83,7 +84,7 @@ async def apply(
     catalogs = versions.CatalogCache()
 
     async def work(conn: AsyncConnection) -> Move | None:
-        await subscriptions_store.lock_account(conn, seen.account_id)
+        await accounts_store.lock(conn, seen.account_id)
         query = _outdated(seen.to_version, seen.account_id, ("", ""))
         found = await conn.execute(query.where(_SUBSCRIPTIONS.c.subscription_id == seen.subscription_id))
         row = found.mappings().one_or_none()
@@ -117,7 +118,7 @@ def _outdated(version: int, account_id: str | None, after: tuple[str, str]) -> s
         .where(
             _SUBSCRIPTIONS.c.is_plan,
             _SUBSCRIPTIONS.c.catalog_version < version,
-            _SUBSCRIPTIONS.c.status.not_in(subscriptions_rules.OVER),
+            _SUBSCRIPTIONS.c.status.not_in(stripe_subscriptions.OVER),
             sa.tuple_(*key) > sa.tuple_(*(sa.literal(part) for part in after)),
         )
         .order_by(*key)

@@ -8,9 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.platform import errors, request_ids
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.stripe import client, requests
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.changes import carrying
 from billing_svc.subscriptions.records import refreshing
-from billing_svc.subscriptions.records import rules as subscriptions_rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Canceling:
             await self._end(ending, fetched)
         await self._carrier.finish(asked, subscription_id, origin)
 
-    async def _end(self, ending: Ending, fetched: subscriptions_rules.StripeSubscription) -> None:
+    async def _end(self, ending: Ending, fetched: stripe_subscriptions.StripeSubscription) -> None:
         account_id, purpose = ending.account_id, f"cancel:{ending.request_id}"
         params: dict[str, object] = {"subscription": fetched.subscription_id}
         if ending.at_period_end:
@@ -117,7 +117,7 @@ class Canceling:
     async def _remember_resume(
         self,
         asked: request_ids.Asked,
-        fetched: subscriptions_rules.StripeSubscription,
+        fetched: stripe_subscriptions.StripeSubscription,
         origin: audit_store.Origin,
         now: datetime,
     ) -> None:

@@ -9,8 +9,8 @@ from billing_svc.platform import clock, errors, request_ids
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, requests
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import refreshing
-from billing_svc.subscriptions.records import rules as subscriptions_rules
 from billing_svc.subscriptions.records import store as subscriptions_store
 from billing_svc.usage_export import flushing
 
@@ -33,7 +33,7 @@ class Carrier:
         self.flush = flush
         self.clock = now
 
-    async def fetch(self, subscription_id: str) -> subscriptions_rules.StripeSubscription | None:
+    async def fetch(self, subscription_id: str) -> stripe_subscriptions.StripeSubscription | None:
         """Return a subscription as Stripe has it now; None once it is over, which is then known here too."""
         try:
             fetched = await refreshing.fetch(self.stripe, subscription_id)
@@ -60,7 +60,7 @@ class Carrier:
         with contextlib.suppress(errors.StripeRefused, client.NotAtStripe):
             await self.requests.perform(intent, look_up)
 
-    async def keep(self, account_id: str, fetched: subscriptions_rules.StripeSubscription, purpose: str) -> None:
+    async def keep(self, account_id: str, fetched: stripe_subscriptions.StripeSubscription, purpose: str) -> None:
         """Take back the end of a subscription that is scheduled, if one is."""
         if not fetched.will_end:
             return

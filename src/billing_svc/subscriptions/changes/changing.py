@@ -15,13 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import model, versions
 from billing_svc.platform import errors, request_ids
+from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
-from billing_svc.stripe import client, reading, requests
+from billing_svc.stripe import client, prices, reading, requests
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.changes import carrying, costs, rules
 from billing_svc.subscriptions.invoices import rules as invoices_rules
 from billing_svc.subscriptions.records import refreshing
-from billing_svc.subscriptions.records import rules as subscriptions_rules
-from billing_svc.subscriptions.records import store as subscriptions_store
 
 
 class Changing:
@@ -73,7 +73,7 @@ class Changing:
         known = await request_ids.find(conn, asked)
         if known is not None:
             return known
-        await subscriptions_store.lock_account(conn, order.account_id)
+        await accounts_store.lock(conn, order.account_id)
         target = await self._choose(conn, order, now)
         kept = asdict(target)
         await request_ids.remember(conn, asked, kept, now)
@@ -115,7 +115,7 @@ class Changing:
             proration_at=None if order.at_period_end else int((order.proration_at or now).timestamp()),
         )
 
-    async def _fetch(self, order: rules.Order, target: rules.Target) -> subscriptions_rules.StripeSubscription:
+    async def _fetch(self, order: rules.Order, target: rules.Target) -> stripe_subscriptions.StripeSubscription:
         fetched = await self._carrier.fetch(target.subscription_id)
         if fetched is None:
             raise carrying.not_subscribed(order.account_id)
@@ -126,7 +126,7 @@ class Changing:
         order: rules.Order,
         asked: request_ids.Asked,
         target: rules.Target,
-        fetched: subscriptions_rules.StripeSubscription,
+        fetched: stripe_subscriptions.StripeSubscription,
         answer: Mapping[str, Any] | None,
     ) -> Mapping[str, Any]:
         # Each unit is charged once, on the terms that it was used on.
@@ -155,7 +155,7 @@ class Changing:
         return answer
 
     async def _schedule(
-        self, order: rules.Order, target: rules.Target, fetched: subscriptions_rules.StripeSubscription
+        self, order: rules.Order, target: rules.Target, fetched: stripe_subscriptions.StripeSubscription
     ) -> None:
         """Let Stripe change the subscription at the end of its period, in place of whatever was pending."""
         account_id, writes, purpose = order.account_id, self._carrier.requests, f"change:{order.request_id}"
@@ -204,13 +204,13 @@ class Changing:
         order: rules.Order,
         asked: request_ids.Asked,
         target: rules.Target,
-        fetched: subscriptions_rules.StripeSubscription,
+        fetched: stripe_subscriptions.StripeSubscription,
     ) -> Mapping[str, Any]:
         answer = await self._cost(order, target, fetched)
         return await self._carrier.database.run(lambda conn: request_ids.keep_answer(conn, asked, answer))
 
     async def _cost(
-        self, order: rules.Order, target: rules.Target, fetched: subscriptions_rules.StripeSubscription
+        self, order: rules.Order, target: rules.Target, fetched: stripe_subscriptions.StripeSubscription
     ) -> Mapping[str, Any]:
         """Return what Stripe says that it costs, in the form in which it is kept."""
         details: dict[str, Any] = {"items": await self._items(target, fetched)}
@@ -226,20 +226,20 @@ class Changing:
         # At a period's end nothing is worked out for a part of one.
         lines = [line for line in found if not (order.at_period_end and line.is_proration)]
         sold = await self._carrier.database.read(
-            lambda conn: subscriptions_store.sold_prices(conn, {line.price_id for line in lines})
+            lambda conn: prices.sold_prices(conn, {line.price_id for line in lines})
         )
         meters = {price_id: one.meter for price_id, one in sold.items()}
         return costs.kept(effective_at, target.proration_at, str(invoice["currency"]), lines, meters)
 
     async def _items(
-        self, target: rules.Target, fetched: subscriptions_rules.StripeSubscription
+        self, target: rules.Target, fetched: stripe_subscriptions.StripeSubscription
     ) -> list[dict[str, Any]]:
         ours = await self._ours([item.price_id for item in fetched.items])
         return rules.item_changes(fetched.items, ours, target)
 
     async def _ours(self, price_ids: list[str]) -> Mapping[str, bool]:
         """Return which of these prices are from a catalog of ours, and whether they are metered."""
-        sold = await self._carrier.database.read(lambda conn: subscriptions_store.sold_prices(conn, price_ids))
+        sold = await self._carrier.database.read(lambda conn: prices.sold_prices(conn, price_ids))
         return {price_id: bool(one.meter) for price_id, one in sold.items()}
 
 
@@ -248,7 +248,7 @@ async def _price_ids(conn: AsyncConnection, choice: rules.Choice) -> tuple[str, 
     plan: model.Plan = choice.plan
     base = plan.base_lookup_key(choice.price)
     metered = [one.lookup_key for one in plan.metered_prices]
-    ids = await subscriptions_store.prices_of_version(conn, [base, *metered], choice.catalog_version)
+    ids = await prices.prices_of_version(conn, [base, *metered], choice.catalog_version)
     if {base, *metered} - ids.keys():
         raise errors.PlanNotApplied(
             f"plan {plan.key} is not at Stripe yet; `billing-svc catalog apply` brings it there",

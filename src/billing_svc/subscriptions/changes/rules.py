@@ -8,7 +8,7 @@ from typing import Any
 from billing_svc.catalog import model
 from billing_svc.platform import errors
 from billing_svc.stripe import reading
-from billing_svc.subscriptions.records import rules as subscriptions_rules
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +105,14 @@ class Target:
         """What the subscription says of itself from then on."""
         return {"plan": self.plan, "price": self.price, "catalog_version": str(self.catalog_version)}
 
-    def is_in(self, subscription: subscriptions_rules.StripeSubscription) -> bool:
+    def is_in(self, subscription: stripe_subscriptions.StripeSubscription) -> bool:
         """Say whether a subscription has it."""
         there = {item.price_id: item.quantity for item in subscription.items}
         return there.get(self.base_price_id) == self.quantity and set(self.metered_price_ids) <= there.keys()
 
 
 def item_changes(
-    items: Sequence[subscriptions_rules.Item], ours: Mapping[str, bool], target: Target
+    items: Sequence[stripe_subscriptions.Item], ours: Mapping[str, bool], target: Target
 ) -> list[dict[str, Any]]:
     """Return what is to become of a subscription's items; `ours` says of each price of ours whether it is metered.
 

@@ -23,9 +23,9 @@ from billing_svc.platform import request_ids as changes_store
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
-from billing_svc.stripe import client, requests
+from billing_svc.stripe import client, prices, requests
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.checkouts import closing, store
-from billing_svc.subscriptions.records import rules as subscriptions_rules
 from billing_svc.subscriptions.records import store as subscriptions_store
 
 # Each round closes one page that stands in the way; more than a few mean that callers fight over the account.
@@ -90,7 +90,7 @@ class Checkout:
         catalog = await self._catalogs.get(conn, version)
         _, price = offered(catalog, order)
         await accounts_store.insert_missing(conn, {order.account_id}, now)
-        await subscriptions_store.lock_account(conn, order.account_id)
+        await accounts_store.lock(conn, order.account_id)
         asked = changes_store.Asked(order.account_id, order.request_id, "checkout", order.content)
         known = await changes_store.find(conn, asked) if order.request_id else None
         bought = await subscriptions_store.plan_subscriptions(conn, order.account_id)
@@ -194,7 +194,7 @@ class Checkout:
             return True
         if session["status"] == "complete":
             status = await self._status_of(session)
-            if status is not None and status not in subscriptions_rules.OVER:
+            if status is not None and status not in stripe_subscriptions.OVER:
                 # It stays in the way until the worker has the subscription here, and closes it.
                 raise errors.AlreadySubscribed(
                     "the account has just paid for a checkout; its subscription is about to appear",
@@ -260,7 +260,7 @@ async def _line_items(
     """Return the base price and every metered price, the overlay's too, so that switching it on is local."""
     base = plan.base_lookup_key(price)
     metered = [one.lookup_key for one in plan.metered_prices]
-    ids = await subscriptions_store.prices_of_version(conn, [base, *metered], catalog_version)
+    ids = await prices.prices_of_version(conn, [base, *metered], catalog_version)
     missing = sorted({base, *metered} - ids.keys())
     if missing:
         raise errors.PlanNotApplied(

@@ -94,6 +94,15 @@ async def insert(conn: AsyncConnection, account_id: str, page: Page, now: dateti
         raise transactions.RetryTransaction
 
 
+async def expire_open(conn: AsyncConnection, account_id: str, now: datetime) -> None:
+    """Close the account's open page as expired; without one, it changes nothing."""
+    await conn.execute(
+        sa.update(_CHECKOUTS)
+        .where(_CHECKOUTS.c.account_id == account_id, _CHECKOUTS.c.state.in_(_OPEN))
+        .values(state="expired", closed_at=now)
+    )
+
+
 async def open_session(conn: AsyncConnection, account_id: str, page: Page) -> None:
     """Note the session of a page, unless that was done already."""
     opened = {"state": "open", "session_id": page.session_id, "url": page.url, "expires_at": page.expires_at}

@@ -17,7 +17,7 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
-from billing_svc.stripe import client, requests
+from billing_svc.stripe import client, prices, requests
 from billing_svc.subscriptions.follow_ups import rules
 from billing_svc.subscriptions.records import applying, duties_store, refreshing
 from billing_svc.subscriptions.records import store as subscriptions_store
@@ -174,8 +174,8 @@ class Duties:
         Meters add up by customer: the last invoice of this one would charge once more what the other charges.
         """
         fetched = await self._refresher.fetch(row.subscription_id)
-        prices = [item.price_id for item in fetched.items]
-        sold = await self._database.read(lambda conn: subscriptions_store.sold_prices(conn, prices))
+        price_ids = [item.price_id for item in fetched.items]
+        sold = await self._database.read(lambda conn: prices.sold_prices(conn, price_ids))
         metered = [
             item.item_id
             for item in fetched.items

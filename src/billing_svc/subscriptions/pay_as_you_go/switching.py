@@ -23,7 +23,7 @@ from billing_svc.platform import errors
 from billing_svc.platform import request_ids as changes_store
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
-from billing_svc.stripe import client, requests
+from billing_svc.stripe import client, prices, requests
 from billing_svc.subscriptions.changes import carrying
 from billing_svc.subscriptions.follow_ups import doing
 from billing_svc.subscriptions.records import duties_store
@@ -96,7 +96,7 @@ class Switching:
         if known is not None and known.is_closed:
             return None
         await accounts_store.insert_missing(conn, {switch.account_id}, now)
-        await subscriptions_store.lock_account(conn, switch.account_id)
+        await accounts_store.lock(conn, switch.account_id)
         if known is None:
             await changes_store.remember(conn, switch.asked, {}, now)
         if not switch.enabled:
@@ -189,7 +189,7 @@ class Switching:
 async def _needed(conn: AsyncConnection, under: terms.Terms, rows: list[subscriptions_store.Row]) -> _Needed:
     """Return what has to be made. Raises PlanNotApplied."""
     keys = [one.lookup_key for one in under.plan.charged(pay_as_you_go=True)]
-    ids = await subscriptions_store.prices_of_version(conn, keys, under.catalog_version)
+    ids = await prices.prices_of_version(conn, keys, under.catalog_version)
     if set(keys) - ids.keys():
         raise errors.PlanNotApplied(
             f"plan {under.plan.key} is not at Stripe yet; `billing-svc catalog apply` brings it there",

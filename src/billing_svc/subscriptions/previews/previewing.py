@@ -12,6 +12,7 @@ from billing_svc.metering.usage_summary import drawing
 from billing_svc.metering.usage_summary import rules as statements_rules
 from billing_svc.platform import errors
 from billing_svc.pricing import rules
+from billing_svc.subscriptions.previews import rules as preview_rules
 from billing_svc.subscriptions.records import store as subscriptions_store
 
 
@@ -43,7 +44,7 @@ class _Basis:
 
 async def preview(
     conn: AsyncConnection, catalogs: versions.CatalogCache, request: Request, now: datetime
-) -> rules.Bill:
+) -> preview_rules.Bill:
     """Return the bill. A plan that is named is the newest catalog's; an account's own is the one that it was sold.
 
     Raises PlanNotFound, PriceNotFound, MeterNotFound, PayAsYouGoNotOffered, and InvalidRequest on the quantity.
@@ -55,7 +56,7 @@ async def preview(
     if request.pay_as_you_go and under.plan.pay_as_you_go is None:
         message = f"pay_as_you_go: plan {under.plan.key} does not offer it"
         raise errors.PayAsYouGoNotOffered(message, {"plan": under.plan.key})
-    return rules.Bill(
+    return preview_rules.Bill(
         under=under,
         catalog=catalog,
         base=rules.base_line(under.plan, price_name, under.quantity, catalog.currency) if price_name else None,
@@ -130,7 +131,7 @@ def _seats(request: Request, under: terms.Terms, price_name: str) -> int:
 
 def _meter_lines(
     request: Request, basis: _Basis, under: terms.Terms, catalog: model.Catalog, now: datetime
-) -> tuple[rules.MeterLine, ...]:
+) -> tuple[preview_rules.MeterLine, ...]:
     definitions = {
         **basis.newest.meters,
         **{key: one for key, one in catalog.meters.items() if key in under.plan.limits},
@@ -145,11 +146,11 @@ def _meter_lines(
     for meter, definition in definitions.items():
         line = known.get(meter)
         allowance = under.allowance(meter, None if line is None else line.override, now)
-        quantity = rules.Quantity(0)
+        quantity = preview_rules.Quantity(0)
         if meter in request.usage:
-            quantity = rules.Quantity(request.usage[meter])
+            quantity = preview_rules.Quantity(request.usage[meter])
         elif line is not None:
-            quantity = rules.Quantity(line.counter.used, line.counter if is_own else None)
+            quantity = preview_rules.Quantity(line.counter.used, line.counter if is_own else None)
         if allowance.limit is not None or quantity.units or meter in request.usage:
-            lines.append(rules.meter_line(meter, definition, under, allowance, quantity, catalog.currency))
+            lines.append(preview_rules.meter_line(meter, definition, under, allowance, quantity, catalog.currency))
     return tuple(lines)

@@ -7,15 +7,18 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
+from billing_svc.customers import store as customers_store
 from billing_svc.metering.gauges import store as gauges_store
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
+from billing_svc.stripe import prices
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import consequences, duties_store, rules, store
 from billing_svc.usage_export import settling
 
 _log = structlog.get_logger(__name__)
 
-_KNOWN_STATUSES = rules.GIVING | rules.SUSPENDED | rules.STILLBORN | rules.OVER
+_KNOWN_STATUSES = stripe_subscriptions.GIVING | rules.SUSPENDED | rules.STILLBORN | stripe_subscriptions.OVER
 
 
 class NotOurs(Exception):
@@ -29,15 +32,15 @@ class CannotApply(Exception):
 async def apply(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
-    fetched: rules.StripeSubscription,
+    fetched: stripe_subscriptions.StripeSubscription,
     origin: audit_store.Origin,
     now: datetime,
 ) -> str:
     """Write a fetched subscription and its audit row; returns the account. Raises NotOurs or CannotApply."""
-    account_id = await store.account_of_customer(conn, fetched.customer_id)
+    account_id = await customers_store.account_of_customer(conn, fetched.customer_id)
     if account_id is None:
         raise NotOurs(f"customer {fetched.customer_id} is not ours")
-    sold = await store.sold_prices(conn, [item.price_id for item in fetched.items])
+    sold = await prices.sold_prices(conn, [item.price_id for item in fetched.items])
     ours = [(item, sold[item.price_id]) for item in fetched.items if item.price_id in sold]
     if not ours:
         raise CannotApply(f"no price of subscription {fetched.subscription_id} is from a catalog of ours")
@@ -50,7 +53,7 @@ async def apply(
     if fetched.status not in _KNOWN_STATUSES:
         _log.warning("unknown_subscription_status", status=fetched.status, subscription=fetched.subscription_id)
     await accounts_store.insert_missing(conn, {account_id}, now)
-    await store.lock_account(conn, account_id)
+    await accounts_store.lock(conn, account_id)
     previous = await store.find(conn, account_id, fetched.subscription_id)
     interval = rules.effective(fetched, previous.interval if previous else None, item.period_end, now)
     superfluous = previous is not None and previous.superfluous
@@ -109,11 +112,11 @@ async def apply(
 
 
 async def _pending(
-    conn: AsyncConnection, fetched: rules.StripeSubscription, present: store.SoldPrice, quantity: int
+    conn: AsyncConnection, fetched: stripe_subscriptions.StripeSubscription, present: prices.SoldPrice, quantity: int
 ) -> Mapping[str, object]:
     """Return the columns of the change that the subscription's schedule is going to make, if it is one of ours."""
     phase = fetched.next_phase
-    sold = await store.sold_prices(conn, list(phase.prices)) if phase is not None and not fetched.is_over else {}
+    sold = await prices.sold_prices(conn, list(phase.prices)) if phase is not None and not fetched.is_over else {}
     base = next((one for one in sold.values() if one.price), None)
     none = dict.fromkeys(("pending_plan", "pending_price", "pending_quantity", "pending_at"))
     if phase is None or base is None:
@@ -130,7 +133,10 @@ async def _pending(
 
 
 async def _sold_version(
-    conn: AsyncConnection, catalogs: versions.CatalogCache, fetched: rules.StripeSubscription, price: store.SoldPrice
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    fetched: stripe_subscriptions.StripeSubscription,
+    price: prices.SoldPrice,
 ) -> int:
     """Return the catalog version that it was sold under: our checkout wrote it there; else, its price's first one."""
     noted = fetched.metadata.get("catalog_version", "")

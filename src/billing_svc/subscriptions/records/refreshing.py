@@ -10,7 +10,8 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, leases
-from billing_svc.subscriptions.records import applying, rules
+from billing_svc.stripe import subscriptions as stripe_subscriptions
+from billing_svc.subscriptions.records import applying
 
 # A worker holds an object for a fetch and a transaction, usually a fraction of a second; the caller's own call has
 # time for no more.
@@ -57,7 +58,7 @@ class Refresher:
             await asyncio.sleep(POLL_SECONDS)
         raise errors.LostRace("the subscription is being brought up to date by others; send the same call again")
 
-    async def fetch(self, subscription_id: str) -> rules.StripeSubscription:
+    async def fetch(self, subscription_id: str) -> stripe_subscriptions.StripeSubscription:
         """Look at a subscription as Stripe has it, and change nothing. Raises what `fetch` below does."""
         return await fetch(self._stripe, subscription_id)
 
@@ -83,14 +84,14 @@ class Refresher:
             await self._database.run(lambda conn: leases.end(conn, lease, now))
 
 
-async def fetch(stripe: client.Stripe, subscription_id: str) -> rules.StripeSubscription:
+async def fetch(stripe: client.Stripe, subscription_id: str) -> stripe_subscriptions.StripeSubscription:
     """Return a subscription as Stripe has it now. Raises NotAtStripe and CannotApply, beside what the client raises."""
     return read(await stripe.subscription(subscription_id))
 
 
-def read(data: client.Data) -> rules.StripeSubscription:
+def read(data: client.Data) -> stripe_subscriptions.StripeSubscription:
     """Return a subscription as Stripe wrote it, typed. Raises CannotApply."""
     try:
-        return rules.from_stripe(data)
+        return stripe_subscriptions.from_stripe(data)
     except ValueError as error:
         raise applying.CannotApply(str(error)) from error

@@ -9,23 +9,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing_svc.customers import store as customers_store
 from billing_svc.platform.database import tables
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import rules
 
 _SUBSCRIPTIONS = tables.subscriptions
-_CUSTOMERS = tables.stripe_customers
-_PRICES = tables.stripe_prices
-
-
-@dataclass(frozen=True, slots=True)
-class SoldPrice:
-    """What a price at Stripe stands for: a plan's price, or a charged meter of it (the other one is empty)."""
-
-    price_id: str
-    catalog_version: int
-    plan: str
-    price: str
-    meter: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +47,7 @@ class Row:
     @property
     def is_over(self) -> bool:
         """Say whether it has ended for good, so that another one may be bought."""
-        return self.status in rules.OVER
+        return self.status in stripe_subscriptions.OVER
 
     @property
     def will_end(self) -> bool:
@@ -68,7 +57,7 @@ class Row:
     @property
     def is_giving(self) -> bool:
         """Say whether its status gives what it is for."""
-        return self.status in rules.GIVING
+        return self.status in stripe_subscriptions.GIVING
 
     def goes_on(self, at: datetime) -> bool:
         """Say whether it has not come to its end at `at`, also where Stripe has not told of that yet."""
@@ -89,64 +78,6 @@ class Previous:
     catalog_version: int
     interval: rules.Interval
     superfluous: bool
-
-
-async def account_of_customer(conn: AsyncConnection, customer_id: str) -> str | None:
-    """Return the account that a customer at Stripe belongs to; None if it is not ours."""
-    query = sa.select(_CUSTOMERS.c.account_id).where(_CUSTOMERS.c.customer_id == customer_id)
-    return (await conn.execute(query)).scalar_one_or_none()
-
-
-async def customer_of_account(conn: AsyncConnection, account_id: str) -> str | None:
-    """Return the account's customer at Stripe; None if it has none."""
-    query = sa.select(tables.accounts.c.customer_id).where(tables.accounts.c.account_id == account_id)
-    return (await conn.execute(query)).scalar_one_or_none()
-
-
-async def link_customer(conn: AsyncConnection, account_id: str, customer_id: str, now: datetime) -> bool:
-    """Remember the account's customer, in both directions; returns whether it had none before.
-
-    The first one stays. One that came late is remembered as the account's all the same: its events are ours.
-    """
-    await conn.execute(
-        postgresql.insert(_CUSTOMERS)
-        .values(customer_id=customer_id, account_id=account_id, linked_at=now)
-        .on_conflict_do_nothing()
-    )
-    account = tables.accounts.c
-    linked = await conn.execute(
-        sa.update(tables.accounts)
-        .where(account.account_id == account_id, account.customer_id.is_(None))
-        .values(customer_id=customer_id)
-    )
-    return linked.rowcount == 1
-
-
-async def sold_prices(conn: AsyncConnection, price_ids: Collection[str]) -> dict[str, SoldPrice]:
-    """Return what prices at Stripe stand for; those that never were ours are missing."""
-    columns = (_PRICES.c.price_id, _PRICES.c.catalog_version, _PRICES.c.plan, _PRICES.c.price, _PRICES.c.meter)
-    rows = await conn.execute(sa.select(*columns).where(_PRICES.c.price_id.in_(price_ids)))
-    return {row.price_id: SoldPrice(*row) for row in rows}
-
-
-async def prices_of_version(conn: AsyncConnection, lookup_keys: Collection[str], version: int) -> dict[str, str]:
-    """Return the price id that each lookup key stood for in a catalog version; unknown keys are missing.
-
-    A price comes with the version that first has it, and holds until a later version brings another.
-    """
-    rows = await conn.execute(
-        sa.select(_PRICES.c.lookup_key, _PRICES.c.price_id)
-        .where(_PRICES.c.lookup_key.in_(lookup_keys), _PRICES.c.catalog_version <= version)
-        .order_by(_PRICES.c.catalog_version, _PRICES.c.is_current)
-    )
-    # The last one of a key stays.
-    return {row.lookup_key: row.price_id for row in rows}
-
-
-async def lock_account(conn: AsyncConnection, account_id: str) -> None:
-    """Let one change of the account's subscriptions happen at a time."""
-    query = sa.select(tables.accounts.c.account_id).where(tables.accounts.c.account_id == account_id)
-    await conn.execute(query.with_for_update())
 
 
 async def plan_subscriptions(conn: AsyncConnection, account_id: str) -> list[Row]:
@@ -181,13 +112,13 @@ async def subscriptions(conn: AsyncConnection, account_id: str) -> list[Row]:
 
 async def living_of_customer(conn: AsyncConnection, customer_id: str) -> list[str]:
     """Return the subscriptions of a customer that are not over; none if it is not ours."""
-    account_id = await account_of_customer(conn, customer_id)
+    account_id = await customers_store.account_of_customer(conn, customer_id)
     if account_id is None:
         return []
     query = sa.select(_SUBSCRIPTIONS.c.subscription_id).where(
         _SUBSCRIPTIONS.c.account_id == account_id,
         _SUBSCRIPTIONS.c.customer_id == customer_id,
-        _SUBSCRIPTIONS.c.status.not_in(rules.OVER),
+        _SUBSCRIPTIONS.c.status.not_in(stripe_subscriptions.OVER),
     )
     return list((await conn.execute(query)).scalars())
 

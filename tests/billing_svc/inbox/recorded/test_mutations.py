@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from billing_svc.inbox import rules
 from billing_svc.platform import clock, errors
 from billing_svc.platform.database import tables
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.invoices import rules as invoices_rules
-from billing_svc.subscriptions.records import rules as subscriptions_rules
 from tests.billing_svc.inbox.recorded import shapes
 from tests.billing_svc.inbox.recorded.conftest import Door
 
@@ -112,7 +112,7 @@ def test_a_mutated_object_is_read_or_a_value_error(seed: int) -> None:
     subject = mutated(rng.choice(SUBJECTS), rng)
     if not isinstance(subject, dict):
         return
-    for read in (subscriptions_rules.from_stripe, invoices_rules.from_stripe):
+    for read in (stripe_subscriptions.from_stripe, invoices_rules.from_stripe):
         try:
             read(subject)
         except ValueError:

@@ -10,8 +10,8 @@ from billing.v1 import usage_pb2
 from billing_svc.catalog import versions
 from billing_svc.metering.gauges import opening
 from billing_svc.metering.gauges import store as gauges_store
+from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.database import tables
-from billing_svc.subscriptions.records import store as subscriptions_store
 from tests.billing_svc import books
 from tests.billing_svc.conftest import Billing
 
@@ -85,6 +85,6 @@ async def _apply(billing: Billing) -> None:
     """Do what the worker does when a subscription has appeared, behind its lock of the account."""
     now = billing.clock.now()
     async with billing.engine.begin() as conn:
-        await subscriptions_store.lock_account(conn, "org_1")
+        await accounts_store.lock(conn, "org_1")
         await books.subscribe(billing.engine, "org_1", "standard", since=now)
         await gauges_store.reopen(conn, "org_1", now)

@@ -2,6 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import rules
 
 START = datetime(2026, 1, 31, tzinfo=UTC)
@@ -16,7 +17,7 @@ ENDS_LATER = rules.Interval(START, LATER)
 NEVER = rules.Interval(START, START)
 
 
-def subscription(status: str, **more: object) -> rules.StripeSubscription:
+def subscription(status: str, **more: object) -> stripe_subscriptions.StripeSubscription:
     fields: dict[str, object] = {
         "subscription_id": "sub_1",
         "customer_id": "cus_1",
@@ -31,11 +32,11 @@ def subscription(status: str, **more: object) -> rules.StripeSubscription:
         "canceled_at": None,
         "ended_at": None,
     }
-    return rules.StripeSubscription(**{**fields, **more})  # type: ignore[arg-type]  # a table of fields
+    return stripe_subscriptions.StripeSubscription(**{**fields, **more})  # type: ignore[arg-type]  # a table of fields
 
 
 @pytest.mark.parametrize("previous", [None, GAVE, ENDED_EARLIER, ENDS_LATER, NEVER])
-@pytest.mark.parametrize("status", sorted(rules.GIVING))
+@pytest.mark.parametrize("status", sorted(stripe_subscriptions.GIVING))
 def test_a_giving_status_gives_whatever_was(status: str, previous: rules.Interval | None) -> None:
     assert rules.effective(subscription(status), previous, PERIOD_END, NOW) == GAVE
     at_period_end = subscription(status, cancel_at_period_end=True)
@@ -106,22 +107,22 @@ def test_the_period_is_the_item_s_and_else_the_subscription_s(
     on_item: dict[str, int], on_subscription: dict[str, int]
 ) -> None:
     item = {"id": "si_1", "price": "price_1", **on_item}
-    read = rules.from_stripe(data(items={"data": [item]}, **on_subscription)).items[0]
+    read = stripe_subscriptions.from_stripe(data(items={"data": [item]}, **on_subscription)).items[0]
     bounds = (read.period_start, read.period_end)
     assert tuple(int(bound.timestamp()) for bound in bounds) == (1_790_000_000, 1_792_000_000)
 
 
 def test_customer_and_price_may_be_ids_or_objects() -> None:
-    assert rules.from_stripe(data(customer={"id": "cus_1", "object": "customer"})).customer_id == "cus_1"
-    assert rules.from_stripe(data()).items[0].price_id == "price_1"
+    assert stripe_subscriptions.from_stripe(data(customer={"id": "cus_1", "object": "customer"})).customer_id == "cus_1"
+    assert stripe_subscriptions.from_stripe(data()).items[0].price_id == "price_1"
     older = {"id": "si_1", "plan": {"id": "price_1"}, **PERIOD}
-    assert rules.from_stripe(data(items={"data": [older]})).items[0].price_id == "price_1"
+    assert stripe_subscriptions.from_stripe(data(items={"data": [older]})).items[0].price_id == "price_1"
 
 
 @pytest.mark.parametrize(("quantity", "seats"), [(None, 1), (0, 0), (1, 1), (7, 7)])
 def test_a_metered_item_counts_as_one_and_zero_stays_zero(quantity: int | None, seats: int) -> None:
     item = {"id": "si_1", "price": "price_1", "quantity": quantity, **PERIOD}
-    assert rules.from_stripe(data(items={"data": [item]})).items[0].quantity == seats
+    assert stripe_subscriptions.from_stripe(data(items={"data": [item]})).items[0].quantity == seats
 
 
 @pytest.mark.parametrize(
@@ -147,4 +148,4 @@ def test_a_metered_item_counts_as_one_and_zero_stays_zero(quantity: int | None, 
 )
 def test_what_is_no_subscription_is_a_value_error(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"not a subscription|out of range|year"):
-        rules.from_stripe(data(**wrong))
+        stripe_subscriptions.from_stripe(data(**wrong))

@@ -1,0 +1,87 @@
+"""The lines of a bill. Pure; amounts are exact Decimals in major units until a line is rounded, once."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from billing_svc.catalog import model
+from billing_svc.metering.quota import rules as quota_rules
+from billing_svc.metering.quota import terms
+from billing_svc.pricing import rules as pricing_rules
+
+# What runs into a limit of these kinds is denied, at once or after the grace.
+_DENYING = frozenset({"deny", "grace"})
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """So many units of a meter, of a gauge its peak; `counter`: as an account's counter has them, on its own terms."""
+
+    units: int
+    counter: quota_rules.Counter | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeterLine:
+    """What the use of one meter costs; `included` None: unlimited. `charging` is the limit that names the price."""
+
+    meter: str
+    definition: model.Meter
+    quantity: int
+    included: int | None
+    in_plan: bool
+    billable: int
+    charging: model.Limit | None
+    amount: Decimal
+    over_limit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """Lines on some terms; `base` is None on a plan without a price. `of_account`: with a real account's usage."""
+
+    under: terms.Terms
+    catalog: model.Catalog
+    base: pricing_rules.BaseLine | None
+    lines: tuple[MeterLine, ...]
+    of_account: bool
+
+    @property
+    def total(self) -> Decimal:
+        """Return the sum of the rounded lines."""
+        amounts = [line.amount for line in self.lines]
+        return sum(amounts, start=Decimal(0) if self.base is None else self.base.amount)
+
+
+def meter_line(
+    meter: str,
+    definition: model.Meter,
+    under: terms.Terms,
+    allowance: terms.Allowance,
+    quantity: Quantity,
+    currency: str,
+) -> MeterLine:
+    """Return the line of a meter: what a counter holds as billable, or what the quantity would come to."""
+    limit, included, counter = allowance.limit, allowance.included, quantity.counter
+    beyond = 0 if included is None else max(0, quantity.units - included)
+    if counter is not None:
+        billable = counter.billable
+        # What was charged takes up no room; of a gauge the peak counts.
+        passed = 0 if included is None else max(0, quantity.units - billable - included)
+    else:
+        billable = beyond if allowance.charges else 0
+        if allowance.charged_units_max is not None:
+            billable = min(billable, allowance.charged_units_max)
+        passed = beyond - billable
+    charging = pricing_rules.charging_limit(under.plan, meter, billable, pay_as_you_go=under.pay_as_you_go)
+    return MeterLine(
+        meter=meter,
+        definition=definition,
+        quantity=quantity.units,
+        included=included,
+        in_plan=limit is not None,
+        billable=billable,
+        charging=charging,
+        amount=pricing_rules.rounded(Decimal(0) if charging is None else charging.price_of(billable), currency),
+        over_limit=passed > 0
+        and (limit is None or limit.beyond in _DENYING or allowance.charged_units_max is not None),
+    )
