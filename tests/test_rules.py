@@ -27,9 +27,11 @@ RULES = {"rules.py", "terms.py", "periods.py", "holds.py"}
 # how a value is made.
 RULES_MAY_IMPORT = (
     "billing_svc.catalog.model",
+    "billing_svc.catalog.parts",
     "billing_svc.platform.money",
     "billing_svc.platform.errors",
     "billing_svc.stripe.reading",
+    "billing_svc.stripe.subscriptions",
     "billing_svc.platform.values",
 )
 # Of the rest of the world, what does no I/O.
@@ -39,8 +41,7 @@ GRPC = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "google.protobu
 # Outside of api/, where gRPC ends, these modules touch its library; messages (`billing.v1`) none of them.
 GRPC_MODULES = {
     "billing_svc.platform.errors",  # each names its status code
-    "billing_svc.programs.dev.programs",  # asks the server whether it answers
-    "billing_svc.programs.server",
+    "billing_svc.programs.commands.common",  # knows that what it prints is a message
 }
 
 # The areas of billing_svc, the highest first. Imports go down; areas of the same line do not import each other.
@@ -115,9 +116,53 @@ def area_of(module: str) -> str:
 
 
 def is_edge(one: Import) -> bool:
-    """Say whether a module answers callers or operators; those see the API's messages, in --json just as they are."""
-    edge = one.module in GRPC_MODULES or one.module.startswith("billing_svc.programs.commands.")
-    return edge or area_of(one.module) == "api"
+    """Say whether a module answers callers; everything behind it takes and returns our own types."""
+    return area_of(one.module) == "api" or one.module in GRPC_MODULES
+
+
+def knows_the_edge(one: Import) -> bool:
+    """Say whether a module shows operators what callers see: in --json the API's messages, just as they are."""
+    return area_of(one.module) in {"api", "programs"}
+
+
+def own_imports() -> Iterator[tuple[str, str]]:
+    """Every pair of modules of billing_svc of which the first imports the second."""
+    known = {module_of(file) for file in files("billing_svc")}
+    for one in imports("billing_svc"):
+        target = one.imported if one.imported in known else one.imported.rpartition(".")[0]
+        module = module_of(one.file)
+        if target in known and target != module:
+            yield module, target
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__")
+
+
+def folder_of(module: str) -> str:
+    """Return the folder that a module's file lies in; a package's own `__init__` lies in the package."""
+    is_package = (SRC / Path(*module.split("."))).is_dir()
+    return module if is_package else module.rpartition(".")[0]
+
+
+def cycles(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a name of each node that can be reached from itself."""
+    below: dict[str, set[str]] = {}
+    for one, other in pairs:
+        if one != other:
+            below.setdefault(one, set()).add(other)
+    found = []
+    for start in sorted(below):
+        reached: set[str] = set()
+        waiting = list(below[start])
+        while waiting:
+            node = waiting.pop()
+            if node not in reached:
+                reached.add(node)
+                waiting.extend(below.get(node, ()))
+        if start in reached:
+            found.append(start)
+    return found
 
 
 def is_rule(module: str) -> bool:
@@ -129,6 +174,39 @@ def modules_below(package: ModuleType) -> Iterator[ModuleType]:
         # Migrations are run by Alembic, programs by Python; neither can be imported for its names alone.
         if ".migrations." not in found.name and not found.name.endswith("__main__"):
             yield importlib.import_module(found.name)
+
+
+def test_every_module_lies_in_an_area() -> None:
+    beside = {module for file in files("billing_svc") if not area_of(module := module_of(file))}
+    assert beside == {"billing_svc", "billing_svc.__main__"}
+
+
+def test_imports_go_down_the_line_of_areas() -> None:
+    def goes_down(module: str, target: str) -> bool:
+        area, other = area_of(module), area_of(target)
+        return area == other or not other or (bool(area) and LEVELS[area] < LEVELS[other])
+
+    beyond = {pair for pair in own_imports() if not goes_down(*pair)}
+    # It starts the program that its arguments name.
+    assert beyond == {("billing_svc.__main__", "billing_svc.programs.cli")}
+
+
+def test_a_cycle_would_be_found() -> None:
+    assert cycles([("a", "b"), ("b", "c"), ("c", "b"), ("c", "d")]) == ["b", "c"]
+
+
+def test_neither_modules_nor_folders_import_each_other_in_a_circle() -> None:
+    pairs = list(own_imports())
+    assert cycles(pairs) == []
+    assert cycles((folder_of(one), folder_of(other)) for one, other in pairs) == []
+
+
+def test_only_the_api_touches_generated_modules() -> None:
+    def is_generated(one: Import) -> bool:
+        return any(part.endswith(("_pb2", "_pb2_grpc")) for part in one.imported.split("."))
+
+    beyond = (one for one in imports("billing_svc") if is_generated(one) and area_of(one.module) != "api")
+    assert described(beyond) == []
 
 
 def test_rules_know_nothing_of_databases_grpc_or_stripe() -> None:
@@ -186,7 +264,8 @@ def test_only_the_server_knows_servicers() -> None:
     beyond = (
         one
         for one in imports("billing_svc")
-        if one.is_of(["billing_svc.api.servicers"]) and one.module != "billing_svc.programs.server"
+        if one.is_of(["billing_svc.api.servicers"])
+        and one.module not in {"billing_svc.programs.server", "billing_svc.api.servicers.services"}
     )
     assert described(beyond) == []
 
@@ -196,7 +275,7 @@ def test_only_the_edge_knows_conversions_and_interceptors() -> None:
     beyond = (
         one
         for one in imports("billing_svc")
-        if edge & set(one.imported.split(".")) and one.is_of(["billing_svc"]) and not is_edge(one)
+        if edge & set(one.imported.split(".")) and one.is_of(["billing_svc"]) and not knows_the_edge(one)
     )
     assert described(beyond) == []
 

@@ -14,7 +14,7 @@ from tests.faults import runs, summary
 ELSEWHERE = (
     "tests/billing_svc/platform/database/test_transaction_faults.py",
     "tests/billing_svc/programs/test_outages.py",
-    "tests/billing_svc/programs/supervision/test_replicas.py",
+    "tests/billing_svc/programs/test_replicas.py",
     "tests/billing_svc/metering/usage/test_atomicity.py",
     "tests/billing_svc/metering/usage/test_repeats.py",
     "tests/billing_svc/usage_export/test_any_fault.py",

@@ -86,7 +86,7 @@ PROTECTIONS = (
     # Promise 3: never over-admitted.
     Protection(
         "the lock of a counter's row",
-        f"{_SVC}/metering/usage/store.py",
+        f"{_SVC}/metering/counters/store.py",
         "              FOR UPDATE\n           ) AS c\n",
         "           ) AS c\n",
         (f"{_HOLDS}::test_events_that_wait_for_the_same_counter_are_all_counted",),
@@ -129,14 +129,14 @@ PROTECTIONS = (
     # Under load.
     Protection(
         "a call whose deadline has passed is dropped",
-        f"{_SVC}/platform/batching.py",
+        f"{_SVC}/platform/batching/batcher.py",
         " if not one[1].done()]",
         "]",
         (f"{_TESTS}/platform/test_batching.py::test_a_cancelled_call_never_reaches_the_database",),
     ),
     Protection(
         "the bound of a queue",
-        f"{_SVC}/platform/batching.py",
+        f"{_SVC}/platform/batching/batcher.py",
         "        if len(self._waiting) >= QUEUE_MAX:\n",
         "        if False:\n",
         (
@@ -148,9 +148,7 @@ PROTECTIONS = (
         f"{_SVC}/programs/server.py",
         "            await running.stop()\n",
         "            await running.server.stop(0)\n",
-        (
-            f"{_TESTS}/programs/supervision/test_replicas.py::test_one_that_is_stopped_drains_and_is_replaced_without_a_failed_call",
-        ),
+        (f"{_TESTS}/programs/test_replicas.py::test_one_that_is_stopped_drains_and_is_replaced_without_a_failed_call",),
     ),
     # Promise 10: closed by default.
     Protection(

@@ -7,7 +7,7 @@ from decimal import Decimal
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from billing_svc.catalog import model
+from billing_svc.catalog import parts
 from billing_svc.metering.quota import rules, terms
 
 NOW = datetime(2026, 5, 11, 9, 30, tzinfo=UTC)
@@ -24,7 +24,7 @@ BEYONDS = st.sampled_from(["deny", "grace", "charge", "allow"])
 def allowances(draw: st.DrawFn, beyond: st.SearchStrategy[str] = BEYONDS) -> terms.Allowance:
     included, chosen = draw(QUANTITIES), draw(beyond)
     price = {"unit_price": draw(st.decimals("0.001", "10", places=3))} if chosen == "charge" else {}
-    return terms.Allowance(model.Limit.model_validate({"included": included, "beyond": chosen, **price}), included)
+    return terms.Allowance(parts.Limit.model_validate({"included": included, "beyond": chosen, **price}), included)
 
 
 @st.composite
@@ -152,7 +152,7 @@ def test_a_correction_takes_back_what_was_charged_first(
 @given(QUANTITIES, counters(reserved=FREE), UNITS)
 def test_with_one_price_what_is_charged_is_what_is_beyond(included: int, counter: rules.Counter, units: int) -> None:
     """From a period's start on, under terms that stay: by events, and after corrections."""
-    allowance = terms.Allowance(model.Limit(included=included, beyond="charge", unit_price=Decimal(1)), included)
+    allowance = terms.Allowance(parts.Limit(included=included, beyond="charge", unit_price=Decimal(1)), included)
     opened = rules.count(allowance, rules.Counter(), counter.used, NOW)
     after = rules.count(allowance, opened, units, NOW)
     assert after.billable == max(0, after.used - included)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from billing_svc.catalog import model
+from billing_svc.catalog import model, parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def summary_rows(catalog: model.Catalog) -> list[SummaryRow]:
     return rows
 
 
-def _row(plan: str, prices: str, rate: str, meter: str, limit: model.Limit, currency: str) -> SummaryRow:
+def _row(plan: str, prices: str, rate: str, meter: str, limit: parts.Limit, currency: str) -> SummaryRow:
     included = limit.included if limit.included == "unlimited" else f"{limit.included:,}"
     beyond: str = limit.beyond or "-"
     if limit.unit_price is not None:
@@ -49,11 +49,11 @@ def _row(plan: str, prices: str, rate: str, meter: str, limit: model.Limit, curr
     return SummaryRow(plan, prices, rate, meter, f"{included}{' per seat' if limit.per_seat else ''}", beyond)
 
 
-def _price(price: model.Price, currency: str) -> str:
+def _price(price: parts.Price, currency: str) -> str:
     return f"{price.amount:f} {currency}/{price.interval}{' per seat' if price.per_seat else ''}"
 
 
-def _rate(rate: model.RateLimit | None) -> str:
+def _rate(rate: parts.RateLimit | None) -> str:
     return "-" if rate is None else f"{rate.requests:,}/{rate.per}"
 
 

@@ -1,30 +1,29 @@
 """What a whole catalog must keep so that Stripe can charge it: currency, default plan, keys."""
 
 import decimal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
+from billing_svc.catalog import parts
 from billing_svc.catalog.notation import Problem
 from billing_svc.platform import money
-
-if TYPE_CHECKING:
-    from billing_svc.catalog import model
 
 # Stripe's bound for the event name of a meter; a lookup key may be twice as long.
 STRIPE_NAME_LENGTH_MAX = 100
 
 
-def problems(catalog: "model.Catalog") -> Iterator[Problem]:
-    """Yield what the parts cannot see for themselves."""
-    yield from _alert_problems(catalog.alert_percents)
-    yield from _offer_problems(catalog)
-    yield from _key_problems(catalog)
-    if catalog.currency not in money.EXPONENTS:
+def problems(
+    plans: Mapping[str, parts.Plan], default_plan: str, currency: str, alert_percents: tuple[int, ...]
+) -> Iterator[Problem]:
+    """Yield what the parts of a catalog cannot see for themselves."""
+    yield from _alert_problems(alert_percents)
+    yield from _offer_problems(plans, default_plan)
+    yield from _key_problems(plans)
+    if currency not in money.EXPONENTS:
         yield Problem(("currency",), f"must be one of {', '.join(sorted(money.EXPONENTS))}")
         return
-    for key, plan in catalog.plans.items():
-        yield from _money_problems(("plans", key), plan, catalog.currency)
+    for key, plan in plans.items():
+        yield from _money_problems(("plans", key), plan, currency)
 
 
 def _alert_problems(percents: tuple[int, ...]) -> Iterator[Problem]:
@@ -32,10 +31,10 @@ def _alert_problems(percents: tuple[int, ...]) -> Iterator[Problem]:
         yield Problem(("alert_percents",), "must rise, each once")
 
 
-def _offer_problems(catalog: "model.Catalog") -> Iterator[Problem]:
-    for key, plan in catalog.plans.items():
+def _offer_problems(plans: Mapping[str, parts.Plan], default_plan: str) -> Iterator[Problem]:
+    for key, plan in plans.items():
         path = ("plans", key)
-        if key != catalog.default_plan:
+        if key != default_plan:
             if plan.sold and not plan.prices:
                 yield Problem(path, "needs prices to be bought (0 is one), or sold: false")
             continue
@@ -49,10 +48,10 @@ def _offer_problems(catalog: "model.Catalog") -> Iterator[Problem]:
             yield Problem((*path, "limits", charged.meter, "beyond"), message)
 
 
-def _key_problems(catalog: "model.Catalog") -> Iterator[Problem]:
+def _key_problems(plans: Mapping[str, parts.Plan]) -> Iterator[Problem]:
     """Yield where two things of Stripe's would share a name, as plan a_b with c does with plan a and b_c."""
     taken: dict[str, str] = {}
-    for key, plan in catalog.plans.items():
+    for key, plan in plans.items():
         places = [(("plans", key, "prices", price), plan.base_lookup_key(price)) for price in plan.prices]
         for metered in plan.metered_prices:
             holder = ("pay_as_you_go", "limits") if metered.pay_as_you_go else ("limits",)
@@ -65,7 +64,7 @@ def _key_problems(catalog: "model.Catalog") -> Iterator[Problem]:
             taken.setdefault(name, ".".join(path))
 
 
-def _money_problems(path: tuple[str, ...], plan: "model.Plan", currency: str) -> Iterator[Problem]:
+def _money_problems(path: tuple[str, ...], plan: parts.Plan, currency: str) -> Iterator[Problem]:
     for key, price in plan.prices.items():
         yield from _amount_problems((*path, "prices", key, "amount"), price.amount, currency)
     overlay = plan.pay_as_you_go

@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.customers import store as customers_store
 from billing_svc.platform import clock, errors
-from billing_svc.platform import request_ids as changes_store
 from billing_svc.platform.database import transactions
+from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.stripe import client, requests
 
 # Stripe lets a page that nobody opened expire after five minutes; a repeat gets the same one only while it is fresh.
@@ -55,11 +55,11 @@ class Portal:
                 message = "the account has never been a customer at Stripe; CreateCheckout makes it one"
                 raise errors.NoStripeCustomer(message, {"account_id": visit.account_id})
             if visit.request_id:
-                asked = changes_store.Asked(
+                asked = request_ids.Asked(
                     visit.account_id, visit.request_id, "portal", {"return_url": visit.return_url}
                 )
-                if await changes_store.find(conn, asked) is None:
-                    await changes_store.remember(conn, asked, {}, now)
+                if await request_ids.find(conn, asked) is None:
+                    await request_ids.remember(conn, asked, {}, now)
             return customer_id, await self._configuration_of(conn)
 
         customer_id, configuration_id = await self._database.run(begin)

@@ -40,7 +40,7 @@ def whole_minor_units(amount: Decimal, currency: str) -> int:
 
 def major_units(minor_units: int, currency: str) -> Decimal:
     """Return a whole number of minor units in major ones, with the currency's places: 150 cents are 1.50."""
-    return Decimal(minor_units).scaleb(-EXPONENTS[currency])
+    return EXACT.scaleb(Decimal(minor_units), -EXPONENTS[currency])
 
 
 def decimal_places(number: Decimal) -> int:

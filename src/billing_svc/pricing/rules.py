@@ -7,7 +7,7 @@ import decimal
 from dataclasses import dataclass
 from decimal import Decimal
 
-from billing_svc.catalog import model
+from billing_svc.catalog import model, parts
 from billing_svc.platform import money
 
 
@@ -15,8 +15,8 @@ from billing_svc.platform import money
 class BaseLine:
     """What the plan itself costs in one interval of its price."""
 
-    plan: model.Plan
-    price: model.Price
+    plan: parts.Plan
+    price: parts.Price
     price_name: str
     seats: int
     amount: Decimal
@@ -31,7 +31,7 @@ def rounded(amount: Decimal, currency: str) -> Decimal:
     return money.major_units(_half_up(money.in_minor_units(amount, currency)), currency)
 
 
-def charging_limit(plan: model.Plan, meter: str, billable: int, *, pay_as_you_go: bool) -> model.Limit | None:
+def charging_limit(plan: parts.Plan, meter: str, billable: int, *, pay_as_you_go: bool) -> parts.Limit | None:
     """Return the limit of a plan whose price the billable units of a meter have; None if there is none.
 
     Units that were charged stay charged when pay-as-you-go is switched off within the period, so what is billable
@@ -44,14 +44,14 @@ def charging_limit(plan: model.Plan, meter: str, billable: int, *, pay_as_you_go
     return None
 
 
-def base_line(plan: model.Plan, price_name: str, seats: int, currency: str) -> BaseLine:
+def base_line(plan: parts.Plan, price_name: str, seats: int, currency: str) -> BaseLine:
     """Return the line of a plan's price."""
     price = plan.prices[price_name]
     billed = seats if price.per_seat else 1
     return BaseLine(plan, price, price_name, billed, rounded(price.amount * billed, currency))
 
 
-def metered_price(catalog: model.Catalog, plan: str, meter: str) -> model.MeteredPrice | None:
+def metered_price(catalog: model.Catalog, plan: str, meter: str) -> parts.MeteredPrice | None:
     """Return what a plan charges a meter by: by itself or in its pay-as-you-go, never both; None: it does not."""
     try:
         prices = catalog.plan(plan).metered_prices
@@ -60,7 +60,7 @@ def metered_price(catalog: model.Catalog, plan: str, meter: str) -> model.Metere
     return next((one for one in prices if one.meter == meter), None)
 
 
-def unit_price_in_minor_units(catalog: model.Catalog, price: model.MeteredPrice) -> Decimal:
+def unit_price_in_minor_units(catalog: model.Catalog, price: parts.MeteredPrice) -> Decimal:
     """Return the exact price of one unit, as Stripe has it."""
     return money.in_minor_units(price.limit.unit_price_exact, catalog.currency)
 

@@ -115,7 +115,7 @@ def serve(
     async def run() -> None:
         await _require_catalog(options)
         if workers > 1:
-            from billing_svc.programs.supervision import replicas
+            from billing_svc.programs import replicas
 
             await replicas.run(options, workers)
         else:

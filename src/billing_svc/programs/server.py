@@ -18,11 +18,10 @@ from billing_svc.api.transport import serving
 from billing_svc.catalog import versions
 from billing_svc.customers import portal
 from billing_svc.customers.making import Customers
-from billing_svc.platform import clock
+from billing_svc.platform import clock, processes
 from billing_svc.platform.database import engine, transactions
 from billing_svc.platform.monitoring import answering, metrics, readiness
 from billing_svc.platform.settings import Settings
-from billing_svc.programs import processes
 from billing_svc.stripe import catalog_sync, client
 from billing_svc.stripe.requests import Requests
 from billing_svc.subscriptions.changes.canceling import Canceling

@@ -12,12 +12,11 @@ from billing_svc.inbox import applying
 from billing_svc.inbox import store as events_store
 from billing_svc.metering.gauges import opening
 from billing_svc.metering.reservations import reserving
-from billing_svc.platform import clock, errors
+from billing_svc.platform import clock, errors, processes
 from billing_svc.platform.database import engine, transactions
 from billing_svc.platform.monitoring import answering, metrics, readiness
 from billing_svc.platform.monitoring import store as monitoring_store
 from billing_svc.platform.settings import Settings
-from billing_svc.programs import processes
 from billing_svc.stripe import client, requests
 from billing_svc.subscriptions.follow_ups import doing
 from billing_svc.subscriptions.records import refreshing

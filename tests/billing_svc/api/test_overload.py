@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.v1 import usage_pb2, usage_pb2_grpc
-from billing_svc.platform import batching
+from billing_svc.platform.batching import batcher
 from billing_svc.programs import server
 from tests.billing_svc import books, processes, refusals
 
 # More than twice all that may wait or be under way, in our sight and out of it.
-CALLS = 3 * (batching.QUEUE_MAX + batching.BATCH_MAX + server.CALLS_OUTSIDE_MAX)
+CALLS = 3 * (batcher.QUEUE_MAX + batcher.BATCH_MAX + server.CALLS_OUTSIDE_MAX)
 WAVES = 3
 GROWTH_BYTES_MAX = 25_000_000
 # By the service, and by gRPC's core before the service sees the call.

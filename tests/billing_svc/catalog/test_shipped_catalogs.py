@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from billing_svc.catalog import checking, loading, model
+from billing_svc.catalog import checking, loading, model, parts
 
 CATALOGS = Path(__file__).parents[3] / "catalogs"
 NAMES = ("agentplatform", "automation", "kalshibook", "nyqst", "orgs")
@@ -16,13 +16,13 @@ def load(name: str) -> model.Catalog:
     return loading.load_file(CATALOGS / f"{name}.yaml")
 
 
-def limit_of(plan: model.Plan, meter: str, *, pay_as_you_go: bool = False) -> model.Limit:
+def limit_of(plan: parts.Plan, meter: str, *, pay_as_you_go: bool = False) -> parts.Limit:
     limit = plan.limit(meter, pay_as_you_go=pay_as_you_go)
     assert limit is not None
     return limit
 
 
-def terms(plan: model.Plan, meter: str, *, pay_as_you_go: bool = False) -> tuple[int | None, str | None, Decimal]:
+def terms(plan: parts.Plan, meter: str, *, pay_as_you_go: bool = False) -> tuple[int | None, str | None, Decimal]:
     limit = limit_of(plan, meter, pay_as_you_go=pay_as_you_go)
     return limit.included_for(1), limit.beyond, limit.unit_price_exact
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from billing_svc.platform import batching, errors
+from billing_svc.platform import errors
+from billing_svc.platform.batching import batcher as batching
 
 
 class Recorder:

@@ -4,7 +4,7 @@ from google.protobuf import duration_pb2
 
 from billing.v1 import plan_pb2, subscription_pb2
 from billing_svc.api import fields
-from billing_svc.catalog import model
+from billing_svc.catalog import model, parts
 from billing_svc.platform import errors
 
 PLANS_PAGE_SIZE = 50
@@ -28,7 +28,7 @@ def to_proto_status(status: str | None) -> subscription_pb2.Status.ValueType:
 
 
 def to_proto_quota_period(
-    catalog: model.Catalog, plan: model.Plan, *, is_default: bool
+    catalog: model.Catalog, plan: parts.Plan, *, is_default: bool
 ) -> plan_pb2.QuotaPeriod.ValueType:
     """Return what a plan's quota periods are counted from."""
     return _QUOTA_PERIODS[catalog.free_period if is_default else plan.quota_period]
@@ -75,7 +75,7 @@ def to_proto_plans(
     )
 
 
-def _to_proto_plan(catalog: model.Catalog, plan: model.Plan) -> plan_pb2.Plan:
+def _to_proto_plan(catalog: model.Catalog, plan: parts.Plan) -> plan_pb2.Plan:
     is_default = plan.key == catalog.default_plan
     message = plan_pb2.Plan(
         plan=plan.key,
@@ -116,7 +116,7 @@ def _to_proto_plan(catalog: model.Catalog, plan: model.Plan) -> plan_pb2.Plan:
     return message
 
 
-def to_proto_limit(catalog: model.Catalog, meter: str, limit: model.Limit) -> plan_pb2.Limit:
+def to_proto_limit(catalog: model.Catalog, meter: str, limit: parts.Limit) -> plan_pb2.Limit:
     """Return how much of a meter a plan gives, and what lies beyond."""
     message = plan_pb2.Limit(
         meter=meter,
@@ -136,7 +136,7 @@ def to_proto_limit(catalog: model.Catalog, meter: str, limit: model.Limit) -> pl
     return message
 
 
-def to_proto_rate_limit(rate_limit: model.RateLimit) -> plan_pb2.RateLimit:
+def to_proto_rate_limit(rate_limit: parts.RateLimit) -> plan_pb2.RateLimit:
     """Return how many checks are admitted."""
     window = duration_pb2.Duration()
     window.FromTimedelta(rate_limit.window)

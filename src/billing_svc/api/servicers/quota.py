@@ -8,7 +8,8 @@ from billing_svc.api.conversions import quota
 from billing_svc.catalog import versions
 from billing_svc.metering.quota import checking
 from billing_svc.metering.reservations import reserving
-from billing_svc.platform import batching, clock, errors
+from billing_svc.platform import clock, errors
+from billing_svc.platform.batching import batcher
 from billing_svc.platform.database import transactions
 from billing_svc.platform.monitoring import metrics
 
@@ -28,9 +29,9 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         self._clock = now
         self._counted = counted or metrics.Server()
         self._decider = checking.Checks(database, catalogs, now)
-        self._checks = batching.Batcher("checks", self._decider.decide, self._counted, self._count)
-        self._holds = batching.Batcher("holds", self._reserve, self._counted, self._count)
-        self._releases = batching.Batcher("releases", self._release, self._counted)
+        self._checks = batcher.Batcher("checks", self._decider.decide, self._counted, self._count)
+        self._holds = batcher.Batcher("holds", self._reserve, self._counted, self._count)
+        self._releases = batcher.Batcher("releases", self._release, self._counted)
 
     async def CheckQuota(
         self, request: quota_pb2.CheckQuotaRequest, context: interceptors.Context

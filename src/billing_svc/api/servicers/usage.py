@@ -14,7 +14,8 @@ from billing_svc.catalog import versions
 from billing_svc.metering.corrections import correcting
 from billing_svc.metering.usage import books, recording, rules
 from billing_svc.metering.usage_summary import drawing
-from billing_svc.platform import batching, clock, errors
+from billing_svc.platform import clock, errors
+from billing_svc.platform.batching import batcher
 from billing_svc.platform.database import transactions
 from billing_svc.platform.monitoring import metrics
 
@@ -39,7 +40,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         self._catalogs = catalogs
         self._clock = now
         self._parts = asyncio.Semaphore(_PARTS_AT_ONCE)
-        self._events = batching.Batcher[rules.NewEvent, books.Answer | rules.Denied]("events", self._record, counted)
+        self._events = batcher.Batcher[rules.NewEvent, books.Answer | rules.Denied]("events", self._record, counted)
 
     async def RecordUsage(
         self, request: usage_pb2.RecordUsageRequest, context: interceptors.Context

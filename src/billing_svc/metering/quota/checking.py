@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.catalog import model, versions
+from billing_svc.catalog import parts, versions
 from billing_svc.metering.quota import holds as reservations_rules
 from billing_svc.metering.quota import reading, rules, store, terms
 from billing_svc.platform import clock, errors, values
@@ -36,7 +36,7 @@ class Checked:
     reservation: reservations_rules.Reservation | None = None
 
     @property
-    def rate_limit(self) -> model.RateLimit | None:
+    def rate_limit(self) -> parts.RateLimit | None:
         """Return the rate limit that an allowed check counts against."""
         return self.under.plan.rate_limit_for(pay_as_you_go=self.under.pay_as_you_go)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from billing_svc.catalog import model
+from billing_svc.catalog import model, parts
 from billing_svc.metering.quota import terms
 from billing_svc.platform import values
 
@@ -88,11 +88,11 @@ class Window:
     start: datetime
     admitted: int
 
-    def is_over(self, limit: model.RateLimit, now: datetime) -> bool:
+    def is_over(self, limit: parts.RateLimit, now: datetime) -> bool:
         """Say whether the next check opens a new one."""
         return now >= self.start + limit.window
 
-    def room(self, limit: model.RateLimit, now: datetime) -> int:
+    def room(self, limit: parts.RateLimit, now: datetime) -> int:
         """Return how many more checks it admits; until it is over, that only shrinks."""
         return limit.requests if self.is_over(limit, now) else max(0, limit.requests - self.admitted)
 
@@ -101,7 +101,7 @@ class Window:
 class Requests:
     """Checks of one account that ask to be admitted by its rate limit; `is_first`: it has no window yet."""
 
-    limit: model.RateLimit
+    limit: parts.RateLimit
     is_first: bool
     number: int = 0
     given: int = 0
@@ -185,7 +185,7 @@ def correct(counter: Counter, units: int, included: int | None) -> Counter:
     return after if after.is_exceeded(included) else replace(after, exceeded_at=None)
 
 
-def rate_limited(limit: model.RateLimit, opened_at: datetime, now: datetime) -> Decision:
+def rate_limited(limit: parts.RateLimit, opened_at: datetime, now: datetime) -> Decision:
     """Return the denial by a rate window that is full."""
     retry_after = max(timedelta(), opened_at + limit.window - now)
     return Decision(allowed=False, reason=Reason.RATE_LIMITED, retry_after=retry_after)
@@ -204,7 +204,7 @@ def allowing_plans(catalog: model.Catalog, current: terms.Terms, meter: str, uni
 
 
 def _decide_charge(
-    allowance: terms.Allowance, limit: model.Limit, included: int, counter: Counter, units: int, beyond: int
+    allowance: terms.Allowance, limit: parts.Limit, included: int, counter: Counter, units: int, beyond: int
 ) -> Decision:
     if allowance.charged_units_max is not None:
         held_beyond = max(0, counter.reserved - counter.free(included))
@@ -219,7 +219,7 @@ def _peak_excess(counter: Counter, level: int, included: int) -> int:
     return max(0, level - max(counter.used, included))
 
 
-def _admits(limit: model.Limit | None, units: int) -> bool:
+def _admits(limit: parts.Limit | None, units: int) -> bool:
     if limit is None:
         return False
     included = limit.included_for(1)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 
-from billing_svc.catalog import model
+from billing_svc.catalog import model, parts
 from billing_svc.metering.quota import periods
 from billing_svc.platform import values
 from billing_svc.platform.accounts import rules as accounts_rules
@@ -69,7 +69,7 @@ class Override:
 class Allowance:
     """How much of one meter there is, and what happens beyond. Without a limit the meter is not in the plan."""
 
-    limit: model.Limit | None
+    limit: parts.Limit | None
     # None: unlimited.
     included: int | None
     overridden: bool = False
@@ -83,7 +83,7 @@ class Allowance:
 
 
 # An override of a meter outside the plan gives just its quantity.
-_NOTHING_BEYOND = model.Limit(included=0, beyond="deny")
+_NOTHING_BEYOND = parts.Limit(included=0, beyond="deny")
 
 
 @values.value
@@ -92,7 +92,7 @@ class Terms:
 
     catalog_version: int
     catalog: model.Catalog
-    plan: model.Plan
+    plan: parts.Plan
     subscription: Subscription | None
     quantity: int
     pay_as_you_go: bool
@@ -120,7 +120,7 @@ class Terms:
             return Allowance(None, 0)
         return Allowance(limit, limit.included_for(self.quantity), False, self._charged_units_max(limit))  # noqa: FBT003
 
-    def _charged_units_max(self, limit: model.Limit | None) -> int | None:
+    def _charged_units_max(self, limit: parts.Limit | None) -> int | None:
         """Return how many units the overlay's cap on the overage leaves room for."""
         overlay = self.plan.pay_as_you_go
         if limit is None or overlay is None or overlay.overage_cap is None or limit not in overlay.limits.values():
@@ -152,7 +152,7 @@ def at_instant(standing: Standing, catalogs: Mapping[int, model.Catalog], at: da
 
 
 def _pay_as_you_go(
-    standing: Standing, plan: model.Plan, subscription: Subscription | None, at: datetime
+    standing: Standing, plan: parts.Plan, subscription: Subscription | None, at: datetime
 ) -> Subscription | None:
     """Return the subscription that carries pay-as-you-go at `at`; None while it is off.
 
@@ -201,7 +201,7 @@ def _tenure(
 
 
 def _month(
-    standing: Standing, catalog: model.Catalog, plan: model.Plan, subscription: Subscription | None, at: datetime
+    standing: Standing, catalog: model.Catalog, plan: parts.Plan, subscription: Subscription | None, at: datetime
 ) -> periods.Period:
     if subscription is not None:
         if plan.quota_period == "calendar_month":

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from billing_svc.catalog import model
+from billing_svc.catalog import model, parts
 from billing_svc.metering.gauges import rules as gauges_rules
 from billing_svc.metering.quota import holds as reservations_rules
 from billing_svc.metering.quota import rules as quota_rules
@@ -97,7 +97,7 @@ class Denied:
     upgrade_plans: tuple[str, ...]
 
 
-def check_kind(sent: Sent, meter: model.Meter) -> None:
+def check_kind(sent: Sent, meter: parts.Meter) -> None:
     """Raise if a meter cannot take what was sent."""
     if meter.kind == "gauge":
         return

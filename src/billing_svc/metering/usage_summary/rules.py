@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from billing_svc.catalog import model
+from billing_svc.catalog import parts
 from billing_svc.metering.quota import periods, terms
 from billing_svc.metering.quota import rules as quota_rules
 
@@ -45,7 +45,7 @@ class Line:
     """Where one meter stands."""
 
     meter: str
-    definition: model.Meter
+    definition: parts.Meter
     under: terms.Terms
     allowance: terms.Allowance
     counter: quota_rules.Counter

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.catalog import model, versions
+from billing_svc.catalog import model, parts, versions
 from billing_svc.metering.gauges import store as gauges_store
 from billing_svc.metering.quota import reading, terms
 from billing_svc.platform import errors
@@ -208,12 +208,12 @@ def _moved(
     return terms.at_instant(replace(standing, subscriptions=subscriptions), {**known.catalogs, version: newest}, now)
 
 
-def _charged(plan: model.Plan) -> dict[tuple[str, bool], Decimal]:
+def _charged(plan: parts.Plan) -> dict[tuple[str, bool], Decimal]:
     """Return the exact unit price of each metered price that a subscription to a plan carries."""
     return {(one.meter, one.pay_as_you_go): one.limit.unit_price_exact for one in plan.metered_prices}
 
 
-def _price(price: model.Price) -> str:
+def _price(price: parts.Price) -> str:
     return f"{price.amount:f} a {price.interval}{' per seat' if price.per_seat else ''}"
 
 

@@ -5,8 +5,9 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.platform import errors, request_ids
+from billing_svc.platform import errors
 from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.stripe import client, requests
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.changes import carrying

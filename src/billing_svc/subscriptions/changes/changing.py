@@ -13,10 +13,11 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.catalog import model, versions
-from billing_svc.platform import errors, request_ids
+from billing_svc.catalog import parts, versions
+from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.stripe import client, prices, reading, requests
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.changes import carrying, costs, rules
@@ -245,7 +246,7 @@ class Changing:
 
 async def _price_ids(conn: AsyncConnection, choice: rules.Choice) -> tuple[str, tuple[str, ...]]:
     """Return the base price and the metered ones of a choice, the overlay's too. Raises PlanNotApplied."""
-    plan: model.Plan = choice.plan
+    plan: parts.Plan = choice.plan
     base = plan.base_lookup_key(choice.price)
     metered = [one.lookup_key for one in plan.metered_prices]
     ids = await prices.prices_of_version(conn, [base, *metered], choice.catalog_version)

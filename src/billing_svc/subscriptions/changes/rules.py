@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from billing_svc.catalog import model
+from billing_svc.catalog import model, parts
 from billing_svc.platform import errors
 from billing_svc.stripe import reading
 from billing_svc.stripe import subscriptions as stripe_subscriptions
@@ -50,7 +50,7 @@ class Held:
 class Choice:
     """What it is to have."""
 
-    plan: model.Plan
+    plan: parts.Plan
     price: str
     quantity: int
     catalog_version: int

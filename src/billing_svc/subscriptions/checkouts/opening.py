@@ -16,13 +16,13 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.catalog import model, versions
+from billing_svc.catalog import model, parts, versions
 from billing_svc.customers import making
 from billing_svc.platform import clock, errors
-from billing_svc.platform import request_ids as changes_store
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
+from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.stripe import client, prices, requests
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.checkouts import closing, store
@@ -91,8 +91,8 @@ class Checkout:
         _, price = offered(catalog, order)
         await accounts_store.insert_missing(conn, {order.account_id}, now)
         await accounts_store.lock(conn, order.account_id)
-        asked = changes_store.Asked(order.account_id, order.request_id, "checkout", order.content)
-        known = await changes_store.find(conn, asked) if order.request_id else None
+        asked = request_ids.Asked(order.account_id, order.request_id, "checkout", order.content)
+        known = await request_ids.find(conn, asked) if order.request_id else None
         bought = await subscriptions_store.plan_subscriptions(conn, order.account_id)
         held = next((one for one in bought if not one.is_over), None)
         if held is not None:
@@ -101,7 +101,7 @@ class Checkout:
                 {"plan": held.plan, "status": held.status},
             )
         if order.request_id and known is None:
-            await changes_store.remember(conn, asked, {}, now)
+            await request_ids.remember(conn, asked, {}, now)
         found = await store.find_open(conn, order.account_id)
         if found is not None:
             return _Begun(found, found.sells(order, price, version))
@@ -237,7 +237,7 @@ class Checkout:
         await self._database.run(lambda conn: closing.close(conn, account_id, checkout_id, state, origin, now))
 
 
-def offered(catalog: model.Catalog, order: store.Order) -> tuple[model.Plan, str]:
+def offered(catalog: model.Catalog, order: store.Order) -> tuple[parts.Plan, str]:
     """Return the plan and the name of the price that an order is for. Raises what makes it unfit."""
     plan = catalog.plans.get(order.plan)
     if plan is None:
@@ -255,7 +255,7 @@ def offered(catalog: model.Catalog, order: store.Order) -> tuple[model.Plan, str
 
 
 async def _line_items(
-    conn: AsyncConnection, plan: model.Plan, price: str, quantity: int, catalog_version: int
+    conn: AsyncConnection, plan: parts.Plan, price: str, quantity: int, catalog_version: int
 ) -> list[dict[str, Any]]:
     """Return the base price and every metered price, the overlay's too, so that switching it on is local."""
     base = plan.base_lookup_key(price)

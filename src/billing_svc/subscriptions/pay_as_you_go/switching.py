@@ -15,14 +15,14 @@ from typing import Any
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.catalog import model, versions
+from billing_svc.catalog import parts, versions
 from billing_svc.customers import making
 from billing_svc.metering.gauges import store as gauges_store
 from billing_svc.metering.quota import reading, terms
 from billing_svc.platform import errors
-from billing_svc.platform import request_ids as changes_store
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.stripe import client, prices, requests
 from billing_svc.subscriptions.changes import carrying
 from billing_svc.subscriptions.follow_ups import doing
@@ -41,16 +41,16 @@ class Switch:
     enabled: bool
 
     @property
-    def asked(self) -> changes_store.Asked:
+    def asked(self) -> request_ids.Asked:
         """The request, as it is remembered."""
-        return changes_store.Asked(self.account_id, self.request_id, "pay_as_you_go", {"enabled": self.enabled})
+        return request_ids.Asked(self.account_id, self.request_id, "pay_as_you_go", {"enabled": self.enabled})
 
 
 @dataclass(frozen=True, slots=True)
 class _Needed:
     """What has to be made at Stripe before it is on: a metered-only subscription to the default plan."""
 
-    plan: model.Plan
+    plan: parts.Plan
     catalog_version: int
     price_ids: tuple[str, ...]
     anchor: datetime
@@ -92,13 +92,13 @@ class Switching:
         self, conn: AsyncConnection, switch: Switch, origin: audit_store.Origin, now: datetime
     ) -> _Needed | None:
         """Switch what can be switched here; returns what has to be made at Stripe first."""
-        known = await changes_store.find(conn, switch.asked)
+        known = await request_ids.find(conn, switch.asked)
         if known is not None and known.is_closed:
             return None
         await accounts_store.insert_missing(conn, {switch.account_id}, now)
         await accounts_store.lock(conn, switch.account_id)
         if known is None:
-            await changes_store.remember(conn, switch.asked, {}, now)
+            await request_ids.remember(conn, switch.asked, {}, now)
         if not switch.enabled:
             await self._set(conn, switch, None, origin, now)
             return None
@@ -121,7 +121,7 @@ class Switching:
     ) -> None:
         """Switch here, note what has to be done at Stripe, and close the request."""
         before = await accounts_store.pay_as_you_go_under(conn, switch.account_id)
-        await changes_store.close(conn, switch.asked, now)
+        await request_ids.close(conn, switch.asked, now)
         changed = await accounts_store.set_pay_as_you_go(conn, switch.account_id, under)
         for row in await subscriptions_store.subscriptions(conn, switch.account_id):
             concerned = not row.is_plan and not row.is_over and row.subscription_id in {before, under}

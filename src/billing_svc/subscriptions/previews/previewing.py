@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.catalog import model, versions
+from billing_svc.catalog import model, parts, versions
 from billing_svc.metering.quota import periods, terms
 from billing_svc.metering.usage_summary import drawing
 from billing_svc.metering.usage_summary import rules as statements_rules
@@ -106,7 +106,7 @@ async def _terms(
     return under, basis.newest
 
 
-def _price(request: Request, plan: model.Plan, own_price: str) -> str:
+def _price(request: Request, plan: parts.Plan, own_price: str) -> str:
     """Return the name of the price; "" on a plan without any."""
     if request.price:
         if request.price not in plan.prices:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from decimal import Decimal
 
-from billing_svc.catalog import model
+from billing_svc.catalog import model, parts
 from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.metering.quota import terms
 from billing_svc.pricing import rules as pricing_rules
@@ -25,12 +25,12 @@ class MeterLine:
     """What the use of one meter costs; `included` None: unlimited. `charging` is the limit that names the price."""
 
     meter: str
-    definition: model.Meter
+    definition: parts.Meter
     quantity: int
     included: int | None
     in_plan: bool
     billable: int
-    charging: model.Limit | None
+    charging: parts.Limit | None
     amount: Decimal
     over_limit: bool
 
@@ -54,7 +54,7 @@ class Bill:
 
 def meter_line(
     meter: str,
-    definition: model.Meter,
+    definition: parts.Meter,
     under: terms.Terms,
     allowance: terms.Allowance,
     quantity: Quantity,

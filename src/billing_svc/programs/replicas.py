@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 
 import structlog
 
+from billing_svc.platform import processes
 from billing_svc.platform.monitoring import answering, gathering
 from billing_svc.platform.settings import Settings
-from billing_svc.programs import processes, server
+from billing_svc.programs import server
 from billing_svc.programs.commands import common
 from billing_svc.programs.supervision import children, deaths
 

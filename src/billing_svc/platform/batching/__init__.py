@@ -1,0 +1,1 @@
+"""Grouping concurrent calls into batches."""
