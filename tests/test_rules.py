@@ -30,7 +30,7 @@ RULES_MAY_IMPORT = (
     "billing_svc.catalog.parts",
     "billing_svc.platform.money",
     "billing_svc.platform.errors",
-    "billing_svc.stripe.reading",
+    "billing_svc.stripe.parse",
     "billing_svc.stripe.subscriptions",
     "billing_svc.platform.values",
 )

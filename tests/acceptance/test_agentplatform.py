@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from billing.v1 import errors_pb2, subscription_pb2, usage_pb2
 from billing_svc.catalog import versions
-from billing_svc.metering.gauges import opening
+from billing_svc.metering.gauges import open_periods
 from billing_svc.platform.database import tables
 from tests import clocks
 from tests.acceptance.conftest import (
@@ -36,7 +36,7 @@ MICROSECOND = timedelta(microseconds=1)
 async def open_gauges(account: Account) -> int:
     """Do one round of the worker's loop."""
     catalogs, now = versions.CatalogCache(), account.now
-    return await account.billing.transactions.run(lambda conn: opening.open_due(conn, catalogs, now))
+    return await account.billing.transactions.run(lambda conn: open_periods.open_due(conn, catalogs, now))
 
 
 async def counters(account: Account, meter: str) -> Mapping[datetime, tuple[int, int]]:

@@ -16,7 +16,7 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables, transactions
 from billing_svc.stripe import catalog_objects
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.subscriptions.records import applying
+from billing_svc.subscriptions.records import apply_subscription
 
 ORIGIN = audit_store.Origin("stripe:evt_test")
 
@@ -81,7 +81,7 @@ class Told:
             canceled_at=self.ended_at,
             ended_at=self.ended_at,
         )
-        await applying.apply(conn, catalogs, fetched, ORIGIN, now)
+        await apply_subscription.apply(conn, catalogs, fetched, ORIGIN, now)
 
 
 async def _make_prices(conn: AsyncConnection, catalogs: versions.CatalogCache, version: int, now: datetime) -> None:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from billing.v1 import stripe_event_pb2, subscription_pb2
 from billing_svc.catalog import loading, model, versions
-from billing_svc.inbox import applying
+from billing_svc.inbox import apply_events
 from billing_svc.platform import clock
 from billing_svc.platform.database import tables
 from billing_svc.platform.database import transactions as transactions_module
@@ -212,7 +212,7 @@ class World:
     billing: Billing
     sandbox: Sandbox
     stripe: client.Stripe
-    inbox: applying.Inbox
+    inbox: apply_events.Inbox
     delivered: set[str] = field(default_factory=set)
 
     async def rows(self, table: sa.Table, *where: sa.ColumnElement[bool]) -> list[sa.Row[Any]]:
@@ -294,8 +294,8 @@ class World:
     async def inbox_states(self) -> dict[str, tuple[str, str | None]]:
         return {row.event_id: (row.state, row.note) for row in await self.rows(tables.stripe_events)}
 
-    def second_inbox(self, now: clock.Clock | None = None) -> applying.Inbox:
-        return applying.Inbox(
+    def second_inbox(self, now: clock.Clock | None = None) -> apply_events.Inbox:
+        return apply_events.Inbox(
             self.billing.transactions, versions.CatalogCache(), self.stripe, now or self.billing.clock
         )
 
@@ -356,5 +356,5 @@ async def published_catalog(
 
 @pytest.fixture
 async def world(billing: Billing, sandbox: Sandbox, stripe_client: client.Stripe) -> World:
-    inbox = applying.Inbox(billing.transactions, versions.CatalogCache(), stripe_client, billing.clock)
+    inbox = apply_events.Inbox(billing.transactions, versions.CatalogCache(), stripe_client, billing.clock)
     return World(billing, sandbox, stripe_client, inbox)

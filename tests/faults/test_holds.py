@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.v1 import quota_pb2, quota_pb2_grpc, usage_pb2, usage_pb2_grpc
-from billing_svc.metering.reservations import reserving
+from billing_svc.metering.reservations import hold_units
 from billing_svc.platform.database import engine as engines
 from billing_svc.platform.database import tables, transactions
 from billing_svc.programs import server
@@ -200,4 +200,4 @@ async def _release(stub: "quota_pb2_grpc.QuotaServiceAsyncStub", reservation_id:
 async def _expire(billing: Billing) -> object:
     """Sweep as if the first hold's time were over."""
     later = billing.clock.now() + timedelta(minutes=16)
-    return await billing.transactions.run(lambda conn: reserving.sweep(conn, later))
+    return await billing.transactions.run(lambda conn: hold_units.sweep(conn, later))

@@ -17,7 +17,7 @@ from billing_svc.catalog import versions
 from billing_svc.platform import errors
 from billing_svc.platform.database import tables
 from billing_svc.stripe import leases
-from billing_svc.usage_export import sealing
+from billing_svc.usage_export import accrual
 from tests.billing_svc import books, injecting
 from tests.billing_svc.conftest import Billing
 from tests.billing_svc.sandboxed import (
@@ -115,7 +115,7 @@ async def overage(billing: Billing, account_id: str) -> None:
 
 async def seal(billing: Billing, account_id: str) -> object:
     minute = timedelta(minutes=1)
-    sealer = sealing.Sealer(billing.transactions, versions.CatalogCache(), billing.clock, minute, minute)
+    sealer = accrual.Accrual(billing.transactions, versions.CatalogCache(), billing.clock, minute, minute)
     return await sealer.seal(account_id)
 
 

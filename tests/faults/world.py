@@ -20,7 +20,7 @@ from billing_svc.platform.database import embedded, migrating, tables, transacti
 from billing_svc.platform.database import engine as engines
 from billing_svc.programs.dev import options, parts, programs
 from billing_svc.programs.supervision import children
-from billing_svc.reconciliation import whole
+from billing_svc.reconciliation import reconcile
 from billing_svc.stripe import catalog_sync, client
 from tests import ports
 from tests.billing_svc.conftest import CATALOGS
@@ -133,12 +133,12 @@ class World:
         found = await self.sandbox.call("GET", path, customer=customer, start_time=start, end_time=end)
         return int(sum(one["aggregated_value"] for one in found["data"]))
 
-    async def drifts(self) -> list[whole.Finding]:
+    async def drifts(self) -> list[reconcile.Finding]:
         """Compare with Stripe as `billing-svc reconcile` does."""
         service = engines.create_engine(self.url)
         async with self.stripe() as stripe:
             database = transactions.Transactions(service)
-            comparison = whole.Comparison(database, versions.CatalogCache(), stripe, self.clock)
+            comparison = reconcile.Comparison(database, versions.CatalogCache(), stripe, self.clock)
             found = await comparison.run(audit_store.Origin("operator:test"), None, fix=False)
         await service.dispose()
         return found

@@ -7,12 +7,12 @@ from typing import Any
 
 from billing.v1 import subscription_pb2
 from billing_svc.catalog import loading
-from billing_svc.metering.gauges import opening
+from billing_svc.metering.gauges import open_periods
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
-from billing_svc.reconciliation import whole
+from billing_svc.reconciliation import reconcile
 from billing_svc.stripe import catalog_sync
-from billing_svc.usage_export import flushing
+from billing_svc.usage_export import export_now
 from tests.billing_svc.subscriptions import dealing
 
 ORIGIN = audit_store.Origin("operator:test")
@@ -36,13 +36,13 @@ class Ledger(dealing.Dealing):
 
     async def work(self) -> None:
         now = self.world.billing.clock.now()
-        await self.world.billing.transactions.run(lambda conn: opening.open_due(conn, self.catalogs, now))
+        await self.world.billing.transactions.run(lambda conn: open_periods.open_due(conn, self.catalogs, now))
         await super().work()
 
     async def report(self) -> None:
         """Bring the usage so far to Stripe, and do nothing else of the worker's."""
         billing = self.world.billing
-        await flushing.Flush(billing.transactions, self.catalogs, self.world.stripe, billing.clock).flush(
+        await export_now.ExportNow(billing.transactions, self.catalogs, self.world.stripe, billing.clock).flush(
             self.account_id
         )
 
@@ -101,7 +101,7 @@ class Ledger(dealing.Dealing):
     async def differences(self, *, fix: bool = False) -> list[tuple[str, str]]:
         """Return what `billing-svc reconcile` would show, or with `--fix` leave."""
         billing = self.world.billing
-        comparison = whole.Comparison(billing.transactions, self.catalogs, self.world.stripe, billing.clock)
+        comparison = reconcile.Comparison(billing.transactions, self.catalogs, self.world.stripe, billing.clock)
         return [(one.kind, one.detail) for one in await comparison.run(ORIGIN, self.account_id, fix=fix)]
 
     async def as_told(self) -> tuple[object, ...]:

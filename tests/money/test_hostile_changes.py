@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.v1 import usage_pb2
-from billing_svc.metering.usage import recording as usage_recording
+from billing_svc.metering.usage import record_usage
 from billing_svc.metering.usage import rules as usage_rules
 from billing_svc.platform.database import direct, tables
-from billing_svc.usage_export import pacing, sealing, sending
+from billing_svc.usage_export import accrual, pacing, sending
 from tests.money.ledger import Ledger
 from tests.money.test_changes import tiers
 
@@ -73,7 +73,7 @@ async def test_terms_that_were_read_before_the_plan_changed(tiers: Ledger, monke
     await tiers.change(plan="big")
     # As by another server process: 100 of 200 are consumed.
     await tiers.world.billing.transactions.run(
-        lambda conn: usage_recording.record(
+        lambda conn: record_usage.record(
             conn, tiers.catalogs, [new_event("runs", 110)], tiers.world.billing.clock.now()
         )
     )
@@ -84,7 +84,7 @@ async def test_terms_that_were_read_before_the_plan_changed(tiers: Ledger, monke
 
 
 def new_event(meter: str, quantity: int) -> usage_rules.NewEvent:
-    sent = usage_rules.Sent(meter, None, quantity, None, None, {})
+    sent = usage_rules.SentEvent(meter, None, quantity, None, None, {})
     return usage_rules.NewEvent("org_1", uuid.uuid4().hex, sent, 0, False, "", "test", "test")  # noqa: FBT003
 
 
@@ -223,7 +223,7 @@ async def test_usage_that_stripe_could_not_have_before_its_own_period_ended(ledg
     await ledger.until(datetime(2027, 3, 28, 11, 0, tzinfo=UTC))
     await ledger.use("credits", 60)
     billing, catalogs = ledger.world.billing, ledger.catalogs
-    await sealing.Sealer(billing.transactions, catalogs, billing.clock, timedelta(), timedelta()).seal_due()
+    await accrual.Accrual(billing.transactions, catalogs, billing.clock, timedelta(), timedelta()).seal_due()
     # Stripe does not take it, for a day; the quota's period goes on until the 31st.
 
     async def away(_method: str, path: str) -> int | None:
@@ -255,7 +255,7 @@ async def test_usage_after_a_change_that_is_not_known_here_yet(tiers: Ledger) ->
     await tiers.use("runs", 50)
     await tiers.world.advance(timedelta(seconds=2), deliver=False)
     billing, catalogs, at_once = tiers.world.billing, tiers.catalogs, timedelta()
-    await sealing.Sealer(billing.transactions, catalogs, billing.clock, at_once, at_once).seal_due()
+    await accrual.Accrual(billing.transactions, catalogs, billing.clock, at_once, at_once).seal_due()
     await sending.Sender(
         billing.transactions, catalogs, tiers.world.stripe, billing.clock, pacing.Pace(1000)
     ).send_due()

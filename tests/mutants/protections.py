@@ -44,14 +44,14 @@ PROTECTIONS = (
     ),
     Protection(
         "an event that comes again is compared with what was sent",
-        f"{_SVC}/metering/usage/recording.py",
+        f"{_SVC}/metering/usage/record_usage.py",
         "    if event.sent != sent:\n        return _reused(event)\n",
         "",
         (f"{_TESTS}/metering/usage/test_repeats.py::test_the_same_id_with_other_content_is_refused",),
     ),
     Protection(
         "a denial is not the answer to one's own first sending",
-        f"{_SVC}/metering/usage/recording.py",
+        f"{_SVC}/metering/usage/record_usage.py",
         "    if refused and await store.find_events(conn, refused):\n        raise transactions.RetryTransaction\n",
         "",
         (
@@ -114,14 +114,14 @@ PROTECTIONS = (
     ),
     Protection(
         "an expired hold stands in nobody's way",
-        f"{_SVC}/metering/usage/recording.py",
+        f"{_SVC}/metering/usage/record_usage.py",
         "    if any(one.event.reject for one in placed):\n",
         "    if False:\n",
         (f"{_TESTS}/metering/reservations/test_reservations.py",),
     ),
     Protection(
         "never more is taken back than there is",
-        f"{_SVC}/metering/corrections/correcting.py",
+        f"{_SVC}/metering/corrections/correct_usage.py",
         "    if not 0 < units <= left:\n",
         "    if units <= 0:\n",
         (f"{_TESTS}/metering/corrections/test_corrections.py::test_never_more_than_is_left_is_taken_back",),
@@ -185,9 +185,9 @@ PROTECTIONS = (
     Protection(
         "fetched state decides, not the order of events",
         f"{_SVC}/inbox/handle_subscriptions.py",
-        "            return await refreshing.fetch(self._stripe, subscription_id)\n",
-        "            return refreshing.read(events[-1].object)\n",
-        (f"{_TESTS}/inbox/test_applying.py::test_any_order_and_repetition_ends_in_what_stripe_has",),
+        "            return await refresh_subscription.fetch(self._stripe, subscription_id)\n",
+        "            return refresh_subscription.read(events[-1].object)\n",
+        (f"{_TESTS}/inbox/test_apply_events.py::test_any_order_and_repetition_ends_in_what_stripe_has",),
     ),
     Protection(
         "a lease keeps others out",
@@ -201,7 +201,7 @@ PROTECTIONS = (
         f"{_SVC}/stripe/leases.py",
         "_OBJECTS.c.fence == lease.fence)\n        .values(leased_until=now)\n",
         "sa.true())\n        .values(leased_until=now)\n",
-        (f"{_TESTS}/inbox/test_applying.py::TestLeases::test_a_worker_that_lost_its_lease_writes_nothing",),
+        (f"{_TESTS}/inbox/test_apply_events.py::TestLeases::test_a_worker_that_lost_its_lease_writes_nothing",),
     ),
     # Promise 6: Stripe's side of a crash.
     Protection(
@@ -213,21 +213,21 @@ PROTECTIONS = (
     ),
     Protection(
         "a key outlives the process that made it",
-        f"{_SVC}/stripe/requests.py",
+        f"{_SVC}/stripe/intents.py",
         '            where=_REQUESTS.c.state == "refused",\n',
         "",
         (f"{_CHECKOUT_FAULTS}::test_a_first_checkout_that_crashed_is_carried_on",),
     ),
     Protection(
         "an intent of yesterday is looked up",
-        f"{_SVC}/stripe/requests.py",
+        f"{_SVC}/stripe/intents.py",
         "        if row.answered_500 or now - row.created_at >= KEY_TRUSTED_FOR:\n",
         "        if row.answered_500:\n",
         (f"{_CHECKOUT_FAULTS}::test_an_intent_of_yesterday_is_looked_up",),
     ),
     Protection(
         "after a stored 500 Stripe is asked",
-        f"{_SVC}/stripe/requests.py",
+        f"{_SVC}/stripe/intents.py",
         "        if row.answered_500 or now - row.created_at >= KEY_TRUSTED_FOR:\n",
         "        if now - row.created_at >= KEY_TRUSTED_FOR:\n",
         (f"{_CHECKOUT_FAULTS}::test_after_a_stored_500_stripe_is_asked_before_a_new_key_is_used",),
@@ -266,7 +266,7 @@ PROTECTIONS = (
     ),
     Protection(
         "of what is unknown for a day the meter's sum decides",
-        f"{_SVC}/usage_export/judging.py",
+        f"{_SVC}/usage_export/billability.py",
         "    is_known = report.refused_at is None and now < report.first_attempt_at + IDENTIFIER_TRUSTED_FOR\n",
         "    is_known = report.refused_at is None\n",
         (f"{_REPORT_FAULTS}::test_of_what_is_unknown_for_a_day_the_meter_s_sum_decides",),

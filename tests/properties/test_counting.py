@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2
 from billing_svc.catalog import versions
-from billing_svc.metering.gauges import opening
+from billing_svc.metering.gauges import open_periods
 from billing_svc.platform.database import tables
 from tests import clocks
 from tests.acceptance import told
@@ -182,7 +182,7 @@ class Counting(stateful.RuleBasedStateMachine):
     def let_the_worker_open_gauges(self) -> None:
         self.account.open_gauges()
         now, catalogs = self.account.now, versions.CatalogCache()
-        self._run(self._billing.transactions.run(lambda conn: opening.open_due(conn, catalogs, now)))
+        self._run(self._billing.transactions.run(lambda conn: open_periods.open_due(conn, catalogs, now)))
 
     # Callers.
 

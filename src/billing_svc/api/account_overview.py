@@ -9,10 +9,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.catalog import versions
 from billing_svc.metering.alerts import store as alerts_store
 from billing_svc.metering.overrides import store as overrides_store
-from billing_svc.metering.quota import reading, terms
+from billing_svc.metering.quota import lookup, terms
 from billing_svc.metering.reservations import store as reservations_store
-from billing_svc.metering.usage_summary import drawing
 from billing_svc.metering.usage_summary import rules as statements_rules
+from billing_svc.metering.usage_summary import summarize_usage
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.subscriptions.records import store as subscriptions_store
@@ -23,9 +23,9 @@ class Summary:
     """An account at a glance; `subscriptions`: every plan subscription of it, the latest first."""
 
     account: accounts_store.Account
-    standing: terms.Standing
-    statement: statements_rules.Statement
-    subscriptions: Sequence[subscriptions_store.Row]
+    standing: terms.AccountState
+    statement: statements_rules.UsageSummary
+    subscriptions: Sequence[subscriptions_store.SubscriptionRecord]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ async def summaries(
         return []
     catalog = await catalogs.latest(conn)
     ids = [account.account_id for account in accounts]
-    asked = [reading.Asked(account_id, meter, "") for account_id in ids for meter in catalog.meters]
-    known: dict[str, list[reading.Known]] = {}
-    for one in await reading.read(conn, catalogs, asked, now):
+    asked = [lookup.MeterQuery(account_id, meter, "") for account_id in ids for meter in catalog.meters]
+    known: dict[str, list[lookup.MeterState]] = {}
+    for one in await lookup.read(conn, catalogs, asked, now):
         # A meter that a newer catalog has just dropped is none to show.
         if not isinstance(one, errors.BillingError):
             known.setdefault(one.asked.account_id, []).append(one)
@@ -57,7 +57,7 @@ async def summaries(
         Summary(
             account,
             known[account.account_id][0].facts.standing,
-            drawing.present(known[account.account_id], now),
+            summarize_usage.present(known[account.account_id], now),
             subscriptions.get(account.account_id, ()),
         )
         for account in accounts

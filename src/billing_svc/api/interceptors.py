@@ -18,7 +18,7 @@ from google.protobuf import message
 
 from billing_svc.api import access, scope, statuses, tls
 from billing_svc.api.transport import calls, serving
-from billing_svc.platform import errors, overdue
+from billing_svc.platform import deadlines, errors
 from billing_svc.platform.monitoring import metrics
 
 # What servicers are handed, as generated code names its type. In quotes: it takes parameters in the type checker alone.
@@ -189,7 +189,7 @@ def limit(calls_max: int, seconds_max: float | None = None) -> Layer:
 
     It also bounds the time of each, whether or not the client set a deadline; None for calls that last.
     """
-    under_way: overdue.Overdue[Call] = overdue.Overdue(seconds_max, Call.end_overdue)
+    under_way: deadlines.Overdue[Call] = deadlines.Overdue(seconds_max, Call.end_overdue)
 
     def layer(_method: str, inner: Handler) -> Handler:
         async def run(request: Any, call: Call) -> Any:  # noqa: ANN401 - any message

@@ -12,7 +12,7 @@ from billing_svc.customers import store as customers_store
 from billing_svc.platform import clock, errors
 from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
-from billing_svc.stripe import client, requests
+from billing_svc.stripe import client, intents
 
 # Stripe lets a page that nobody opened expire after five minutes; a repeat gets the same one only while it is fresh.
 FRESH = timedelta(minutes=3)
@@ -41,7 +41,7 @@ class Portal:
         portal_configuration_id: ConfigurationOf,
     ) -> None:
         self._database = database
-        self._requests = requests.Requests(database, stripe, now)
+        self._requests = intents.Requests(database, stripe, now)
         self._clock = now
         self._configuration_of = portal_configuration_id
 
@@ -55,7 +55,7 @@ class Portal:
                 message = "the account has never been a customer at Stripe; CreateCheckout makes it one"
                 raise errors.NoStripeCustomer(message, {"account_id": visit.account_id})
             if visit.request_id:
-                asked = request_ids.Asked(
+                asked = request_ids.CallerRequest(
                     visit.account_id, visit.request_id, "portal", {"return_url": visit.return_url}
                 )
                 if await request_ids.find(conn, asked) is None:
@@ -72,5 +72,5 @@ class Portal:
 
         while_fresh = int(now.timestamp() // FRESH.total_seconds())
         purpose = f"portal:{visit.request_id}:{while_fresh}" if visit.request_id else f"portal:{uuid.uuid4().hex}"
-        intent = requests.Intent(visit.account_id, purpose, "billing_portal.sessions.create", params)
+        intent = intents.Intent(visit.account_id, purpose, "billing_portal.sessions.create", params)
         return str((await self._requests.perform(intent, look_up))["url"])

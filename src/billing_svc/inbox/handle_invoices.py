@@ -5,10 +5,10 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.inbox import handling, rules
+from billing_svc.inbox import handler, rules
 from billing_svc.stripe import client
-from billing_svc.subscriptions.invoices import applying, fetching
-from billing_svc.subscriptions.records import applying as subscriptions_applying
+from billing_svc.subscriptions.invoices import apply_invoice, fetch_invoices
+from billing_svc.subscriptions.records import apply_subscription
 
 
 class Invoices:
@@ -17,20 +17,20 @@ class Invoices:
     def __init__(self, stripe: client.Stripe) -> None:
         self._stripe = stripe
 
-    async def prepare(self, events: Sequence[rules.Event]) -> handling.Apply:
+    async def prepare(self, events: Sequence[rules.Event]) -> handler.Apply:
         """See Handler."""
-        invoice_id, origin = events[0].object_id, handling.origin(events)
+        invoice_id, origin = events[0].object_id, handler.origin(events)
         try:
-            fetched = await fetching.complete(self._stripe, await self._stripe.invoice(invoice_id))
+            fetched = await fetch_invoices.complete(self._stripe, await self._stripe.invoice(invoice_id))
         except client.NotAtStripe:
             customer_id = next((one.customer_id for one in events if one.tells_of_deletion and one.customer_id), None)
             if customer_id is None:
-                raise subscriptions_applying.CannotApply(f"Stripe has no invoice {invoice_id}") from None
-            return lambda conn, now: applying.remove(conn, invoice_id, customer_id, origin, now)
+                raise apply_subscription.CannotApply(f"Stripe has no invoice {invoice_id}") from None
+            return lambda conn, now: apply_invoice.remove(conn, invoice_id, customer_id, origin, now)
         except ValueError as error:
-            raise subscriptions_applying.CannotApply(str(error)) from error
+            raise apply_subscription.CannotApply(str(error)) from error
 
         async def apply(conn: AsyncConnection, now: datetime) -> str:
-            return await applying.apply(conn, fetched, origin, now)
+            return await apply_invoice.apply(conn, fetched, origin, now)
 
         return apply

@@ -38,7 +38,7 @@ class Pending:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class EventFilter:
     """Which events are meant; what is None or empty does not narrow it."""
 
     state: str = ""
@@ -63,7 +63,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class InboxEvent:
     """An event as stored, without its body, which may hold personal data."""
 
     event_id: str
@@ -154,14 +154,16 @@ async def postpone(conn: AsyncConnection, event_ids: Collection[str], until: dat
     await conn.execute(_in_state(event_ids, "waiting").values(attempts=_EVENTS.c.attempts + 1, **values))
 
 
-async def list_events(conn: AsyncConnection, choice: Choice, after: Position | None, most: int) -> list[Row]:
+async def list_events(
+    conn: AsyncConnection, choice: EventFilter, after: Position | None, most: int
+) -> list[InboxEvent]:
     """Return events, newest first; those after a position."""
-    query = sa.select(*(_EVENTS.c[name] for name in Row.__dataclass_fields__)).where(*choice.conditions())
+    query = sa.select(*(_EVENTS.c[name] for name in InboxEvent.__dataclass_fields__)).where(*choice.conditions())
     order = (_EVENTS.c.received_at, _EVENTS.c.event_id)
     if after is not None:
         query = query.where(sa.tuple_(*order) < sa.tuple_(*(sa.literal(one) for one in after)))
     rows = await conn.execute(query.order_by(*(column.desc() for column in order)).limit(most))
-    return [Row(*row) for row in rows]
+    return [InboxEvent(*row) for row in rows]
 
 
 async def bodies_kept(conn: AsyncConnection, event_ids: Collection[str]) -> dict[str, bool]:
@@ -170,7 +172,7 @@ async def bodies_kept(conn: AsyncConnection, event_ids: Collection[str]) -> dict
     return {row[0]: row[1] for row in await conn.execute(query)}
 
 
-async def replayable(conn: AsyncConnection, choice: Choice, most: int) -> list[str]:
+async def replayable(conn: AsyncConnection, choice: EventFilter, most: int) -> list[str]:
     """Return the events of a choice whose body is still there, the longest stored first."""
     query = sa.select(_EVENTS.c.event_id).where(*choice.conditions(), _EVENTS.c.body.is_not(None))
     return list((await conn.execute(query.order_by(_EVENTS.c.received_at, _EVENTS.c.event_id).limit(most))).scalars())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from billing_svc.programs.commands import accounts, catalog, common, doctor, events, reconciling
+from billing_svc.programs.commands import accounts, catalog, common, doctor, events, reconcile
 
 if TYPE_CHECKING:
     from billing_svc.platform.settings import DatabaseSettings
@@ -35,7 +35,7 @@ app.add_typer(accounts.account_app, name="account")
 app.add_typer(accounts.usage_app, name="usage")
 app.add_typer(events.app, name="events")
 app.command("audit")(accounts.show_audit)
-app.command("reconcile")(reconciling.reconcile)
+app.command("reconcile")(reconcile.reconcile)
 app.command("doctor")(doctor.doctor)
 sandbox_app = typer.Typer(help="The stand-in for Stripe that `billing-svc dev` runs.", no_args_is_help=True)
 app.add_typer(sandbox_app, name="sandbox")

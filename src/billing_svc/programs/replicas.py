@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import structlog
 
 from billing_svc.platform import processes
-from billing_svc.platform.monitoring import answering, gathering
+from billing_svc.platform.monitoring import http_port, worker_metrics
 from billing_svc.platform.settings import Settings
 from billing_svc.programs import server
 from billing_svc.programs.commands import common
@@ -30,10 +30,10 @@ async def run(settings: Settings, count: int) -> None:
     """
     stop = processes.stop_event()
     monitored = settings.monitoring_listen
-    operators = gathering.addresses(monitored, count) if monitored is not None else []
+    operators = worker_metrics.addresses(monitored, count) if monitored is not None else []
     with _held_port(settings.listen) as address:
         environment = {**os.environ, "BILLING_LISTEN": address}
-        async with answering.answering(monitored, gathering.app(operators)):
+        async with http_port.answering(monitored, worker_metrics.app(operators)):
             _log.info("supervising", address=address, workers=count)
             keepers = (
                 _Worker(n, environment | ({"BILLING_MONITORING_LISTEN": operators[n]} if operators else {})).keep(stop)

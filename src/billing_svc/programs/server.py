@@ -12,27 +12,27 @@ from billing_svc.api.servicers.admin import AdminServicer
 from billing_svc.api.servicers.health import HealthServicer
 from billing_svc.api.servicers.quota import QuotaServicer
 from billing_svc.api.servicers.stripe_events import StripeEventServicer
-from billing_svc.api.servicers.subscriptions import Desk, SubscriptionServicer
+from billing_svc.api.servicers.subscriptions import SubscriptionOperations, SubscriptionServicer
 from billing_svc.api.servicers.usage import UsageServicer
 from billing_svc.api.transport import serving
 from billing_svc.catalog import versions
 from billing_svc.customers import portal
-from billing_svc.customers.making import Customers
+from billing_svc.customers.create_customer import Customers
 from billing_svc.platform import clock, processes
 from billing_svc.platform.database import engine, transactions
-from billing_svc.platform.monitoring import answering, metrics, readiness
+from billing_svc.platform.monitoring import http_port, metrics, readiness
 from billing_svc.platform.settings import Settings
 from billing_svc.stripe import catalog_sync, client
-from billing_svc.stripe.requests import Requests
-from billing_svc.subscriptions.changes.canceling import Canceling
-from billing_svc.subscriptions.changes.carrying import Carrier
-from billing_svc.subscriptions.changes.changing import Changing
-from billing_svc.subscriptions.checkouts.opening import Checkout
-from billing_svc.subscriptions.follow_ups.doing import Duties
-from billing_svc.subscriptions.pay_as_you_go.switching import Switching
-from billing_svc.subscriptions.records.refreshing import Refresher
-from billing_svc.usage_export.flushing import Flush
-from billing_svc.usage_export.settling import Settling
+from billing_svc.stripe.intents import Requests
+from billing_svc.subscriptions.changes.cancel_subscription import Cancellation
+from billing_svc.subscriptions.changes.change_plan import PlanChanges
+from billing_svc.subscriptions.changes.stripe_change import StripeChange
+from billing_svc.subscriptions.checkouts.open_checkout import Checkout
+from billing_svc.subscriptions.follow_ups.run_follow_ups import FollowUps
+from billing_svc.subscriptions.pay_as_you_go.toggle import PayAsYouGo
+from billing_svc.subscriptions.records.refresh_subscription import Refresher
+from billing_svc.usage_export.export_now import ExportNow
+from billing_svc.usage_export.settlement import Settlement
 
 _log = structlog.get_logger("server")
 
@@ -132,19 +132,19 @@ async def start(
 
 def _desk(
     database: transactions.Transactions, catalogs: versions.CatalogCache, stripe: client.Stripe, now: clock.Clock
-) -> Desk:
+) -> SubscriptionOperations:
     customers = Customers(database, stripe, now)
     refresher = Refresher(database, catalogs, stripe, now)
-    flush = Flush(database, catalogs, stripe, now)
-    carrier = Carrier(database, stripe, refresher, flush, now)
-    settlement = Settling(database, stripe, now)
-    duties = Duties(database, Requests(database, stripe, now), refresher, flush, settlement, now)
-    return Desk(
+    flush = ExportNow(database, catalogs, stripe, now)
+    carrier = StripeChange(database, stripe, refresher, flush, now)
+    settlement = Settlement(database, stripe, now)
+    duties = FollowUps(database, Requests(database, stripe, now), refresher, flush, settlement, now)
+    return SubscriptionOperations(
         checkout=Checkout(database, catalogs, stripe, customers, now),
         portal=portal.Portal(database, stripe, now, catalog_sync.portal_configuration),
-        changing=Changing(carrier, catalogs),
-        canceling=Canceling(carrier),
-        switching=Switching(carrier, catalogs, customers, duties),
+        changing=PlanChanges(carrier, catalogs),
+        canceling=Cancellation(carrier),
+        switching=PayAsYouGo(carrier, catalogs, customers, duties),
     )
 
 
@@ -189,8 +189,8 @@ async def serve(settings: Settings, *, shared_port: bool = False) -> None:
             transactions.Transactions(probed, readiness.ANSWER_SECONDS_MAX), running.set_serving
         )
         metrics.watch_readiness(counted.registry, ready.is_ready)
-        operators = answering.app_of(counted.registry, ready.is_ready)
-        async with answering.answering(settings.monitoring_listen, operators), asyncio.TaskGroup() as following:
+        operators = http_port.app_of(counted.registry, ready.is_ready)
+        async with http_port.answering(settings.monitoring_listen, operators), asyncio.TaskGroup() as following:
             following.create_task(followed.follow(stop))
             following.create_task(ready.follow(stop))
             processes.calm_garbage_collector()

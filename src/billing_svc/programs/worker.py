@@ -8,19 +8,19 @@ from datetime import timedelta
 import structlog
 
 from billing_svc.catalog import versions
-from billing_svc.inbox import applying
+from billing_svc.inbox import apply_events
 from billing_svc.inbox import store as events_store
-from billing_svc.metering.gauges import opening
-from billing_svc.metering.reservations import reserving
+from billing_svc.metering.gauges import open_periods
+from billing_svc.metering.reservations import hold_units
 from billing_svc.platform import clock, errors, processes
 from billing_svc.platform.database import engine, transactions
-from billing_svc.platform.monitoring import answering, metrics, readiness
+from billing_svc.platform.monitoring import http_port, metrics, readiness
 from billing_svc.platform.monitoring import store as monitoring_store
 from billing_svc.platform.settings import Settings
-from billing_svc.stripe import client, requests
-from billing_svc.subscriptions.follow_ups import doing
-from billing_svc.subscriptions.records import refreshing
-from billing_svc.usage_export import flushing, pacing, sealing, sending, settling
+from billing_svc.stripe import client, intents
+from billing_svc.subscriptions.follow_ups import run_follow_ups
+from billing_svc.subscriptions.records import refresh_subscription
+from billing_svc.usage_export import accrual, export_now, pacing, sending, settlement
 
 _log = structlog.get_logger("worker")
 
@@ -58,25 +58,25 @@ async def work(settings: Settings) -> None:
     database = transactions.Transactions(pool)
     stripe = client.Stripe.from_settings(settings)
     catalogs, now = versions.CatalogCache(), clock.from_settings(settings)
-    inbox = applying.Inbox(database, catalogs, stripe, now, livemode=settings.livemode)
+    inbox = apply_events.Inbox(database, catalogs, stripe, now, livemode=settings.livemode)
 
-    sealer = sealing.Sealer(database, catalogs, now, settings.usage_seal_interval, settings.usage_send_interval)
+    sealer = accrual.Accrual(database, catalogs, now, settings.usage_seal_interval, settings.usage_send_interval)
     sender = sending.Sender(database, catalogs, stripe, now, pacing.Pace(settings.stripe_calls_per_second))
 
-    duties = doing.Duties(
+    duties = run_follow_ups.FollowUps(
         database,
-        requests.Requests(database, stripe, now),
-        refreshing.Refresher(database, catalogs, stripe, now),
-        flushing.Flush(database, catalogs, stripe, now),
-        settling.Settling(database, stripe, now),
+        intents.Requests(database, stripe, now),
+        refresh_subscription.Refresher(database, catalogs, stripe, now),
+        export_now.ExportNow(database, catalogs, stripe, now),
+        settlement.Settlement(database, stripe, now),
         now,
     )
 
     async def open_gauges() -> int:
-        return await database.run(lambda conn: opening.open_due(conn, catalogs, now.now()))
+        return await database.run(lambda conn: open_periods.open_due(conn, catalogs, now.now()))
 
     async def expire_holds() -> int:
-        return await database.run(lambda conn: reserving.sweep(conn, now.now()))
+        return await database.run(lambda conn: hold_units.sweep(conn, now.now()))
 
     async def forget_bodies() -> int:
         before = now.now() - timedelta(days=settings.event_body_days)
@@ -92,9 +92,9 @@ async def work(settings: Settings) -> None:
             counted.reconciled(drift, at.timestamp())
         return 0
 
-    operators = answering.app_of(counted.registry, ready.is_ready)
+    operators = http_port.app_of(counted.registry, ready.is_ready)
     try:
-        async with answering.answering(settings.monitoring_listen, operators), asyncio.TaskGroup() as loops:
+        async with http_port.answering(settings.monitoring_listen, operators), asyncio.TaskGroup() as loops:
             loops.create_task(ready.follow(stop))
             loops.create_task(_loop("inbox", inbox.apply_due, INBOX_POLL_SECONDS, stop, counted))
             loops.create_task(_loop("duties", duties.do_due, DUTIES_POLL_SECONDS, stop, counted))

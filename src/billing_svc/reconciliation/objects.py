@@ -17,9 +17,8 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables, transactions
 from billing_svc.stripe import client, leases
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.subscriptions.invoices import applying as invoices_applying
-from billing_svc.subscriptions.invoices import fetching
-from billing_svc.subscriptions.records import applying, refreshing
+from billing_svc.subscriptions.invoices import apply_invoice, fetch_invoices
+from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
 
 # Older invoices are settled, one way or the other.
 INVOICES_SINCE = timedelta(days=65)
@@ -29,7 +28,7 @@ _NOT_COMPARED = frozenset({"updated_at"})
 
 
 @dataclass(frozen=True, slots=True)
-class Drift:
+class ObjectDiscrepancy:
     """An object of Stripe's whose row is not as it would be applied; `detail` names what differs, ours first."""
 
     kind: str
@@ -52,7 +51,7 @@ class _Undone(Exception):
 _Apply = Callable[[AsyncConnection], Awaitable[str]]
 
 
-class Objects:
+class ObjectReconciliation:
     """Compares subscriptions and invoices with Stripe, and brings them up to date."""
 
     def __init__(
@@ -66,9 +65,9 @@ class Objects:
         self._catalogs = catalogs
         self._stripe = stripe
         self._clock = now
-        self._refresher = refreshing.Refresher(database, catalogs, stripe, now)
+        self._refresher = refresh_subscription.Refresher(database, catalogs, stripe, now)
 
-    async def compare(self, account_id: str | None = None) -> list[Drift]:
+    async def compare(self, account_id: str | None = None) -> list[ObjectDiscrepancy]:
         """Return what differs, for one account or for all. Raises StripeUnavailable and Unavailable."""
         customers = await self._database.read(lambda conn: _customers(conn, account_id))
         subscriptions = await self._fetched(customers, account_id, self._stripe.every_subscription)
@@ -79,7 +78,7 @@ class Objects:
         )
         return drifts + await self._compare_invoices(invoices, account_id, since)
 
-    async def fix(self, drifts: Sequence[Drift], origin: audit_store.Origin) -> None:
+    async def fix(self, drifts: Sequence[ObjectDiscrepancy], origin: audit_store.Origin) -> None:
         """Bring the rows up to date; what cannot be is found again by the next comparison."""
         for drift in drifts:
             try:
@@ -87,7 +86,13 @@ class Objects:
                     await self._refresher.refresh(drift.object_id, origin)
                 else:
                     await self._refresh_invoice(drift, origin)
-            except (client.NotAtStripe, applying.NotOurs, applying.CannotApply, errors.LostRace, ValueError):
+            except (
+                client.NotAtStripe,
+                apply_subscription.NotOurs,
+                apply_subscription.CannotApply,
+                errors.LostRace,
+                ValueError,
+            ):
                 continue
 
     async def _fetched(
@@ -102,43 +107,45 @@ class Objects:
             return [one for one in await fetch(None) if _customer_of(one) in ours]
         return [one for customer_id in customers for one in await fetch(customer_id)]
 
-    async def _compare_subscriptions(self, fetched: Sequence[client.Data], account_id: str | None) -> list[Drift]:
+    async def _compare_subscriptions(
+        self, fetched: Sequence[client.Data], account_id: str | None
+    ) -> list[ObjectDiscrepancy]:
         drifts = []
         for data in fetched:
             subscription = stripe_subscriptions.from_stripe(data)
 
             async def apply(conn: AsyncConnection, one: stripe_subscriptions.StripeSubscription = subscription) -> str:
-                return await applying.apply(conn, self._catalogs, one, _COMPARING, self._clock.now())
+                return await apply_subscription.apply(conn, self._catalogs, one, _COMPARING, self._clock.now())
 
             drifts += await self._difference("subscription", tables.subscriptions, subscription.subscription_id, apply)
         known = await self._database.read(lambda conn: _living_subscriptions(conn, account_id))
         there = {data["id"] for data in fetched}
         return drifts + [
-            Drift("subscription", owner, subscription_id, "Stripe does not list it")
+            ObjectDiscrepancy("subscription", owner, subscription_id, "Stripe does not list it")
             for owner, subscription_id in known
             if subscription_id not in there
         ]
 
     async def _compare_invoices(
         self, fetched: Sequence[client.Data], account_id: str | None, since: datetime
-    ) -> list[Drift]:
+    ) -> list[ObjectDiscrepancy]:
         drifts = []
         for data in fetched:
-            invoice = await fetching.complete(self._stripe, data)
+            invoice = await fetch_invoices.complete(self._stripe, data)
 
             async def apply(conn: AsyncConnection, one: Any = invoice) -> str:  # noqa: ANN401 - bound here
-                return await invoices_applying.apply(conn, one, _COMPARING, self._clock.now())
+                return await apply_invoice.apply(conn, one, _COMPARING, self._clock.now())
 
             drifts += await self._difference("invoice", tables.invoices, invoice.invoice_id, apply)
         known = await self._database.read(lambda conn: _invoices_since(conn, account_id, since))
         there = {data["id"] for data in fetched}
         return drifts + [
-            Drift("invoice", owner, invoice_id, "Stripe does not list it")
+            ObjectDiscrepancy("invoice", owner, invoice_id, "Stripe does not list it")
             for owner, invoice_id in known
             if invoice_id not in there
         ]
 
-    async def _difference(self, kind: str, table: sa.Table, object_id: str, apply: _Apply) -> list[Drift]:
+    async def _difference(self, kind: str, table: sa.Table, object_id: str, apply: _Apply) -> list[ObjectDiscrepancy]:
         async def work(conn: AsyncConnection) -> None:
             before = await _row(conn, table, object_id)
             account_id = await apply(conn)
@@ -148,14 +155,14 @@ class Objects:
             await self._database.run(work)
         except _Undone as found:
             detail = _detail(found.before, found.after)
-            return [Drift(kind, found.account_id, object_id, detail)] if detail else []
-        except (applying.CannotApply, applying.NotOurs) as error:
-            return [Drift(kind, "", object_id, str(error))]
+            return [ObjectDiscrepancy(kind, found.account_id, object_id, detail)] if detail else []
+        except (apply_subscription.CannotApply, apply_subscription.NotOurs) as error:
+            return [ObjectDiscrepancy(kind, "", object_id, str(error))]
         return []
 
-    async def _refresh_invoice(self, drift: Drift, origin: audit_store.Origin) -> None:
+    async def _refresh_invoice(self, drift: ObjectDiscrepancy, origin: audit_store.Origin) -> None:
         try:
-            invoice = await fetching.complete(self._stripe, await self._stripe.invoice(drift.object_id))
+            invoice = await fetch_invoices.complete(self._stripe, await self._stripe.invoice(drift.object_id))
         except client.NotAtStripe:
             invoice = None
         now = self._clock.now()
@@ -165,11 +172,11 @@ class Objects:
             if lease is None:
                 raise errors.LostRace("the invoice is being brought up to date by a worker")
             if invoice is not None:
-                await invoices_applying.apply(conn, invoice, origin, now)
+                await apply_invoice.apply(conn, invoice, origin, now)
             else:
                 row = await _row(conn, tables.invoices, drift.object_id)
                 if row is not None:
-                    await invoices_applying.remove(conn, drift.object_id, row["customer_id"], origin, now)
+                    await apply_invoice.remove(conn, drift.object_id, row["customer_id"], origin, now)
             await leases.end(conn, lease, now)
 
         await self._database.run(apply)

@@ -14,7 +14,7 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
-from billing_svc.reconciliation import drifts, mending
+from billing_svc.reconciliation import discrepancies, repair
 from billing_svc.stripe import client
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.usage_export import counters, rules, store
@@ -26,13 +26,13 @@ _MINUTE = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
-class _Books:
+class _AccountUsage:
     """All that is stored of an account."""
 
     account_id: str
     totals: Sequence[counters.Counter]
-    reports: Sequence[rules.Report]
-    subscriptions: Sequence[store.SubscriptionRow]
+    reports: Sequence[rules.UsageReport]
+    subscriptions: Sequence[store.BillableSubscription]
 
     def was_trial(self, counter: counters.Counter) -> bool:
         return any(
@@ -53,7 +53,7 @@ class _Books:
             return lambda _at: False
         return lambda at: row.billing_period_start <= at < row.billing_period_end
 
-    def sent(self, subscription_id: str, name: str) -> list[rules.Report]:
+    def sent(self, subscription_id: str, name: str) -> list[rules.UsageReport]:
         """Return what one meter of a subscription was sent, in whatever quota periods."""
         return [
             one
@@ -61,11 +61,11 @@ class _Books:
             if (one.subscription_id, one.stripe_event_name, one.state) == (subscription_id, name, "sent")
         ]
 
-    def of(self, counter: counters.Counter) -> list[rules.Report]:
+    def of(self, counter: counters.Counter) -> list[rules.UsageReport]:
         return [one for one in self.reports if (one.meter, one.period_start) == (counter.meter, counter.period_start)]
 
 
-class Reconciliation:
+class UsageReconciliation:
     """Compares usage with Stripe, and mends what can be mended without a person's judgement."""
 
     def __init__(
@@ -78,24 +78,26 @@ class Reconciliation:
         self._database = database
         self._stripe = stripe
         self._clock = now
-        self._mending = mending.Mending(database, catalogs, stripe, now)
+        self._mending = repair.Repair(database, catalogs, stripe, now)
 
-    async def compare(self, account_ids: Sequence[str] | None = None) -> list[drifts.Drift]:
+    async def compare(self, account_ids: Sequence[str] | None = None) -> list[discrepancies.UsageDiscrepancy]:
         """Return what does not agree, for some accounts or for all. Raises StripeUnavailable and Unavailable."""
         meters = await self._stripe.meter_ids()
-        found: list[drifts.Drift] = []
+        found: list[discrepancies.UsageDiscrepancy] = []
         for account_id in await self._accounts() if account_ids is None else account_ids:
             found += await self._compare_account(account_id, meters)
         return found
 
-    async def fix(self, found: Sequence[drifts.Drift], origin: audit_store.Origin) -> list[drifts.Drift]:
+    async def fix(
+        self, found: Sequence[discrepancies.UsageDiscrepancy], origin: audit_store.Origin
+    ) -> list[discrepancies.UsageDiscrepancy]:
         """Mend what can be, and return what is left afterwards of the same accounts."""
         accounts = list(dict.fromkeys(one.account_id for one in found))
         await self._mending.mend(found, origin)
         return await self.compare(accounts)
 
     async def _accounts(self) -> list[str]:
-        since = self._clock.now() - drifts.LOOKED_BACK
+        since = self._clock.now() - discrepancies.LOOKED_BACK
         found: list[str] = []
         while True:
             after = found[-1] if found else ""
@@ -106,11 +108,11 @@ class Reconciliation:
             if len(page) < ACCOUNTS_PAGE:
                 return found
 
-    async def _read(self, account_id: str) -> _Books:
-        since = self._clock.now() - drifts.LOOKED_BACK
+    async def _read(self, account_id: str) -> _AccountUsage:
+        since = self._clock.now() - discrepancies.LOOKED_BACK
 
-        async def read(conn: AsyncConnection) -> _Books:
-            return _Books(
+        async def read(conn: AsyncConnection) -> _AccountUsage:
+            return _AccountUsage(
                 account_id,
                 [one for one in await counters.billed(conn, account_id) if one.period_start >= since],
                 await store.all_of_account(conn, account_id, since - _PERIOD_MAX),
@@ -119,13 +121,15 @@ class Reconciliation:
 
         return await self._database.run(read)
 
-    async def _compare_account(self, account_id: str, meters: Mapping[str, Sequence[str]]) -> list[drifts.Drift]:
+    async def _compare_account(
+        self, account_id: str, meters: Mapping[str, Sequence[str]]
+    ) -> list[discrepancies.UsageDiscrepancy]:
         books = await self._read(account_id)
         now = self._clock.now()
-        found: list[drifts.Drift] = []
+        found: list[discrepancies.UsageDiscrepancy] = []
         for counter in books.totals:
             own = books.of(counter)
-            found += drifts.within(counter, own, now)
+            found += discrepancies.within(counter, own, now)
             names = list(dict.fromkeys((one.customer_id, one.stripe_event_name) for one in own))
             for customer_id, name in names:
                 sent = [one for one in own if (one.customer_id, one.stripe_event_name) == (customer_id, name)]
@@ -137,8 +141,8 @@ class Reconciliation:
         return found
 
     async def _compare_meter(
-        self, counter: counters.Counter, own: Sequence[rules.Report], meter_ids: Sequence[str]
-    ) -> list[drifts.Drift]:
+        self, counter: counters.Counter, own: Sequence[rules.UsageReport], meter_ids: Sequence[str]
+    ) -> list[discrepancies.UsageDiscrepancy]:
         """Compare whole minutes, whosever period their slices are of: at a period's bound two share a minute."""
         minutes = [one.minute for one in own if one.state == "sent" or one.first_attempt_at is not None]
         if not minutes:
@@ -151,30 +155,34 @@ class Reconciliation:
         if theirs in {ours, ours + sum(unknown)}:
             return []
         detail = f"the meter {own[0].stripe_event_name} was sent {ours} units and has {theirs}"
-        return [drifts.of(drifts.Kind.METER, counter, ours, theirs, detail, event_name=own[0].stripe_event_name)]
+        return [
+            discrepancies.of(
+                discrepancies.Kind.METER, counter, ours, theirs, detail, event_name=own[0].stripe_event_name
+            )
+        ]
 
     async def _compare_lines(
-        self, counter: counters.Counter, own: Sequence[rules.Report], books: _Books, now: datetime
-    ) -> list[drifts.Drift]:
+        self, counter: counters.Counter, own: Sequence[rules.UsageReport], books: _AccountUsage, now: datetime
+    ) -> list[discrepancies.UsageDiscrepancy]:
         """Compare a settled period's slices with the lines of the invoices that charge it."""
         subscription_id, name = own[0].subscription_id, own[0].stripe_event_name
         is_settled = all(one.state in {"sent", "invoiced", "void"} for one in own) and all(
-            now >= one.period_end + drifts.SETTLED_AFTER for one in own
+            now >= one.period_end + discrepancies.SETTLED_AFTER for one in own
         )
         if subscription_id is None or not is_settled or any(one.subscription_id != subscription_id for one in own):
             return []
         price_ids = await self._database.read(lambda conn: store.price_ids(conn, name))
-        lines: list[drifts.Line] = []
+        lines: list[discrepancies.DiscrepancyKey] = []
         for invoice in await self._stripe.invoices_of_subscription(subscription_id, counter.period_start):
             # A draft that is this old waits for a person, as those of an unpaid subscription do; its lines are counted.
             if invoice["status"] != "void":
                 lines += [_line(one) for one in await self._lines(invoice) if _price_of(one) in price_ids]
         sent = books.sent(subscription_id, name)
-        ours, theirs = drifts.invoiced(counter, sent, lines, books.is_open_at(subscription_id))
+        ours, theirs = discrepancies.invoiced(counter, sent, lines, books.is_open_at(subscription_id))
         if theirs == ours:
             return []
         detail = f"the invoices of {subscription_id} charge {theirs} units of the {ours} that {name} was sent"
-        return [drifts.of(drifts.Kind.LINE, counter, ours, theirs, detail, event_name=name)]
+        return [discrepancies.of(discrepancies.Kind.LINE, counter, ours, theirs, detail, event_name=name)]
 
     async def _lines(self, invoice: client.Data) -> list[client.Data]:
         page = invoice["lines"]
@@ -185,8 +193,8 @@ class Reconciliation:
         return lines
 
     async def _compare_items(
-        self, counter: counters.Counter, own: Iterable[rules.Report], books: _Books
-    ) -> list[drifts.Drift]:
+        self, counter: counters.Counter, own: Iterable[rules.UsageReport], books: _AccountUsage
+    ) -> list[discrepancies.UsageDiscrepancy]:
         found = []
         for report in own:
             if report.invoice_item_id is None or report.state != "invoiced":
@@ -196,14 +204,16 @@ class Reconciliation:
                 item = await self._stripe.invoice_item(report.invoice_item_id)
             except client.NotAtStripe:
                 detail = f"Stripe has no invoice item {report.invoice_item_id}"
-                found.append(drifts.of(drifts.Kind.ITEM, counter, ours, 0, detail, **about))
+                found.append(discrepancies.of(discrepancies.Kind.ITEM, counter, ours, 0, detail, **about))
                 continue
             if item["amount"] != ours:
                 detail = f"invoice item {report.invoice_item_id} has another amount"
-                found.append(drifts.of(drifts.Kind.ITEM, counter, ours, int(item["amount"]), detail, **about))
+                found.append(
+                    discrepancies.of(discrepancies.Kind.ITEM, counter, ours, int(item["amount"]), detail, **about)
+                )
             elif not item.get("invoice") and not store.will_be_invoiced(books.subscriptions, report.customer_id):
                 detail = f"invoice item {report.invoice_item_id} is on no invoice, and none will come"
-                found.append(drifts.of(drifts.Kind.UNINVOICED, counter, ours, 0, detail, **about))
+                found.append(discrepancies.of(discrepancies.Kind.UNINVOICED, counter, ours, 0, detail, **about))
         return found
 
 
@@ -213,6 +223,6 @@ def _price_of(line: Mapping[str, Any]) -> str | None:
     return price
 
 
-def _line(line: Mapping[str, Any]) -> drifts.Line:
+def _line(line: Mapping[str, Any]) -> discrepancies.DiscrepancyKey:
     start, end = (datetime.fromtimestamp(line["period"][bound], UTC) for bound in ("start", "end"))
-    return drifts.Line(start, end, int(line.get("quantity") or 0))
+    return discrepancies.DiscrepancyKey(start, end, int(line.get("quantity") or 0))

@@ -21,7 +21,7 @@ from billing_svc.catalog import model, versions
 from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables, transactions
-from billing_svc.stripe import catalog_objects, client, requests
+from billing_svc.stripe import catalog_objects, client, intents
 
 # One catalog is published at a time: the newest version and the current prices must be of the same one. Any number
 # that nothing else in the database takes for an advisory lock.
@@ -81,7 +81,7 @@ async def apply(
     """
     await database.read(lambda conn: versions.refuse_other_kinds(conn, catalog))
     found, differences = await compare(stripe, catalog)
-    sync = _Sync(stripe, requests.Requests(database, stripe, now), catalog, found)
+    sync = _Sync(stripe, intents.Requests(database, stripe, now), catalog, found)
     for one in differences:
         await sync.remove(one)
         report(f"{one.kind} {one.key}: {one.detail}")
@@ -122,7 +122,7 @@ class _Sync:
     def __init__(
         self,
         stripe: client.Stripe,
-        writes: requests.Requests,
+        writes: intents.Requests,
         catalog: model.Catalog,
         found: catalog_objects.Found,
     ) -> None:
@@ -193,7 +193,7 @@ class _Sync:
         self, purpose: str, operation: str, params: Mapping[str, Any], find: Callable[[], Awaitable[client.Data | None]]
     ) -> str:
         """Make one object for its purpose. `find` sees it however long ago it was made."""
-        intent = requests.Intent(_NO_ACCOUNT, purpose, operation, params)
+        intent = intents.Intent(_NO_ACCOUNT, purpose, operation, params)
         made = await self._requests.perform(intent, lambda _since: find())
         return str(made["id"])
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from billing_svc.stripe import reading
+from billing_svc.stripe import parse
 
 # Statuses that give the plan; past_due is flagged beside.
 GIVING = frozenset({"trialing", "active", "past_due"})
@@ -76,19 +76,19 @@ def from_stripe(data: Mapping[str, Any]) -> StripeSubscription:
     """
     try:
         return StripeSubscription(
-            subscription_id=reading.text(data["id"]),
-            customer_id=reading.id_of(data["customer"]),
-            status=reading.text(data["status"]),
+            subscription_id=parse.text(data["id"]),
+            customer_id=parse.id_of(data["customer"]),
+            status=parse.text(data["status"]),
             items=tuple(_item(item, data) for item in data["items"]["data"]),
             metadata={str(key): str(value) for key, value in (data.get("metadata") or {}).items()},
-            anchor=reading.instant(data["billing_cycle_anchor"]),
-            start_date=reading.instant(data.get("start_date") or data["created"]),
-            trial_end=reading.optional_instant(data.get("trial_end")),
+            anchor=parse.instant(data["billing_cycle_anchor"]),
+            start_date=parse.instant(data.get("start_date") or data["created"]),
+            trial_end=parse.optional_instant(data.get("trial_end")),
             cancel_at_period_end=bool(data.get("cancel_at_period_end")),
-            cancel_at=reading.optional_instant(data.get("cancel_at")),
-            canceled_at=reading.optional_instant(data.get("canceled_at")),
-            ended_at=reading.optional_instant(data.get("ended_at")),
-            schedule_id=reading.id_of(data["schedule"]) if data.get("schedule") else None,
+            cancel_at=parse.optional_instant(data.get("cancel_at")),
+            canceled_at=parse.optional_instant(data.get("canceled_at")),
+            ended_at=parse.optional_instant(data.get("ended_at")),
+            schedule_id=parse.id_of(data["schedule"]) if data.get("schedule") else None,
             next_phase=_next_phase(data.get("schedule")),
         )
     except (KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
@@ -104,19 +104,19 @@ def _next_phase(schedule: object) -> Phase | None:
     if not coming:
         return None
     phase = min(coming, key=lambda one: one["start_date"])
-    prices = {reading.id_of(item["price"]): _quantity(item.get("quantity") or 1) for item in phase["items"]}
-    return Phase(reading.instant(phase["start_date"]), prices)
+    prices = {parse.id_of(item["price"]): _quantity(item.get("quantity") or 1) for item in phase["items"]}
+    return Phase(parse.instant(phase["start_date"]), prices)
 
 
 def _item(item: Mapping[str, Any], subscription: Mapping[str, Any]) -> Item:
     def period(bound: str) -> datetime:
-        return reading.instant(item.get(bound) or subscription[bound])
+        return parse.instant(item.get(bound) or subscription[bound])
 
     price = item.get("price") or item["plan"]
     quantity = item.get("quantity")
     return Item(
-        item_id=reading.text(item["id"]),
-        price_id=reading.id_of(price),
+        item_id=parse.text(item["id"]),
+        price_id=parse.id_of(price),
         # Metered items have none; and none is not zero.
         quantity=1 if quantity is None else _quantity(quantity),
         period_start=period("current_period_start"),

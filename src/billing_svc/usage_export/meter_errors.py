@@ -33,7 +33,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class MeterErrorReport:
     """An error report of a meter; `error_count` may be more than there are samples."""
 
     meter_id: str
@@ -42,7 +42,7 @@ class Report:
     samples: tuple[Sample, ...]
 
 
-def from_stripe(data: Mapping[str, Any]) -> Report:
+def from_stripe(data: Mapping[str, Any]) -> MeterErrorReport:
     """Read an event of the second API version, with its data. Raises ValueError if it is no error report."""
     try:
         carried = data["data"]
@@ -56,7 +56,7 @@ def from_stripe(data: Mapping[str, Any]) -> Report:
             for kind in reason.get("error_types") or ()
             for sample in kind.get("sample_errors") or ()
         ]
-        return Report(
+        return MeterErrorReport(
             meter_id=str((data.get("related_object") or {}).get("id", "")),
             summary=str(carried.get("developer_message_summary", ""))[:TEXT_LENGTH_MAX],
             error_count=int(reason.get("error_count", len(samples))),
@@ -66,7 +66,9 @@ def from_stripe(data: Mapping[str, Any]) -> Report:
         raise ValueError(f"not a meter's error report: {error!r}") from error
 
 
-async def apply(conn: AsyncConnection, report: Report, origin: audit_store.Origin, now: datetime) -> list[str]:
+async def apply(
+    conn: AsyncConnection, report: MeterErrorReport, origin: audit_store.Origin, now: datetime
+) -> list[str]:
     """Mark the slices that a report names as failed, so that they are shown and sent anew; returns their accounts.
 
     A repeat finds them failed, or sent anew under other identifiers, and changes nothing. Where Stripe names fewer

@@ -11,7 +11,7 @@ RETRY_MOST = timedelta(minutes=5)
 _DOUBLINGS_MAX = 16
 
 # A plan, and the catalog version that it was sold under.
-Terms: TypeAlias = tuple[str, int]
+PlanVersion: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Charge:
     subscription_id: str | None
 
     @property
-    def terms(self) -> Terms:
+    def terms(self) -> PlanVersion:
         """Return whose price it is."""
         return self.plan, self.catalog_version
 
@@ -45,7 +45,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class UsageReport:
     """A slice as stored."""
 
     account_id: str
@@ -96,19 +96,19 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class AccruedUnits:
     """The units of a counter that are sealed under one charge."""
 
     charge: Charge
     units: int
 
 
-def billed_by_terms(entries: Iterable[tuple[str, int, int]]) -> dict[Terms, int]:
+def billed_by_terms(entries: Iterable[tuple[str, int, int]]) -> dict[PlanVersion, int]:
     """Return the units that are billable under each terms, from what each entry added or, below 0, took back.
 
     As in `cut`, what became billable last is taken back first.
     """
-    runs: list[tuple[Terms, int]] = []
+    runs: list[tuple[PlanVersion, int]] = []
     for plan, catalog_version, units in entries:
         left = units
         while left < 0 and runs:
@@ -118,14 +118,14 @@ def billed_by_terms(entries: Iterable[tuple[str, int, int]]) -> dict[Terms, int]
                 runs.append((terms, left))
         if units > 0:
             runs.append(((plan, catalog_version), units))
-    found: dict[Terms, int] = {}
+    found: dict[PlanVersion, int] = {}
     for terms, units in runs:
         found[terms] = found.get(terms, 0) + units
     return found
 
 
-def cut(
-    sealed: int, billable: int, present: Charge, standing: Sequence[Standing], owed: Sequence[Standing] = ()
+def split_into_reports(
+    sealed: int, billable: int, present: Charge, standing: Sequence[AccruedUnits], owed: Sequence[AccruedUnits] = ()
 ) -> list[Piece]:
     """Cut the way from `sealed` to `billable` into pieces.
 
@@ -162,8 +162,8 @@ def stamp(now: datetime, start: datetime, end: datetime) -> datetime:
 
 
 def grown(
-    report: Report, piece: Piece, reported_for: datetime, period_end: datetime, next_attempt_at: datetime
-) -> Report:
+    report: UsageReport, piece: Piece, reported_for: datetime, period_end: datetime, next_attempt_at: datetime
+) -> UsageReport:
     """Return a slice that was never sent with another piece added to it; one that has become nothing is void."""
     return replace(
         report,

@@ -21,7 +21,7 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock, errors
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, leases
-from billing_svc.usage_export import asking, judging, late, pacing, rules, store
+from billing_svc.usage_export import billability, late_charges, pacing, rules, store, stripe_lookups
 
 _log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ ACCOUNTS_MAX = 100
 ACCOUNTS_AT_ONCE = 8
 
 
-class Outcome(enum.Enum):
+class SendOutcome(enum.Enum):
     """What became of a slice in a round."""
 
     DONE = enum.auto()
@@ -43,7 +43,7 @@ class Outcome(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class SendRound:
     """What a round did for an account: how many slices moved, and how many it could not bring to Stripe."""
 
     moved: int
@@ -65,8 +65,8 @@ class Sender:
         self._stripe = stripe
         self._clock = now
         self._pace = pace
-        self._asking = asking.Asking(database, catalogs, stripe, now, pace)
-        self._late = late.LateUsage(database, catalogs, stripe, now)
+        self._asking = stripe_lookups.StripeLookups(database, catalogs, stripe, now, pace)
+        self._late = late_charges.LateUsage(database, catalogs, stripe, now)
 
     async def send_due(self) -> int:
         """Send what is due, and return how many slices moved.
@@ -94,7 +94,7 @@ class Sender:
             tasks = [group.create_task(one(account_id)) for account_id in accounts]
         return sum(task.result() for task in tasks)
 
-    async def send(self, account_id: str, *, at_once: bool = False) -> Round | None:
+    async def send(self, account_id: str, *, at_once: bool = False) -> SendRound | None:
         """Send an account's due slices, or (`at_once`) all of them; None while somebody else is at it."""
         now = self._clock.now()
         lease = await self._database.run(lambda conn: leases.take(conn, f"usage:{account_id}", now))
@@ -108,7 +108,7 @@ class Sender:
         await self._database.run(lambda conn: leases.end(conn, lease, self._clock.now()))
         return done
 
-    async def _send(self, account_id: str, lease: leases.Lease, *, at_once: bool) -> Round:
+    async def _send(self, account_id: str, lease: leases.Lease, *, at_once: bool) -> SendRound:
         moved = stuck = 0
         waiting: dict[tuple[str, datetime | None], datetime] = {}
         for report in await self._database.read(lambda conn: store.open_reports(conn, account_id)):
@@ -123,53 +123,53 @@ class Sender:
                 waiting[_behind(report)] = report.next_attempt_at
             else:
                 outcome = await self._advance(lease, report)
-                if outcome is Outcome.DONE:
+                if outcome is SendOutcome.DONE:
                     moved += 1
                     continue
                 report_after = await self._read(report)
                 waiting[_behind(report_after)] = report_after.next_attempt_at
-                if outcome is Outcome.UNKNOWN:
+                if outcome is SendOutcome.UNKNOWN:
                     # The other meters' slices would wait for Stripe as long; they are next.
                     stuck += 1
                     break
         moved += await self._late.charge(account_id, lease)
-        return Round(moved, stuck)
+        return SendRound(moved, stuck)
 
-    async def _read(self, report: rules.Report) -> rules.Report:
+    async def _read(self, report: rules.UsageReport) -> rules.UsageReport:
         found = await self._database.read(lambda conn: store.find(conn, report.account_id, report.report_id))
         return report if found is None else found
 
-    async def _advance(self, lease: leases.Lease, report: rules.Report) -> Outcome:
+    async def _advance(self, lease: leases.Lease, report: rules.UsageReport) -> SendOutcome:
         """Do the next thing with a slice, and the one after that, until it is done or has to wait."""
         now = self._clock.now()
         held = await self._asking.subscription(report)
-        found = judging.next_step(report, held, now)
-        if found.step is judging.Step.ASK:
+        found = billability.next_step(report, held, now)
+        if found.step is billability.Step.ASK:
             try:
                 found = await self._asking.period(report)
             except errors.StripeUnavailable as error:
                 return await self._try_later(lease, report, error.message)
-            if found.step is judging.Step.CHARGE_LATE and report.first_attempt_at is not None:
-                found = judging.unknown(report, now)
+            if found.step is billability.Step.CHARGE_LATE and report.first_attempt_at is not None:
+                found = billability.unknown(report, now)
         match found.step:
-            case judging.Step.SEND | judging.Step.ASK:
+            case billability.Step.SEND | billability.Step.ASK:
                 return await self._attempt(lease, report)
-            case judging.Step.LOOK:
+            case billability.Step.LOOK:
                 return await self._look(lease, report)
-            case judging.Step.CHARGE_LATE:
+            case billability.Step.CHARGE_LATE:
                 await self._write(lease, report, {"state": "late", "next_attempt_at": now, "error": found.why})
-                return Outcome.DONE
-            case judging.Step.WAIT:
+                return SendOutcome.DONE
+            case billability.Step.WAIT:
                 await self._postpone(lease, report, found.until or now)
-                return Outcome.HELD if report.first_attempt_at is None else Outcome.UNKNOWN
+                return SendOutcome.HELD if report.first_attempt_at is None else SendOutcome.UNKNOWN
 
-    async def _attempt(self, lease: leases.Lease, report: rules.Report) -> Outcome:
+    async def _attempt(self, lease: leases.Lease, report: rules.UsageReport) -> SendOutcome:
         await self._pace.wait()
         now = self._clock.now()
         retry_at = rules.retry_at(report.attempts, now, random.random())  # noqa: S311 - a pause is no secret
         begun = await self._fenced(lease, lambda conn: store.begin_attempt(conn, report, retry_at, now))
         if begun is None:
-            return Outcome.DONE
+            return SendOutcome.DONE
         event = client.MeterEvent(
             begun.stripe_event_name, begun.customer_id, begun.units, begun.reported_for, begun.identifier
         )
@@ -182,28 +182,30 @@ class Sender:
         except errors.StripeUnavailable as error:
             _log.info("report_outcome_unknown", account=begun.account_id, report=begun.report_id, error=error.message)
             await self._write(lease, begun, {"error": error.message})
-            return Outcome.UNKNOWN
+            return SendOutcome.UNKNOWN
         await self._write(lease, begun, {"state": "sent", "error": None, "closed_at": self._clock.now()})
-        return Outcome.DONE
+        return SendOutcome.DONE
 
-    async def _refused(self, lease: leases.Lease, report: rules.Report, why: str, *, is_first: bool) -> Outcome:
+    async def _refused(
+        self, lease: leases.Lease, report: rules.UsageReport, why: str, *, is_first: bool
+    ) -> SendOutcome:
         now = self._clock.now()
         if is_first:
             await self._fail(lease, report, why)
-            return Outcome.DONE
+            return SendOutcome.DONE
         # An earlier attempt may have arrived: the meter's sum tells.
-        until = judging.unknown(report, now).until or now
+        until = billability.unknown(report, now).until or now
         await self._write(lease, report, {"refused_at": now, "error": why, "next_attempt_at": until})
-        return Outcome.UNKNOWN
+        return SendOutcome.UNKNOWN
 
-    async def _fail(self, lease: leases.Lease, report: rules.Report, why: str) -> None:
+    async def _fail(self, lease: leases.Lease, report: rules.UsageReport, why: str) -> None:
         """Keep what is certain not to be at Stripe, and what Stripe does not want, until somebody retries it."""
         now = self._clock.now()
         _log.error("report_failed", account=report.account_id, report=report.report_id, error=why)
         values = {"state": "failed", "error": why, "first_attempt_at": None, "closed_at": now}
         await self._write(lease, report, values)
 
-    async def _look(self, lease: leases.Lease, report: rules.Report) -> Outcome:
+    async def _look(self, lease: leases.Lease, report: rules.UsageReport) -> SendOutcome:
         """Find out from the meter's own sum whether a slice has arrived.
 
         Of a minute's events this is the only one whose outcome is not known, because they are sent one after the other.
@@ -235,19 +237,19 @@ class Sender:
                 },
             )
             return await self._advance(lease, await self._read(report))
-        return Outcome.DONE
+        return SendOutcome.DONE
 
-    async def _try_later(self, lease: leases.Lease, report: rules.Report, why: str) -> Outcome:
+    async def _try_later(self, lease: leases.Lease, report: rules.UsageReport, why: str) -> SendOutcome:
         now = self._clock.now()
         until = rules.retry_at(max(report.attempts, 1), now, random.random())  # noqa: S311 - a pause is no secret
         await self._write(lease, report, {"next_attempt_at": until, "error": why})
-        return Outcome.UNKNOWN
+        return SendOutcome.UNKNOWN
 
-    async def _postpone(self, lease: leases.Lease, report: rules.Report, until: datetime) -> None:
+    async def _postpone(self, lease: leases.Lease, report: rules.UsageReport, until: datetime) -> None:
         if until > report.next_attempt_at:
             await self._write(lease, report, {"next_attempt_at": until})
 
-    async def _write(self, lease: leases.Lease, report: rules.Report, values: Mapping[str, Any]) -> None:
+    async def _write(self, lease: leases.Lease, report: rules.UsageReport, values: Mapping[str, Any]) -> None:
         await self._fenced(lease, lambda conn: store.write(conn, report, values))
 
     async def _fenced(self, lease: leases.Lease, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
@@ -261,7 +263,7 @@ class Sender:
         return await self._database.run(fenced)
 
 
-def _behind(report: rules.Report) -> tuple[str, datetime | None]:
+def _behind(report: rules.UsageReport) -> tuple[str, datetime | None]:
     """Return which slices wait while this one does: those of its counter.
 
     If it may be on its way, all of its meter do: calls for a customer and meter are to be made one at a time, and a sum

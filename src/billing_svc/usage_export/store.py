@@ -21,11 +21,11 @@ _PRICES = tables.stripe_prices
 
 _OPEN_STATES = ("sealed", "late", "itemised")
 _UNITS = _REPORTS.c.to_units - _REPORTS.c.from_units
-_COLUMNS = [_REPORTS.c[name] for name in rules.Report.__dataclass_fields__]
+_COLUMNS = [_REPORTS.c[name] for name in rules.UsageReport.__dataclass_fields__]
 
 
 @dataclass(frozen=True, slots=True)
-class SubscriptionRow:
+class BillableSubscription:
     """A subscription of the account, as far as billing usage needs it."""
 
     subscription_id: str
@@ -48,7 +48,7 @@ class SubscriptionRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Charged:
+class ChargedUnits:
     """What is charged of a counter under one charge so far, by its meter and by invoice items."""
 
     on_the_meter: int
@@ -56,7 +56,7 @@ class Charged:
     by_items: int
 
 
-def will_be_invoiced(held: Sequence[SubscriptionRow], customer_id: str) -> bool:
+def will_be_invoiced(held: Sequence[BillableSubscription], customer_id: str) -> bool:
     """Say whether a customer's pending invoice items come with the next invoice of a subscription."""
     return any(one.customer_id == customer_id and one.status in stripe_subscriptions.GIVING for one in held)
 
@@ -73,7 +73,7 @@ async def due_accounts(conn: AsyncConnection, most: int, now: datetime) -> list[
     return list((await conn.execute(query)).scalars())
 
 
-async def open_reports(conn: AsyncConnection, account_id: str) -> list[rules.Report]:
+async def open_reports(conn: AsyncConnection, account_id: str) -> list[rules.UsageReport]:
     """Return the account's slices that are not done with, in the order in which they are to be sent."""
     query = (
         sa.select(*_COLUMNS)
@@ -81,20 +81,22 @@ async def open_reports(conn: AsyncConnection, account_id: str) -> list[rules.Rep
         .order_by(_REPORTS.c.period_start, _REPORTS.c.meter, _REPORTS.c.slice)
         .limit(OPEN_MAX)
     )
-    return [rules.Report(*row) for row in await conn.execute(query)]
+    return [rules.UsageReport(*row) for row in await conn.execute(query)]
 
 
-async def all_of_account(conn: AsyncConnection, account_id: str, since: datetime) -> list[rules.Report]:
+async def all_of_account(conn: AsyncConnection, account_id: str, since: datetime) -> list[rules.UsageReport]:
     """Return every slice of the periods that began at an instant or later."""
     query = (
         sa.select(*_COLUMNS)
         .where(_REPORTS.c.account_id == account_id, _REPORTS.c.period_start >= since)
         .order_by(_REPORTS.c.period_start, _REPORTS.c.meter, _REPORTS.c.slice)
     )
-    return [rules.Report(*row) for row in await conn.execute(query)]
+    return [rules.UsageReport(*row) for row in await conn.execute(query)]
 
 
-async def lock_last(conn: AsyncConnection, account_id: str, meter: str, period_start: datetime) -> rules.Report | None:
+async def lock_last(
+    conn: AsyncConnection, account_id: str, meter: str, period_start: datetime
+) -> rules.UsageReport | None:
     """Lock the newest slice of a counter, so that it is not sent while it grows; None if there is none."""
     query = (
         sa.select(*_COLUMNS)
@@ -104,10 +106,12 @@ async def lock_last(conn: AsyncConnection, account_id: str, meter: str, period_s
         .with_for_update()
     )
     row = (await conn.execute(query)).one_or_none()
-    return None if row is None else rules.Report(*row)
+    return None if row is None else rules.UsageReport(*row)
 
 
-async def standing(conn: AsyncConnection, account_id: str, meter: str, period_start: datetime) -> list[rules.Standing]:
+async def standing(
+    conn: AsyncConnection, account_id: str, meter: str, period_start: datetime
+) -> list[rules.AccruedUnits]:
     """Return what is sealed of a counter under each charge, the newest first."""
     columns = (
         _REPORTS.c.plan,
@@ -122,7 +126,7 @@ async def standing(conn: AsyncConnection, account_id: str, meter: str, period_st
         .group_by(*columns)
         .order_by(sa.func.max(_REPORTS.c.slice).desc())
     )
-    return [rules.Standing(rules.Charge(*row[:5]), row[5]) for row in await conn.execute(query)]
+    return [rules.AccruedUnits(rules.Charge(*row[:5]), row[5]) for row in await conn.execute(query)]
 
 
 async def last_added_at(
@@ -141,13 +145,13 @@ async def last_added_at(
     return found
 
 
-async def insert(conn: AsyncConnection, report: rules.Report) -> None:
+async def insert(conn: AsyncConnection, report: rules.UsageReport) -> None:
     """Store a new slice."""
-    values = {name: getattr(report, name) for name in rules.Report.__dataclass_fields__}
+    values = {name: getattr(report, name) for name in rules.UsageReport.__dataclass_fields__}
     await conn.execute(sa.insert(_REPORTS).values(**values))
 
 
-async def grow(conn: AsyncConnection, report: rules.Report, now: datetime) -> None:
+async def grow(conn: AsyncConnection, report: rules.UsageReport, now: datetime) -> None:
     """Write a locked slice that was never sent with its new end."""
     await conn.execute(
         sa.update(_REPORTS)
@@ -164,8 +168,8 @@ async def grow(conn: AsyncConnection, report: rules.Report, now: datetime) -> No
 
 
 async def begin_attempt(
-    conn: AsyncConnection, report: rules.Report, next_attempt_at: datetime, now: datetime
-) -> rules.Report | None:
+    conn: AsyncConnection, report: rules.UsageReport, next_attempt_at: datetime, now: datetime
+) -> rules.UsageReport | None:
     """Note an attempt before it is made, and return the slice as it is to be sent; None if it is not open any more."""
     result = await conn.execute(
         sa.update(_REPORTS)
@@ -179,10 +183,10 @@ async def begin_attempt(
         .returning(*_COLUMNS)
     )
     row = result.one_or_none()
-    return None if row is None else rules.Report(*row)
+    return None if row is None else rules.UsageReport(*row)
 
 
-async def write(conn: AsyncConnection, report: rules.Report, values: Mapping[str, Any]) -> bool:
+async def write(conn: AsyncConnection, report: rules.UsageReport, values: Mapping[str, Any]) -> bool:
     """Change a slice that is still in the state in which it was read; returns whether it was."""
     result = await conn.execute(
         sa.update(_REPORTS).where(*_is(report), _REPORTS.c.state == report.state).values(**values)
@@ -190,7 +194,7 @@ async def write(conn: AsyncConnection, report: rules.Report, values: Mapping[str
     return result.rowcount == 1
 
 
-async def sent_in_minute(conn: AsyncConnection, report: rules.Report) -> int:
+async def sent_in_minute(conn: AsyncConnection, report: rules.UsageReport) -> int:
     """Return what the slice's meter was sent for its customer with a timestamp in the slice's minute, without itself.
 
     All customers and meters of an account are its own, so the account's slices are all that there are.
@@ -198,7 +202,7 @@ async def sent_in_minute(conn: AsyncConnection, report: rules.Report) -> int:
     return await sent_between(conn, report, report.minute, report.minute + timedelta(minutes=1))
 
 
-async def sent_between(conn: AsyncConnection, report: rules.Report, start: datetime, end: datetime) -> int:
+async def sent_between(conn: AsyncConnection, report: rules.UsageReport, start: datetime, end: datetime) -> int:
     """Return what the slice's meter was sent for its customer with a timestamp in [start, end)."""
     query = sa.select(sa.func.coalesce(sa.func.sum(_UNITS), 0)).where(
         _REPORTS.c.account_id == report.account_id,
@@ -215,7 +219,7 @@ async def sent_between(conn: AsyncConnection, report: rules.Report, start: datet
     return int((await conn.execute(query)).scalar_one())
 
 
-async def charged(conn: AsyncConnection, report: rules.Report) -> Charged:
+async def charged(conn: AsyncConnection, report: rules.UsageReport) -> ChargedUnits:
     """Return what the slice's counter is charged under the slice's charge, apart from the slice."""
     own = _REPORTS.c.report_id != report.report_id
     sent, priced = _REPORTS.c.state == "sent", sa.and_(_REPORTS.c.amount.is_not(None), own)
@@ -232,15 +236,15 @@ async def charged(conn: AsyncConnection, report: rules.Report) -> Charged:
         _REPORTS.c.subscription_id.is_not_distinct_from(report.subscription_id),
     )
     row = (await conn.execute(query)).one()
-    return Charged(int(row[0]), int(row[1]), int(row[2]))
+    return ChargedUnits(int(row[0]), int(row[1]), int(row[2]))
 
 
-async def subscriptions(conn: AsyncConnection, account_id: str) -> list[SubscriptionRow]:
+async def subscriptions(conn: AsyncConnection, account_id: str) -> list[BillableSubscription]:
     """Return the account's subscriptions, the latest first."""
-    columns = [_SUBSCRIPTIONS.c[name] for name in SubscriptionRow.__dataclass_fields__]
+    columns = [_SUBSCRIPTIONS.c[name] for name in BillableSubscription.__dataclass_fields__]
     query = sa.select(*columns).where(_SUBSCRIPTIONS.c.account_id == account_id)
     rows = await conn.execute(query.order_by(_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id))
-    return [SubscriptionRow(*row) for row in rows]
+    return [BillableSubscription(*row) for row in rows]
 
 
 async def is_changing(conn: AsyncConnection, account_id: str, since: datetime) -> bool:
@@ -267,22 +271,22 @@ async def price_ids(conn: AsyncConnection, event_name: str) -> set[str]:
     return set((await conn.execute(query)).scalars())
 
 
-async def named(conn: AsyncConnection, identifiers: Sequence[str]) -> list[rules.Report]:
+async def named(conn: AsyncConnection, identifiers: Sequence[str]) -> list[rules.UsageReport]:
     """Return the slices that Stripe knows by these identifiers, whosever they are."""
     query = sa.select(*_COLUMNS).where(_REPORTS.c.identifier.in_(identifiers))
-    return [rules.Report(*row) for row in await conn.execute(query.order_by(_REPORTS.c.account_id))]
+    return [rules.UsageReport(*row) for row in await conn.execute(query.order_by(_REPORTS.c.account_id))]
 
 
-async def failed(conn: AsyncConnection, account_id: str) -> list[rules.Report]:
+async def failed(conn: AsyncConnection, account_id: str) -> list[rules.UsageReport]:
     """Return the account's slices that wait for somebody to retry them."""
     query = sa.select(*_COLUMNS).where(_REPORTS.c.account_id == account_id, _REPORTS.c.state == "failed")
     rows = await conn.execute(query.order_by(_REPORTS.c.period_start, _REPORTS.c.meter, _REPORTS.c.slice))
-    return [rules.Report(*row) for row in rows]
+    return [rules.UsageReport(*row) for row in rows]
 
 
 async def itemised_since(
     conn: AsyncConnection, account_id: str, customer_id: str, since: datetime
-) -> list[rules.Report]:
+) -> list[rules.UsageReport]:
     """Return the slices of a customer that were left to invoice items since an instant."""
     query = sa.select(*_COLUMNS).where(
         _REPORTS.c.account_id == account_id,
@@ -292,17 +296,17 @@ async def itemised_since(
         _REPORTS.c.closed_at >= since,
     )
     rows = await conn.execute(query.order_by(_REPORTS.c.period_start, _REPORTS.c.meter, _REPORTS.c.slice))
-    return [rules.Report(*row) for row in rows]
+    return [rules.UsageReport(*row) for row in rows]
 
 
-async def find(conn: AsyncConnection, account_id: str, report_id: str) -> rules.Report | None:
+async def find(conn: AsyncConnection, account_id: str, report_id: str) -> rules.UsageReport | None:
     """Return a slice; None if there is none of that id."""
     query = sa.select(*_COLUMNS).where(_REPORTS.c.account_id == account_id, _REPORTS.c.report_id == report_id)
     row = (await conn.execute(query)).one_or_none()
-    return None if row is None else rules.Report(*row)
+    return None if row is None else rules.UsageReport(*row)
 
 
-def _is(report: rules.Report) -> tuple[sa.ColumnElement[bool], ...]:
+def _is(report: rules.UsageReport) -> tuple[sa.ColumnElement[bool], ...]:
     return (_REPORTS.c.account_id == report.account_id, _REPORTS.c.report_id == report.report_id)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from billing.v1 import quota_pb2, subscription_pb2, usage_pb2
 from billing_svc.catalog import versions
 from billing_svc.platform.database import tables
-from billing_svc.stripe import requests
-from billing_svc.subscriptions.follow_ups import doing
-from billing_svc.subscriptions.records import refreshing
-from billing_svc.usage_export import flushing, pacing, sealing, sending, settling
+from billing_svc.stripe import intents
+from billing_svc.subscriptions.follow_ups import run_follow_ups
+from billing_svc.subscriptions.records import refresh_subscription
+from billing_svc.usage_export import accrual, export_now, pacing, sending, settlement
 from tests.billing_svc.sandboxed import World
 
 NOW, AT_PERIOD_END = subscription_pb2.TIMING_NOW, subscription_pb2.TIMING_AT_PERIOD_END
@@ -77,15 +77,15 @@ class Dealing:
     # The worker.
 
     @property
-    def duties(self) -> doing.Duties:
+    def duties(self) -> run_follow_ups.FollowUps:
         billing, stripe = self.world.billing, self.world.stripe
         database, now = billing.transactions, billing.clock
-        return doing.Duties(
+        return run_follow_ups.FollowUps(
             database,
-            requests.Requests(database, stripe, now),
-            refreshing.Refresher(database, self.catalogs, stripe, now),
-            flushing.Flush(database, self.catalogs, stripe, now),
-            settling.Settling(database, stripe, now),
+            intents.Requests(database, stripe, now),
+            refresh_subscription.Refresher(database, self.catalogs, stripe, now),
+            export_now.ExportNow(database, self.catalogs, stripe, now),
+            settlement.Settlement(database, stripe, now),
             now,
         )
 
@@ -97,7 +97,7 @@ class Dealing:
         await self.world.deliver_new()
         while await self.duties.do_due():
             await self.world.deliver_new()
-        await sealing.Sealer(database, self.catalogs, now, at_once, at_once).seal_due()
+        await accrual.Accrual(database, self.catalogs, now, at_once, at_once).seal_due()
         while await sender.send_due():
             pass
         await self.world.deliver_new()

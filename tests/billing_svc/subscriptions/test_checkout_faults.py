@@ -9,11 +9,11 @@ import pytest
 import sqlalchemy as sa
 
 from billing_svc.catalog import versions
-from billing_svc.customers import making
+from billing_svc.customers import create_customer
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
 from billing_svc.stripe import client
-from billing_svc.subscriptions.checkouts import opening, store
+from billing_svc.subscriptions.checkouts import open_checkout, store
 from tests.billing_svc import refusals
 from tests.billing_svc.sandboxed import World
 
@@ -22,11 +22,13 @@ SESSIONS = "/v1/checkout/sessions"
 FIRST_CALLS, REPLACING_CALLS = 2, 3
 
 
-async def crash(world: World, order: store.Order, number: int, *, after: bool) -> None:
+async def crash(world: World, order: store.CheckoutOrder, number: int, *, after: bool) -> None:
     """Run a checkout in a server of its own that is killed at its n-th call to Stripe."""
     billing = world.billing
-    customers = making.Customers(billing.transactions, world.stripe, billing.clock)
-    pages = opening.Checkout(billing.transactions, versions.CatalogCache(), world.stripe, customers, billing.clock)
+    customers = create_customer.Customers(billing.transactions, world.stripe, billing.clock)
+    pages = open_checkout.Checkout(
+        billing.transactions, versions.CatalogCache(), world.stripe, customers, billing.clock
+    )
     task = asyncio.create_task(pages.open_page(order, audit_store.Origin("caller:test")))
     world.sandbox.faults.crash(number, after=after, task=lambda: task)
     with contextlib.suppress(asyncio.CancelledError):
@@ -36,8 +38,8 @@ async def crash(world: World, order: store.Order, number: int, *, after: bool) -
     await billing.transactions.drain()
 
 
-def order(success_url: str = "https://app.example.com/paid", email: str = "") -> store.Order:
-    return store.Order("org_1", "pro", "", 1, success_url, "https://app.example.com/plans", email)
+def order(success_url: str = "https://app.example.com/paid", email: str = "") -> store.CheckoutOrder:
+    return store.CheckoutOrder("org_1", "pro", "", 1, success_url, "https://app.example.com/plans", email)
 
 
 async def open_sessions(world: World) -> list[dict[str, Any]]:
@@ -185,8 +187,8 @@ async def test_while_stripe_hangs_no_transaction_is_open(world: World) -> None:
 
     world.sandbox.faults.before = hang
     billing = world.billing
-    customers = making.Customers(billing.transactions, impatient, billing.clock)
-    pages = opening.Checkout(billing.transactions, versions.CatalogCache(), impatient, customers, billing.clock)
+    customers = create_customer.Customers(billing.transactions, impatient, billing.clock)
+    pages = open_checkout.Checkout(billing.transactions, versions.CatalogCache(), impatient, customers, billing.clock)
     calls = [
         asyncio.create_task(pages.open_page(order(f"https://app.example.com/{n}"), audit_store.Origin("caller:test")))
         for n in range(5)

@@ -9,7 +9,7 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.subscriptions.records import applying
+from billing_svc.subscriptions.records import apply_subscription
 from tests.billing_svc import refusals
 from tests.billing_svc.sandboxed import World
 
@@ -26,7 +26,9 @@ async def change(world: World, data: Mapping[str, Any], **fields: object) -> sub
     fetched = stripe_subscriptions.from_stripe({**data, **fields})
     now = world.billing.clock.now()
     await world.billing.transactions.run(
-        lambda conn: applying.apply(conn, versions.CatalogCache(), fetched, audit_store.Origin("stripe:evt"), now)
+        lambda conn: apply_subscription.apply(
+            conn, versions.CatalogCache(), fetched, audit_store.Origin("stripe:evt"), now
+        )
     )
     return await world.subscription()
 

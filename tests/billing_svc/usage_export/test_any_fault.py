@@ -17,7 +17,8 @@ from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
 from billing_svc.stripe import client
-from billing_svc.usage_export import meter_errors, pacing, retrying, sealing, sending
+from billing_svc.usage_export import accrual, meter_errors, pacing, sending
+from billing_svc.usage_export import retry_failed as retrying
 from tests.billing_svc.conftest import Billing
 from tests.billing_svc.usage_export import counterpart
 
@@ -65,11 +66,11 @@ class Story:
         self.workers = [self.worker(), self.worker()]
         self.recorded = 0
 
-    def worker(self) -> tuple[sealing.Sealer, sending.Sender]:
+    def worker(self) -> tuple[accrual.Accrual, sending.Sender]:
         now, database, catalogs = self.billing.clock, self.billing.transactions, versions.CatalogCache()
         stripe = cast("client.Stripe", self.stripe)
         return (
-            sealing.Sealer(database, catalogs, now, timedelta(minutes=1), timedelta(minutes=5)),
+            accrual.Accrual(database, catalogs, now, timedelta(minutes=1), timedelta(minutes=5)),
             sending.Sender(database, catalogs, stripe, now, pacing.Pace(1_000_000)),
         )
 
@@ -161,7 +162,7 @@ class Story:
             return
         self.stripe.events.remove(lost)
         sample = meter_errors.Sample("meter_event_invalid_value", "lost", f"{lost.identifier}:1")
-        report = meter_errors.Report("mtr", "lost", 1, (sample,))
+        report = meter_errors.MeterErrorReport("mtr", "lost", 1, (sample,))
         now = self.billing.clock.now()
         await self.billing.transactions.run(
             lambda conn: meter_errors.apply(conn, report, audit_store.Origin("stripe:evt"), now)

@@ -13,9 +13,9 @@ from billing_svc.catalog import versions
 from billing_svc.platform import errors
 from billing_svc.platform.database import tables
 from billing_svc.reconciliation import usage
-from billing_svc.reconciliation.drifts import Kind
+from billing_svc.reconciliation.discrepancies import Kind
 from billing_svc.stripe import leases
-from billing_svc.usage_export import flushing, meter_errors, retrying
+from billing_svc.usage_export import export_now, meter_errors, retry_failed
 from tests.billing_svc.sandboxed import World, published_catalog, sandbox, settings, stripe_client, webhook_port, world
 from tests.billing_svc.usage_export.test_whole_way import (
     ORIGIN,
@@ -225,7 +225,7 @@ async def test_what_stripe_refuses_for_good_is_kept_shown_and_retried(world: Wor
     assert (drift.kind, drift.ours) == (Kind.FAILED, 60)
     world.sandbox.faults.clear()
     now = world.billing.clock.now()
-    await world.billing.transactions.run(lambda conn: retrying.retry_all(conn, "org_1", ORIGIN, now))
+    await world.billing.transactions.run(lambda conn: retry_failed.retry_all(conn, "org_1", ORIGIN, now))
     await worker.work()
     assert await reports(world) == [("runs", 60, "sent")]
     assert await on_the_meter(world) == 60
@@ -261,7 +261,7 @@ async def test_an_error_report_of_stripe_s_opens_what_it_names(world: World, wor
             await world.billing.transactions.run(lambda conn: meter_errors.apply(conn, report, ORIGIN, now)) == expected
         )
     assert await reports(world) == [("runs", 60, "failed")]
-    await world.billing.transactions.run(lambda conn: retrying.retry_all(conn, "org_1", ORIGIN, now))
+    await world.billing.transactions.run(lambda conn: retry_failed.retry_all(conn, "org_1", ORIGIN, now))
     await worker.work()
     (again,) = await world.rows(tables.usage_reports)
     assert (again.state, again.identifier == row.identifier) == ("sent", False)
@@ -307,10 +307,12 @@ async def test_a_meter_that_lost_units_is_shown_and_mended(world: World, worker:
     (drift,) = await drifts(world)
     assert (drift.kind, drift.ours, drift.theirs) == (Kind.METER, 60, 0)
     billing = world.billing
-    reconciliation = usage.Reconciliation(billing.transactions, versions.CatalogCache(), world.stripe, billing.clock)
+    reconciliation = usage.UsageReconciliation(
+        billing.transactions, versions.CatalogCache(), world.stripe, billing.clock
+    )
     assert await reconciliation.fix([drift], ORIGIN) == []
 
 
-def flush_of(world: World) -> flushing.Flush:
+def flush_of(world: World) -> export_now.ExportNow:
     billing = world.billing
-    return flushing.Flush(billing.transactions, versions.CatalogCache(), world.stripe, billing.clock)
+    return export_now.ExportNow(billing.transactions, versions.CatalogCache(), world.stripe, billing.clock)

@@ -10,13 +10,13 @@ import pytest
 
 from billing.v1 import usage_pb2
 from billing_svc.catalog import versions
-from billing_svc.metering.gauges import opening
+from billing_svc.metering.gauges import open_periods
 from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
 from billing_svc.reconciliation import usage
-from billing_svc.reconciliation.drifts import Drift
-from billing_svc.usage_export import pacing, sealing, sending
+from billing_svc.reconciliation.discrepancies import UsageDiscrepancy
+from billing_svc.usage_export import accrual, pacing, sending
 from tests.billing_svc.sandboxed import (
     World,
     published_catalog,
@@ -38,14 +38,14 @@ class Worker:
     """What a worker does about usage, one step at a time."""
 
     world: World
-    sealer: sealing.Sealer
+    sealer: accrual.Accrual
     sender: sending.Sender
 
     async def work(self) -> None:
         """Do all that is due."""
         now = self.world.billing.clock.now()
         catalogs = versions.CatalogCache()
-        await self.world.billing.transactions.run(lambda conn: opening.open_due(conn, catalogs, now))
+        await self.world.billing.transactions.run(lambda conn: open_periods.open_due(conn, catalogs, now))
         await self.sealer.seal_due()
         while await self.sender.send_due():
             pass
@@ -64,7 +64,7 @@ def worker_of(world: World) -> Worker:
     minute, five = timedelta(minutes=1), timedelta(minutes=5)
     return Worker(
         world,
-        sealing.Sealer(billing.transactions, catalogs, billing.clock, minute, five),
+        accrual.Accrual(billing.transactions, catalogs, billing.clock, minute, five),
         sending.Sender(billing.transactions, catalogs, world.stripe, billing.clock, pacing.Pace(1000)),
     )
 
@@ -99,9 +99,9 @@ async def invoice_totals(world: World) -> list[int]:
     return [invoice["total"] for invoice in reversed(found)]
 
 
-async def drifts(world: World) -> list[Drift]:
+async def drifts(world: World) -> list[UsageDiscrepancy]:
     billing = world.billing
-    return await usage.Reconciliation(
+    return await usage.UsageReconciliation(
         billing.transactions, versions.CatalogCache(), world.stripe, billing.clock
     ).compare()
 

@@ -8,8 +8,8 @@ from billing.v1 import admin_pb2, subscription_pb2
 from billing_svc.api import account_overview, fields, paging
 from billing_svc.api.conversions import catalog as plans_conversions
 from billing_svc.api.conversions import quota as quota_conversions
-from billing_svc.api.conversions import statements as statements_conversions
 from billing_svc.api.conversions import subscriptions as subscriptions_conversions
+from billing_svc.api.conversions import usage_summary
 from billing_svc.subscriptions.records import store as subscriptions_store
 
 # What one answer lists; an account with more has them in the database.
@@ -17,7 +17,7 @@ SUBSCRIPTIONS_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class AccountQuery:
     """Which accounts are asked for; empty or UNSPECIFIED: all."""
 
     prefix: str
@@ -31,7 +31,7 @@ class Query:
         return self.plan in {"", subscription.plan} and self.status in {0, subscription.status}
 
 
-def from_proto_list(request: admin_pb2.ListAccountsRequest) -> Query:
+def from_proto_list(request: admin_pb2.ListAccountsRequest) -> AccountQuery:
     """Return which accounts are asked for. Raises InvalidRequest and InvalidPageToken."""
     check = fields.Fields()
     if request.account_id_prefix:
@@ -40,7 +40,7 @@ def from_proto_list(request: admin_pb2.ListAccountsRequest) -> Query:
         check.name("plan", request.plan)
     scope = ("accounts", request.account_id_prefix, request.plan, request.status)
     page = paging.from_proto(request, check, scope, str)
-    return Query(request.account_id_prefix, request.plan, request.status, page)
+    return AccountQuery(request.account_id_prefix, request.plan, request.status, page)
 
 
 def from_proto_get(request: admin_pb2.GetAccountRequest) -> str:
@@ -52,7 +52,7 @@ def from_proto_get(request: admin_pb2.GetAccountRequest) -> str:
 
 
 def to_proto_list(
-    summaries: Sequence[account_overview.Summary], asked: Query, next_page_token: str, now: datetime
+    summaries: Sequence[account_overview.Summary], asked: AccountQuery, next_page_token: str, now: datetime
 ) -> admin_pb2.ListAccountsResponse:
     """Return a page, without the accounts on it that are not asked for."""
     accounts = [to_proto_summary(one, now) for one in summaries]
@@ -70,7 +70,7 @@ def to_proto_summary(summary: account_overview.Summary, now: datetime) -> admin_
         subscription=subscriptions_conversions.to_proto_subscription(
             statement.under, summary.standing, summary.subscriptions, now
         ),
-        usage=[statements_conversions.to_proto_meter_usage(line) for line in statement.lines if line.matters],
+        usage=[usage_summary.to_proto_meter_usage(line) for line in statement.lines if line.matters],
     )
 
 
@@ -87,7 +87,7 @@ def to_proto_details(details: account_overview.Details, now: datetime) -> admin_
     )
 
 
-def _to_proto_held(row: subscriptions_store.Row, now: datetime) -> subscription_pb2.Subscription:
+def _to_proto_held(row: subscriptions_store.SubscriptionRecord, now: datetime) -> subscription_pb2.Subscription:
     """Return a subscription by itself, whatever is in force now."""
     message = subscription_pb2.Subscription(
         plan=row.plan,

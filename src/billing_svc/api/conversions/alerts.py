@@ -11,15 +11,15 @@ ALERT_ID_LENGTH_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class AlertQuery:
     """Which part of which list is asked for."""
 
     account_id: str
-    choice: rules.Choice
+    choice: rules.AlertFilter
     page: paging.Page
 
 
-def from_proto_list(request: subscription_pb2.ListAlertsRequest) -> Query:
+def from_proto_list(request: subscription_pb2.ListAlertsRequest) -> AlertQuery:
     """Return which alerts are asked for. Raises InvalidRequest and InvalidPageToken."""
     check = fields.Fields()
     check.account_id(request.account_id)
@@ -27,7 +27,7 @@ def from_proto_list(request: subscription_pb2.ListAlertsRequest) -> Query:
         check.name("meter", request.meter)
     scope = ("alerts", request.account_id, request.meter, request.include_acknowledged)
     page = paging.from_proto(request, check, scope, paging.instant, paging.small_number, str)
-    return Query(request.account_id, rules.Choice(request.meter, request.include_acknowledged), page)
+    return AlertQuery(request.account_id, rules.AlertFilter(request.meter, request.include_acknowledged), page)
 
 
 def to_proto_list(alerts: Sequence[store.StoredAlert], page: paging.Page) -> subscription_pb2.ListAlertsResponse:

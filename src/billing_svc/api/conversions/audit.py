@@ -19,7 +19,7 @@ _SOURCES = {
 }
 
 
-def from_proto_list(request: admin_pb2.ListAuditEntriesRequest) -> tuple[store.Filter, paging.Page]:
+def from_proto_list(request: admin_pb2.ListAuditEntriesRequest) -> tuple[store.AuditFilter, paging.Page]:
     """Return which entries are asked for. Raises InvalidRequest and InvalidPageToken."""
     check = fields.Fields()
     if request.account_id:
@@ -33,23 +33,23 @@ def from_proto_list(request: admin_pb2.ListAuditEntriesRequest) -> tuple[store.F
         since = check.instant("happened_from", request.happened_from)
     if request.HasField("happened_before"):
         before = check.instant("happened_before", request.happened_before)
-    choice = store.Filter(request.account_id, request.caller, request.action, since, before)
+    choice = store.AuditFilter(request.account_id, request.caller, request.action, since, before)
     scope = ("audit", request.account_id, request.caller, request.action, since, before)
     return choice, paging.from_proto(request, check, scope, paging.instant, str, str)
 
 
-def to_proto_list(rows: Sequence[store.Row], page: paging.Page) -> admin_pb2.ListAuditEntriesResponse:
+def to_proto_list(rows: Sequence[store.AuditEntry], page: paging.Page) -> admin_pb2.ListAuditEntriesResponse:
     """Return a page; `rows` holds one more than it where there is a next one."""
     shown, token = page.cut(rows, lambda row: (row.at.isoformat(), row.account_id, row.entry_id))
     return admin_pb2.ListAuditEntriesResponse(entries=[to_proto_entry(row) for row in shown], next_page_token=token)
 
 
-def to_proto_entries(rows: Sequence[store.Row]) -> admin_pb2.ListAuditEntriesResponse:
+def to_proto_entries(rows: Sequence[store.AuditEntry]) -> admin_pb2.ListAuditEntriesResponse:
     """Return rows as a list without a next page."""
     return admin_pb2.ListAuditEntriesResponse(entries=[to_proto_entry(row) for row in rows])
 
 
-def to_proto_entry(row: store.Row) -> admin_pb2.AuditEntry:
+def to_proto_entry(row: store.AuditEntry) -> admin_pb2.AuditEntry:
     """Return who did what. An event of Stripe's is named by its id, as a request is."""
     kind, _, name = row.actor.partition(":")
     is_stripe = kind == "stripe"

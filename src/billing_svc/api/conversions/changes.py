@@ -7,8 +7,8 @@ from billing.v1 import invoice_pb2, money_pb2, subscription_pb2
 from billing_svc.api import fields
 from billing_svc.customers import portal
 from billing_svc.platform import money
-from billing_svc.subscriptions.changes import canceling, costs, rules
-from billing_svc.subscriptions.pay_as_you_go import switching
+from billing_svc.subscriptions.changes import cancel_subscription, costs, rules
+from billing_svc.subscriptions.pay_as_you_go import toggle
 
 # A preview costs what the change does for as long.
 PREVIEW_AGE_MAX = timedelta(hours=1)
@@ -16,7 +16,7 @@ PREVIEW_AGE_MAX = timedelta(hours=1)
 _TIMINGS = (subscription_pb2.TIMING_NOW, subscription_pb2.TIMING_AT_PERIOD_END)
 
 
-def from_proto_change(request: subscription_pb2.ChangePlanRequest, now: datetime) -> rules.Order:
+def from_proto_change(request: subscription_pb2.ChangePlanRequest, now: datetime) -> rules.ChangeOrder:
     """Return what is to be changed. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
@@ -40,7 +40,7 @@ def from_proto_change(request: subscription_pb2.ChangePlanRequest, now: datetime
     else:
         check.identifier("request_id", request.request_id)
     check.done()
-    return rules.Order(
+    return rules.ChangeOrder(
         account_id=request.account_id,
         request_id=request.request_id,
         plan=request.plan,
@@ -51,7 +51,7 @@ def from_proto_change(request: subscription_pb2.ChangePlanRequest, now: datetime
     )
 
 
-def from_proto_cancel(request: subscription_pb2.CancelSubscriptionRequest) -> canceling.Ending:
+def from_proto_cancel(request: subscription_pb2.CancelSubscriptionRequest) -> cancel_subscription.EndingRequest:
     """Return what is to end, and when. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
@@ -59,7 +59,7 @@ def from_proto_cancel(request: subscription_pb2.CancelSubscriptionRequest) -> ca
     check.identifier("request_id", request.request_id)
     check.done()
     at_period_end = request.timing == subscription_pb2.TIMING_AT_PERIOD_END
-    return canceling.Ending(request.account_id, request.request_id, at_period_end)
+    return cancel_subscription.EndingRequest(request.account_id, request.request_id, at_period_end)
 
 
 def from_proto_resume(request: subscription_pb2.ResumeSubscriptionRequest) -> tuple[str, str]:
@@ -71,13 +71,13 @@ def from_proto_resume(request: subscription_pb2.ResumeSubscriptionRequest) -> tu
     return request.account_id, request.request_id
 
 
-def from_proto_switch(request: subscription_pb2.SetPayAsYouGoRequest) -> switching.Switch:
+def from_proto_switch(request: subscription_pb2.SetPayAsYouGoRequest) -> toggle.Switch:
     """Return the switch. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.identifier("request_id", request.request_id)
     check.done()
-    return switching.Switch(request.account_id, request.request_id, request.enabled)
+    return toggle.Switch(request.account_id, request.request_id, request.enabled)
 
 
 def from_proto_portal(
@@ -93,7 +93,7 @@ def from_proto_portal(
 
 
 def to_proto_change(
-    outcome: costs.Outcome, subscription: subscription_pb2.Subscription
+    outcome: costs.ChangeOutcome, subscription: subscription_pb2.Subscription
 ) -> subscription_pb2.ChangePlanResponse:
     """Return what changed, or would, and what it costs."""
     return subscription_pb2.ChangePlanResponse(
@@ -105,7 +105,7 @@ def to_proto_change(
     )
 
 
-def _to_proto_line(line: costs.Line, currency: str) -> invoice_pb2.InvoiceLine:
+def _to_proto_line(line: costs.ChangeLine, currency: str) -> invoice_pb2.InvoiceLine:
     return invoice_pb2.InvoiceLine(
         description=line.description,
         amount=_to_proto_money(line.amount, currency),

@@ -32,17 +32,17 @@ _PLACES = {
 }
 
 
-def from_proto_list(request: subscription_pb2.ListInvoicesRequest) -> tuple[store.Choice, paging.Page]:
+def from_proto_list(request: subscription_pb2.ListInvoicesRequest) -> tuple[store.InvoiceFilter, paging.Page]:
     """Return which of an account's invoices are asked for. Raises InvalidRequest and InvalidPageToken."""
     check = fields.Fields()
     check.account_id(request.account_id)
     status = _from_proto_status(check, request.status)
     scope = ("invoices", request.account_id, status)
     page = paging.from_proto(request, check, scope, paging.instant, str)
-    return store.Choice(request.account_id, status, tuple(_STATUSES)), page
+    return store.InvoiceFilter(request.account_id, status, tuple(_STATUSES)), page
 
 
-def from_proto_list_all(request: admin_pb2.ListAllInvoicesRequest) -> tuple[store.Choice, paging.Page]:
+def from_proto_list_all(request: admin_pb2.ListAllInvoicesRequest) -> tuple[store.InvoiceFilter, paging.Page]:
     """Return which of all invoices are asked for. Raises InvalidRequest and InvalidPageToken."""
     check = fields.Fields()
     status = _from_proto_status(check, request.status)
@@ -52,10 +52,10 @@ def from_proto_list_all(request: admin_pb2.ListAllInvoicesRequest) -> tuple[stor
     if request.HasField("created_before"):
         before = check.instant("created_before", request.created_before)
     page = paging.from_proto(request, check, ("all invoices", status, since, before), paging.instant, str)
-    return store.Choice("", status, tuple(_STATUSES), since, before), page
+    return store.InvoiceFilter("", status, tuple(_STATUSES), since, before), page
 
 
-def to_proto_list(rows: Sequence[store.Row], page: paging.Page) -> tuple[list[invoice_pb2.Invoice], str]:
+def to_proto_list(rows: Sequence[store.InvoiceRecord], page: paging.Page) -> tuple[list[invoice_pb2.Invoice], str]:
     """Return a page and the next one's token; `rows` holds one more than it where there is a next one."""
     shown: list[invoice_pb2.Invoice] = []
     size_bytes = 0
@@ -70,7 +70,7 @@ def to_proto_list(rows: Sequence[store.Row], page: paging.Page) -> tuple[list[in
     return shown, token
 
 
-def to_proto_invoice(row: store.Row) -> invoice_pb2.Invoice:
+def to_proto_invoice(row: store.InvoiceRecord) -> invoice_pb2.Invoice:
     """Return an invoice as Stripe last told of it."""
     return invoice_pb2.Invoice(
         invoice_id=row.invoice_id,

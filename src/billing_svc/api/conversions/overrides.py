@@ -7,7 +7,7 @@ from billing_svc.metering.overrides import rules
 NOTE_LENGTH_MAX = 500
 
 
-def from_proto_set(request: admin_pb2.SetOverrideRequest, caller: str) -> rules.Setting:
+def from_proto_set(request: admin_pb2.SetOverrideRequest, caller: str) -> rules.OverrideSetting:
     """Return the override that is to be set. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
@@ -23,7 +23,7 @@ def from_proto_set(request: admin_pb2.SetOverrideRequest, caller: str) -> rules.
     check.text("note", request.note, NOTE_LENGTH_MAX)
     check.identifier("request_id", request.request_id)
     check.done()
-    return rules.Setting(
+    return rules.OverrideSetting(
         account_id=request.account_id,
         meter=request.meter,
         included=request.included if has_included else None,
@@ -34,11 +34,11 @@ def from_proto_set(request: admin_pb2.SetOverrideRequest, caller: str) -> rules.
     )
 
 
-def from_proto_remove(request: admin_pb2.RemoveOverrideRequest, caller: str) -> rules.Removal:
+def from_proto_remove(request: admin_pb2.RemoveOverrideRequest, caller: str) -> rules.OverrideRemoval:
     """Return the override that is to be removed. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.name("meter", request.meter)
     check.identifier("request_id", request.request_id)
     check.done()
-    return rules.Removal(request.account_id, request.meter, caller, request.request_id)
+    return rules.OverrideRemoval(request.account_id, request.meter, caller, request.request_id)

@@ -9,9 +9,9 @@ from google.protobuf import timestamp_pb2
 from billing.v1 import decision_pb2, plan_pb2, quota_pb2
 from billing_svc.api import fields
 from billing_svc.api.conversions import catalog as plans_conversions
-from billing_svc.metering.quota import checking, reading, rules, terms
+from billing_svc.metering.quota import check_quota, lookup, rules, terms
 from billing_svc.metering.quota import holds as reservations_rules
-from billing_svc.metering.reservations import reserving
+from billing_svc.metering.reservations import hold_units
 
 RESERVATION_ID_LENGTH_MAX = 64
 
@@ -24,7 +24,7 @@ _REASONS = {
 }
 
 
-def from_proto_check(request: quota_pb2.CheckQuotaRequest, caller: str) -> checking.Question:
+def from_proto_check(request: quota_pb2.CheckQuotaRequest, caller: str) -> check_quota.QuotaQuestion:
     """Return what is asked. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
@@ -40,7 +40,9 @@ def from_proto_check(request: quota_pb2.CheckQuotaRequest, caller: str) -> check
                 check.refuse("reservation_ttl", f"is {ttl.total_seconds():g} s; must be 1 second to 24 hours")
         hold = reservations_rules.Hold(request.request_id, ttl, caller)
     check.done()
-    return checking.Question(reading.Asked(request.account_id, request.meter, request.operation), quantity, hold)
+    return check_quota.QuotaQuestion(
+        lookup.MeterQuery(request.account_id, request.meter, request.operation), quantity, hold
+    )
 
 
 def from_proto_release(request: quota_pb2.ReleaseReservationRequest) -> tuple[str, str]:
@@ -52,7 +54,7 @@ def from_proto_release(request: quota_pb2.ReleaseReservationRequest) -> tuple[st
     return request.account_id, request.reservation_id
 
 
-def to_proto_released(released: reserving.Released) -> quota_pb2.ReleaseReservationResponse:
+def to_proto_released(released: hold_units.ReleaseOutcome) -> quota_pb2.ReleaseReservationResponse:
     """Return what became of a reservation."""
     return quota_pb2.ReleaseReservationResponse(
         state=to_proto_state(released.reservation.state),
@@ -63,7 +65,7 @@ def to_proto_released(released: reserving.Released) -> quota_pb2.ReleaseReservat
     )
 
 
-def to_proto_state(state: reservations_rules.State) -> quota_pb2.ReservationState.ValueType:
+def to_proto_state(state: reservations_rules.HoldState) -> quota_pb2.ReservationState.ValueType:
     """Return a reservation's state as its enum value."""
     return quota_pb2.ReservationState.Value(f"RESERVATION_STATE_{state.name}")
 
@@ -78,7 +80,7 @@ def to_proto_decision(allowed: bool) -> decision_pb2.Decision.ValueType:  # noqa
     return decision_pb2.DECISION_ALLOWED if allowed else decision_pb2.DECISION_DENIED
 
 
-def to_proto_check(checked: checking.Checked) -> quota_pb2.CheckQuotaResponse:
+def to_proto_check(checked: check_quota.QuotaAnswer) -> quota_pb2.CheckQuotaResponse:
     """Return the answer to a check."""
     known, under, allowance = checked.known, checked.under, checked.allowance
     counter, decision = checked.counter, checked.decision
@@ -117,7 +119,7 @@ def to_proto_check(checked: checking.Checked) -> quota_pb2.CheckQuotaResponse:
     return response
 
 
-def _add_reason(response: quota_pb2.CheckQuotaResponse, checked: checking.Checked) -> None:
+def _add_reason(response: quota_pb2.CheckQuotaResponse, checked: check_quota.QuotaAnswer) -> None:
     under, counter, decision = checked.under, checked.counter, checked.decision
     response.reason = to_proto_reason(decision.reason)
     if (resets_at := to_proto_reset(decision, counter, under)) is not None:
@@ -138,14 +140,16 @@ def is_over_hard_limit(reason: rules.Reason) -> bool:
 
 
 def to_proto_reset(
-    decision: rules.Decision, counter: rules.Counter, under: terms.Terms
+    decision: rules.Decision, counter: rules.Counter, under: terms.EffectiveTerms
 ) -> timestamp_pb2.Timestamp | None:
     """Return when waiting would help; no period resets a gauge."""
     waits = not decision.allowed and is_over_hard_limit(decision.reason) and counter.level is None
     return fields.to_proto_instant(under.period.end) if waits else None
 
 
-def upgrades(known: reading.Known, under: terms.Terms, units: int, decision: rules.Decision) -> tuple[str, ...]:
+def upgrades(
+    known: lookup.MeterState, under: terms.EffectiveTerms, units: int, decision: rules.Decision
+) -> tuple[str, ...]:
     """Return the plans that would have allowed what was denied for its plan."""
     if decision.allowed or decision.reason not in _MENDED_BY_PLANS:
         return ()
@@ -153,7 +157,7 @@ def upgrades(known: reading.Known, under: terms.Terms, units: int, decision: rul
     return rules.allowing_plans(known.newest, under, known.meter, wanted)
 
 
-def _sentence(checked: checking.Checked) -> str:
+def _sentence(checked: check_quota.QuotaAnswer) -> str:
     """Say for a log what was decided and on which numbers."""
     under, included, counter, decision = checked.under, checked.allowance.included, checked.counter, checked.decision
     verdict = "allowed" if decision.allowed else "denied"
@@ -172,7 +176,7 @@ def _to_minutes(instant: datetime) -> str:
     return instant.isoformat(timespec="minutes")
 
 
-def to_proto_explanation(checked: checking.Checked) -> quota_pb2.Explanation:
+def to_proto_explanation(checked: check_quota.QuotaAnswer) -> quota_pb2.Explanation:
     """Return what a decision was made of."""
     known, under, allowance, counter = checked.known, checked.under, checked.allowance, checked.counter
     catalog = under.catalog
@@ -221,7 +225,7 @@ def to_proto_override(meter: str, override: terms.Override) -> quota_pb2.Overrid
 
 
 def _steps(
-    known: reading.Known, under: terms.Terms, allowance: terms.Allowance, counter: rules.Counter
+    known: lookup.MeterState, under: terms.EffectiveTerms, allowance: terms.Allowance, counter: rules.Counter
 ) -> Iterator[str]:
     if under.subscription is None:
         yield f"no subscription gives a plan now, so the default plan {under.plan.key} of the newest catalog holds"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from billing.v1 import admin_pb2, stripe_event_pb2
 from billing_svc.api import fields, paging
-from billing_svc.inbox import replaying, rules, store
+from billing_svc.inbox import replay_events, rules, store
 
 TYPE_LENGTH_MAX = 128
 EVENT_IDS_MAX = 500
@@ -18,7 +18,7 @@ _STATES: "Mapping[str, stripe_event_pb2.StripeEventState.ValueType]" = {
 _FILTERS = {state: word for word, state in _STATES.items()}
 
 
-def from_proto_list(request: admin_pb2.ListStripeEventsRequest) -> tuple[store.Choice, paging.Page]:
+def from_proto_list(request: admin_pb2.ListStripeEventsRequest) -> tuple[store.EventFilter, paging.Page]:
     """Return which events are asked for. Raises InvalidRequest and InvalidPageToken."""
     check = fields.Fields()
     if request.account_id:
@@ -28,18 +28,18 @@ def from_proto_list(request: admin_pb2.ListStripeEventsRequest) -> tuple[store.C
     return choice, paging.from_proto(request, check, ("stripe events", choice), paging.instant, str)
 
 
-def to_proto_list(rows: Sequence[store.Row], page: paging.Page) -> admin_pb2.ListStripeEventsResponse:
+def to_proto_list(rows: Sequence[store.InboxEvent], page: paging.Page) -> admin_pb2.ListStripeEventsResponse:
     """Return a page; `rows` holds one more than it where there is a next one."""
     shown, token = page.cut(rows, lambda row: (row.received_at.isoformat(), row.event_id))
     return admin_pb2.ListStripeEventsResponse(events=[to_proto_event(row) for row in shown], next_page_token=token)
 
 
-def to_proto_events(rows: Sequence[store.Row]) -> admin_pb2.ListStripeEventsResponse:
+def to_proto_events(rows: Sequence[store.InboxEvent]) -> admin_pb2.ListStripeEventsResponse:
     """Return rows as a list without a next page."""
     return admin_pb2.ListStripeEventsResponse(events=[to_proto_event(row) for row in rows])
 
 
-def to_proto_event(row: store.Row) -> stripe_event_pb2.StripeEvent:
+def to_proto_event(row: store.InboxEvent) -> stripe_event_pb2.StripeEvent:
     """Return an event as it stands, without its payload."""
     is_done = row.state in {"applied", "ignored"}
     return stripe_event_pb2.StripeEvent(
@@ -60,7 +60,7 @@ def to_proto_event(row: store.Row) -> stripe_event_pb2.StripeEvent:
     )
 
 
-def from_proto_replay(request: admin_pb2.ReplayStripeEventsRequest) -> replaying.Replay:
+def from_proto_replay(request: admin_pb2.ReplayStripeEventsRequest) -> replay_events.Replay:
     """Return what is to be replayed. Raises InvalidRequest."""
     check = fields.Fields()
     choice = _choice(request, check)
@@ -69,15 +69,15 @@ def from_proto_replay(request: admin_pb2.ReplayStripeEventsRequest) -> replaying
     else:
         for position, event_id in enumerate(request.event_ids):
             check.identifier(f"event_ids[{position}]", event_id, rules.ID_LENGTH_MAX)
-    if bool(request.event_ids) == (choice != store.Choice()):
+    if bool(request.event_ids) == (choice != store.EventFilter()):
         check.refuse("event_ids", "give either event_ids, or at least one filter")
     if not request.preview:
         check.identifier("request_id", request.request_id)
     check.done()
-    return replaying.Replay(tuple(dict.fromkeys(request.event_ids)), choice, request.request_id)
+    return replay_events.Replay(tuple(dict.fromkeys(request.event_ids)), choice, request.request_id)
 
 
-def to_proto_replayed(replayed: replaying.Replayed) -> admin_pb2.ReplayStripeEventsResponse:
+def to_proto_replayed(replayed: replay_events.Replayed) -> admin_pb2.ReplayStripeEventsResponse:
     """Return how many events wait again."""
     return admin_pb2.ReplayStripeEventsResponse(replayed=replayed.count, more=replayed.more)
 
@@ -88,7 +88,7 @@ def _choice(
     *,
     object_id: str = "",
     account_id: str = "",
-) -> store.Choice:
+) -> store.EventFilter:
     state = ""
     if request.state != stripe_event_pb2.STRIPE_EVENT_STATE_UNSPECIFIED:
         state = _FILTERS.get(request.state, "")
@@ -100,4 +100,4 @@ def _choice(
         since = check.instant("received_from", request.received_from)
     if request.HasField("received_before"):
         before = check.instant("received_before", request.received_before)
-    return store.Choice(state, request.type, object_id, account_id, since, before)
+    return store.EventFilter(state, request.type, object_id, account_id, since, before)

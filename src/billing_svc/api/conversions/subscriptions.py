@@ -21,7 +21,7 @@ def from_proto_get(request: subscription_pb2.GetSubscriptionRequest) -> str:
 
 def from_proto_checkout(
     request: subscription_pb2.CreateCheckoutRequest, success_url: str, cancel_url: str, origins: Collection[str]
-) -> checkouts_store.Order:
+) -> checkouts_store.CheckoutOrder:
     """Return the order; URLs that were left out are the given ones. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
@@ -31,7 +31,7 @@ def from_proto_checkout(
     quantity = check.seats(request.quantity if request.HasField("quantity") else 1)
     check.email("customer_email", request.customer_email)
     check.optional_identifier("request_id", request.request_id)
-    order = checkouts_store.Order(
+    order = checkouts_store.CheckoutOrder(
         account_id=request.account_id,
         plan=request.plan,
         price=request.price,
@@ -45,7 +45,7 @@ def from_proto_checkout(
     return order
 
 
-def to_proto_checkout(page: checkouts_store.Page) -> subscription_pb2.CreateCheckoutResponse:
+def to_proto_checkout(page: checkouts_store.CheckoutPage) -> subscription_pb2.CreateCheckoutResponse:
     """Return the page that the customer is sent to."""
     return subscription_pb2.CreateCheckoutResponse(
         session_id=page.session_id or "",
@@ -56,7 +56,7 @@ def to_proto_checkout(page: checkouts_store.Page) -> subscription_pb2.CreateChec
 
 
 def to_proto_subscription(
-    under: terms.Terms, standing: terms.Standing, rows: Sequence[store.Row], now: datetime
+    under: terms.EffectiveTerms, standing: terms.AccountState, rows: Sequence[store.SubscriptionRecord], now: datetime
 ) -> subscription_pb2.Subscription:
     """Return the plan in force and how the plan subscription stands that gives it; if none does, the latest one."""
     in_force = under.subscription.subscription_id if under.subscription else None
@@ -100,7 +100,9 @@ def to_proto_subscription(
     return message
 
 
-def _is_pending(under: terms.Terms, standing: terms.Standing, rows: Sequence[store.Row]) -> bool:
+def _is_pending(
+    under: terms.EffectiveTerms, standing: terms.AccountState, rows: Sequence[store.SubscriptionRecord]
+) -> bool:
     """Say whether pay-as-you-go was switched on under a subscription that is not known here yet."""
     switched = standing.pay_as_you_go_under
     if switched is None or under.subscription is not None or under.plan.pay_as_you_go is None:

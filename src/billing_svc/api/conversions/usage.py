@@ -13,7 +13,7 @@ from billing_svc.api import fields
 from billing_svc.api.conversions import quota as quota_conversions
 from billing_svc.metering.quota import holds as reservations_rules
 from billing_svc.metering.quota import rules as quota_rules
-from billing_svc.metering.usage import books, rules
+from billing_svc.metering.usage import batch_ledger, rules
 from billing_svc.platform import errors
 
 EVENTS_MAX = 5_000
@@ -31,7 +31,7 @@ _FIT = re.compile(
 _REJECTING = usage_pb2.IF_EXCEEDED_REJECT
 _RESERVATION_OUTCOMES = {
     outcome: usage_pb2.ReservationOutcome.Value(f"RESERVATION_OUTCOME_{outcome.name}")
-    for outcome in reservations_rules.Outcome
+    for outcome in reservations_rules.SettlementOutcome
 }
 _IF_EXCEEDED = frozenset(usage_pb2.IfExceeded.values())
 
@@ -65,24 +65,24 @@ def from_proto_event(request: usage_pb2.RecordUsageRequest, caller: str, request
     occurred_at = check.instant("occurred_at", request.occurred_at) if request.HasField("occurred_at") else None
     properties = check.properties("properties", request.properties)
     check.done()
-    sent = rules.Sent(meter or None, operation or None, quantity, level, occurred_at, properties)
+    sent = rules.SentEvent(meter or None, operation or None, quantity, level, occurred_at, properties)
     reject = if_exceeded == _REJECTING
     return rules.NewEvent(account_id, event_id, sent, retry_attempt, reject, reservation_id, caller, request_id)
 
 
-def to_proto_outcome(outcome: books.Answer | rules.Denied) -> usage_pb2.RecordUsageResponse:
+def to_proto_outcome(outcome: batch_ledger.EventAnswer | rules.DeniedEvent) -> usage_pb2.RecordUsageResponse:
     """Return the answer to an event that was recorded, now or earlier, or denied."""
-    return to_proto_recorded(outcome) if isinstance(outcome, books.Answer) else to_proto_denied(outcome)
+    return to_proto_recorded(outcome) if isinstance(outcome, batch_ledger.EventAnswer) else to_proto_denied(outcome)
 
 
-def to_proto_recorded(answer: books.Answer) -> usage_pb2.RecordUsageResponse:
+def to_proto_recorded(answer: batch_ledger.EventAnswer) -> usage_pb2.RecordUsageResponse:
     """Return the answer to a recorded event; a repeat differs in `duplicate` alone."""
     response = usage_pb2.RecordUsageResponse()
     _write_recorded(response, answer)
     return response
 
 
-def _write_recorded(response: usage_pb2.RecordUsageResponse, answer: books.Answer) -> None:
+def _write_recorded(response: usage_pb2.RecordUsageResponse, answer: batch_ledger.EventAnswer) -> None:
     recorded = answer.recorded
     response.CopyFrom(
         _answer_under(
@@ -131,7 +131,7 @@ def _answer_under(under: _Under) -> usage_pb2.RecordUsageResponse:
     )
 
 
-def to_proto_denied(denied: rules.Denied) -> usage_pb2.RecordUsageResponse:
+def to_proto_denied(denied: rules.DeniedEvent) -> usage_pb2.RecordUsageResponse:
     """Return the answer to an event with REJECT that was not written."""
     counter, under, included = denied.counter, denied.under, denied.allowance.included
     return usage_pb2.RecordUsageResponse(
@@ -202,12 +202,14 @@ def from_proto_part(
     return parsed
 
 
-def write_result(result: usage_pb2.EventResult, event: usage_pb2.RecordUsageRequest, outcome: books.Outcome) -> None:
+def write_result(
+    result: usage_pb2.EventResult, event: usage_pb2.RecordUsageRequest, outcome: batch_ledger.EventOutcome
+) -> None:
     """Write the answer to one event of a batch into its place; one that was written before gives way."""
     result.event_id = event.event_id[: fields.ID_LENGTH_MAX]
     if isinstance(outcome, errors.BillingError):
         result.error.CopyFrom(to_proto_error(outcome))
-    elif isinstance(outcome, rules.Denied):
+    elif isinstance(outcome, rules.DeniedEvent):
         result.answer.CopyFrom(to_proto_denied(outcome))
     else:
         _write_recorded(result.answer, outcome)

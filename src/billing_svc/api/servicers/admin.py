@@ -11,9 +11,9 @@ from billing_svc.api.conversions import overrides as overrides_conversions
 from billing_svc.api.conversions import quota as quota_conversions
 from billing_svc.api.conversions import stripe_events as events_conversions
 from billing_svc.catalog import versions
-from billing_svc.inbox import replaying
+from billing_svc.inbox import replay_events
 from billing_svc.inbox import store as events_store
-from billing_svc.metering.overrides import overriding
+from billing_svc.metering.overrides import set_override
 from billing_svc.platform import clock
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
@@ -81,11 +81,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Let the worker apply stored events again."""
         replay = events_conversions.from_proto_replay(request)
         if request.preview:
-            found = await self._database.read(lambda conn: replaying.preview(conn, replay))
+            found = await self._database.read(lambda conn: replay_events.preview(conn, replay))
             return events_conversions.to_proto_replayed(found)
         origin = audit_store.Origin(f"caller:{interceptors.call_of(context).caller.name}", replay.request_id)
         now = self._clock.now()
-        replayed = await self._database.run(lambda conn: replaying.run(conn, replay, origin, now))
+        replayed = await self._database.run(lambda conn: replay_events.run(conn, replay, origin, now))
         return events_conversions.to_proto_replayed(replayed)
 
     async def ListAuditEntries(
@@ -102,7 +102,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Give an account an included quantity of its own on a meter."""
         setting = overrides_conversions.from_proto_set(request, interceptors.call_of(context).caller.name)
         now = self._clock.now()
-        override = await self._database.run(lambda conn: overriding.set_override(conn, self._catalogs, setting, now))
+        override = await self._database.run(lambda conn: set_override.set_override(conn, self._catalogs, setting, now))
         return admin_pb2.SetOverrideResponse(override=quota_conversions.to_proto_override(setting.meter, override))
 
     async def RemoveOverride(
@@ -111,5 +111,5 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Let the plan decide again."""
         removal = overrides_conversions.from_proto_remove(request, interceptors.call_of(context).caller.name)
         now = self._clock.now()
-        removed = await self._database.run(lambda conn: overriding.remove_override(conn, removal, now))
+        removed = await self._database.run(lambda conn: set_override.remove_override(conn, removal, now))
         return admin_pb2.RemoveOverrideResponse(removed=quota_conversions.to_proto_override(removal.meter, removed))

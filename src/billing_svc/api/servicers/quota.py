@@ -6,8 +6,8 @@ from billing.v1 import quota_pb2, quota_pb2_grpc
 from billing_svc.api import interceptors
 from billing_svc.api.conversions import quota
 from billing_svc.catalog import versions
-from billing_svc.metering.quota import checking
-from billing_svc.metering.reservations import reserving
+from billing_svc.metering.quota import check_quota
+from billing_svc.metering.reservations import hold_units
 from billing_svc.platform import clock, errors
 from billing_svc.platform.batching import batcher
 from billing_svc.platform.database import transactions
@@ -28,7 +28,7 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         self._catalogs = catalogs
         self._clock = now
         self._counted = counted or metrics.Server()
-        self._decider = checking.Checks(database, catalogs, now)
+        self._decider = check_quota.QuotaChecks(database, catalogs, now)
         self._checks = batcher.Batcher("checks", self._decider.decide, self._counted, self._count)
         self._holds = batcher.Batcher("holds", self._reserve, self._counted, self._count)
         self._releases = batcher.Batcher("releases", self._release, self._counted)
@@ -51,15 +51,17 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         return quota.to_proto_released(await self._releases.submit(quota.from_proto_release(request)))
 
     async def _reserve(
-        self, questions: Sequence[checking.Question]
-    ) -> Sequence[checking.Checked | errors.BillingError]:
+        self, questions: Sequence[check_quota.QuotaQuestion]
+    ) -> Sequence[check_quota.QuotaAnswer | errors.BillingError]:
         now = self._clock.now()
-        return await self._database.run(lambda conn: reserving.reserve(conn, self._catalogs, questions, now))
+        return await self._database.run(lambda conn: hold_units.reserve(conn, self._catalogs, questions, now))
 
-    def _count(self, outcomes: Sequence[checking.Checked | BaseException]) -> None:
-        decided = [one.decision for one in outcomes if isinstance(one, checking.Checked)]
+    def _count(self, outcomes: Sequence[check_quota.QuotaAnswer | BaseException]) -> None:
+        decided = [one.decision for one in outcomes if isinstance(one, check_quota.QuotaAnswer)]
         self._counted.decided((decision.allowed, decision.reason) for decision in decided)
 
-    async def _release(self, keys: Sequence[tuple[str, str]]) -> Sequence[reserving.Released | errors.BillingError]:
+    async def _release(
+        self, keys: Sequence[tuple[str, str]]
+    ) -> Sequence[hold_units.ReleaseOutcome | errors.BillingError]:
         now = self._clock.now()
-        return await self._database.run(lambda conn: reserving.release(conn, keys, now))
+        return await self._database.run(lambda conn: hold_units.release(conn, keys, now))

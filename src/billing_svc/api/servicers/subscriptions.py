@@ -10,33 +10,33 @@ from billing_svc.api.conversions import alerts as alerts_conversions
 from billing_svc.api.conversions import catalog as plans_conversions
 from billing_svc.api.conversions import changes as changes_conversions
 from billing_svc.api.conversions import invoices as invoices_conversions
-from billing_svc.api.conversions import pricing as pricing_conversions
-from billing_svc.api.conversions import subscriptions
+from billing_svc.api.conversions import previews, subscriptions
 from billing_svc.catalog import model, versions
 from billing_svc.customers import portal
-from billing_svc.metering.alerts import acknowledging
+from billing_svc.metering.alerts import acknowledge_alert
 from billing_svc.metering.alerts import store as alerts_store
-from billing_svc.metering.quota import reading
+from billing_svc.metering.quota import lookup
 from billing_svc.platform import clock, settings
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
-from billing_svc.subscriptions.changes import canceling, changing
-from billing_svc.subscriptions.checkouts import opening
+from billing_svc.subscriptions.changes import cancel_subscription as canceling
+from billing_svc.subscriptions.changes import change_plan as changing
+from billing_svc.subscriptions.checkouts import open_checkout
 from billing_svc.subscriptions.invoices import store as invoices_store
-from billing_svc.subscriptions.pay_as_you_go import switching
-from billing_svc.subscriptions.previews import previewing
+from billing_svc.subscriptions.pay_as_you_go import toggle as switching
+from billing_svc.subscriptions.previews import preview_cost
 from billing_svc.subscriptions.records import store
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class SubscriptionOperations:
     """Those who sell, change and end at Stripe."""
 
-    checkout: opening.Checkout
+    checkout: open_checkout.Checkout
     portal: portal.Portal
-    changing: changing.Changing
-    canceling: canceling.Canceling
-    switching: switching.Switching
+    changing: changing.PlanChanges
+    canceling: canceling.Cancellation
+    switching: switching.PayAsYouGo
 
 
 class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
@@ -46,7 +46,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         self,
         database: transactions.Transactions,
         catalogs: versions.CatalogCache,
-        desk: Desk,
+        desk: SubscriptionOperations,
         now: clock.Clock,
         options: settings.Settings,
     ) -> None:
@@ -137,10 +137,10 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         self, request: subscription_pb2.PreviewCostRequest, context: interceptors.Context
     ) -> subscription_pb2.PreviewCostResponse:
         """Work out a bill, line by line."""
-        asked = pricing_conversions.from_proto_preview(request)
+        asked = previews.from_proto_preview(request)
         now = self._clock.now()
-        bill = await self._database.read(lambda conn: previewing.preview(conn, self._catalogs, asked, now))
-        return pricing_conversions.to_proto_bill(bill)
+        bill = await self._database.read(lambda conn: preview_cost.preview(conn, self._catalogs, asked, now))
+        return previews.to_proto_bill(bill)
 
     async def ListInvoices(
         self, request: subscription_pb2.ListInvoicesRequest, context: interceptors.Context
@@ -173,15 +173,15 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         origin = _origin(context)
         now = self._clock.now()
         alert = await self._database.run(
-            lambda conn: acknowledging.acknowledge(conn, account_id, alert_id, origin, now)
+            lambda conn: acknowledge_alert.acknowledge(conn, account_id, alert_id, origin, now)
         )
         return subscription_pb2.AcknowledgeAlertResponse(alert=alerts_conversions.to_proto_alert(alert))
 
     async def _subscription(self, account_id: str) -> subscription_pb2.Subscription:
         now = self._clock.now()
 
-        async def work(conn: AsyncConnection) -> tuple[reading.Known, list[store.Row]]:
-            known = await reading.read_standing(conn, self._catalogs, account_id, now)
+        async def work(conn: AsyncConnection) -> tuple[lookup.MeterState, list[store.SubscriptionRecord]]:
+            known = await lookup.read_standing(conn, self._catalogs, account_id, now)
             return known, await store.plan_subscriptions(conn, account_id)
 
         known, rows = await self._database.read(work)

@@ -8,12 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing.v1 import usage_pb2, usage_pb2_grpc
 from billing_svc.api import interceptors
 from billing_svc.api.conversions import corrections as corrections_conversions
-from billing_svc.api.conversions import statements as statements_conversions
-from billing_svc.api.conversions import usage
+from billing_svc.api.conversions import usage, usage_summary
 from billing_svc.catalog import versions
-from billing_svc.metering.corrections import correcting
-from billing_svc.metering.usage import books, recording, rules
-from billing_svc.metering.usage_summary import drawing
+from billing_svc.metering.corrections import correct_usage
+from billing_svc.metering.usage import batch_ledger, record_usage, rules
+from billing_svc.metering.usage_summary import summarize_usage
 from billing_svc.platform import clock, errors
 from billing_svc.platform.batching import batcher
 from billing_svc.platform.database import transactions
@@ -40,7 +39,9 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         self._catalogs = catalogs
         self._clock = now
         self._parts = asyncio.Semaphore(_PARTS_AT_ONCE)
-        self._events = batcher.Batcher[rules.NewEvent, books.Answer | rules.Denied]("events", self._record, counted)
+        self._events = batcher.Batcher[rules.NewEvent, batch_ledger.EventAnswer | rules.DeniedEvent](
+            "events", self._record, counted
+        )
 
     async def RecordUsage(
         self, request: usage_pb2.RecordUsageRequest, context: interceptors.Context
@@ -64,7 +65,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
             events = [request.events[n] for n in part]
             parsed = usage.from_proto_part(events, call.caller.name, call.request_id)
             fit = [event for event in parsed if isinstance(event, rules.NewEvent)]
-            recorded = iter(await recording.record(conn, self._catalogs, fit, now) if fit else ())
+            recorded = iter(await record_usage.record(conn, self._catalogs, fit, now) if fit else ())
             for n, event, one in zip(part, events, parsed, strict=True):
                 outcome = one if isinstance(one, errors.BillingError) else next(recorded)
                 usage.write_result(results[n], event, outcome)
@@ -90,18 +91,18 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         call = interceptors.call_of(context)
         correction = corrections_conversions.from_proto_correction(request, call.caller.name, call.request_id)
         now = self._clock.now()
-        corrected = await self._database.run(lambda conn: correcting.correct(conn, self._catalogs, correction, now))
+        corrected = await self._database.run(lambda conn: correct_usage.correct(conn, self._catalogs, correction, now))
         return corrections_conversions.to_proto_corrected(corrected)
 
     async def GetUsage(
         self, request: usage_pb2.GetUsageRequest, context: interceptors.Context
     ) -> usage_pb2.GetUsageResponse:
         """Say what the account has used in a quota period."""
-        query = statements_conversions.from_proto_get(request)
+        query = usage_summary.from_proto_get(request)
         now = self._clock.now()
-        statement = await self._database.read(lambda conn: drawing.draw(conn, self._catalogs, query, now))
-        return statements_conversions.to_proto_usage(statement, request)
+        statement = await self._database.read(lambda conn: summarize_usage.draw(conn, self._catalogs, query, now))
+        return usage_summary.to_proto_usage(statement, request)
 
-    async def _record(self, events: Sequence[rules.NewEvent]) -> list[books.Outcome]:
+    async def _record(self, events: Sequence[rules.NewEvent]) -> list[batch_ledger.EventOutcome]:
         now = self._clock.now()
-        return await self._database.run(lambda conn: recording.record(conn, self._catalogs, events, now))
+        return await self._database.run(lambda conn: record_usage.record(conn, self._catalogs, events, now))

@@ -24,7 +24,7 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class AlertFilter:
     """Which alerts of an account a list shows; without a meter, those of all."""
 
     meter: str

@@ -71,7 +71,7 @@ class StoredAlert:
 async def list_alerts(
     conn: AsyncConnection,
     account_id: str,
-    choice: rules.Choice,
+    choice: rules.AlertFilter,
     after: Position | None,
     most: int,
 ) -> list[StoredAlert]:

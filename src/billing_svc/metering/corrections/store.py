@@ -17,7 +17,7 @@ _COUNTERS = tables.usage_counters
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class CorrectedEvent:
     """An event that may be corrected."""
 
     meter: str
@@ -47,13 +47,13 @@ async def find(
     return (row.corrects_event_id, row.sent_quantity, row.properties.get("note", "")), answer
 
 
-async def find_event(conn: AsyncConnection, account_id: str, event_id: str) -> Event | None:
+async def find_event(conn: AsyncConnection, account_id: str, event_id: str) -> CorrectedEvent | None:
     """Return the event to be corrected; a correction is none."""
     query = sa.select(_EVENTS.c.meter, _EVENTS.c.period_start, _EVENTS.c.units, _EVENTS.c.catalog_version)
     row = (
         await conn.execute(query.where(*_is(account_id, event_id), _EVENTS.c.corrects_event_id.is_(None)))
     ).one_or_none()
-    return None if row is None else Event(*row)
+    return None if row is None else CorrectedEvent(*row)
 
 
 async def units_taken_back(conn: AsyncConnection, account_id: str, event_id: str) -> int:

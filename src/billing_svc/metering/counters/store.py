@@ -32,7 +32,7 @@ class LockedCounter:
     overridden: bool
 
     @classmethod
-    def opened(cls, under: terms.Terms, allowance: terms.Allowance) -> "LockedCounter":
+    def opened(cls, under: terms.EffectiveTerms, allowance: terms.Allowance) -> "LockedCounter":
         """Return a counter as it is made, at zero."""
         return cls(
             counter=quota_rules.Counter(),
@@ -47,11 +47,11 @@ class LockedCounter:
 
 
 @dataclass(slots=True)
-class Written:
+class CounterUpdate:
     """A counter as it is to be written, with the terms that it is kept under from now on."""
 
     counter: quota_rules.Counter
-    under: terms.Terms
+    under: terms.EffectiveTerms
     allowance: terms.Allowance
 
 
@@ -62,12 +62,12 @@ _COUNTER_COLUMNS = (
 )
 
 
-_INSERT_COUNTERS = direct.Statement(bulk.insert(tables.usage_counters, _COUNTER_COLUMNS))
+_INSERT_COUNTERS = direct.PreparedStatement(bulk.insert(tables.usage_counters, _COUNTER_COLUMNS))
 
 
 # The rows are there, and locked. By way of the key's conflict, because an UPDATE that joins many rows may be planned to
 # begin with all counters.
-_UPDATE_COUNTERS = direct.Statement(
+_UPDATE_COUNTERS = direct.PreparedStatement(
     f"{bulk.insert(tables.usage_counters, _COUNTER_COLUMNS)} ON CONFLICT (account_id, meter, period_start) DO UPDATE"
     f" SET {', '.join(f'{name} = excluded.{name}' for name in _COUNTER_COLUMNS[3:])}"
 )
@@ -91,10 +91,10 @@ _LOCK = f"""
 """  # noqa: S608 - constants of this file
 
 
-_LOCK_COUNTERS = direct.Statement(_LOCK.format("="))
+_LOCK_COUNTERS = direct.PreparedStatement(_LOCK.format("="))
 
 
-_LOCK_COUNTERS_SINCE = direct.Statement(_LOCK.format(">="))
+_LOCK_COUNTERS_SINCE = direct.PreparedStatement(_LOCK.format(">="))
 
 
 async def lock_counters(conn: AsyncConnection, keys: Collection[CounterKey]) -> dict[CounterKey, LockedCounter]:
@@ -115,7 +115,7 @@ def to_counters(rows: Sequence[direct.Row]) -> dict[CounterKey, LockedCounter]:
 
 async def open_counters(
     conn: AsyncConnection,
-    opened: Mapping[CounterKey, tuple[terms.Terms, terms.Allowance]],
+    opened: Mapping[CounterKey, tuple[terms.EffectiveTerms, terms.Allowance]],
     unknown: Collection[str],
     now: datetime,
 ) -> dict[CounterKey, LockedCounter]:
@@ -123,7 +123,7 @@ async def open_counters(
 
     Raises RetryTransaction if another transaction created one of them meanwhile.
     """
-    written = {key: Written(quota_rules.Counter(), *terms) for key, terms in opened.items()}
+    written = {key: CounterUpdate(quota_rules.Counter(), *terms) for key, terms in opened.items()}
     try:
         await direct.fetch_each(conn, *insertions(written, unknown, now))
     except psycopg.errors.UniqueViolation as error:
@@ -131,17 +131,19 @@ async def open_counters(
     return {key: LockedCounter.opened(*terms) for key, terms in opened.items()}
 
 
-def updating(counters: Mapping[CounterKey, Written], now: datetime) -> direct.Call:
+def updating(counters: Mapping[CounterKey, CounterUpdate], now: datetime) -> direct.Call:
     """Return what writes the totals of locked counters, and the terms that they are kept under from now on."""
     return _UPDATE_COUNTERS, _rows(counters, now)
 
 
-async def update_counters(conn: AsyncConnection, counters: Mapping[CounterKey, Written], now: datetime) -> None:
+async def update_counters(conn: AsyncConnection, counters: Mapping[CounterKey, CounterUpdate], now: datetime) -> None:
     """Write the totals of locked counters, and the terms that they are kept under from now on."""
     await direct.fetch(conn, *updating(counters, now))
 
 
-def insertions(opened: Mapping[CounterKey, Written], unknown: Collection[str], now: datetime) -> list[direct.Call]:
+def insertions(
+    opened: Mapping[CounterKey, CounterUpdate], unknown: Collection[str], now: datetime
+) -> list[direct.Call]:
     """Return what inserts accounts and counters, each in key order so that processes cannot deadlock."""
     calls: list[direct.Call] = []
     if unknown:
@@ -151,7 +153,7 @@ def insertions(opened: Mapping[CounterKey, Written], unknown: Collection[str], n
     return calls
 
 
-def _rows(counters: Mapping[CounterKey, Written], now: datetime) -> dict[str, str]:
+def _rows(counters: Mapping[CounterKey, CounterUpdate], now: datetime) -> dict[str, str]:
     rows: list[tuple[Any, ...]] = []
     for key, one in counters.items():
         counter, under, allowance = one.counter, one.under, one.allowance

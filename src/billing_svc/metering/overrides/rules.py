@@ -5,7 +5,7 @@ from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class OverrideSetting:
     """An override to be set; `included` None: unlimited."""
 
     account_id: str
@@ -18,7 +18,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Removal:
+class OverrideRemoval:
     """An override to be removed."""
 
     account_id: str

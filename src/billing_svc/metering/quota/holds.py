@@ -9,7 +9,7 @@ TTL_MIN = timedelta(seconds=1)
 TTL_MAX = timedelta(hours=24)
 
 
-class State(enum.StrEnum):
+class HoldState(enum.StrEnum):
     """It is held once, and closed once."""
 
     HELD = "held"
@@ -18,7 +18,7 @@ class State(enum.StrEnum):
     EXPIRED = "expired"
 
 
-class Outcome(enum.StrEnum):
+class SettlementOutcome(enum.StrEnum):
     """What an event that names a reservation finds; in every case the usage is counted."""
 
     SETTLED = "settled"
@@ -37,7 +37,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class SentHold:
     """What a caller asked for, as sent. A repeat of a request id is the same request if this is equal."""
 
     meter: str
@@ -55,8 +55,8 @@ class Reservation:
     meter: str
     period_start: datetime
     units: int
-    sent: Sent
-    state: State
+    sent: SentHold
+    state: HoldState
     expires_at: datetime
 
     @property
@@ -64,6 +64,6 @@ class Reservation:
         """Return the key of the counter that holds it."""
         return (self.account_id, self.meter, self.period_start)
 
-    def state_at(self, now: datetime) -> State:
+    def state_at(self, now: datetime) -> HoldState:
         """Return its state: a hold whose time is over has expired, whether or not it was swept."""
-        return State.EXPIRED if self.state is State.HELD and self.expires_at <= now else self.state
+        return HoldState.EXPIRED if self.state is HoldState.HELD and self.expires_at <= now else self.state

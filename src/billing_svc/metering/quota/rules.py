@@ -82,7 +82,7 @@ class Counter:
 
 
 @values.value
-class Window:
+class RateWindow:
     """An account's present rate window: when it opened, and how many checks it has admitted."""
 
     start: datetime
@@ -98,7 +98,7 @@ class Window:
 
 
 @dataclass(slots=True)
-class Requests:
+class RateRequests:
     """Checks of one account that ask to be admitted by its rate limit; `is_first`: it has no window yet."""
 
     limit: parts.RateLimit
@@ -191,7 +191,7 @@ def rate_limited(limit: parts.RateLimit, opened_at: datetime, now: datetime) -> 
     return Decision(allowed=False, reason=Reason.RATE_LIMITED, retry_after=retry_after)
 
 
-def allowing_plans(catalog: model.Catalog, current: terms.Terms, meter: str, units: int) -> tuple[str, ...]:
+def allowing_plans(catalog: model.Catalog, current: terms.EffectiveTerms, meter: str, units: int) -> tuple[str, ...]:
     """Return the catalog's plans that can be bought and whose fresh period would allow `units`, in its order."""
     return tuple(
         name

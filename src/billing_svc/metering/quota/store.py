@@ -47,8 +47,8 @@ _STANDING_TABLES = """
            ) AS o ON TRUE
 """
 # A lone one is found without an array, in nine tenths of the time.
-_SELECT_STANDINGS = direct.Statement(f"SELECT {_STANDING_COLUMNS} FROM {_ASKED} {_STANDING_TABLES}")  # noqa: S608 - as above
-_SELECT_STANDING = direct.Statement(f"SELECT {_STANDING_COLUMNS} FROM {_ASKED_ALONE} {_STANDING_TABLES}")  # noqa: S608
+_SELECT_STANDINGS = direct.PreparedStatement(f"SELECT {_STANDING_COLUMNS} FROM {_ASKED} {_STANDING_TABLES}")  # noqa: S608 - as above
+_SELECT_STANDING = direct.PreparedStatement(f"SELECT {_STANDING_COLUMNS} FROM {_ASKED_ALONE} {_STANDING_TABLES}")  # noqa: S608
 _LEVELS = """
       LEFT JOIN LATERAL (
            SELECT level FROM gauge_levels WHERE account_id = asked.account_id AND meter = asked.meter OFFSET 0
@@ -64,10 +64,10 @@ _NO_WINDOWS = "CROSS JOIN (SELECT CAST(NULL AS timestamptz) AS window_start, CAS
 
 
 @functools.cache
-def _select_facts(*, is_alone: bool, levels: bool, windows: bool) -> direct.Statement:
+def _select_facts(*, is_alone: bool, levels: bool, windows: bool) -> direct.PreparedStatement:
     """Return the statement that looks into no table for what nobody wants; each one takes a tenth of its time."""
     # Holds whose time is over do not stand in the way, whether or not they were swept.
-    return direct.Statement(f"""
+    return direct.PreparedStatement(f"""
         SELECT {_STANDING_COLUMNS}, g.level, w.window_start, w.admitted,
                c.period_start, c.used,
                CASE WHEN c.reserved = 0 THEN 0
@@ -90,7 +90,7 @@ def _select_facts(*, is_alone: bool, levels: bool, windows: bool) -> direct.Stat
 
 
 # In key order, so that processes cannot deadlock. What was there before the update is what the lock found.
-_ADMIT = direct.Statement(f"""
+_ADMIT = direct.PreparedStatement(f"""
     UPDATE rate_windows w
        SET window_start = CASE WHEN old.is_over THEN CAST(:now AS timestamptz) ELSE old.window_start END,
            admitted = CASE WHEN old.is_over THEN least(old.wanted, old.requests)
@@ -104,28 +104,28 @@ _ADMIT = direct.Statement(f"""
      WHERE w.account_id = old.account_id
     RETURNING w.account_id, w.admitted - CASE WHEN old.is_over THEN 0 ELSE old.admitted END, w.window_start
 """)  # noqa: S608 - constants of this file
-_OPEN_WINDOWS = direct.Statement(
+_OPEN_WINDOWS = direct.PreparedStatement(
     bulk.insert_missing(tables.rate_windows, ("account_id", "window_start", "admitted")).text
 )
 # For the transaction that it begins: its commit does not wait for the disk.
-_WITHOUT_WAITING = direct.Statement("SELECT set_config('synchronous_commit', 'off', true)")
+_WITHOUT_WAITING = direct.PreparedStatement("SELECT set_config('synchronous_commit', 'off', true)")
 
 
 @dataclass(slots=True)
-class Facts:
+class MeterFacts:
     """All that the store knows about one account and meter; counters by the start of their period."""
 
-    standing: terms.Standing
+    standing: terms.AccountState
     override: terms.Override | None
     # A gauge's present level; 0 where none was recorded, and on consumables.
     level: int
-    window: rules.Window | None
+    window: rules.RateWindow | None
     counters: dict[datetime, rules.Counter]
 
 
 async def read_facts(
     conn: AsyncConnection, asked: Sequence[tuple[str, str]], now: datetime, *, levels: bool, windows: bool
-) -> list[Facts]:
+) -> list[MeterFacts]:
     """Return the facts of each (account, meter), in the order asked, from one snapshot.
 
     Without `levels` a gauge seems to be at 0, without `windows` no rate window to be open. Raises LookupError if no
@@ -138,7 +138,7 @@ async def read_facts(
 
 async def read_standings(
     conn: AsyncConnection, asked: Sequence[tuple[str, str]], now: datetime, *beside: direct.Call
-) -> tuple[list[Facts], list[list[direct.Row]]]:
+) -> tuple[list[MeterFacts], list[list[direct.Row]]]:
     """Return the facts without what was used and counted, and what other statements read in the same round trip."""
     statement = _SELECT_STANDING if len(asked) == 1 else _SELECT_STANDINGS
     found, *others = await direct.fetch_each(conn, (statement, _parameters(asked, now)), *beside)
@@ -153,7 +153,7 @@ def _parameters(asked: Sequence[tuple[str, str]], now: datetime) -> dict[str, di
     return {**bulk.to_arrays(("n", "account_id", "meter"), rows), "horizon": now - HORIZON, "now": now}
 
 
-def _each(number: int, rows: Sequence[direct.Row]) -> list[Facts]:
+def _each(number: int, rows: Sequence[direct.Row]) -> list[MeterFacts]:
     if number == 1:
         return [_facts(rows)]
     by_asked: list[list[direct.Row]] = [[] for _ in range(number)]
@@ -162,33 +162,33 @@ def _each(number: int, rows: Sequence[direct.Row]) -> list[Facts]:
     return [_facts(found) for found in by_asked]
 
 
-def _facts(rows: Sequence[direct.Row]) -> Facts:
+def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
     """Return what the rows of one asked say: subscriptions times counters, whose repeats collapse by their keys."""
     first = rows[0]
     if first[1] is None:
         raise LookupError("no catalog was published")
     metered_only = None
     if len(rows) == 1 and first[12]:  # as nearly always
-        subscriptions: tuple[terms.Subscription, ...] = (terms.Subscription(*first[4:12]),)
+        subscriptions: tuple[terms.PlanSubscription, ...] = (terms.PlanSubscription(*first[4:12]),)
     else:
         plans = {row[4]: row[4:12] for row in rows if row[12]}
-        subscriptions = tuple([terms.Subscription(*columns) for columns in plans.values()])
-        metered_only = next((terms.Subscription(*row[4:12]) for row in rows if row[12] is False), None)
-    standing = terms.Standing(first[1], first[2], first[3], subscriptions, metered_only)
+        subscriptions = tuple([terms.PlanSubscription(*columns) for columns in plans.values()])
+        metered_only = next((terms.PlanSubscription(*row[4:12]) for row in rows if row[12] is False), None)
+    standing = terms.AccountState(first[1], first[2], first[3], subscriptions, metered_only)
     override = None if first[17] is None else terms.Override(*first[13:18])
     if len(first) == _STANDING_LENGTH:
-        return Facts(standing, override, 0, None, {})
-    return Facts(
+        return MeterFacts(standing, override, 0, None, {})
+    return MeterFacts(
         standing,
         override,
         level=first[18] or 0,
-        window=None if first[19] is None else rules.Window(*first[19:21]),
+        window=None if first[19] is None else rules.RateWindow(*first[19:21]),
         counters={row[21]: rules.Counter(*row[22:]) for row in rows if row[21] is not None},
     )
 
 
 async def admit(
-    conn: AsyncConnection, wanted: Mapping[str, rules.Requests], now: datetime
+    conn: AsyncConnection, wanted: Mapping[str, rules.RateRequests], now: datetime
 ) -> dict[str, tuple[int, datetime]]:
     """Count checks against rate limits; returns how many of each account's were admitted, and when its window opened.
 
@@ -198,7 +198,7 @@ async def admit(
 
 
 async def admit_at_once(
-    conn: AsyncConnection, wanted: Mapping[str, rules.Requests], now: datetime
+    conn: AsyncConnection, wanted: Mapping[str, rules.RateRequests], now: datetime
 ) -> dict[str, tuple[int, datetime]]:
     """Do the same in a transaction of its own, outside of any other.
 
@@ -208,7 +208,7 @@ async def admit_at_once(
     return _admitted((await direct.fetch_each(conn, (_WITHOUT_WAITING, {}), *_admissions(wanted, now)))[-1])
 
 
-def _admissions(wanted: Mapping[str, rules.Requests], now: datetime) -> list[direct.Call]:
+def _admissions(wanted: Mapping[str, rules.RateRequests], now: datetime) -> list[direct.Call]:
     rows = [
         {
             "account_id": account_id,

@@ -15,7 +15,7 @@ from billing_svc.platform.accounts import rules as accounts_rules
 
 
 @values.value
-class Subscription:
+class PlanSubscription:
     """A plan subscription, as far as a decision needs it; in force in [effective_from, effective_until)."""
 
     subscription_id: str
@@ -33,7 +33,7 @@ class Subscription:
 
 
 @values.value
-class Standing:
+class AccountState:
     """What an account is, before the clock is asked. `created_at` is None for an account that was never written."""
 
     newest_catalog: int
@@ -41,9 +41,9 @@ class Standing:
     # The subscription under which pay-as-you-go was switched on; None: off.
     pay_as_you_go_under: str | None
     # Plan subscriptions alone.
-    subscriptions: tuple[Subscription, ...]
+    subscriptions: tuple[PlanSubscription, ...]
     # The metered-only subscription that `pay_as_you_go_under` names, if it names one. It never sets a period.
-    metered_only: Subscription | None = None
+    metered_only: PlanSubscription | None = None
 
     def catalog_versions(self) -> Iterable[int]:
         """Return the numbers of all catalogs that its terms may come from."""
@@ -87,18 +87,18 @@ _NOTHING_BEYOND = parts.Limit(included=0, beyond="deny")
 
 
 @values.value
-class Terms:
+class EffectiveTerms:
     """What holds for an account at one instant."""
 
     catalog_version: int
     catalog: model.Catalog
     plan: parts.Plan
-    subscription: Subscription | None
+    subscription: PlanSubscription | None
     quantity: int
     pay_as_you_go: bool
     period: periods.Period
     # The metered-only subscription that carries the default plan's pay-as-you-go while that is in force.
-    metered_only: Subscription | None = None
+    metered_only: PlanSubscription | None = None
 
     @property
     def billed_under(self) -> str | None:
@@ -128,7 +128,7 @@ class Terms:
         return int(Decimal(overlay.overage_cap) // limit.unit_price_exact) if limit.beyond == "charge" else None
 
 
-def at_instant(standing: Standing, catalogs: Mapping[int, model.Catalog], at: datetime) -> Terms:
+def at_instant(standing: AccountState, catalogs: Mapping[int, model.Catalog], at: datetime) -> EffectiveTerms:
     """Return the terms of an account at `at`.
 
     With several subscriptions in force the latest one decides; without one, the default plan of the newest catalog
@@ -139,7 +139,7 @@ def at_instant(standing: Standing, catalogs: Mapping[int, model.Catalog], at: da
     catalog = catalogs[version]
     plan = catalog.default if subscription is None else catalog.plan(subscription.plan)
     carrier = _pay_as_you_go(standing, plan, subscription, at)
-    return Terms(
+    return EffectiveTerms(
         version,
         catalog,
         plan,
@@ -152,8 +152,8 @@ def at_instant(standing: Standing, catalogs: Mapping[int, model.Catalog], at: da
 
 
 def _pay_as_you_go(
-    standing: Standing, plan: parts.Plan, subscription: Subscription | None, at: datetime
-) -> Subscription | None:
+    standing: AccountState, plan: parts.Plan, subscription: PlanSubscription | None, at: datetime
+) -> PlanSubscription | None:
     """Return the subscription that carries pay-as-you-go at `at`; None while it is off.
 
     On a bought plan that is the plan's own one, on the default plan a metered-only one: a plan that is bought or that
@@ -168,7 +168,7 @@ def _pay_as_you_go(
     return carrier if carrier is not None and carrier.plan == plan.key and carrier.covers(at) else None
 
 
-def _deciding(standing: Standing, at: datetime) -> Subscription | None:
+def _deciding(standing: AccountState, at: datetime) -> PlanSubscription | None:
     if len(standing.subscriptions) == 1:  # as nearly always
         only = standing.subscriptions[0]
         return only if only.covers(at) else None
@@ -179,7 +179,7 @@ def _deciding(standing: Standing, at: datetime) -> Subscription | None:
 
 
 def _tenure(
-    standing: Standing, deciding_now: Subscription | None, at: datetime
+    standing: AccountState, deciding_now: PlanSubscription | None, at: datetime
 ) -> tuple[datetime | None, datetime | None]:
     """Return since when and until when the same subscription decides as at `at`; None: as far as one knows."""
     if not standing.subscriptions:
@@ -201,7 +201,11 @@ def _tenure(
 
 
 def _month(
-    standing: Standing, catalog: model.Catalog, plan: parts.Plan, subscription: Subscription | None, at: datetime
+    standing: AccountState,
+    catalog: model.Catalog,
+    plan: parts.Plan,
+    subscription: PlanSubscription | None,
+    at: datetime,
 ) -> periods.Period:
     if subscription is not None:
         if plan.quota_period == "calendar_month":

@@ -87,7 +87,7 @@ async def insert(conn: AsyncConnection, reservations: Sequence[tuple[holds.Reser
 
 
 async def close(
-    conn: AsyncConnection, closings: Sequence[tuple[holds.Reservation, holds.State, str | None]], now: datetime
+    conn: AsyncConnection, closings: Sequence[tuple[holds.Reservation, holds.HoldState, str | None]], now: datetime
 ) -> int:
     """Close held reservations with their new state and the event that settled them; returns how many were held."""
     result = await conn.execute(
@@ -155,8 +155,8 @@ async def _select(
             meter=row.meter,
             period_start=row.period_start,
             units=row.units,
-            sent=holds.Sent(row.sent_meter, row.sent_operation, row.sent_quantity),
-            state=holds.State(row.state),
+            sent=holds.SentHold(row.sent_meter, row.sent_operation, row.sent_quantity),
+            state=holds.HoldState(row.state),
             expires_at=row.expires_at,
         )
         for row in await conn.execute(statement, parameters)

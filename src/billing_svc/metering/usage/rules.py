@@ -21,7 +21,7 @@ UNITS_MAX = 10**12
 
 
 @values.value
-class Sent:
+class SentEvent:
     """What a caller sent, as sent. A repeat of an event id is the same event if this is equal."""
 
     meter: str | None
@@ -43,7 +43,7 @@ class NewEvent:
 
     account_id: str
     event_id: str
-    sent: Sent
+    sent: SentEvent
     retry_attempt: int
     reject: bool
     # Empty: it settles none.
@@ -63,7 +63,7 @@ class NewEvent:
 
 
 @values.value
-class Recorded:
+class RecordedEvent:
     """The answer to a recorded event; a repeat is given the same numbers again."""
 
     meter: str
@@ -81,23 +81,23 @@ class Recorded:
     overridden: bool
     reason: quota_rules.Reason
     superseded: bool
-    reservation_outcome: reservations_rules.Outcome | None
+    reservation_outcome: reservations_rules.SettlementOutcome | None
 
 
 @values.value
-class Denied:
+class DeniedEvent:
     """The answer to an event with `reject` that the quota does not allow: nothing was written."""
 
     meter: str
     units: int
-    under: terms.Terms
+    under: terms.EffectiveTerms
     allowance: terms.Allowance
     counter: quota_rules.Counter
     decision: quota_rules.Decision
     upgrade_plans: tuple[str, ...]
 
 
-def check_kind(sent: Sent, meter: parts.Meter) -> None:
+def check_kind(sent: SentEvent, meter: parts.Meter) -> None:
     """Raise if a meter cannot take what was sent."""
     if meter.kind == "gauge":
         return
@@ -145,8 +145,8 @@ def check_occurred_at(occurred_at: datetime | None, now: datetime) -> datetime:
 
 
 def landing(
-    standing: terms.Standing, catalogs: Mapping[int, model.Catalog], occurred_at: datetime, now: datetime
-) -> terms.Terms:
+    standing: terms.AccountState, catalogs: Mapping[int, model.Catalog], occurred_at: datetime, now: datetime
+) -> terms.EffectiveTerms:
     """Return the terms, and with them the period, under which an event counts.
 
     It counts where it happened; but a past period is closed to it once `LATE_GRACE` has gone by since its end, and then

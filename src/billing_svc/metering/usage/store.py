@@ -21,7 +21,7 @@ class StoredEvent:
     event: rules.NewEvent
     occurred_at: datetime
     recorded_at: datetime
-    recorded: rules.Recorded
+    recorded: rules.RecordedEvent
 
 
 _EVENT_COLUMNS = (
@@ -32,10 +32,10 @@ _EVENT_COLUMNS = (
     *("used_after", "reserved_after", "billable_after", "remaining_after", "included", "overridden"),
     *("reason", "superseded"),
 )
-_INSERT_EVENTS = direct.Statement(bulk.insert(tables.usage_events, _EVENT_COLUMNS))
+_INSERT_EVENTS = direct.PreparedStatement(bulk.insert(tables.usage_events, _EVENT_COLUMNS))
 
 _ASKED_EVENTS = bulk.arrays("asked", "account_id text, event_id text")
-_SELECT_EVENTS = direct.Statement(f"""
+_SELECT_EVENTS = direct.PreparedStatement(f"""
     SELECT e.account_id, e.event_id,
            e.sent_meter, e.sent_operation, e.sent_quantity, e.sent_level, e.sent_occurred_at, e.properties,
            e.meter, e.units, e.billable, e.period_start, e.period_end, e.plan,
@@ -51,7 +51,7 @@ _SELECT_EVENTS = direct.Statement(f"""
 
 async def find_events(
     conn: AsyncConnection, keys: Collection[tuple[str, str]]
-) -> dict[tuple[str, str], tuple[rules.Sent, rules.Recorded]]:
+) -> dict[tuple[str, str], tuple[rules.SentEvent, rules.RecordedEvent]]:
     """Return what was sent and what was answered for each (account, event id) that is stored."""
     return to_events((await direct.fetch_each(conn, finding(keys)))[0])
 
@@ -61,16 +61,16 @@ def finding(keys: Collection[tuple[str, str]]) -> direct.Call:
     return _SELECT_EVENTS, bulk.to_arrays(_EVENT_COLUMNS[:2], keys)
 
 
-def to_events(rows: Sequence[direct.Row]) -> dict[tuple[str, str], tuple[rules.Sent, rules.Recorded]]:
+def to_events(rows: Sequence[direct.Row]) -> dict[tuple[str, str], tuple[rules.SentEvent, rules.RecordedEvent]]:
     """Return what `finding` found."""
-    return {row[:2]: (rules.Sent(*row[2:8]), _to_recorded(*row[8:])) for row in rows}
+    return {row[:2]: (rules.SentEvent(*row[2:8]), _to_recorded(*row[8:])) for row in rows}
 
 
 def write(
     conn: AsyncConnection,
     events: Sequence[StoredEvent],
-    counters: Mapping[counters_store.CounterKey, counters_store.Written],
-    opened: Mapping[counters_store.CounterKey, counters_store.Written],
+    counters: Mapping[counters_store.CounterKey, counters_store.CounterUpdate],
+    opened: Mapping[counters_store.CounterKey, counters_store.CounterUpdate],
     unknown: Collection[str],
     now: datetime,
 ) -> None:
@@ -85,10 +85,10 @@ def write(
     direct.defer(conn, *calls, (_INSERT_EVENTS, bulk.to_columns(_EVENT_COLUMNS, rows)))
 
 
-def _to_recorded(*columns: Any) -> rules.Recorded:  # noqa: ANN401 - of `_SELECT_EVENTS`
+def _to_recorded(*columns: Any) -> rules.RecordedEvent:  # noqa: ANN401 - of `_SELECT_EVENTS`
     *plain, reason, superseded, outcome = columns
-    plain += quota_rules.Reason(reason), superseded, reservations_rules.Outcome(outcome) if outcome else None
-    return rules.Recorded(*plain)
+    plain += quota_rules.Reason(reason), superseded, reservations_rules.SettlementOutcome(outcome) if outcome else None
+    return rules.RecordedEvent(*plain)
 
 
 def _event_row(stored: StoredEvent) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from billing_svc.metering.quota import rules as quota_rules
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class OperationShare:
     """What one operation used of a meter on one day (UTC), less corrections; the operation is "" for the meter itself.
 
     A correction counts for the operation and the day of the event that it corrects: a day's bar then shows what is left
@@ -25,7 +25,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptCounter:
     """A counter with the terms that it was last written under."""
 
     meter: str
@@ -41,17 +41,17 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class MeterSummary:
     """Where one meter stands."""
 
     meter: str
     definition: parts.Meter
-    under: terms.Terms
+    under: terms.EffectiveTerms
     allowance: terms.Allowance
     counter: quota_rules.Counter
     grace_ends_at: datetime | None
     override: terms.Override | None
-    shares: tuple[Share, ...] = ()
+    shares: tuple[OperationShare, ...] = ()
 
     @property
     def matters(self) -> bool:
@@ -61,15 +61,19 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class UsageSummary:
     """What an account used in one period, one line for each meter asked; `under`: the last terms in it."""
 
-    under: terms.Terms
-    lines: tuple[Line, ...]
+    under: terms.EffectiveTerms
+    lines: tuple[MeterSummary, ...]
 
 
 def past_period(
-    kept: Sequence[Kept], standing: terms.Standing, derived: periods.Period, current: periods.Period, at: datetime
+    kept: Sequence[KeptCounter],
+    standing: terms.AccountState,
+    derived: periods.Period,
+    current: periods.Period,
+    at: datetime,
 ) -> periods.Period:
     """Return the period before `current` that contains `at`.
 
@@ -87,23 +91,23 @@ def past_period(
     return _ended(max(covering, key=lambda one: (one.period.start, one.updated_at)).period, breaks)
 
 
-def by_operation(shares: Iterable[Share]) -> list[Share]:
+def by_operation(shares: Iterable[OperationShare]) -> list[OperationShare]:
     """Return one share for each operation, whatever the day, the largest first."""
     return sorted(_summed(shares, by_day=False), key=lambda one: (-one.used, one.operation))
 
 
-def by_day(shares: Iterable[Share]) -> list[Share]:
+def by_day(shares: Iterable[OperationShare]) -> list[OperationShare]:
     """Return one share for each day, whatever the operation, in order."""
     return sorted(_summed(shares, by_day=True), key=lambda one: one.day)
 
 
-def _summed(shares: Iterable[Share], *, by_day: bool) -> list[Share]:
-    sums: dict[object, Share] = {}
+def _summed(shares: Iterable[OperationShare], *, by_day: bool) -> list[OperationShare]:
+    sums: dict[object, OperationShare] = {}
     for one in shares:
         key = one.day if by_day else one.operation
         so_far = sums.get(key)
         used, events = (so_far.used, so_far.events) if so_far is not None else (0, 0)
-        sums[key] = Share(one.meter, one.operation, one.day, used + one.used, events + one.events)
+        sums[key] = OperationShare(one.meter, one.operation, one.day, used + one.used, events + one.events)
     # Of a repetition by retry_attempt alone nothing is to be shown.
     return [one for one in sums.values() if one.used or one.events]
 

@@ -48,14 +48,14 @@ _SELECT_SHARES = sa.text("""
 
 async def kept_counters(
     conn: AsyncConnection, account_id: str, meters: Collection[str], at: datetime
-) -> list[rules.Kept]:
+) -> list[rules.KeptCounter]:
     """Return the counters whose periods may contain `at`, with the terms that they were last written under."""
     rows = await conn.execute(
         _SELECT_KEPT,
         {"account_id": account_id, "meters": list(meters), "at": at, "horizon": at - quota_store.HORIZON},
     )
     return [
-        rules.Kept(meter, periods.Period(start, end), quota_rules.Counter(*totals), *kept)
+        rules.KeptCounter(meter, periods.Period(start, end), quota_rules.Counter(*totals), *kept)
         for meter, start, end, *rest in rows
         for totals, kept in [(rest[:5], rest[5:])]
     ]
@@ -63,9 +63,11 @@ async def kept_counters(
 
 async def shares(
     conn: AsyncConnection, account_id: str, meters: Collection[str], period_start: datetime
-) -> list[rules.Share]:
+) -> list[rules.OperationShare]:
     """Return what each operation used on each day of a period."""
     rows = await conn.execute(
         _SELECT_SHARES, {"account_id": account_id, "meters": list(meters), "period_start": period_start}
     )
-    return [rules.Share(meter, operation, day, int(used), events) for meter, operation, day, used, events in rows]
+    return [
+        rules.OperationShare(meter, operation, day, int(used), events) for meter, operation, day, used, events in rows
+    ]

@@ -13,7 +13,7 @@ from billing_svc.platform.database import bulk, direct, tables
 _ACCOUNTS = tables.accounts
 _SELECT = sa.select(_ACCOUNTS.c.account_id, _ACCOUNTS.c.created_at, _ACCOUNTS.c.customer_id)
 _COLUMNS = ("account_id", "created_at")
-_INSERT = direct.Statement(bulk.insert(tables.accounts, _COLUMNS))
+_INSERT = direct.PreparedStatement(bulk.insert(tables.accounts, _COLUMNS))
 _INSERT_MISSING = bulk.insert_missing(tables.accounts, _COLUMNS)
 
 # In key order, so that processes cannot deadlock.

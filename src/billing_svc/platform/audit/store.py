@@ -37,7 +37,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class AuditFilter:
     """Which entries are looked for; what is empty or None matches all."""
 
     account_id: str = ""
@@ -48,7 +48,7 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AuditEntry:
     """One mutation as stored."""
 
     at: datetime
@@ -112,11 +112,11 @@ async def find_request(conn: AsyncConnection, account_id: str, request_id: str) 
 
 
 async def list_entries(
-    conn: AsyncConnection, choice: Filter, after: tuple[datetime, str, str] | None, most: int
-) -> list[Row]:
+    conn: AsyncConnection, choice: AuditFilter, after: tuple[datetime, str, str] | None, most: int
+) -> list[AuditEntry]:
     """Return entries, newest first; those after a position (instant, account, entry)."""
     log = tables.audit_log.c
-    query = sa.select(*(log[name] for name in Row.__dataclass_fields__))
+    query = sa.select(*(log[name] for name in AuditEntry.__dataclass_fields__))
     if choice.account_id:
         query = query.where(log.account_id == choice.account_id)
     if choice.actor == "stripe":
@@ -134,7 +134,7 @@ async def list_entries(
     if after is not None:
         query = query.where(sa.tuple_(*order) < sa.tuple_(*(sa.literal(one) for one in after)))
     rows = await conn.execute(query.order_by(*(column.desc() for column in order)).limit(most))
-    return [Row(*row) for row in rows]
+    return [AuditEntry(*row) for row in rows]
 
 
 def _entry_of(request_id: str) -> str:

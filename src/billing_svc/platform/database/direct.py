@@ -31,7 +31,7 @@ _UNFINISHED = frozenset({pq.TransactionStatus.INTRANS, pq.TransactionStatus.INER
 _STATE = "direct"
 
 
-class Statement:
+class PreparedStatement:
     """A statement of fixed text; its parameters are named as in `:rows`, and what they are is said by the text."""
 
     def __init__(self, text: str) -> None:
@@ -44,10 +44,10 @@ class Statement:
         return [_encoded(values[name]) for name in self.parameters]
 
 
-Call: TypeAlias = tuple[Statement, Mapping[str, Value]]
+Call: TypeAlias = tuple[PreparedStatement, Mapping[str, Value]]
 
-_COMMIT: Call = Statement("COMMIT"), {}
-_ROLLBACK: Call = Statement("ROLLBACK"), {}
+_COMMIT: Call = PreparedStatement("COMMIT"), {}
+_ROLLBACK: Call = PreparedStatement("ROLLBACK"), {}
 
 
 class _State:
@@ -96,7 +96,7 @@ async def clear(conn: AsyncConnection) -> bool:
     return _is_idle(state)
 
 
-async def fetch(conn: AsyncConnection, statement: Statement, values: Mapping[str, Value]) -> list[Row]:
+async def fetch(conn: AsyncConnection, statement: PreparedStatement, values: Mapping[str, Value]) -> list[Row]:
     """Run one statement and return its rows."""
     return (await fetch_each(conn, (statement, values)))[0]
 

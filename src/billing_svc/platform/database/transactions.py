@@ -14,7 +14,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing_svc.platform import errors, overdue
+from billing_svc.platform import deadlines, errors
 from billing_svc.platform.database import direct
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class Transactions:
         # Each statement is its own transaction, which saves the round trips of BEGIN and COMMIT.
         self._autocommit_engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._budget_seconds = budget_seconds
-        self._in_time: overdue.Overdue[asyncio.Task[Any]] = overdue.Overdue(budget_seconds, asyncio.Task.cancel)
+        self._in_time: deadlines.Overdue[asyncio.Task[Any]] = deadlines.Overdue(budget_seconds, asyncio.Task.cancel)
         # asyncio itself keeps only weak references to tasks.
         self._under_way: set[asyncio.Task[object]] = set()
 

@@ -16,7 +16,7 @@ _REQUESTS = tables.change_requests
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CallerRequest:
     """A request as it was sent."""
 
     account_id: str
@@ -26,7 +26,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
+class RememberedRequest:
     """What a request came to, and what was answered; without an answer it is under way."""
 
     target: Mapping[str, Any]
@@ -34,7 +34,7 @@ class Remembered:
     is_closed: bool
 
 
-async def find(conn: AsyncConnection, asked: Asked) -> Remembered | None:
+async def find(conn: AsyncConnection, asked: CallerRequest) -> RememberedRequest | None:
     """Return what is remembered of a request; None if its id is new. Raises RequestIdReused."""
     query = sa.select(_REQUESTS).where(*_is(asked))
     row = (await conn.execute(query)).one_or_none()
@@ -43,10 +43,10 @@ async def find(conn: AsyncConnection, asked: Asked) -> Remembered | None:
     if (row.kind, row.content) != (asked.kind, dict(asked.content)):
         message = "request_id: was used with other content in this account"
         raise errors.RequestIdReused(message, {"request_id": asked.request_id})
-    return Remembered(row.target, row.answer, row.closed_at is not None)
+    return RememberedRequest(row.target, row.answer, row.closed_at is not None)
 
 
-async def remember(conn: AsyncConnection, asked: Asked, target: Mapping[str, object], now: datetime) -> None:
+async def remember(conn: AsyncConnection, asked: CallerRequest, target: Mapping[str, object], now: datetime) -> None:
     """Keep a new request and what it comes to."""
     inserted = await conn.execute(
         postgresql.insert(_REQUESTS)
@@ -66,7 +66,7 @@ async def remember(conn: AsyncConnection, asked: Asked, target: Mapping[str, obj
         raise transactions.RetryTransaction
 
 
-async def keep_answer(conn: AsyncConnection, asked: Asked, answer: Mapping[str, object]) -> Mapping[str, Any]:
+async def keep_answer(conn: AsyncConnection, asked: CallerRequest, answer: Mapping[str, object]) -> Mapping[str, Any]:
     """Keep what is answered; the first one stays, and is returned."""
     await conn.execute(
         sa.update(_REQUESTS).where(*_is(asked), _REQUESTS.c.answer.is_(None)).values(answer=dict(answer))
@@ -75,10 +75,10 @@ async def keep_answer(conn: AsyncConnection, asked: Asked, answer: Mapping[str, 
     return kept
 
 
-async def close(conn: AsyncConnection, asked: Asked, now: datetime) -> None:
+async def close(conn: AsyncConnection, asked: CallerRequest, now: datetime) -> None:
     """Note that a request is done: its repeats do nothing any more."""
     await conn.execute(sa.update(_REQUESTS).where(*_is(asked), _REQUESTS.c.closed_at.is_(None)).values(closed_at=now))
 
 
-def _is(asked: Asked) -> tuple[sa.ColumnElement[bool], ...]:
+def _is(asked: CallerRequest) -> tuple[sa.ColumnElement[bool], ...]:
     return (_REQUESTS.c.account_id == asked.account_id, _REQUESTS.c.request_id == asked.request_id)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from billing_svc.api.shown import AccountDetails, MeterUsage
-    from billing_svc.metering.usage_summary.rules import Statement
-    from billing_svc.platform.audit.store import Row
+    from billing_svc.metering.usage_summary.rules import UsageSummary
+    from billing_svc.platform.audit.store import AuditEntry
     from billing_svc.platform.clock import Clock
     from billing_svc.platform.database.transactions import Transactions
 
@@ -107,22 +107,22 @@ def show_usage(
 ) -> None:
     """Show what an account has used in a quota period, meter by meter."""
     from billing_svc.api import shown
-    from billing_svc.api.conversions import statements
+    from billing_svc.api.conversions import usage_summary
     from billing_svc.catalog import versions
-    from billing_svc.metering.usage_summary import drawing
+    from billing_svc.metering.usage_summary import summarize_usage
 
     instant = common.parsed_instant(at) if at else None
 
-    async def work(database: "Transactions", clock: "Clock") -> "Statement":
+    async def work(database: "Transactions", clock: "Clock") -> "UsageSummary":
         now = clock.now()
-        query = drawing.Query(account, instant)
+        query = summarize_usage.SummaryQuery(account, instant)
 
-        async def draw(conn: "AsyncConnection") -> "Statement":
-            return await drawing.draw(conn, versions.CatalogCache(), query, now)
+        async def draw(conn: "AsyncConnection") -> "UsageSummary":
+            return await summarize_usage.draw(conn, versions.CatalogCache(), query, now)
 
         return await database.read(draw)
 
-    told = statements.to_proto_whole(common.on_database(work))
+    told = usage_summary.to_proto_whole(common.on_database(work))
     if as_json:
         common.show(told)
         return
@@ -146,7 +146,7 @@ def show_audit(
     from billing_svc.api.conversions import audit
     from billing_svc.platform.audit import store
 
-    choice = store.Filter(
+    choice = store.AuditFilter(
         account,
         caller,
         action,
@@ -154,7 +154,7 @@ def show_audit(
         common.parsed_instant(before) if before else None,
     )
 
-    async def work(database: "Transactions", _clock: "Clock") -> "Sequence[Row]":
+    async def work(database: "Transactions", _clock: "Clock") -> "Sequence[AuditEntry]":
         return await database.read(lambda conn: store.list_entries(conn, choice, None, most))
 
     told = audit.to_proto_entries(common.on_database(work))

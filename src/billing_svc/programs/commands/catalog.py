@@ -15,7 +15,7 @@ from billing_svc.programs.commands import common
 if TYPE_CHECKING:
     from billing_svc.stripe.catalog_objects import Difference, Found
     from billing_svc.stripe.catalog_sync import Applied
-    from billing_svc.subscriptions.catalog_moves import moving
+    from billing_svc.subscriptions.catalog_moves import move_subscriptions as moving
 
 app = typer.Typer(help="The file that defines meters, plans and policies.", no_args_is_help=True)
 
@@ -138,7 +138,7 @@ def move_subscriptions(
     from billing_svc.platform import clock
     from billing_svc.platform.audit import store as audit_store
     from billing_svc.platform.database import engine, transactions
-    from billing_svc.subscriptions.catalog_moves import moving
+    from billing_svc.subscriptions.catalog_moves import move_subscriptions as moving
 
     async def run() -> None:
         pool = engine.create_engine(common.database_url(options), pool_size=1)

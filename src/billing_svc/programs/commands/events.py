@@ -12,8 +12,8 @@ from billing_svc.programs.commands import common
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from billing_svc.inbox.replaying import Replayed
-    from billing_svc.inbox.store import Choice, Row
+    from billing_svc.inbox.replay_events import Replayed
+    from billing_svc.inbox.store import EventFilter, InboxEvent
     from billing_svc.platform.clock import Clock
     from billing_svc.platform.database.transactions import Transactions
 
@@ -55,7 +55,7 @@ def list_events(  # noqa: PLR0913 - each is an option
 
     choice = _choice(state, type_, since, before, object_id, account)
 
-    async def work(database: "Transactions", _clock: "Clock") -> "Sequence[Row]":
+    async def work(database: "Transactions", _clock: "Clock") -> "Sequence[InboxEvent]":
         return await database.read(lambda conn: store.list_events(conn, choice, None, most))
 
     rows = common.on_database(work)
@@ -96,11 +96,12 @@ def replay_events(
     import uuid
 
     from billing_svc.api.conversions import stripe_events
-    from billing_svc.inbox import replaying, store
+    from billing_svc.inbox import replay_events as replaying
+    from billing_svc.inbox import store
     from billing_svc.platform.audit import store as audit_store
 
     choice = _choice(state, type_, since, before)
-    if bool(event) == (choice != store.Choice()):
+    if bool(event) == (choice != store.EventFilter()):
         common.refuse("name events, or give at least one of --state, --type, --since and --before")
     request = replaying.Replay(tuple(dict.fromkeys(event or ())), choice, uuid.uuid4().hex)
     origin = audit_store.Origin(common.actor(), request.request_id)
@@ -121,10 +122,10 @@ def replay_events(
 
 def _choice(
     state: _State | None, type_: str, since: str, before: str, object_id: str = "", account: str = ""
-) -> "Choice":
+) -> "EventFilter":
     from billing_svc.inbox import store
 
-    return store.Choice(
+    return store.EventFilter(
         "" if state is None else state.value,
         type_,
         object_id,

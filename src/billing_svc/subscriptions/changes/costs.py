@@ -9,7 +9,7 @@ from billing_svc.subscriptions.invoices import rules as invoices_rules
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ChangeLine:
     """One line of what a change costs; the amount in minor units."""
 
     description: str
@@ -22,20 +22,20 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ChangeOutcome:
     """What a change costs, and when it takes effect."""
 
     effective_at: datetime
     proration_at: datetime | None
     currency: str
-    lines: tuple[Line, ...]
+    lines: tuple[ChangeLine, ...]
 
 
 def kept(
     effective_at: datetime,
     proration_at: int | None,
     currency: str,
-    lines: Sequence[invoices_rules.Line],
+    lines: Sequence[invoices_rules.InvoiceLine],
     meters: Mapping[str, str],
 ) -> Mapping[str, Any]:
     """Return the lines of a preview in the form in which they are kept; `meters` names that of each metered price."""
@@ -58,15 +58,15 @@ def kept(
     }
 
 
-def from_kept(answer: Mapping[str, Any]) -> Outcome:
+def from_kept(answer: Mapping[str, Any]) -> ChangeOutcome:
     """Return what was kept."""
     at = answer["proration_at"]
-    return Outcome(
+    return ChangeOutcome(
         effective_at=datetime.fromisoformat(answer["effective_at"]),
         proration_at=None if at is None else datetime.fromtimestamp(at, UTC),
         currency=answer["currency"],
         lines=tuple(
-            Line(
+            ChangeLine(
                 **{
                     **line,
                     "period_start": datetime.fromisoformat(line["period_start"]),

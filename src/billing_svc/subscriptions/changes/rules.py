@@ -7,12 +7,12 @@ from typing import Any
 
 from billing_svc.catalog import model, parts
 from billing_svc.platform import errors
-from billing_svc.stripe import reading
+from billing_svc.stripe import parse
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ChangeOrder:
     """What is to be changed; what is left out ("", None) stays as it is, or is the new plan's own."""
 
     account_id: str
@@ -47,7 +47,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenPrice:
     """What it is to have."""
 
     plan: parts.Plan
@@ -60,7 +60,7 @@ class Choice:
         return (self.plan.key, self.price, self.quantity) == (held.plan, held.price, held.quantity)
 
 
-def choose(order: Order, held: Held, newest: model.Catalog, newest_version: int) -> Choice:
+def choose(order: ChangeOrder, held: Held, newest: model.Catalog, newest_version: int) -> ChosenPrice:
     """Return what an order comes to. Who stays on a plan stays on the terms that it was sold under.
 
     Raises PlanNotFound, PlanNotSold, PriceNotFound, and InvalidRequest on the quantity.
@@ -82,11 +82,11 @@ def choose(order: Order, held: Held, newest: model.Catalog, newest_version: int)
     if quantity > 1 and not per_seat:
         problem = f"is {quantity}; plan {plan.key} is not sold by the seat at this price"
         raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
-    return Choice(plan, price, quantity, held.catalog_version if stays else newest_version)
+    return ChosenPrice(plan, price, quantity, held.catalog_version if stays else newest_version)
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ChangeTarget:
     """A choice with its prices at Stripe: what a request came to when it was first seen."""
 
     subscription_id: str
@@ -112,7 +112,7 @@ class Target:
 
 
 def item_changes(
-    items: Sequence[stripe_subscriptions.Item], ours: Mapping[str, bool], target: Target
+    items: Sequence[stripe_subscriptions.Item], ours: Mapping[str, bool], target: ChangeTarget
 ) -> list[dict[str, Any]]:
     """Return what is to become of a subscription's items; `ours` says of each price of ours whether it is metered.
 
@@ -138,7 +138,7 @@ def item_changes(
     return changes
 
 
-def phases(schedule: Mapping[str, Any], ours: Collection[str], target: Target) -> list[dict[str, Any]]:
+def phases(schedule: Mapping[str, Any], ours: Collection[str], target: ChangeTarget) -> list[dict[str, Any]]:
     """Return a schedule's phases: the present one as it is, then one interval of the target.
 
     Raises LostRace if the schedule has no single present phase, as a fresh one has.
@@ -147,7 +147,7 @@ def phases(schedule: Mapping[str, Any], ours: Collection[str], target: Target) -
         raise errors.LostRace("the subscription's schedule was changed by others; send the same call again")
     present = schedule["phases"][0]
     discounts = _discounts(present)
-    kept = [item for item in present["items"] if reading.id_of(item["price"]) not in ours]
+    kept = [item for item in present["items"] if parse.id_of(item["price"]) not in ours]
     return [
         {
             "items": [_phase_item(item) for item in present["items"]],
@@ -172,13 +172,13 @@ def phases(schedule: Mapping[str, Any], ours: Collection[str], target: Target) -
 
 def _phase_item(item: Mapping[str, Any]) -> dict[str, Any]:
     quantity = item.get("quantity")
-    return {"price": reading.id_of(item["price"]), **({} if quantity is None else {"quantity": quantity})}
+    return {"price": parse.id_of(item["price"]), **({} if quantity is None else {"quantity": quantity})}
 
 
 def _discounts(phase: Mapping[str, Any]) -> dict[str, Any]:
     """Return the discounts to be passed on: a phase that names none loses the subscription's."""
     found = [
-        {kind: reading.id_of(one[kind])}
+        {kind: parse.id_of(one[kind])}
         for one in phase.get("discounts") or ()
         for kind in ("discount", "coupon", "promotion_code")
         if one.get(kind)

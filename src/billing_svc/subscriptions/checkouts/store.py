@@ -15,7 +15,7 @@ _OPEN = ("opening", "open")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class CheckoutOrder:
     """What is to be sold, and where the customer goes afterwards."""
 
     account_id: str
@@ -35,7 +35,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class CheckoutPage:
     """A checkout page as stored; without a session while it is `opening`."""
 
     checkout_id: str
@@ -51,7 +51,7 @@ class Page:
     # Made for this order, and not found.
     is_new: bool = False
 
-    def sells(self, order: Order, price: str, catalog_version: int) -> bool:
+    def sells(self, order: CheckoutOrder, price: str, catalog_version: int) -> bool:
         """Say whether it sells just what is ordered, as the catalog has it now."""
         return (self.plan, self.price, self.quantity, self.success_url, self.cancel_url, self.catalog_version) == (
             order.plan,
@@ -63,15 +63,15 @@ class Page:
         )
 
 
-async def find_open(conn: AsyncConnection, account_id: str) -> Page | None:
+async def find_open(conn: AsyncConnection, account_id: str) -> CheckoutPage | None:
     """Return the page that is open, as far as is known here; its time may be over."""
-    columns = [_CHECKOUTS.c[name] for name in Page.__dataclass_fields__ if name != "is_new"]
+    columns = [_CHECKOUTS.c[name] for name in CheckoutPage.__dataclass_fields__ if name != "is_new"]
     query = sa.select(*columns).where(_CHECKOUTS.c.account_id == account_id, _CHECKOUTS.c.state.in_(_OPEN))
     row = (await conn.execute(query)).one_or_none()
-    return None if row is None else Page(*row)
+    return None if row is None else CheckoutPage(*row)
 
 
-async def insert(conn: AsyncConnection, account_id: str, page: Page, now: datetime) -> None:
+async def insert(conn: AsyncConnection, account_id: str, page: CheckoutPage, now: datetime) -> None:
     """Store the intent of a new page."""
     inserted = await conn.execute(
         postgresql.insert(_CHECKOUTS)
@@ -103,7 +103,7 @@ async def expire_open(conn: AsyncConnection, account_id: str, now: datetime) -> 
     )
 
 
-async def open_session(conn: AsyncConnection, account_id: str, page: Page) -> None:
+async def open_session(conn: AsyncConnection, account_id: str, page: CheckoutPage) -> None:
     """Note the session of a page, unless that was done already."""
     opened = {"state": "open", "session_id": page.session_id, "url": page.url, "expires_at": page.expires_at}
     await conn.execute(

@@ -24,7 +24,7 @@ class Wanted(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class FollowUpState:
     """What decides about a metered-only subscription, or about a plan subscription that is one too many."""
 
     superfluous: bool
@@ -34,7 +34,7 @@ class Standing:
     switched_on: bool
 
 
-def wanted(standing: Standing) -> Wanted:
+def wanted(standing: FollowUpState) -> Wanted:
     """Return how it should stand. Pay-as-you-go ends when a plan is bought, and with its period when switched off."""
     if standing.superfluous:
         return Wanted.CREDITED

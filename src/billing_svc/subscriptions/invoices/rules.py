@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from billing_svc.stripe import reading
+from billing_svc.stripe import parse
 
 # Stripe's own bound on the description of an invoice item, and room to spare.
 DESCRIPTION_LENGTH_MAX = 1000
@@ -16,7 +16,7 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class InvoiceLine:
     """One line; `price_id` is empty where it is about no price."""
 
     line_id: str
@@ -51,7 +51,7 @@ class StripeInvoice:
     period_end: datetime
     hosted_url: str | None
     pdf_url: str | None
-    lines: tuple[Line, ...]
+    lines: tuple[InvoiceLine, ...]
     # Stripe has more lines than these.
     has_more_lines: bool
 
@@ -63,29 +63,29 @@ def from_stripe(data: Mapping[str, Any]) -> StripeInvoice:
     id, customer, currency, total and time.
     """
     try:
-        created_at = reading.instant(data.get("created") or data["date"])
-        period_start = reading.optional_instant(data.get("period_start")) or created_at
+        created_at = parse.instant(data.get("created") or data["date"])
+        period_start = parse.optional_instant(data.get("period_start")) or created_at
         total = _amount(data["total"])
         lines, has_more_lines = lines_from_stripe(data.get("lines"), created_at)
         return StripeInvoice(
-            invoice_id=reading.text(data["id"]),
-            customer_id=reading.id_of(data["customer"]),
+            invoice_id=parse.text(data["id"]),
+            customer_id=parse.id_of(data["customer"]),
             subscription_id=_subscription_id(data),
-            number=reading.optional_text(data.get("number")),
-            status=reading.optional_text(data.get("status")) or UNKNOWN,
-            currency=reading.text(data["currency"]).lower(),
+            number=parse.optional_text(data.get("number")),
+            status=parse.optional_text(data.get("status")) or UNKNOWN,
+            currency=parse.text(data["currency"]).lower(),
             total=total,
             amount_due=_amount(_given(data.get("amount_due"), total)),
             amount_paid=_amount(_given(data.get("amount_paid"), 0)),
             attempt_count=min(max(0, _amount(_given(data.get("attempt_count"), 0))), 2**31 - 1),
             created_at=created_at,
-            due_at=reading.optional_instant(data.get("due_date")),
-            paid_at=reading.optional_instant(reading.nested(data, "status_transitions", "paid_at")),
-            next_payment_attempt_at=reading.optional_instant(data.get("next_payment_attempt")),
+            due_at=parse.optional_instant(data.get("due_date")),
+            paid_at=parse.optional_instant(parse.nested(data, "status_transitions", "paid_at")),
+            next_payment_attempt_at=parse.optional_instant(data.get("next_payment_attempt")),
             period_start=period_start,
-            period_end=reading.optional_instant(data.get("period_end")) or period_start,
-            hosted_url=reading.optional_text(data.get("hosted_invoice_url")),
-            pdf_url=reading.optional_text(data.get("invoice_pdf")),
+            period_end=parse.optional_instant(data.get("period_end")) or period_start,
+            hosted_url=parse.optional_text(data.get("hosted_invoice_url")),
+            pdf_url=parse.optional_text(data.get("invoice_pdf")),
             lines=tuple(lines),
             has_more_lines=has_more_lines,
         )
@@ -93,7 +93,7 @@ def from_stripe(data: Mapping[str, Any]) -> StripeInvoice:
         raise ValueError(f"not an invoice: {error!r}") from error
 
 
-def lines_from_stripe(page: object, invoiced_at: datetime) -> tuple[Sequence[Line], bool]:
+def lines_from_stripe(page: object, invoiced_at: datetime) -> tuple[Sequence[InvoiceLine], bool]:
     """Read a page of an invoice's lines; returns them, and whether there are more. Raises ValueError."""
     if not isinstance(page, Mapping) or not isinstance(page.get("data"), list):
         return (), False
@@ -103,22 +103,22 @@ def lines_from_stripe(page: object, invoiced_at: datetime) -> tuple[Sequence[Lin
         raise ValueError(f"not an invoice's line: {error!r}") from error
 
 
-def _line(data: Mapping[str, Any], invoiced_at: datetime) -> Line:
-    start = reading.optional_instant(reading.nested(data, "period", "start")) or invoiced_at
-    return Line(
-        line_id=reading.optional_text(data.get("id")) or "",
+def _line(data: Mapping[str, Any], invoiced_at: datetime) -> InvoiceLine:
+    start = parse.optional_instant(parse.nested(data, "period", "start")) or invoiced_at
+    return InvoiceLine(
+        line_id=parse.optional_text(data.get("id")) or "",
         description=_sentence(data.get("description")),
         amount=_amount(_given(data.get("amount"), 0)),
         quantity=max(0, _amount(_given(data.get("quantity"), 0))),
         price_id=next(_price_ids(data), ""),
         period_start=start,
-        period_end=reading.optional_instant(reading.nested(data, "period", "end")) or start,
+        period_end=parse.optional_instant(parse.nested(data, "period", "end")) or start,
         is_proration=any(
             value is True
             for value in (
                 data.get("proration"),
-                reading.nested(data, "parent", "subscription_item_details", "proration"),
-                reading.nested(data, "parent", "invoice_item_details", "proration"),
+                parse.nested(data, "parent", "subscription_item_details", "proration"),
+                parse.nested(data, "parent", "invoice_item_details", "proration"),
             )
         ),
     )
@@ -126,8 +126,8 @@ def _line(data: Mapping[str, Any], invoiced_at: datetime) -> Line:
 
 def _subscription_id(data: Mapping[str, Any]) -> str | None:
     """Return what it bills: named under `parent` since 2025-03-31, at the top before."""
-    for value in (reading.nested(data, "parent", "subscription_details", "subscription"), data.get("subscription")):
-        found = reading.optional_id(value)
+    for value in (parse.nested(data, "parent", "subscription_details", "subscription"), data.get("subscription")):
+        found = parse.optional_id(value)
         if found is not None:
             return found
     return None
@@ -135,8 +135,8 @@ def _subscription_id(data: Mapping[str, Any]) -> str | None:
 
 def _price_ids(data: Mapping[str, Any]) -> Iterator[str]:
     """Give the price of a line: under `pricing` since 2025-03-31, `price` before, a `plan` with the same id once."""
-    for value in (reading.nested(data, "pricing", "price_details", "price"), data.get("price"), data.get("plan")):
-        found = reading.optional_id(value)
+    for value in (parse.nested(data, "pricing", "price_details", "price"), data.get("price"), data.get("plan")):
+        found = parse.optional_id(value)
         if found is not None:
             yield found
 

@@ -19,7 +19,7 @@ Position: TypeAlias = tuple[datetime, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class InvoiceFilter:
     """Which invoices a list shows; what is None or empty does not narrow it."""
 
     account_id: str = ""
@@ -31,7 +31,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class InvoiceRecord:
     """An invoice as stored; amounts are minor units."""
 
     account_id: str
@@ -115,9 +115,11 @@ async def delete(conn: AsyncConnection, account_id: str, invoice_id: str) -> boo
     return result.rowcount == 1
 
 
-async def list_invoices(conn: AsyncConnection, choice: Choice, after: Position | None, most: int) -> list[Row]:
+async def list_invoices(
+    conn: AsyncConnection, choice: InvoiceFilter, after: Position | None, most: int
+) -> list[InvoiceRecord]:
     """Return invoices, newest first; those after a position."""
-    query = sa.select(*(_INVOICES.c[name] for name in Row.__dataclass_fields__))
+    query = sa.select(*(_INVOICES.c[name] for name in InvoiceRecord.__dataclass_fields__))
     if choice.account_id:
         query = query.where(_INVOICES.c.account_id == choice.account_id)
     if choice.status == rules.UNKNOWN:
@@ -132,10 +134,10 @@ async def list_invoices(conn: AsyncConnection, choice: Choice, after: Position |
     if after is not None:
         query = query.where(sa.tuple_(*order) < sa.tuple_(*(sa.literal(one) for one in after)))
     rows = await conn.execute(query.order_by(*(column.desc() for column in order)).limit(most))
-    return [Row(*row) for row in rows]
+    return [InvoiceRecord(*row) for row in rows]
 
 
-def _to_json(line: rules.Line, meters: Mapping[str, str]) -> dict[str, object]:
+def _to_json(line: rules.InvoiceLine, meters: Mapping[str, str]) -> dict[str, object]:
     return {
         "description": line.description,
         "amount": line.amount,

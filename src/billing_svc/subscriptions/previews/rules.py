@@ -13,7 +13,7 @@ _DENYING = frozenset({"deny", "grace"})
 
 
 @dataclass(frozen=True, slots=True)
-class Quantity:
+class MeterQuantity:
     """So many units of a meter, of a gauge its peak; `counter`: as an account's counter has them, on its own terms."""
 
     units: int
@@ -39,7 +39,7 @@ class MeterLine:
 class Bill:
     """Lines on some terms; `base` is None on a plan without a price. `of_account`: with a real account's usage."""
 
-    under: terms.Terms
+    under: terms.EffectiveTerms
     catalog: model.Catalog
     base: pricing_rules.BaseLine | None
     lines: tuple[MeterLine, ...]
@@ -55,9 +55,9 @@ class Bill:
 def meter_line(
     meter: str,
     definition: parts.Meter,
-    under: terms.Terms,
+    under: terms.EffectiveTerms,
     allowance: terms.Allowance,
-    quantity: Quantity,
+    quantity: MeterQuantity,
     currency: str,
 ) -> MeterLine:
     """Return the line of a meter: what a counter holds as billable, or what the quantity would come to."""

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
-from billing_svc.subscriptions.records import duties_store, store
+from billing_svc.subscriptions.records import follow_up_queue, store
 
 _log = structlog.get_logger(__name__)
 
@@ -25,7 +25,7 @@ async def draw(conn: AsyncConnection, origin: audit_store.Origin, account_id: st
     rows = await store.subscriptions(conn, account_id)
     for row in _bought_twice(rows):
         await store.mark_superfluous(conn, account_id, row.subscription_id, now)
-        await duties_store.add(conn, account_id, row.subscription_id, now, now)
+        await follow_up_queue.add(conn, account_id, row.subscription_id, now, now)
         _log.warning("bought_twice", account=account_id, subscription=row.subscription_id)
         changes = {"subscription": row.subscription_id, "plan": row.plan, "checkout": row.checkout_id}
         await audit_store.append(conn, origin, account_id, "subscription.superfluous", changes, now)
@@ -42,12 +42,12 @@ async def draw(conn: AsyncConnection, origin: audit_store.Origin, account_id: st
         if row.is_plan or row.is_over:
             continue
         if has_plan:
-            await duties_store.add(conn, account_id, row.subscription_id, now, now)
+            await follow_up_queue.add(conn, account_id, row.subscription_id, now, now)
         elif row.subscription_id != under and not row.will_end:
-            await duties_store.add(conn, account_id, row.subscription_id, now + SWITCHING, now)
+            await follow_up_queue.add(conn, account_id, row.subscription_id, now + SWITCHING, now)
 
 
-def _bought_twice(rows: Sequence[store.Row]) -> list[store.Row]:
+def _bought_twice(rows: Sequence[store.SubscriptionRecord]) -> list[store.SubscriptionRecord]:
     """Return those from a checkout page that began while an earlier one gave its plan, and gives it still."""
     giving = [row for row in rows if row.is_plan and row.is_giving and not row.superfluous]
     first = min(giving, key=lambda row: (row.effective_from, row.subscription_id), default=None)

@@ -18,7 +18,7 @@ _SUBSCRIPTIONS = tables.subscriptions
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SubscriptionRecord:
     """A subscription as stored."""
 
     subscription_id: str
@@ -70,7 +70,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Previous:
+class KnownSubscription:
     """What was known of a subscription before a fetch."""
 
     plan: str
@@ -80,34 +80,36 @@ class Previous:
     superfluous: bool
 
 
-async def plan_subscriptions(conn: AsyncConnection, account_id: str) -> list[Row]:
+async def plan_subscriptions(conn: AsyncConnection, account_id: str) -> list[SubscriptionRecord]:
     """Return the account's plan subscriptions, the latest first; those that are over as well."""
     return [row for row in await subscriptions(conn, account_id) if row.is_plan]
 
 
-async def plan_subscriptions_of(conn: AsyncConnection, account_ids: Collection[str]) -> dict[str, list[Row]]:
+async def plan_subscriptions_of(
+    conn: AsyncConnection, account_ids: Collection[str]
+) -> dict[str, list[SubscriptionRecord]]:
     """Return the plan subscriptions of many accounts, the latest first; an account without one is missing."""
-    columns = [_SUBSCRIPTIONS.c[name] for name in Row.__dataclass_fields__]
+    columns = [_SUBSCRIPTIONS.c[name] for name in SubscriptionRecord.__dataclass_fields__]
     rows = await conn.execute(
         sa.select(_SUBSCRIPTIONS.c.account_id, *columns)
         .where(_SUBSCRIPTIONS.c.account_id.in_(account_ids), _SUBSCRIPTIONS.c.is_plan)
         .order_by(_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id)
     )
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[SubscriptionRecord]] = {}
     for account_id, *values in rows:
-        found.setdefault(account_id, []).append(Row(*values))
+        found.setdefault(account_id, []).append(SubscriptionRecord(*values))
     return found
 
 
-async def subscriptions(conn: AsyncConnection, account_id: str) -> list[Row]:
+async def subscriptions(conn: AsyncConnection, account_id: str) -> list[SubscriptionRecord]:
     """Return the account's subscriptions, the latest first; metered-only ones and those that are over as well."""
-    columns = [_SUBSCRIPTIONS.c[name] for name in Row.__dataclass_fields__]
+    columns = [_SUBSCRIPTIONS.c[name] for name in SubscriptionRecord.__dataclass_fields__]
     rows = await conn.execute(
         sa.select(*columns)
         .where(_SUBSCRIPTIONS.c.account_id == account_id)
         .order_by(_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id)
     )
-    return [Row(*row) for row in rows]
+    return [SubscriptionRecord(*row) for row in rows]
 
 
 async def living_of_customer(conn: AsyncConnection, customer_id: str) -> list[str]:
@@ -123,7 +125,7 @@ async def living_of_customer(conn: AsyncConnection, customer_id: str) -> list[st
     return list((await conn.execute(query)).scalars())
 
 
-async def find(conn: AsyncConnection, account_id: str, subscription_id: str) -> Previous | None:
+async def find(conn: AsyncConnection, account_id: str, subscription_id: str) -> KnownSubscription | None:
     """Return what is stored of a subscription; None if it is new."""
     columns = ("plan", "price", "catalog_version", "effective_from", "effective_until", "superfluous")
     query = sa.select(*(_SUBSCRIPTIONS.c[name] for name in columns)).where(*_is(account_id, subscription_id))
@@ -131,7 +133,7 @@ async def find(conn: AsyncConnection, account_id: str, subscription_id: str) -> 
     if row is None:
         return None
     interval = rules.Interval(row.effective_from, row.effective_until)
-    return Previous(row.plan, row.price, row.catalog_version, interval, row.superfluous)
+    return KnownSubscription(row.plan, row.price, row.catalog_version, interval, row.superfluous)
 
 
 async def save(

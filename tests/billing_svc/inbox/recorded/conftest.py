@@ -16,7 +16,7 @@ import sqlalchemy as sa
 import uvicorn
 
 from billing_svc.catalog import versions
-from billing_svc.inbox import applying
+from billing_svc.inbox import apply_events
 from billing_svc.platform import clock
 from billing_svc.platform.database import tables
 from billing_svc.platform.settings import Settings
@@ -56,7 +56,7 @@ class Door:
 
     billing: Billing
     stripe: StandIn
-    inbox: applying.Inbox
+    inbox: apply_events.Inbox
     gateway: httpx.AsyncClient
 
     async def post(self, body: bytes) -> int:
@@ -106,7 +106,7 @@ async def door(billing: Billing, settings: Settings, stand_in: tuple[StandIn, st
                 )
             )
     stripe = client.Stripe.from_settings(settings)
-    inbox = applying.Inbox(billing.transactions, versions.CatalogCache(), stripe, billing.clock)
+    inbox = apply_events.Inbox(billing.transactions, versions.CatalogCache(), stripe, billing.clock)
     port = ports.free_port()
     async with (
         sandboxed.gateway_running(billing.address, port),

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from billing.v1 import invoice_pb2, subscription_pb2
 from billing_svc.platform.database import tables
-from billing_svc.subscriptions.invoices import fetching
+from billing_svc.subscriptions.invoices import fetch_invoices
 from tests.billing_svc.inbox.recorded import shapes
 from tests.billing_svc.inbox.recorded.conftest import Door
 
@@ -60,13 +60,13 @@ class TestInvoices:
         assert (len(shown.lines), shown.more_lines) == (100, True)
 
     async def test_lines_without_end_are_cut_off(self, door: Door) -> None:
-        lines = [shapes.line(number, shapes.PRICE, 1, 1) for number in range(fetching.LINES_MAX * 2)]
+        lines = [shapes.line(number, shapes.PRICE, 1, 1) for number in range(fetch_invoices.LINES_MAX * 2)]
         door.stripe.put(shapes.invoice(lines=[]) | {"lines": {"data": lines[:10], "has_more": True}})
         door.stripe.objects["/v1/invoices/in_ours/lines"] = lines
         await door.deliver(shapes.event("invoice.finalized", shapes.invoice()))
         await door.apply_all()
         (row,) = await door.rows(tables.invoices)
-        assert (len(row.lines), row.more_lines) == (fetching.LINES_MAX, True)
+        assert (len(row.lines), row.more_lines) == (fetch_invoices.LINES_MAX, True)
         assert len(door.stripe.reads) <= 7
 
     async def test_a_deleted_draft_goes_and_takes_its_failed_events_along(self, door: Door) -> None:

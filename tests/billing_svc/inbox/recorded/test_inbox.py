@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from billing.v1 import admin_pb2, stripe_event_pb2
 from billing_svc.api import fields
-from billing_svc.inbox import replaying, store
+from billing_svc.inbox import replay_events, store
 from billing_svc.platform.database import tables
 from tests.billing_svc import refusals
 from tests.billing_svc.inbox.recorded import shapes
@@ -95,7 +95,7 @@ async def test_what_failed_is_applied_after_a_replay(door: Door) -> None:
     states = await door.states()
     assert states["evt_0"] == ("applied", None)
     assert states["evt_1"][0] == "failed"
-    (audit,) = await door.rows(tables.audit_log, tables.audit_log.c.action == replaying.ACTION)
+    (audit,) = await door.rows(tables.audit_log, tables.audit_log.c.action == replay_events.ACTION)
     assert (audit.actor, audit.request_id, audit.account_id) == ("caller:test", "r1", "")
     assert (audit.changes["replayed"], audit.changes["state"]) == (3, "failed")
 
@@ -131,7 +131,7 @@ async def test_a_preview_changes_nothing(door: Door) -> None:
     answer = await door.billing.admin.ReplayStripeEvents(Replay(type="invoice.paid", preview=True))
     assert answer.replayed == 4
     assert await door.rows(tables.stripe_events) == before
-    assert await door.rows(tables.audit_log, tables.audit_log.c.action == replaying.ACTION) == []
+    assert await door.rows(tables.audit_log, tables.audit_log.c.action == replay_events.ACTION) == []
 
 
 async def test_replays_that_name_nothing_or_too_much_are_refused(door: Door) -> None:
@@ -160,12 +160,12 @@ async def test_a_call_takes_so_many_and_says_that_there_are_more(door: Door) -> 
     values = {"type": "payout.paid", "livemode": False, "created_at": now, "body": body, "state": "ignored"}
     rows = [
         {"event_id": f"evt_{number:05}", "object_id": "po_1", "received_at": now + timedelta(seconds=number), **values}
-        for number in range(replaying.EVENTS_MAX + 1)
+        for number in range(replay_events.EVENTS_MAX + 1)
     ]
     async with door.billing.engine.begin() as conn:
         await conn.execute(sa.insert(tables.stripe_events).values(next_attempt_at=now, closed_at=now), rows)
     answer = await door.billing.admin.ReplayStripeEvents(Replay(state=IGNORED, request_id="r1"))
-    assert (answer.replayed, answer.more) == (replaying.EVENTS_MAX, True)
+    assert (answer.replayed, answer.more) == (replay_events.EVENTS_MAX, True)
     answer = await door.billing.admin.ReplayStripeEvents(Replay(state=IGNORED, request_id="r2"))
     assert (answer.replayed, answer.more) == (1, False)
 

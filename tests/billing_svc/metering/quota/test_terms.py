@@ -27,15 +27,15 @@ def _subscription(
     name: str = "sub_1",
     plan: str = "pro",
     anchor: datetime | None = None,
-) -> terms.Subscription:
-    return terms.Subscription(name, "active", plan, 1, 1, anchor or since, since, until)
+) -> terms.PlanSubscription:
+    return terms.PlanSubscription(name, "active", plan, 1, 1, anchor or since, since, until)
 
 
-def _standing(*subscriptions: terms.Subscription, created_at: datetime | None = None) -> terms.Standing:
-    return terms.Standing(1, created_at, None, subscriptions)
+def _standing(*subscriptions: terms.PlanSubscription, created_at: datetime | None = None) -> terms.AccountState:
+    return terms.AccountState(1, created_at, None, subscriptions)
 
 
-def _period(standing: terms.Standing, at: datetime, catalog: model.Catalog = NYQST) -> tuple[str, periods.Period]:
+def _period(standing: terms.AccountState, at: datetime, catalog: model.Catalog = NYQST) -> tuple[str, periods.Period]:
     found = terms.at_instant(standing, {1: catalog}, at)
     return found.plan.key, found.period
 
@@ -88,7 +88,7 @@ BOUNDS = st.lists(
 ).map(sorted)
 
 
-def _in_a_row(bounds: list[datetime]) -> tuple[terms.Subscription, ...]:
+def _in_a_row(bounds: list[datetime]) -> tuple[terms.PlanSubscription, ...]:
     """One subscription after another; with an odd number of bounds the last one has no end."""
     starts, ends = bounds[::2], [*bounds[1::2], None]
     return tuple(
@@ -98,7 +98,7 @@ def _in_a_row(bounds: list[datetime]) -> tuple[terms.Subscription, ...]:
 
 
 @st.composite
-def _overlapping(draw: st.DrawFn) -> tuple[terms.Subscription, ...]:
+def _overlapping(draw: st.DrawFn) -> tuple[terms.PlanSubscription, ...]:
     found = []
     for n in range(draw(st.integers(1, 3))):
         start, end = sorted(draw(st.lists(st.sampled_from(DAYS), min_size=2, max_size=2)))
@@ -110,7 +110,7 @@ DAYS = [_at("2026-01-05") + timedelta(days=9 * n) for n in range(12)]
 INSTANTS = st.datetimes(datetime(2025, 1, 1), datetime(2027, 6, 1), timezones=st.just(UTC))  # noqa: DTZ001 - as above
 
 
-def _assert_tiled(standing: terms.Standing, at: datetime, catalog: model.Catalog) -> None:
+def _assert_tiled(standing: terms.AccountState, at: datetime, catalog: model.Catalog) -> None:
     found = _period(standing, at, catalog)
     period = found[1]
     assert period.start <= at < period.end
@@ -131,7 +131,7 @@ def test_periods_of_subscriptions_in_a_row_tile_the_time_line(
 
 @given(subscriptions=_overlapping(), at=st.sampled_from(DAYS), offset=st.timedeltas(timedelta(), timedelta(days=9)))
 def test_periods_of_subscriptions_that_overlap_tile_it_too(
-    subscriptions: tuple[terms.Subscription, ...], at: datetime, offset: timedelta
+    subscriptions: tuple[terms.PlanSubscription, ...], at: datetime, offset: timedelta
 ) -> None:
     """Going from one subscription to another ends the old period at that instant."""
     _assert_tiled(_standing(*subscriptions), at + offset, NYQST)

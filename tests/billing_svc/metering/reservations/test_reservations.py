@@ -10,8 +10,8 @@ from google.protobuf import duration_pb2
 
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2
 from billing_svc.catalog import versions
-from billing_svc.metering.quota import checking, holds, reading
-from billing_svc.metering.reservations import reserving
+from billing_svc.metering.quota import check_quota, holds, lookup
+from billing_svc.metering.reservations import hold_units
 from billing_svc.platform.database import tables
 from tests.billing_svc import books
 from tests.billing_svc.conftest import Billing
@@ -102,10 +102,10 @@ async def test_a_repeat_beside_its_first_sending_is_given_the_same_reservation(b
     # Another process holds all that there is, under the same request id, and has not committed yet.
     catalogs, now = versions.CatalogCache(), billing.clock.now()
     hold = holds.Hold("job_1", timedelta(minutes=1), "test")
-    question = checking.Question(reading.Asked("org_1", "runs", ""), 5, hold)
+    question = check_quota.QuotaQuestion(lookup.MeterQuery("org_1", "runs", ""), 5, hold)
     async with billing.engine.begin() as other:
-        (first,) = await reserving.reserve(other, catalogs, [question], now)
-        assert isinstance(first, checking.Checked)
+        (first,) = await hold_units.reserve(other, catalogs, [question], now)
+        assert isinstance(first, check_quota.QuotaAnswer)
         assert first.reservation is not None
         repeat = asyncio.ensure_future(_reserve(billing, "job_1", 5))
         await books.wait_for_waiters(billing.engine, 1)
@@ -184,9 +184,9 @@ async def test_the_sweep_gives_back_what_has_expired_and_nothing_else(billing: B
     await _reserve(billing, "short", 2, ttl_seconds=1)
     await _reserve(billing, "long", 1, ttl_seconds=60)
     billing.clock.advance(timedelta(seconds=1))
-    assert await billing.transactions.run(lambda conn: reserving.sweep(conn, billing.clock.now())) == 1
+    assert await billing.transactions.run(lambda conn: hold_units.sweep(conn, billing.clock.now())) == 1
     assert await _books(billing) == (0, 1, 1)
-    assert await billing.transactions.run(lambda conn: reserving.sweep(conn, billing.clock.now())) == 0
+    assert await billing.transactions.run(lambda conn: hold_units.sweep(conn, billing.clock.now())) == 0
 
 
 async def test_settle_release_and_expiry_race_and_each_unit_comes_back_once(billing: Billing) -> None:
@@ -198,7 +198,7 @@ async def test_settle_release_and_expiry_race_and_each_unit_comes_back_once(bill
         await asyncio.gather(
             event,
             _release(billing, held.reservation_id),
-            billing.transactions.run(lambda conn: reserving.sweep(conn, billing.clock.now())),
+            billing.transactions.run(lambda conn: hold_units.sweep(conn, billing.clock.now())),
         )
     assert await _books(billing) == (4, 0, 0)
 

@@ -9,10 +9,10 @@ from billing_svc.platform.database import bulk, direct, tables
 from billing_svc.platform.database import transactions as runners
 
 _COLUMNS = ("t", "i", "b", "d", "j")
-_ECHO = direct.Statement(
+_ECHO = direct.PreparedStatement(
     f"SELECT * FROM {bulk.arrays('one', 't text, i bigint, b boolean, d timestamptz, j jsonb')}"  # noqa: S608
 )
-_ACCOUNTS = direct.Statement(bulk.insert(tables.accounts, ("account_id", "created_at", "customer_id")))
+_ACCOUNTS = direct.PreparedStatement(bulk.insert(tables.accounts, ("account_id", "created_at", "customer_id")))
 _AT = datetime(2026, 2, 28, 23, 59, 59, 999999, tzinfo=UTC)
 
 

@@ -13,20 +13,20 @@ from billing_svc.platform.database import direct
 from billing_svc.platform.database import engine as engines
 from billing_svc.platform.database import transactions as runners
 
-_PID = direct.Statement("SELECT pg_backend_pid()")
-_SLEEP = direct.Statement("SELECT 1 FROM pg_sleep(60)")
-_ECHO = direct.Statement(
+_PID = direct.PreparedStatement("SELECT pg_backend_pid()")
+_SLEEP = direct.PreparedStatement("SELECT 1 FROM pg_sleep(60)")
+_ECHO = direct.PreparedStatement(
     "SELECT CAST(:a AS text), CAST(:b AS bigint), CAST(:c AS boolean), CAST(:d AS timestamptz), :a"
 )
-_DIVIDE = direct.Statement("SELECT 1 / CAST(:by AS integer)")
-_LENGTH = direct.Statement("SELECT length(CAST(:text AS text)), CAST(:text AS text)")
+_DIVIDE = direct.PreparedStatement("SELECT 1 / CAST(:by AS integer)")
+_LENGTH = direct.PreparedStatement("SELECT length(CAST(:text AS text)), CAST(:text AS text)")
 # Undone with the transaction; what it was set to before is "".
-_SET = direct.Statement("SELECT set_config('billing.test', :value, true)")
-_SHOW = direct.Statement("SELECT current_setting('billing.test', true)")
-_BEGAN = direct.Statement("SELECT transaction_timestamp()")
+_SET = direct.PreparedStatement("SELECT set_config('billing.test', :value, true)")
+_SHOW = direct.PreparedStatement("SELECT current_setting('billing.test', true)")
+_BEGAN = direct.PreparedStatement("SELECT transaction_timestamp()")
 
-_OPEN_WINDOW = direct.Statement("INSERT INTO rate_windows VALUES (:account_id, now(), 0)")
-_COUNT_WINDOWS = direct.Statement("SELECT count(*) FROM rate_windows")
+_OPEN_WINDOW = direct.PreparedStatement("INSERT INTO rate_windows VALUES (:account_id, now(), 0)")
+_COUNT_WINDOWS = direct.PreparedStatement("SELECT count(*) FROM rate_windows")
 
 
 @pytest.fixture

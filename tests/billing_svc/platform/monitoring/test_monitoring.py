@@ -13,7 +13,7 @@ from prometheus_client import parser
 
 from billing.v1 import quota_pb2, usage_pb2
 from billing_svc.platform import settings as settings_module
-from billing_svc.platform.monitoring import answering, gathering, metrics
+from billing_svc.platform.monitoring import http_port, metrics, worker_metrics
 from tests import ports
 from tests.billing_svc import processes, refusals
 
@@ -157,24 +157,24 @@ async def test_several_workers_are_seen_as_one(database_url: str, tmp_path: Path
 
 async def test_workers_that_do_not_answer_leave_the_parent_unready() -> None:
     nobody = [f"127.0.0.1:{ports.free_port()}"]
-    async with answering.answering("127.0.0.1:0", gathering.app(nobody)) as port:
+    async with http_port.answering("127.0.0.1:0", worker_metrics.app(nobody)) as port:
         assert port is not None
         assert await status(port, "/readyz") == 503
         assert (await scrape(port)).value("billing_worker_process_up", worker="0") == 0
 
 
 def test_the_workers_ports_follow_the_parent_s() -> None:
-    assert gathering.addresses("0.0.0.0:9464", 2) == ["127.0.0.1:9465", "127.0.0.1:9466"]
+    assert worker_metrics.addresses("0.0.0.0:9464", 2) == ["127.0.0.1:9465", "127.0.0.1:9466"]
     for listen in ("127.0.0.1:0", "127.0.0.1:65535", "nowhere"):
         with pytest.raises(settings_module.SettingsError, match="BILLING_MONITORING_LISTEN"):
-            gathering.addresses(listen, 2)
+            worker_metrics.addresses(listen, 2)
 
 
 async def test_a_port_that_is_taken_stops_the_start_with_a_sentence() -> None:
-    with answering._bound("127.0.0.1:0") as taken:  # noqa: SLF001 - as the service does
+    with http_port._bound("127.0.0.1:0") as taken:  # noqa: SLF001 - as the service does
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(settings_module.SettingsError, match="BILLING_MONITORING_LISTEN"):
-            async with answering.answering(listen, gathering.app([])):
+            async with http_port.answering(listen, worker_metrics.app([])):
                 pass
 
 

@@ -1,0 +1,49 @@
+"""Making an account's customer at Stripe: one for each account, under any race."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from billing_svc.customers import store
+from billing_svc.platform import clock
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import transactions
+from billing_svc.stripe import client, intents
+
+# Between our clock and Stripe's.
+CLOCKS_APART_MAX = timedelta(minutes=10)
+
+
+class Customers:
+    """Makes customers."""
+
+    def __init__(self, database: transactions.Transactions, stripe: client.Stripe, now: clock.Clock) -> None:
+        self._database = database
+        self._stripe = stripe
+        self._requests = intents.Requests(database, stripe, now)
+        self._clock = now
+
+    async def ensure(self, account_id: str, email: str, origin: audit_store.Origin) -> str:
+        """Return the account's customer at Stripe, made now if it has none, or if the last one was deleted there.
+
+        Raises StripeUnavailable, StripeRefused and LostRace.
+        """
+        known = await self._database.read(lambda conn: store.customer_of_account(conn, account_id))
+        if known is not None:
+            return known
+
+        async def look_up(since: datetime) -> client.Data | None:
+            # From the oldest attempt to the newest one that this key can have had.
+            made = await self._stripe.customers_of_account(
+                account_id, since - CLOCKS_APART_MAX, since + intents.KEY_TRUSTED_FOR + CLOCKS_APART_MAX
+            )
+            return next(iter(made), None)
+
+        params: dict[str, Any] = {"metadata": {"account_id": account_id}}
+        if email:
+            params["email"] = email
+        purpose = await self._database.read(lambda conn: store.purpose(conn, account_id))
+        customer = await self._requests.perform(
+            intents.Intent(account_id, purpose, "customers.create", params), look_up
+        )
+        customer_id, now = str(customer["id"]), self._clock.now()
+        return await self._database.run(lambda conn: store.link(conn, account_id, customer_id, origin, now))
