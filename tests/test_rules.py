@@ -201,6 +201,15 @@ def test_neither_modules_nor_folders_import_each_other_in_a_circle() -> None:
     assert cycles((folder_of(one), folder_of(other)) for one, other in pairs) == []
 
 
+def test_a_class_is_told_apart_without_its_module() -> None:
+    places: dict[str, list[str]] = {}
+    for file in files("billing_svc"):
+        for node in tree(file).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module_of(file))
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
 def test_only_the_api_touches_generated_modules() -> None:
     def is_generated(one: Import) -> bool:
         return any(part.endswith(("_pb2", "_pb2_grpc")) for part in one.imported.split("."))

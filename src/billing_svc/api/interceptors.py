@@ -43,7 +43,7 @@ _PROCESS = secrets.token_hex(8)
 _numbers = itertools.count()
 
 
-class Call(calls.Call):
+class CallState(calls.Call):
     """A call under way, with what is known of it."""
 
     __slots__ = ("account_id", "caller", "headers", "reason", "refusal", "request_id", "started")
@@ -69,9 +69,9 @@ class Call(calls.Call):
             self.task.cancel()
 
 
-def call_of(context: Context) -> Call:
+def call_of(context: Context) -> CallState:
     """Return the call that a servicer was handed, for what of it generated code does not know."""
-    return cast("Call", context)
+    return cast("CallState", context)
 
 
 class Interceptors:
@@ -93,9 +93,9 @@ class Interceptors:
         self._counted = counted
         self._counts: dict[str, Callable[[str, str, float], None]] = {}
 
-    def begin(self, core: Any, metadata: calls.Metadata, serialize: calls.Serializer) -> Call:  # noqa: ANN401 - Cython's
+    def begin(self, core: Any, metadata: calls.Metadata, serialize: calls.Serializer) -> CallState:  # noqa: ANN401 - Cython's
         """Return a call that has just come."""
-        return Call(core, metadata, serialize)
+        return CallState(core, metadata, serialize)
 
     def route(self, method: str, handler: MethodHandler) -> serving.Route:
         """Return how a method is answered."""
@@ -116,7 +116,7 @@ class Interceptors:
 
         Before anything of the request is read: a stranger's megabytes, and those that never come, take nothing.
         """
-        call = cast("Call", call)
+        call = cast("CallState", call)
         sent = call.headers.get("authorization")
         authorization = sent if isinstance(sent, str) else None
         shown: Sequence[str] = ()
@@ -131,7 +131,7 @@ class Interceptors:
 
     def ended(self, method: str, call: calls.Call) -> None:
         """Count a call and log it."""
-        call = cast("Call", call)
+        call = cast("CallState", call)
         seconds = time.perf_counter() - call.started
         self._counts[method](call.code.name, call.reason, seconds)
         _log.info(
@@ -152,14 +152,14 @@ def _within(layers: Sequence[Layer], method: str, run: Handler) -> Handler:
     return run
 
 
-async def _refuse(_request: object, call: Call) -> None:
+async def _refuse(_request: object, call: CallState) -> None:
     raise call.refusal or errors.Unauthenticated("nobody knows who calls")
 
 
 def map_errors(method: str, inner: Handler) -> Handler:
     """Turn what a handler raises into a status with details. No exception's own text reaches a caller."""
 
-    async def run(request: Any, call: Call) -> Any:  # noqa: ANN401 - any message
+    async def run(request: Any, call: CallState) -> Any:  # noqa: ANN401 - any message
         try:
             return await inner(request, call)
         except grpc.aio.AbortError:  # already a status; it is an Exception
@@ -178,7 +178,7 @@ def map_errors(method: str, inner: Handler) -> Handler:
     return run
 
 
-async def _abort(call: Call, error: errors.BillingError) -> None:
+async def _abort(call: CallState, error: errors.BillingError) -> None:
     call.reason = error.reason
     status = statuses.to_status(error)
     await call.abort(status.code, status.details, (*status.trailing_metadata, (REQUEST_ID_KEY, call.request_id)))
@@ -189,10 +189,10 @@ def limit(calls_max: int, seconds_max: float | None = None) -> Layer:
 
     It also bounds the time of each, whether or not the client set a deadline; None for calls that last.
     """
-    under_way: deadlines.Overdue[Call] = deadlines.Overdue(seconds_max, Call.end_overdue)
+    under_way: deadlines.Overdue[CallState] = deadlines.Overdue(seconds_max, CallState.end_overdue)
 
     def layer(_method: str, inner: Handler) -> Handler:
-        async def run(request: Any, call: Call) -> Any:  # noqa: ANN401 - any message
+        async def run(request: Any, call: CallState) -> Any:  # noqa: ANN401 - any message
             if len(under_way) >= calls_max:
                 raise errors.Overloaded("the server has more calls under way than it can answer soon")
             under_way.begin(call)
@@ -216,7 +216,7 @@ def _parse(method: str, handler: MethodHandler) -> Handler:
     answer: Any = handler.unary_unary
     confined = scope.confine(method, answer)
 
-    async def run(request: Awaitable[bytes | None], call: Call) -> Any:  # noqa: ANN401 - any message
+    async def run(request: Awaitable[bytes | None], call: CallState) -> Any:  # noqa: ANN401 - any message
         parsed = _message(handler, await request, call)
         call.account_id = getattr(parsed, "account_id", "")[:REQUEST_ID_LENGTH_MAX]
         if call.caller.account_prefix is not None:
@@ -230,7 +230,7 @@ def _parse_and_stream(handler: MethodHandler) -> Handler:
     """Return a handler that writes its answers instead of returning them, so that the layers fit around it."""
     answer: Any = handler.stream_stream or handler.unary_stream
 
-    async def run(request: Any, call: Call) -> None:  # noqa: ANN401 - bytes to come, or a stream of them
+    async def run(request: Any, call: CallState) -> None:  # noqa: ANN401 - bytes to come, or a stream of them
         parsed = (
             _messages(handler, request, call) if handler.request_streaming else _message(handler, await request, call)
         )
@@ -244,7 +244,7 @@ def _parse_and_stream(handler: MethodHandler) -> Handler:
     return run
 
 
-def _message(handler: MethodHandler, request: bytes | None, call: Call) -> Any:  # noqa: ANN401 - any message
+def _message(handler: MethodHandler, request: bytes | None, call: CallState) -> Any:  # noqa: ANN401 - any message
     deserialize: Any = handler.request_deserializer
     if request is None:
         if call.is_over:  # its caller has gone, or it was too large for the core, which has said so by itself
@@ -256,7 +256,7 @@ def _message(handler: MethodHandler, request: bytes | None, call: Call) -> Any: 
         raise errors.MalformedMessage("the bytes are not a message of this RPC's request type") from error
 
 
-async def _messages(handler: MethodHandler, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[Any]:
+async def _messages(handler: MethodHandler, requests: AsyncIterator[bytes], call: CallState) -> AsyncIterator[Any]:
     async for request in requests:
         yield _message(handler, request, call)
 

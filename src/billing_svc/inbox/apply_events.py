@@ -41,7 +41,7 @@ class _Work:
     """Events of one object, of one kind, under its lease."""
 
     lease: leases.Lease
-    kind: rules.Kind
+    kind: rules.ObjectKind
     events: Sequence[rules.Event]
     # How often those that wait were tried before.
     attempts: int
@@ -81,12 +81,12 @@ class Inbox:
         self._clock = now
         self._livemode = livemode
         refresher = refresh_subscription.Refresher(database, catalogs, stripe, now)
-        self._handlers: Mapping[rules.Kind, handler.Handler] = {
-            rules.Kind.SUBSCRIPTION: handle_subscriptions.Subscriptions(catalogs, stripe),
-            rules.Kind.CHECKOUT: handle_checkouts.Checkouts(),
-            rules.Kind.INVOICE: handle_invoices.Invoices(stripe),
-            rules.Kind.CUSTOMER: handle_customers.Customers(database, refresher),
-            rules.Kind.METER_ERROR: handle_meter_errors.MeterErrors(stripe),
+        self._handlers: Mapping[rules.ObjectKind, handler.Handler] = {
+            rules.ObjectKind.SUBSCRIPTION: handle_subscriptions.SubscriptionHandler(catalogs, stripe),
+            rules.ObjectKind.CHECKOUT: handle_checkouts.CheckoutHandler(),
+            rules.ObjectKind.INVOICE: handle_invoices.InvoiceHandler(stripe),
+            rules.ObjectKind.CUSTOMER: handle_customers.CustomerHandler(database, refresher),
+            rules.ObjectKind.METER_ERROR: handle_meter_errors.MeterErrorHandler(stripe),
         }
 
     async def apply_due(self) -> int:
@@ -147,8 +147,8 @@ class Inbox:
         """
         now = self._clock.now()
         verdicts: list[_Verdict] = []
-        by_kind: dict[rules.Kind, list[rules.Event]] = {}
-        waiting: list[tuple[datetime, int, rules.Kind]] = []
+        by_kind: dict[rules.ObjectKind, list[rules.Event]] = {}
+        waiting: list[tuple[datetime, int, rules.ObjectKind]] = []
         for one in pending:
             try:
                 # The row's key is what is marked.

@@ -10,7 +10,7 @@ from billing_svc.subscriptions.checkouts import close_checkout
 from billing_svc.subscriptions.records import apply_subscription
 
 
-class Checkouts:
+class CheckoutHandler:
     """Closes pages. A page that is over stays so: there is nothing to fetch."""
 
     async def prepare(self, events: Sequence[rules.Event]) -> handler.Apply:

@@ -17,7 +17,7 @@ from billing_svc.subscriptions.records import apply_subscription, refresh_subscr
 _log = structlog.get_logger(__name__)
 
 
-class Customers:
+class CustomerHandler:
     """Parts an account from a customer that was deleted. That is final, so there is nothing to fetch of it."""
 
     def __init__(self, database: transactions.Transactions, refresher: refresh_subscription.Refresher) -> None:

@@ -11,7 +11,7 @@ from billing_svc.subscriptions.invoices import apply_invoice, fetch_invoices
 from billing_svc.subscriptions.records import apply_subscription
 
 
-class Invoices:
+class InvoiceHandler:
     """Fetches an invoice with its lines and applies it; one that is gone goes here as well."""
 
     def __init__(self, stripe: client.Stripe) -> None:

@@ -11,7 +11,7 @@ from billing_svc.subscriptions.records import apply_subscription
 from billing_svc.usage_export import meter_errors
 
 
-class MeterErrors:
+class MeterErrorHandler:
     """Hands an error report to those who sent the usage."""
 
     def __init__(self, stripe: client.Stripe) -> None:

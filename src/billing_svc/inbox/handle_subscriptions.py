@@ -12,7 +12,7 @@ from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
 
 
-class Subscriptions:
+class SubscriptionHandler:
     """Fetches a subscription and applies it."""
 
     def __init__(self, catalogs: versions.CatalogCache, stripe: client.Stripe) -> None:

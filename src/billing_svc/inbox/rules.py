@@ -21,7 +21,7 @@ RETRY_FIRST = timedelta(seconds=1)
 RETRY_MOST = timedelta(minutes=5)
 
 
-class Kind(enum.Enum):
+class ObjectKind(enum.Enum):
     """What an event brings up to date; each kind has its handler."""
 
     SUBSCRIPTION = enum.auto()
@@ -32,21 +32,24 @@ class Kind(enum.Enum):
     METER_ERROR = enum.auto()
 
 
-_FAMILIES: Mapping[str, Kind] = {"customer.subscription.": Kind.SUBSCRIPTION, "invoice.": Kind.INVOICE}
-_TYPES: Mapping[str, Kind] = {
-    "checkout.session.completed": Kind.CHECKOUT,
-    "checkout.session.expired": Kind.CHECKOUT,
-    "customer.updated": Kind.CUSTOMER,
-    "customer.deleted": Kind.CUSTOMER,
-    "v1.billing.meter.error_report_triggered": Kind.METER_ERROR,
-    "v1.billing.meter.no_meter_found": Kind.METER_ERROR,
+_FAMILIES: Mapping[str, ObjectKind] = {
+    "customer.subscription.": ObjectKind.SUBSCRIPTION,
+    "invoice.": ObjectKind.INVOICE,
+}
+_TYPES: Mapping[str, ObjectKind] = {
+    "checkout.session.completed": ObjectKind.CHECKOUT,
+    "checkout.session.expired": ObjectKind.CHECKOUT,
+    "customer.updated": ObjectKind.CUSTOMER,
+    "customer.deleted": ObjectKind.CUSTOMER,
+    "v1.billing.meter.error_report_triggered": ObjectKind.METER_ERROR,
+    "v1.billing.meter.no_meter_found": ObjectKind.METER_ERROR,
 }
 # Those of a family that carry nothing to fetch.
 _WITHOUT_EFFECT: Mapping[str, str] = {"invoice.upcoming": "the invoice that it announces does not exist yet"}
 
 
 @dataclass(frozen=True, slots=True)
-class Checkout:
+class CheckoutEvent:
     """Names a checkout page of ours."""
 
     account_id: str
@@ -66,19 +69,19 @@ class Event:
     body: bytes
 
     @property
-    def kind(self) -> Kind | None:
+    def kind(self) -> ObjectKind | None:
         """Return what it brings up to date; None if events of this type change nothing here."""
         if self.type in _WITHOUT_EFFECT:
             return None
         family = next((kind for prefix, kind in _FAMILIES.items() if self.type.startswith(prefix)), None)
         kind = family or _TYPES.get(self.type)
         # A page that was paid is closed together with the arrival of its subscription.
-        return Kind.SUBSCRIPTION if kind is Kind.CHECKOUT and self.subscription_id else kind
+        return ObjectKind.SUBSCRIPTION if kind is ObjectKind.CHECKOUT and self.subscription_id else kind
 
     @property
     def is_about_checkout(self) -> bool:
         """Say whether it carries a checkout session."""
-        return _TYPES.get(self.type) is Kind.CHECKOUT
+        return _TYPES.get(self.type) is ObjectKind.CHECKOUT
 
     @property
     def tells_of_deletion(self) -> bool:
@@ -95,10 +98,10 @@ class Event:
     @property
     def customer_id(self) -> str | None:
         """Return the customer that its object belongs to, or is. An object never changes its customer."""
-        return self._own_id if _TYPES.get(self.type) is Kind.CUSTOMER else _id(self.object.get("customer"))
+        return self._own_id if _TYPES.get(self.type) is ObjectKind.CUSTOMER else _id(self.object.get("customer"))
 
     @property
-    def checkout(self) -> "Checkout | None":
+    def checkout(self) -> "CheckoutEvent | None":
         """Return which checkout of ours the event's session belongs to, as its metadata say; None if it is not ours."""
         metadata = self.object.get("metadata")
         if not isinstance(metadata, Mapping):
@@ -106,7 +109,7 @@ class Event:
         account_id, checkout_id = metadata.get("account_id"), metadata.get("checkout_id")
         if not _is_text(account_id, ID_LENGTH_MAX) or not _is_text(checkout_id, ID_LENGTH_MAX):
             return None
-        return Checkout(account_id, checkout_id)
+        return CheckoutEvent(account_id, checkout_id)
 
     @property
     def object_id(self) -> str:

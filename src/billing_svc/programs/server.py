@@ -29,7 +29,7 @@ from billing_svc.subscriptions.changes.change_plan import PlanChanges
 from billing_svc.subscriptions.changes.stripe_change import StripeChange
 from billing_svc.subscriptions.checkouts.open_checkout import Checkout
 from billing_svc.subscriptions.follow_ups.run_follow_ups import FollowUps
-from billing_svc.subscriptions.pay_as_you_go.toggle import PayAsYouGo
+from billing_svc.subscriptions.pay_as_you_go.toggle import PayAsYouGoToggle
 from billing_svc.subscriptions.records.refresh_subscription import Refresher
 from billing_svc.usage_export.export_now import ExportNow
 from billing_svc.usage_export.settlement import Settlement
@@ -57,7 +57,7 @@ KEEPALIVE_SECONDS, KEEPALIVE_ANSWER_SECONDS = 60, 10
 CLIENT_PING_SECONDS_MIN = 10
 
 
-def routing(tokens: access.Tokens, counted: metrics.Server | None = None) -> interceptors.Interceptors:
+def routing(tokens: access.Tokens, counted: metrics.ServerMetrics | None = None) -> interceptors.Interceptors:
     """Return what every call passes through once it is known who calls; the layers outermost first."""
     # Before anything is spent on the call but the room for its request. Strangers find theirs apart: they may take none
     # from callers. A watch of the service's health lasts, so its time is not limited.
@@ -71,7 +71,7 @@ def routing(tokens: access.Tokens, counted: metrics.Server | None = None) -> int
         (outermost, open_limited),
         (outermost, streams_limited),
         tokens,
-        (counted or metrics.Server()).calls,
+        (counted or metrics.ServerMetrics()).calls,
     )
 
 
@@ -102,7 +102,7 @@ async def start(
     now: clock.Clock,
     tokens: access.Tokens,
     *,
-    counted: metrics.Server | None = None,
+    counted: metrics.ServerMetrics | None = None,
     shared_port: bool = False,
 ) -> Running:
     """Build the server and start to answer. Raises LookupError if no catalog was ever published.
@@ -111,7 +111,7 @@ async def start(
     """
     catalogs = versions.CatalogCache()
     await database.read(catalogs.latest)
-    counted = counted or metrics.Server()
+    counted = counted or metrics.ServerMetrics()
     quota = QuotaServicer(database, catalogs, now, counted)
     usage = UsageServicer(database, catalogs, now, counted)
     desk = _desk(database, catalogs, stripe, now)
@@ -144,7 +144,7 @@ def _desk(
         portal=portal.Portal(database, stripe, now, catalog_sync.portal_configuration),
         changing=PlanChanges(carrier, catalogs),
         canceling=Cancellation(carrier),
-        switching=PayAsYouGo(carrier, catalogs, customers, duties),
+        switching=PayAsYouGoToggle(carrier, catalogs, customers, duties),
     )
 
 
@@ -171,7 +171,7 @@ async def serve(settings: Settings, *, shared_port: bool = False) -> None:
     pool = engine.create_engine(url, pool_size=settings.database_pool_size)
     probed = engine.create_engine(url, pool_size=1)
     stripe = client.Stripe.from_settings(settings)
-    counted = metrics.Server()
+    counted = metrics.ServerMetrics()
     metrics.watch_pool(counted.registry, lambda: processes.connections_in_use(pool), settings.database_pool_size)
     try:
         followed = callers.Followed(settings)

@@ -14,7 +14,7 @@ LOOKED_BACK = timedelta(days=100)
 SETTLED_AFTER = timedelta(hours=3)
 
 
-class Kind(enum.StrEnum):
+class DiscrepancyKind(enum.StrEnum):
     """What does not agree."""
 
     UNSEALED = "unsealed"  # billable units that are in no slice
@@ -31,7 +31,7 @@ class Kind(enum.StrEnum):
 class UsageDiscrepancy:
     """One disagreement about a counter: `ours` and `theirs` in units, of an item in minor units."""
 
-    kind: Kind
+    kind: DiscrepancyKind
     account_id: str
     meter: str
     period_start: datetime
@@ -52,8 +52,8 @@ class DiscrepancyKey:
 
 
 def of(
-    kind: Kind,
-    counter: counters.Counter,
+    kind: DiscrepancyKind,
+    counter: counters.UnreportedCounter,
     ours: int,
     theirs: int,
     detail: str,
@@ -67,29 +67,31 @@ def of(
     )
 
 
-def within(counter: counters.Counter, own: Sequence[rules.UsageReport], now: datetime) -> list[UsageDiscrepancy]:
+def within(
+    counter: counters.UnreportedCounter, own: Sequence[rules.UsageReport], now: datetime
+) -> list[UsageDiscrepancy]:
     """Compare our own tables: what was recorded with its slices."""
     drifts = []
     total = sum(one.units for one in own)
     if counter.billable != counter.sealed:
         detail = f"{counter.billable - counter.sealed} billable units are in no slice yet"
-        drifts.append(of(Kind.UNSEALED, counter, counter.billable, counter.sealed, detail))
+        drifts.append(of(DiscrepancyKind.UNSEALED, counter, counter.billable, counter.sealed, detail))
     if total != counter.sealed or any(after.from_units != before.to_units for before, after in itertools.pairwise(own)):
         detail = f"the slices add up to {total}"
-        drifts.append(of(Kind.SLICES, counter, counter.sealed, total, detail))
+        drifts.append(of(DiscrepancyKind.SLICES, counter, counter.sealed, total, detail))
     is_past = now >= counter.period_end + SETTLED_AFTER
     for one in own:
         about = {"event_name": one.stripe_event_name, "report_id": one.report_id}
         if one.state == "failed":
-            drifts.append(of(Kind.FAILED, counter, one.units, 0, one.error or "", **about))
+            drifts.append(of(DiscrepancyKind.FAILED, counter, one.units, 0, one.error or "", **about))
         elif one.state in {"sealed", "late", "itemised"} and is_past:
             detail = one.error or f"{one.state} since {one.sealed_at.isoformat(timespec='minutes')}"
-            drifts.append(of(Kind.NOT_SENT, counter, one.units, 0, detail, **about))
+            drifts.append(of(DiscrepancyKind.NOT_SENT, counter, one.units, 0, detail, **about))
     return drifts
 
 
 def invoiced(
-    counter: counters.Counter,
+    counter: counters.UnreportedCounter,
     sent: Sequence[rules.UsageReport],
     lines: Sequence[DiscrepancyKey],
     is_open: Callable[[datetime], bool],

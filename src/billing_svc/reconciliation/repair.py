@@ -36,11 +36,11 @@ class Repair:
         """Mend what can be; another comparison shows what is left."""
         for drift in found:
             match drift.kind:
-                case discrepancies.Kind.METER if drift.theirs < drift.ours:
+                case discrepancies.DiscrepancyKind.METER if drift.theirs < drift.ours:
                     await self._reopen_missing(drift, origin)
-                case discrepancies.Kind.LINE if drift.theirs < drift.ours:
+                case discrepancies.DiscrepancyKind.LINE if drift.theirs < drift.ours:
                     await self._charge_unbilled(drift, origin)
-                case discrepancies.Kind.UNINVOICED:
+                case discrepancies.DiscrepancyKind.UNINVOICED:
                     await self._invoice_alone(drift, origin)
                 case _:
                     pass

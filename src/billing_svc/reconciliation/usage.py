@@ -30,11 +30,11 @@ class _AccountUsage:
     """All that is stored of an account."""
 
     account_id: str
-    totals: Sequence[counters.Counter]
+    totals: Sequence[counters.UnreportedCounter]
     reports: Sequence[rules.UsageReport]
     subscriptions: Sequence[store.BillableSubscription]
 
-    def was_trial(self, counter: counters.Counter) -> bool:
+    def was_trial(self, counter: counters.UnreportedCounter) -> bool:
         return any(
             one.trial_end is not None
             and one.effective_from < counter.period_end
@@ -61,7 +61,7 @@ class _AccountUsage:
             if (one.subscription_id, one.stripe_event_name, one.state) == (subscription_id, name, "sent")
         ]
 
-    def of(self, counter: counters.Counter) -> list[rules.UsageReport]:
+    def of(self, counter: counters.UnreportedCounter) -> list[rules.UsageReport]:
         return [one for one in self.reports if (one.meter, one.period_start) == (counter.meter, counter.period_start)]
 
 
@@ -141,7 +141,7 @@ class UsageReconciliation:
         return found
 
     async def _compare_meter(
-        self, counter: counters.Counter, own: Sequence[rules.UsageReport], meter_ids: Sequence[str]
+        self, counter: counters.UnreportedCounter, own: Sequence[rules.UsageReport], meter_ids: Sequence[str]
     ) -> list[discrepancies.UsageDiscrepancy]:
         """Compare whole minutes, whosever period their slices are of: at a period's bound two share a minute."""
         minutes = [one.minute for one in own if one.state == "sent" or one.first_attempt_at is not None]
@@ -157,12 +157,12 @@ class UsageReconciliation:
         detail = f"the meter {own[0].stripe_event_name} was sent {ours} units and has {theirs}"
         return [
             discrepancies.of(
-                discrepancies.Kind.METER, counter, ours, theirs, detail, event_name=own[0].stripe_event_name
+                discrepancies.DiscrepancyKind.METER, counter, ours, theirs, detail, event_name=own[0].stripe_event_name
             )
         ]
 
     async def _compare_lines(
-        self, counter: counters.Counter, own: Sequence[rules.UsageReport], books: _AccountUsage, now: datetime
+        self, counter: counters.UnreportedCounter, own: Sequence[rules.UsageReport], books: _AccountUsage, now: datetime
     ) -> list[discrepancies.UsageDiscrepancy]:
         """Compare a settled period's slices with the lines of the invoices that charge it."""
         subscription_id, name = own[0].subscription_id, own[0].stripe_event_name
@@ -182,7 +182,7 @@ class UsageReconciliation:
         if theirs == ours:
             return []
         detail = f"the invoices of {subscription_id} charge {theirs} units of the {ours} that {name} was sent"
-        return [discrepancies.of(discrepancies.Kind.LINE, counter, ours, theirs, detail, event_name=name)]
+        return [discrepancies.of(discrepancies.DiscrepancyKind.LINE, counter, ours, theirs, detail, event_name=name)]
 
     async def _lines(self, invoice: client.Data) -> list[client.Data]:
         page = invoice["lines"]
@@ -193,7 +193,7 @@ class UsageReconciliation:
         return lines
 
     async def _compare_items(
-        self, counter: counters.Counter, own: Iterable[rules.UsageReport], books: _AccountUsage
+        self, counter: counters.UnreportedCounter, own: Iterable[rules.UsageReport], books: _AccountUsage
     ) -> list[discrepancies.UsageDiscrepancy]:
         found = []
         for report in own:
@@ -204,16 +204,20 @@ class UsageReconciliation:
                 item = await self._stripe.invoice_item(report.invoice_item_id)
             except client.NotAtStripe:
                 detail = f"Stripe has no invoice item {report.invoice_item_id}"
-                found.append(discrepancies.of(discrepancies.Kind.ITEM, counter, ours, 0, detail, **about))
+                found.append(discrepancies.of(discrepancies.DiscrepancyKind.ITEM, counter, ours, 0, detail, **about))
                 continue
             if item["amount"] != ours:
                 detail = f"invoice item {report.invoice_item_id} has another amount"
                 found.append(
-                    discrepancies.of(discrepancies.Kind.ITEM, counter, ours, int(item["amount"]), detail, **about)
+                    discrepancies.of(
+                        discrepancies.DiscrepancyKind.ITEM, counter, ours, int(item["amount"]), detail, **about
+                    )
                 )
             elif not item.get("invoice") and not store.will_be_invoiced(books.subscriptions, report.customer_id):
                 detail = f"invoice item {report.invoice_item_id} is on no invoice, and none will come"
-                found.append(discrepancies.of(discrepancies.Kind.UNINVOICED, counter, ours, 0, detail, **about))
+                found.append(
+                    discrepancies.of(discrepancies.DiscrepancyKind.UNINVOICED, counter, ours, 0, detail, **about)
+                )
         return found
 
 

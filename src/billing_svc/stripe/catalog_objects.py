@@ -27,7 +27,7 @@ PORTAL_FEATURES: Params = {
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedObject:
     """A price that the catalog asks for. A metered one has a meter, whose event name is the lookup key."""
 
     lookup_key: str
@@ -99,7 +99,7 @@ class Found:
     prices: Mapping[str, client.Data]
     portal: client.Data | None
 
-    def meter_id(self, one: Wanted) -> str | None:
+    def meter_id(self, one: WantedObject) -> str | None:
         """Return the id of a price's meter, active or not."""
         meter = self.meters.get(one.lookup_key)
         return None if meter is None else str(meter["id"])
@@ -115,20 +115,20 @@ class Difference:
     # The operation that mends it, and its parameters. A price's meter may have to be made first.
     operation: str
     params: Params
-    wanted: Wanted | None = None
+    wanted: WantedObject | None = None
     # What it replaces or changes, as it is now.
     old: client.Data | None = None
     drift: bool = False
 
 
-def wanted_prices(catalog: model.Catalog) -> list[Wanted]:
+def wanted_prices(catalog: model.Catalog) -> list[WantedObject]:
     """Return all prices of a catalog, in its order. Amounts are in minor units."""
     wanted = []
     for plan in catalog.plans.values():
         product_id = f"{catalog.name}_{plan.key}"
         for key, price in plan.prices.items():
             wanted.append(
-                Wanted(
+                WantedObject(
                     lookup_key=plan.base_lookup_key(key),
                     product_id=product_id,
                     product_name=plan.name,
@@ -144,7 +144,7 @@ def wanted_prices(catalog: model.Catalog) -> list[Wanted]:
         for metered in plan.metered_prices:
             unit = catalog.meters[metered.meter].display_name or metered.meter
             wanted.append(
-                Wanted(
+                WantedObject(
                     lookup_key=metered.lookup_key,
                     product_id=metered.lookup_key,
                     product_name=f"{plan.name}: {unit} beyond included",
@@ -160,7 +160,7 @@ def wanted_prices(catalog: model.Catalog) -> list[Wanted]:
     return wanted
 
 
-def differences(catalog: model.Catalog, wanted: list[Wanted], found: Found) -> list[Difference]:
+def differences(catalog: model.Catalog, wanted: list[WantedObject], found: Found) -> list[Difference]:
     """Return what has to be done at Stripe, in an order that works; empty if nothing."""
     seen: set[str] = set()
     steps: list[Difference] = []
@@ -174,7 +174,7 @@ def differences(catalog: model.Catalog, wanted: list[Wanted], found: Found) -> l
     return steps + _portal(catalog, found.portal)
 
 
-def _product(one: Wanted, product: client.Data | None) -> list[Difference]:
+def _product(one: WantedObject, product: client.Data | None) -> list[Difference]:
     if product is None:
         return [Difference("product", one.product_id, "missing", "products.create", one.product_params(), one)]
     changes: dict[str, Any] = {}
@@ -202,7 +202,7 @@ def _product(one: Wanted, product: client.Data | None) -> list[Difference]:
     ]
 
 
-def _meter(one: Wanted, meter: client.Data | None) -> list[Difference]:
+def _meter(one: WantedObject, meter: client.Data | None) -> list[Difference]:
     if meter is None:
         return [Difference("meter", one.lookup_key, "missing", "billing.meters.create", one.meter_params(), one)]
     params = {"meter": meter["id"]}
@@ -219,7 +219,7 @@ def _meter(one: Wanted, meter: client.Data | None) -> list[Difference]:
     return []
 
 
-def _price(one: Wanted, found: Found) -> list[Difference]:
+def _price(one: WantedObject, found: Found) -> list[Difference]:
     price, meter_id = found.prices.get(one.lookup_key), found.meter_id(one)
     if price is not None and one.is_met_by(price, meter_id):
         return []

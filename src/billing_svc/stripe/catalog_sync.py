@@ -208,7 +208,11 @@ def _digest(params: Mapping[str, Any]) -> str:
 
 
 async def _keep_prices(
-    conn: AsyncConnection, wanted: list[catalog_objects.Wanted], ids: Mapping[str, str], version: int, now: datetime
+    conn: AsyncConnection,
+    wanted: list[catalog_objects.WantedObject],
+    ids: Mapping[str, str],
+    version: int,
+    now: datetime,
 ) -> list[str]:
     """Remember what each price stands for, for ever; a lookup key stands for its newest one. Returns the others."""
     if not wanted:

@@ -124,7 +124,7 @@ async def seal(
 async def _billed(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
-    counter: counters.Counter,
+    counter: counters.UnreportedCounter,
     last: rules.UsageReport | None,
     held: list[store.BillableSubscription],
     customer_id: str | None,
@@ -159,7 +159,7 @@ async def _billed(
 async def _charge(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
-    counter: counters.Counter,
+    counter: counters.UnreportedCounter,
     terms: rules.PlanVersion | None,
     held: list[store.BillableSubscription],
     customer_id: str | None,
@@ -178,7 +178,7 @@ async def _charge(
 
 
 def _bills(
-    counter: counters.Counter, plan: str, held: list[store.BillableSubscription]
+    counter: counters.UnreportedCounter, plan: str, held: list[store.BillableSubscription]
 ) -> store.BillableSubscription | None:
     """Return the subscription that bills a counter: its own, or the metered-only one that carries pay-as-you-go."""
     if counter.subscription_id is not None:
@@ -198,7 +198,7 @@ def _bills(
 
 async def _write(
     conn: AsyncConnection,
-    counter: counters.Counter,
+    counter: counters.UnreportedCounter,
     last: rules.UsageReport | None,
     billed: _Billed,
     send_interval: timedelta,
@@ -262,7 +262,7 @@ async def _write(
 
 
 async def _owed(
-    conn: AsyncConnection, counter: counters.Counter, present: rules.Charge
+    conn: AsyncConnection, counter: counters.UnreportedCounter, present: rules.Charge
 ) -> dict[rules.PlanVersion, int]:
     """Return what was recorded under other terms than the present ones and is not sealed yet, the earliest first.
 

@@ -17,7 +17,7 @@ _UNSEALED = _COUNTERS.c.billable != _COUNTERS.c.sealed
 
 
 @dataclass(frozen=True, slots=True)
-class Counter:
+class UnreportedCounter:
     """A counter with the terms that it was last written under."""
 
     account_id: str
@@ -31,7 +31,7 @@ class Counter:
     subscription_id: str | None
 
 
-_COLUMNS = [_COUNTERS.c[name] for name in Counter.__dataclass_fields__]
+_COLUMNS = [_COUNTERS.c[name] for name in UnreportedCounter.__dataclass_fields__]
 
 
 async def unsealed_accounts(conn: AsyncConnection, after: str, most: int) -> list[str]:
@@ -50,7 +50,7 @@ async def unsealed_accounts_of_past_periods(conn: AsyncConnection, after: str, m
     return list((await conn.execute(query.order_by(_COUNTERS.c.account_id).limit(most))).scalars())
 
 
-async def lock_unsealed(conn: AsyncConnection, account_id: str) -> list[Counter]:
+async def lock_unsealed(conn: AsyncConnection, account_id: str) -> list[UnreportedCounter]:
     """Lock the account's counters that have something to seal, in key order, and return them."""
     query = (
         sa.select(*_COLUMNS)
@@ -59,17 +59,17 @@ async def lock_unsealed(conn: AsyncConnection, account_id: str) -> list[Counter]
         .limit(COUNTERS_MAX)
         .with_for_update()
     )
-    return [Counter(*row) for row in await conn.execute(query)]
+    return [UnreportedCounter(*row) for row in await conn.execute(query)]
 
 
-async def billed(conn: AsyncConnection, account_id: str) -> list[Counter]:
+async def billed(conn: AsyncConnection, account_id: str) -> list[UnreportedCounter]:
     """Return the account's counters that anything is, or was, charged of."""
     query = (
         sa.select(*_COLUMNS)
         .where(_COUNTERS.c.account_id == account_id, sa.or_(_COUNTERS.c.billable > 0, _COUNTERS.c.sealed > 0))
         .order_by(_COUNTERS.c.period_start, _COUNTERS.c.meter)
     )
-    return [Counter(*row) for row in await conn.execute(query)]
+    return [UnreportedCounter(*row) for row in await conn.execute(query)]
 
 
 async def billed_accounts(conn: AsyncConnection, after: str, most: int, since: datetime) -> list[str]:
@@ -86,12 +86,12 @@ async def billed_accounts(conn: AsyncConnection, after: str, most: int, since: d
     return list((await conn.execute(query.order_by(_COUNTERS.c.account_id).limit(most))).scalars())
 
 
-async def mark_sealed(conn: AsyncConnection, counter: Counter) -> None:
+async def mark_sealed(conn: AsyncConnection, counter: UnreportedCounter) -> None:
     """Write that all of a locked counter's billable units are in slices."""
     await conn.execute(sa.update(_COUNTERS).where(*_is(counter)).values(sealed=counter.billable))
 
 
-async def billed_units(conn: AsyncConnection, counter: Counter) -> list[tuple[str, int, int]]:
+async def billed_units(conn: AsyncConnection, counter: UnreportedCounter) -> list[tuple[str, int, int]]:
     """Return what made units of a counter billable, or took them back, in order: plan, catalog version and how many.
 
     Reads the period's events, so it is for a counter that has no slice yet, or whose terms have changed.
@@ -104,7 +104,7 @@ async def billed_units(conn: AsyncConnection, counter: Counter) -> list[tuple[st
     return [(plan, version, units) for plan, version, units in await conn.execute(query)]
 
 
-async def last_billed_terms(conn: AsyncConnection, counter: Counter) -> tuple[str, int] | None:
+async def last_billed_terms(conn: AsyncConnection, counter: UnreportedCounter) -> tuple[str, int] | None:
     """Return plan and catalog version under which units of a counter last became billable; None if no event did."""
     query = (
         sa.select(_EVENTS.c.plan, _EVENTS.c.catalog_version)
@@ -116,7 +116,7 @@ async def last_billed_terms(conn: AsyncConnection, counter: Counter) -> tuple[st
     return None if row is None else (row.plan, row.catalog_version)
 
 
-def _is(counter: Counter) -> tuple[sa.ColumnElement[bool], ...]:
+def _is(counter: UnreportedCounter) -> tuple[sa.ColumnElement[bool], ...]:
     return (
         _COUNTERS.c.account_id == counter.account_id,
         _COUNTERS.c.meter == counter.meter,
@@ -124,7 +124,7 @@ def _is(counter: Counter) -> tuple[sa.ColumnElement[bool], ...]:
     )
 
 
-def _events_of(counter: Counter) -> tuple[sa.ColumnElement[bool], ...]:
+def _events_of(counter: UnreportedCounter) -> tuple[sa.ColumnElement[bool], ...]:
     return (
         _EVENTS.c.account_id == counter.account_id,
         _EVENTS.c.account_id != "",  # the index is for queries that repeat its condition

@@ -13,7 +13,7 @@ from billing_svc.catalog import versions
 from billing_svc.platform import errors
 from billing_svc.platform.database import tables
 from billing_svc.reconciliation import usage
-from billing_svc.reconciliation.discrepancies import Kind
+from billing_svc.reconciliation.discrepancies import DiscrepancyKind
 from billing_svc.stripe import leases
 from billing_svc.usage_export import export_now, meter_errors, retry_failed
 from tests.billing_svc.sandboxed import World, published_catalog, sandbox, settings, stripe_client, webhook_port, world
@@ -222,7 +222,7 @@ async def test_what_stripe_refuses_for_good_is_kept_shown_and_retried(world: Wor
     await worker.catch_up()
     assert await reports(world) == [("runs", 60, "failed")]
     (drift,) = await drifts(world)
-    assert (drift.kind, drift.ours) == (Kind.FAILED, 60)
+    assert (drift.kind, drift.ours) == (DiscrepancyKind.FAILED, 60)
     world.sandbox.faults.clear()
     now = world.billing.clock.now()
     await world.billing.transactions.run(lambda conn: retry_failed.retry_all(conn, "org_1", ORIGIN, now))
@@ -305,7 +305,7 @@ async def test_a_meter_that_lost_units_is_shown_and_mended(world: World, worker:
     await world.execute(sa.update(tables.usage_reports).values(reported_for=stamped))
     await worker.advance(timedelta(minutes=20))
     (drift,) = await drifts(world)
-    assert (drift.kind, drift.ours, drift.theirs) == (Kind.METER, 60, 0)
+    assert (drift.kind, drift.ours, drift.theirs) == (DiscrepancyKind.METER, 60, 0)
     billing = world.billing
     reconciliation = usage.UsageReconciliation(
         billing.transactions, versions.CatalogCache(), world.stripe, billing.clock

@@ -22,12 +22,12 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         database: transactions.Transactions,
         catalogs: versions.CatalogCache,
         now: clock.Clock,
-        counted: metrics.Server | None = None,
+        counted: metrics.ServerMetrics | None = None,
     ) -> None:
         self._database = database
         self._catalogs = catalogs
         self._clock = now
-        self._counted = counted or metrics.Server()
+        self._counted = counted or metrics.ServerMetrics()
         self._decider = check_quota.QuotaChecks(database, catalogs, now)
         self._checks = batcher.Batcher("checks", self._decider.decide, self._counted, self._count)
         self._holds = batcher.Batcher("holds", self._reserve, self._counted, self._count)

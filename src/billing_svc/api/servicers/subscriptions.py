@@ -36,7 +36,7 @@ class SubscriptionOperations:
     portal: portal.Portal
     changing: changing.PlanChanges
     canceling: canceling.Cancellation
-    switching: switching.PayAsYouGo
+    switching: switching.PayAsYouGoToggle
 
 
 class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):

@@ -33,7 +33,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         database: transactions.Transactions,
         catalogs: versions.CatalogCache,
         now: clock.Clock,
-        counted: metrics.Server | None = None,
+        counted: metrics.ServerMetrics | None = None,
     ) -> None:
         self._database = database
         self._catalogs = catalogs

@@ -42,7 +42,7 @@ class Batcher(Generic[T, R]):
         self,
         name: str,
         run: Callable[[Sequence[T]], Awaitable[Sequence[R | BaseException]]],
-        counted: metrics.Server | None = None,
+        counted: metrics.ServerMetrics | None = None,
         note: Callable[[Sequence[R | BaseException]], None] | None = None,
     ) -> None:
         """`run` returns a result or an error for each item, in order; what it raises itself is everyone's error.
@@ -60,7 +60,7 @@ class Batcher(Generic[T, R]):
         self._batches = 0
         # When the first of those who wait came.
         self._since = 0.0
-        self._seen = (counted or metrics.Server()).batch(name, lambda: len(self._waiting))
+        self._seen = (counted or metrics.ServerMetrics()).batch(name, lambda: len(self._waiting))
 
     async def submit(self, item: T) -> R:
         """Return the item's result, or raise its error. Raises Overloaded at once when too many wait already."""

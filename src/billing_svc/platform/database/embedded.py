@@ -83,7 +83,7 @@ class EmbeddedPostgres:
         self._settings = {**(settings or {}), **_SETTINGS, **({} if durable else _NOT_DURABLE_SETTINGS)}
         self._durable = durable
         self._lock: IO[bytes] | None = None
-        self._server: embedded_child.Child | None = None
+        self._server: embedded_child.PostgresChild | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -176,7 +176,7 @@ class EmbeddedPostgres:
         ]
         if not self._durable:
             arguments.append("--no-sync")
-        child = embedded_child.Child(programs / "initdb", arguments, run_as, self._log_file)
+        child = embedded_child.PostgresChild(programs / "initdb", arguments, run_as, self._log_file)
         try:
             if not child.wait(_START_SECONDS_MAX):
                 raise EmbeddedPostgresError(f"initdb took more than {_START_SECONDS_MAX:.0f} s")
@@ -207,7 +207,7 @@ class EmbeddedPostgres:
         arguments = ["-D", str(self._cluster), "-p", str(self._port)]
         for name, value in self._settings.items():
             arguments += ["-c", f"{name}={value}"]
-        self._server = embedded_child.Child(programs / "postgres", arguments, run_as, self._log_file)
+        self._server = embedded_child.PostgresChild(programs / "postgres", arguments, run_as, self._log_file)
         deadline = time.monotonic() + _START_SECONDS_MAX
         while not self._is_ready(self._server.pid):
             if self._server.wait(_POLL_SECONDS):

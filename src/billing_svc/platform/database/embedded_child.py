@@ -28,7 +28,7 @@ class RunAs:
     capability: int = embedded_launcher.UNCHANGED
 
 
-class Child:
+class PostgresChild:
     """A program that runs until it ends or is ended.
 
     The thread that starts it waits for it: Linux tells a child of its parent's death when the parent's *thread* ends.

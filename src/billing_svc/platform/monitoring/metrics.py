@@ -58,7 +58,7 @@ class Batch:
         self.observe_wait = observe_wait
 
 
-class Server:
+class ServerMetrics:
     """What a server process counts."""
 
     def __init__(self) -> None:

@@ -33,7 +33,7 @@ class Program:
     announcement: str = ""
 
 
-class Part:
+class DevPart:
     """A program that is kept running."""
 
     def __init__(self, program: Program, terminal: Terminal) -> None:

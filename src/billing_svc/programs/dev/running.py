@@ -64,7 +64,7 @@ class _Stop:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - it is made in a coroutine
         self._task = task
-        self.parts: list[parts.Part] = []
+        self.parts: list[parts.DevPart] = []
         self.has_begun = False
 
     def take_over_signals(self) -> None:
@@ -127,14 +127,14 @@ class _Start:
         self.keepers.create_task(postgres.keep())
         return url
 
-    def _begin(self, program: parts.Program) -> parts.Part:
-        part = parts.Part(program, self.out)
+    def _begin(self, program: parts.Program) -> parts.DevPart:
+        part = parts.DevPart(program, self.out)
         self.stop.parts.append(part)
         self.running.push_async_callback(part.stop)
         self.keepers.create_task(part.keep())
         return part
 
-    async def _answering(self, part: parts.Part) -> None:
+    async def _answering(self, part: parts.DevPart) -> None:
         with self.out.waiting(f"starting {part.name} ..."):
             await part.answering.wait()
 

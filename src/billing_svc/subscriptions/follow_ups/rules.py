@@ -10,7 +10,7 @@ RETRY_MOST = timedelta(minutes=5)
 LANDED_AFTER = timedelta(seconds=60)
 
 
-class Wanted(enum.Enum):
+class WantedState(enum.Enum):
     """How a subscription should stand."""
 
     # It goes on, and no end is scheduled.
@@ -34,22 +34,22 @@ class FollowUpState:
     switched_on: bool
 
 
-def wanted(standing: FollowUpState) -> Wanted:
+def wanted(standing: FollowUpState) -> WantedState:
     """Return how it should stand. Pay-as-you-go ends when a plan is bought, and with its period when switched off."""
     if standing.superfluous:
-        return Wanted.CREDITED
+        return WantedState.CREDITED
     if standing.plan_in_force:
-        return Wanted.ENDED
-    return Wanted.KEPT if standing.switched_on else Wanted.ENDING
+        return WantedState.ENDED
+    return WantedState.KEPT if standing.switched_on else WantedState.ENDING
 
 
-def is_so(want: Wanted, *, is_over: bool, will_end: bool) -> bool:
+def is_so(want: WantedState, *, is_over: bool, will_end: bool) -> bool:
     """Say whether a subscription stands as wanted; one that is over stays so, whatever is wanted."""
     if is_over:
         return True
-    if want is Wanted.KEPT:
+    if want is WantedState.KEPT:
         return not will_end
-    return want is Wanted.ENDING and will_end
+    return want is WantedState.ENDING and will_end
 
 
 def retry_at(attempts: int, now: datetime) -> datetime:

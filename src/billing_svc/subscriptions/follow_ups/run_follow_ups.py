@@ -44,7 +44,7 @@ class _Case:
 
     duty: follow_up_queue.FollowUp
     row: subscriptions_store.SubscriptionRecord | None
-    wanted: rules.Wanted
+    wanted: rules.WantedState
     plan: str | None
     contested: bool
 
@@ -157,12 +157,12 @@ class FollowUps:
         return True
 
     async def _write(self, case: _Case, row: subscriptions_store.SubscriptionRecord) -> None:
-        if case.wanted in {rules.Wanted.ENDED, rules.Wanted.CREDITED}:
+        if case.wanted in {rules.WantedState.ENDED, rules.WantedState.CREDITED}:
             await self._flush.flush(case.duty.account_id)
         operation, params = _call(row, case.wanted)
         intent = intents.Intent(case.duty.account_id, case.purpose, operation, params)
         try:
-            if case.wanted is rules.Wanted.CREDITED:
+            if case.wanted is rules.WantedState.CREDITED:
                 await self._stop_metering(row, case.plan, intent)
             await self._requests.perform(intent, _not_yet)
         except client.NotAtStripe:
@@ -203,17 +203,17 @@ async def _not_yet(_since: datetime) -> client.Data | None:
     return None
 
 
-def _call(row: subscriptions_store.SubscriptionRecord, wanted: rules.Wanted) -> tuple[str, Mapping[str, Any]]:
+def _call(row: subscriptions_store.SubscriptionRecord, wanted: rules.WantedState) -> tuple[str, Mapping[str, Any]]:
     """Return the call that brings a subscription to how it should stand."""
     named = {"subscription": row.subscription_id}
     match wanted:
-        case rules.Wanted.ENDED:
+        case rules.WantedState.ENDED:
             return "subscriptions.cancel", {**named, "invoice_now": True, "prorate": False}
-        case rules.Wanted.CREDITED:
+        case rules.WantedState.CREDITED:
             return "subscriptions.cancel", {**named, "invoice_now": True, "prorate": True}
-        case rules.Wanted.ENDING:
+        case rules.WantedState.ENDING:
             return "subscriptions.update", {**named, "cancel_at": int(row.billing_period_end.timestamp())}
-        case rules.Wanted.KEPT:
+        case rules.WantedState.KEPT:
             kept = {"cancel_at_period_end": False} if row.cancel_at_period_end else {"cancel_at": ""}
             return "subscriptions.update", {**named, **kept}
 
@@ -241,5 +241,5 @@ async def _read(conn: AsyncConnection, account_id: str, subscription_id: str, no
     return _Case(duty, row, wanted, plan, contested)
 
 
-def _purpose(duty: follow_up_queue.FollowUp, wanted: rules.Wanted) -> str:
+def _purpose(duty: follow_up_queue.FollowUp, wanted: rules.WantedState) -> str:
     return f"duty:{duty.duty_id}:{wanted.value}"

@@ -57,7 +57,7 @@ class _Needed:
     purpose: str
 
 
-class PayAsYouGo:
+class PayAsYouGoToggle:
     """Switches pay-as-you-go."""
 
     def __init__(

@@ -88,7 +88,7 @@ def test_a_mutated_event_is_an_event(seed: int) -> None:
     for text in (event.object_id, event.customer_id or "", event.subscription_id or "", event.api_version or ""):
         assert text.isprintable()
         assert len(text) <= rules.ID_LENGTH_MAX
-    assert event.kind is None or isinstance(event.kind, rules.Kind)
+    assert event.kind is None or isinstance(event.kind, rules.ObjectKind)
     assert event.ignored_because(livemode=False) is None or event.ignored_because(livemode=False)
 
 

@@ -20,7 +20,7 @@ def rules() -> list[dict[str, Any]]:
 
 def exposed() -> set[str]:
     """Every name that Prometheus stores, of the three programs."""
-    server, worker, gateway = metrics.Server(), metrics.Worker(), gateway_metrics.Metrics()
+    server, worker, gateway = metrics.ServerMetrics(), metrics.Worker(), gateway_metrics.Metrics()
     server.calls.of("/a")("OK", "", 0.1)
     server.batch("checks", lambda: 0)
     server.decided([(True, "NONE")])

@@ -179,7 +179,7 @@ async def test_a_port_that_is_taken_stops_the_start_with_a_sentence() -> None:
 
 
 def test_two_servers_in_one_process_count_apart() -> None:
-    one, other = metrics.Server(), metrics.Server()
+    one, other = metrics.ServerMetrics(), metrics.ServerMetrics()
     one.calls.of("/a")("OK", "", 0.1)
     assert one.registry.get_sample_value("billing_rpc_calls_total", {"method": "/a", "code": "OK", "reason": ""}) == 1
     assert other.registry.get_sample_value("billing_rpc_calls_total") is None

@@ -19,11 +19,11 @@ async def always(_child: children.Child) -> bool:
     return True
 
 
-def part(script: str) -> tuple[parts.Part, io.StringIO]:
+def part(script: str) -> tuple[parts.DevPart, io.StringIO]:
     """Return a part that runs a script, and what is shown of it."""
     shown = io.StringIO()
     program = parts.Program("thing", (sys.executable, "-u", "-c", script), os.environ, always)
-    return parts.Part(program, terminal.Terminal(shown, on_gone=lambda: None)), shown
+    return parts.DevPart(program, terminal.Terminal(shown, on_gone=lambda: None)), shown
 
 
 async def shows(shown: io.StringIO, text: str) -> None:
