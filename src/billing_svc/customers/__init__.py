@@ -1,1 +1,4 @@
-"""An account's customer at Stripe, and what that customer may do there."""
+"""The account's customer at Stripe: made, linked, unlinked, and its portal pages.
+
+May import stripe and what is below it; not pricing.
+"""

@@ -1,1 +1,4 @@
-"""The inbox: webhook events, kept as received and applied afterwards."""
+"""Stripe's webhook events: stored as received, leased by object, applied, replayed.
+
+May import subscriptions and what is below it; not reconciliation.
+"""

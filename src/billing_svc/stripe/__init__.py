@@ -1,1 +1,4 @@
-"""Stripe: the client, the stored intents, and what is brought there from here."""
+"""Stripe: the client, stored intents, leases, prices, catalog sync, and the reading of Stripe's objects.
+
+May import the catalog and the platform.
+"""

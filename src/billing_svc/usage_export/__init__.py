@@ -1,1 +1,4 @@
-"""Usage to Stripe: what the customer is charged is what was recorded, whatever fails; docs/adr/0007 says how."""
+"""What is billable goes to Stripe: accrual, sending, late charges, settlement; docs/adr/0007 says how.
+
+May import pricing and customers, and what is below them; not metering.
+"""
