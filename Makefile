@@ -22,7 +22,7 @@ help:  ## Show this
 
 dev: $(READY)  ## Run everything on this machine; make dev ARGS="--catalog catalogs/kalshibook.yaml"
 	@# Whoever kills make means dev as well; the launcher ties the one to the other.
-	@exec $(PY) -I -S src/billing_svc/supervision/launcher.py $$PPID $(PY) -m billing_svc dev $(ARGS)
+	@exec $(PY) -I -S src/billing_svc/programs/supervision/launcher.py $$PPID $(PY) -m billing_svc dev $(ARGS)
 
 test: lint  ## Run every check and test; make test ARGS="-k quota" passes options to pytest
 	@# In the order, and with the groups, of tests/conftest.py.

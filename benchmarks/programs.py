@@ -13,8 +13,8 @@ from typing import Self
 
 import psutil  # type: ignore[import-untyped]  # ships without type hints
 
-from billing_svc.database import embedded
-from billing_svc.supervision import launcher
+from billing_svc.platform.database import embedded
+from billing_svc.programs.supervision import launcher
 
 ROOT = Path(__file__).resolve().parent.parent
 _START_SECONDS_MAX = 30.0

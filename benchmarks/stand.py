@@ -17,8 +17,8 @@ from psycopg import sql
 
 from benchmarks import programs, traffic
 from billing_svc.catalog import loading, versions
-from billing_svc.database import embedded, engine, migrating, transactions
-from billing_svc.quota import periods
+from billing_svc.metering.quota import periods
+from billing_svc.platform.database import embedded, engine, migrating, transactions
 
 # What docs/operations.md advises for a Postgres that is written to all day. With the defaults (128 MB of buffers, 1 GB
 # of WAL between checkpoints) ten million stored events mean that nearly each record writes a page to the WAL whole.

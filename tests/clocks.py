@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from billing_svc import clock
+from billing_svc.platform import clock
 
 
 class StillClock(clock.Clock):

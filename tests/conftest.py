@@ -17,8 +17,8 @@ from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 from xdist import scheduler  # type: ignore[import-untyped]  # it has none
 
-from billing_svc.database import embedded, migrating, transactions
-from billing_svc.database import engine as engines
+from billing_svc.platform.database import embedded, migrating, transactions
+from billing_svc.platform.database import engine as engines
 from tests import ports
 
 # Generous for a busy machine; a test that needs longer is stuck.
@@ -30,17 +30,17 @@ _FIRST = (
     "tests/end_to_end/test_dev.py",
     "tests/end_to_end/",
     "tests/properties/test_counting.py",
-    "tests/billing_svc/usage_reports/test_whole_way.py",
+    "tests/billing_svc/usage_export/test_whole_way.py",
     "tests/faults/",
-    "tests/billing_svc/commands/",
-    "tests/billing_svc/money/",
+    "tests/billing_svc/programs/commands/",
+    "tests/money/",
 )
 # Files whose tests share what takes long to start; they stay together.
 _TOGETHER = (
     "tests/end_to_end/",
     "tests/webhook_gateway/",
     "tests/billing/",
-    "tests/billing_svc/database/test_transaction_faults.py",
+    "tests/billing_svc/platform/database/test_transaction_faults.py",
 )
 
 

@@ -11,8 +11,9 @@ import pytest
 import sqlalchemy as sa
 from ruamel.yaml import YAML
 
-from billing_svc import access, settings
-from billing_svc.database import embedded
+from billing_svc.api import access
+from billing_svc.platform import settings
+from billing_svc.platform.database import embedded
 from webhook_gateway import settings as gateway_settings
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,41 +15,47 @@ import grpc_reflection.v1alpha.reflection_pb2
 import billing.v1
 import billing_svc
 from billing.v1 import errors_pb2
-from billing_svc import access, errors
+from billing_svc.api import access
+from billing_svc.platform import errors
 
 SRC = Path(__file__).resolve().parent.parent / "src"
 OURS = {"billing", "billing_svc", "webhook_gateway", "stripe_sandbox"}
 
 # Pure modules: values and `now` in, values out.
-RULES = {"rules.py", "terms.py", "periods.py"}
+RULES = {"rules.py", "terms.py", "periods.py", "holds.py"}
 # What a rule may know: the catalog's types, the errors that name situations, how Stripe writes ids and instants, and
 # how a value is made.
 RULES_MAY_IMPORT = (
     "billing_svc.catalog.model",
-    "billing_svc.catalog.money",
-    "billing_svc.errors",
+    "billing_svc.platform.money",
+    "billing_svc.platform.errors",
     "billing_svc.stripe.reading",
-    "billing_svc.values",
+    "billing_svc.platform.values",
 )
 # Of the rest of the world, what does no I/O.
 RULES_MAY_USE = ("dateutil",)
 
 GRPC = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "google.protobuf", "google.rpc", "billing")
-# Where gRPC ends. Everything behind them takes and returns our own types.
-GRPC_FILES = {"servicer.py", "conversions.py"}
+# Outside of api/, where gRPC ends, these modules touch its library; messages (`billing.v1`) none of them.
 GRPC_MODULES = {
-    "billing_svc.dev.programs",  # asks the server whether it answers
-    "billing_svc.errors",  # each names its status code
-    "billing_svc.fields",  # what the messages share
-    "billing_svc.interceptors",
-    "billing_svc.rpc.calls",
-    "billing_svc.rpc.events",
-    "billing_svc.rpc.serving",
-    "billing_svc.scope",  # finds the account in any request
-    "billing_svc.server",
-    "billing_svc.statuses",  # an error as gRPC tells it
-    "billing_svc.tls",
+    "billing_svc.platform.errors",  # each names its status code
+    "billing_svc.programs.dev.programs",  # asks the server whether it answers
+    "billing_svc.programs.server",
 }
+
+# The areas of billing_svc, the highest first. Imports go down; areas of the same line do not import each other.
+AREAS = (
+    ("programs",),
+    ("api",),
+    ("inbox", "reconciliation"),
+    ("subscriptions",),
+    ("metering", "usage_export"),
+    ("pricing", "customers"),
+    ("stripe",),
+    ("catalog",),
+    ("platform",),
+)
+LEVELS = {area: level for level, line in enumerate(AREAS) for area in line}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +108,16 @@ def described(found: Iterable[Import]) -> list[str]:
     return [str(one) for one in found]
 
 
+def area_of(module: str) -> str:
+    """Return the area of billing_svc that a module lies in; empty outside of all areas."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[0] == "billing_svc" and parts[1] in LEVELS else ""
+
+
 def is_edge(one: Import) -> bool:
     """Say whether a module answers callers or operators; those see the API's messages, in --json just as they are."""
-    return one.file.name in GRPC_FILES or one.module in GRPC_MODULES or one.module.startswith("billing_svc.commands.")
+    edge = one.module in GRPC_MODULES or one.module.startswith("billing_svc.programs.commands.")
+    return edge or area_of(one.module) == "api"
 
 
 def is_rule(module: str) -> bool:
@@ -159,21 +172,21 @@ def test_only_the_edge_touches_grpc() -> None:
     assert described(beyond) == []
 
 
-def test_only_the_rpc_folder_touches_what_grpc_keeps_to_itself() -> None:
+def test_only_the_transport_touches_what_grpc_keeps_to_itself() -> None:
     """It moves with the pin of grpcio (ADR 0011)."""
     private = (
         one
         for one in imports("billing_svc", "webhook_gateway")
         if one.is_of(["grpc._cython", "grpc._server", "grpc._channel"])
     )
-    assert described(one for one in private if not one.module.startswith("billing_svc.rpc.")) == []
+    assert described(one for one in private if not one.module.startswith("billing_svc.api.transport.")) == []
 
 
 def test_only_the_server_knows_servicers() -> None:
     beyond = (
         one
         for one in imports("billing_svc")
-        if "servicer" in one.imported.split(".") and one.module != "billing_svc.server"
+        if one.is_of(["billing_svc.api.servicers"]) and one.module != "billing_svc.programs.server"
     )
     assert described(beyond) == []
 

@@ -1,6 +1,6 @@
 """`python -m billing_svc`, and the installed command `billing-svc`."""
 
-from billing_svc import cli
+from billing_svc.programs import cli
 
 
 def main() -> None:

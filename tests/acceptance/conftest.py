@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql
 
 from billing.v1 import decision_pb2, quota_pb2, subscription_pb2, usage_pb2
 from billing_svc.catalog import loading, versions
-from billing_svc.database import tables
+from billing_svc.platform.database import tables
 from tests import clocks
 from tests.acceptance import told
 from tests.billing_svc.conftest import Billing, billing, published_catalog, settings

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from billing.v1 import errors_pb2, subscription_pb2, usage_pb2
 from billing_svc.catalog import versions
-from billing_svc.database import tables
-from billing_svc.gauges import opening
+from billing_svc.metering.gauges import opening
+from billing_svc.platform.database import tables
 from tests import clocks
 from tests.acceptance.conftest import (
     ALLOWED,

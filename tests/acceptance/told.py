@@ -9,12 +9,12 @@ from dateutil.relativedelta import relativedelta
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.accounts import store as accounts_store
-from billing_svc.audit import store as audit_store
 from billing_svc.catalog import versions
-from billing_svc.database import tables, transactions
+from billing_svc.platform.accounts import store as accounts_store
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import tables, transactions
 from billing_svc.stripe import catalog_objects
-from billing_svc.subscriptions import applying, rules, store
+from billing_svc.subscriptions.records import applying, rules, store
 
 ORIGIN = audit_store.Origin("stripe:evt_test")
 

@@ -7,7 +7,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing_svc.database import tables
+from billing_svc.platform.database import tables
 
 # Shorter than the lock_timeout of those that wait.
 WAIT_SECONDS_MAX = 1.5

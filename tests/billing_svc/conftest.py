@@ -18,11 +18,13 @@ from billing.v1 import (
     subscription_pb2_grpc,
     usage_pb2_grpc,
 )
-from billing_svc import access, clock, server
+from billing_svc.api import access
 from billing_svc.catalog import loading, versions
-from billing_svc.database import engine as engines
-from billing_svc.database import transactions as transactions_module
-from billing_svc.settings import Settings
+from billing_svc.platform import clock
+from billing_svc.platform.database import engine as engines
+from billing_svc.platform.database import transactions as transactions_module
+from billing_svc.platform.settings import Settings
+from billing_svc.programs import server
 from billing_svc.stripe import client
 
 CATALOGS = Path(__file__).parents[2] / "catalogs"

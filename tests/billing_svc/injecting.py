@@ -8,8 +8,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from billing_svc.database import direct
-from billing_svc.database import engine as engines
+from billing_svc.platform.database import direct
+from billing_svc.platform.database import engine as engines
 
 # What happens at a statement; gets the id of its backend.
 Fault = Callable[[int], None]

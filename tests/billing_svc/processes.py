@@ -22,9 +22,10 @@ READY_SECONDS_MAX = 30
 
 _ENTRY = """
 import asyncio
-from billing_svc import rpc
-rpc.prepare()
-from billing_svc import logs, server, settings
+from billing_svc.api import transport
+transport.prepare()
+from billing_svc.platform import logs, settings
+from billing_svc.programs import server
 read = settings.read()
 logs.configure(read.log_level)
 asyncio.run(server.serve(read))

@@ -20,13 +20,13 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from billing.v1 import stripe_event_pb2, subscription_pb2
-from billing_svc import clock
 from billing_svc.catalog import loading, model, versions
-from billing_svc.database import tables
-from billing_svc.database import transactions as transactions_module
-from billing_svc.settings import Settings
+from billing_svc.inbox import applying
+from billing_svc.platform import clock
+from billing_svc.platform.database import tables
+from billing_svc.platform.database import transactions as transactions_module
+from billing_svc.platform.settings import Settings
 from billing_svc.stripe import catalog_sync, client
-from billing_svc.stripe_events import applying
 from stripe_sandbox import app as sandbox_app
 from stripe_sandbox import settings as sandbox_settings
 from tests.billing_svc.conftest import CATALOGS, TOKEN, Billing

@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from psycopg import sql
 
 from billing.v1 import quota_pb2, subscription_pb2, usage_pb2
-from billing_svc.database import tables
+from billing_svc.platform.database import tables
 from tests.end_to_end import dev_process, python_client
 
 TOO_LONG = "a" * 129

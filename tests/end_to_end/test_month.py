@@ -21,7 +21,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from billing.v1 import decision_pb2, invoice_pb2, subscription_pb2
-from billing_svc.dev import options, programs
+from billing_svc.programs.dev import options, programs
 from tests.end_to_end import dev_process, python_client, stripes_side
 from tests.end_to_end.test_bad_requests import database_of
 

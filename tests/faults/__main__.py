@@ -12,14 +12,14 @@ from tests.faults import runs, summary
 
 # Those that stand beside what they test, and are as long in `make test`.
 ELSEWHERE = (
-    "tests/billing_svc/database/test_transaction_faults.py",
-    "tests/billing_svc/test_outages.py",
-    "tests/billing_svc/supervision/test_replicas.py",
-    "tests/billing_svc/usage/test_atomicity.py",
-    "tests/billing_svc/usage/test_repeats.py",
-    "tests/billing_svc/usage_reports/test_any_fault.py",
-    "tests/billing_svc/usage_reports/test_faults.py",
-    "tests/billing_svc/stripe_events",
+    "tests/billing_svc/platform/database/test_transaction_faults.py",
+    "tests/billing_svc/programs/test_outages.py",
+    "tests/billing_svc/programs/supervision/test_replicas.py",
+    "tests/billing_svc/metering/usage/test_atomicity.py",
+    "tests/billing_svc/metering/usage/test_repeats.py",
+    "tests/billing_svc/usage_export/test_any_fault.py",
+    "tests/billing_svc/usage_export/test_faults.py",
+    "tests/billing_svc/inbox",
     "tests/billing_svc/subscriptions/test_checkout_faults.py",
 )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from billing_svc.database import embedded
+from billing_svc.platform.database import embedded
 from tests import ports
 from tests.billing_svc.conftest import billing, catalog_name, published_catalog, service_clock, settings
 from tests.faults import runs, summary

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from google.protobuf import descriptor, descriptor_pool, message, message_factory
 
-from billing_svc import server
+from billing_svc.programs import server
 from tests.billing_svc import processes
 from tests.webhook_gateway.conftest import SECRET
 

@@ -6,7 +6,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing_svc.database import tables
+from billing_svc.platform.database import tables
 from tests.billing_svc import books
 from tests.faults import callers as callers_module
 from tests.faults.callers import Caller

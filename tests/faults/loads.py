@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing_svc import clock
 from billing_svc.catalog import loading, versions
-from billing_svc.database import engine as engines
-from billing_svc.database import transactions
+from billing_svc.platform import clock
+from billing_svc.platform.database import engine as engines
+from billing_svc.platform.database import transactions
 from tests.billing_svc import processes
 from tests.billing_svc.conftest import CATALOGS
 from tests.faults import callers, ledger, runs

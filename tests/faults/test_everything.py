@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from billing.v1 import subscription_pb2, subscription_pb2_grpc, usage_pb2
-from billing_svc.database import embedded, tables
-from billing_svc.dev import programs
+from billing_svc.platform.database import embedded, tables
+from billing_svc.programs.dev import programs
 from tests.billing_svc import processes
 from tests.faults import ledger, loads, runs, test_postgres, world
 

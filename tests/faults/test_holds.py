@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing.v1 import quota_pb2, quota_pb2_grpc, usage_pb2, usage_pb2_grpc
-from billing_svc import server
-from billing_svc.database import engine as engines
-from billing_svc.database import tables, transactions
-from billing_svc.reservations import reserving
+from billing_svc.metering.reservations import reserving
+from billing_svc.platform.database import engine as engines
+from billing_svc.platform.database import tables, transactions
+from billing_svc.programs import server
 from billing_svc.stripe import client
 from tests.billing_svc import books, processes
 from tests.billing_svc.conftest import TOKEN, Billing, tokens

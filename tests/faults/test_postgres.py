@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import sqlalchemy as sa
 
-from billing_svc.database import embedded, migrating
+from billing_svc.platform.database import embedded, migrating
 from tests.billing_svc import processes
 from tests.faults import loads, runs
 

@@ -13,11 +13,11 @@ import sqlalchemy as sa
 from structlog.testing import capture_logs
 
 from billing.v1 import admin_pb2, quota_pb2, stripe_event_pb2, usage_pb2
-from billing_svc import errors
 from billing_svc.catalog import versions
-from billing_svc.database import tables
+from billing_svc.platform import errors
+from billing_svc.platform.database import tables
 from billing_svc.stripe import leases
-from billing_svc.usage_reports import sealing
+from billing_svc.usage_export import sealing
 from tests.billing_svc import books, injecting
 from tests.billing_svc.conftest import Billing
 from tests.billing_svc.sandboxed import (

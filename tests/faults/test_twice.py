@@ -24,9 +24,9 @@ from billing.v1 import (
     usage_pb2,
     usage_pb2_grpc,
 )
-from billing_svc import server
-from billing_svc.database import engine as engines
-from billing_svc.database import tables, transactions
+from billing_svc.platform.database import engine as engines
+from billing_svc.platform.database import tables, transactions
+from billing_svc.programs import server
 from billing_svc.stripe import client
 from tests.billing_svc import books
 from tests.billing_svc.conftest import TOKEN, tokens

@@ -13,15 +13,15 @@ import httpx
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from billing_svc import clock
-from billing_svc.audit import store as audit_store
 from billing_svc.catalog import loading, versions
-from billing_svc.database import embedded, migrating, tables, transactions
-from billing_svc.database import engine as engines
-from billing_svc.dev import options, parts, programs
-from billing_svc.reconciling import whole
+from billing_svc.platform import clock
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import embedded, migrating, tables, transactions
+from billing_svc.platform.database import engine as engines
+from billing_svc.programs.dev import options, parts, programs
+from billing_svc.programs.supervision import children
+from billing_svc.reconciliation import whole
 from billing_svc.stripe import catalog_sync, client
-from billing_svc.supervision import children
 from tests import ports
 from tests.billing_svc.conftest import CATALOGS
 from tests.billing_svc.sandboxed import Sandbox

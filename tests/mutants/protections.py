@@ -18,11 +18,11 @@ class Protection:
 
 
 _SVC = "src/billing_svc"
-_INITIAL = f"{_SVC}/database/migrations/versions/0001_initial.py"
+_INITIAL = f"{_SVC}/platform/database/migrations/versions/0001_initial.py"
 _TESTS = "tests/billing_svc"
 _TWICE = "tests/faults/test_twice.py"
 _HOLDS = "tests/faults/test_holds.py"
-_REPORT_FAULTS = f"{_TESTS}/usage_reports/test_faults.py"
+_REPORT_FAULTS = f"{_TESTS}/usage_export/test_faults.py"
 _CHECKOUT_FAULTS = f"{_TESTS}/subscriptions/test_checkout_faults.py"
 
 PROTECTIONS = (
@@ -44,124 +44,126 @@ PROTECTIONS = (
     ),
     Protection(
         "an event that comes again is compared with what was sent",
-        f"{_SVC}/usage/recording.py",
+        f"{_SVC}/metering/usage/recording.py",
         "    if event.sent != sent:\n        return _reused(event)\n",
         "",
-        (f"{_TESTS}/usage/test_repeats.py::test_the_same_id_with_other_content_is_refused",),
+        (f"{_TESTS}/metering/usage/test_repeats.py::test_the_same_id_with_other_content_is_refused",),
     ),
     Protection(
         "a denial is not the answer to one's own first sending",
-        f"{_SVC}/usage/recording.py",
+        f"{_SVC}/metering/usage/recording.py",
         "    if refused and await store.find_events(conn, refused):\n        raise transactions.RetryTransaction\n",
         "",
         (
-            f"{_TESTS}/usage/test_repeats.py::test_a_repeat_that_waits_for_the_first_is_not_denied_the_unit_that_the_first_took",
+            f"{_TESTS}/metering/usage/test_repeats.py::test_a_repeat_that_waits_for_the_first_is_not_denied_the_unit_that_the_first_took",
         ),
     ),
     # Promise 2: one transaction.
     Protection(
         "the shield around transactions",
-        f"{_SVC}/database/transactions.py",
+        f"{_SVC}/platform/database/transactions.py",
         "            task.add_done_callback(_report_abandoned)\n            raise\n",
         "            task.cancel()\n            raise\n",
-        (f"{_TESTS}/database/test_transactions.py::test_a_cancelled_caller_does_not_undo_the_work",),
+        (f"{_TESTS}/platform/database/test_transactions.py::test_a_cancelled_caller_does_not_undo_the_work",),
     ),
     Protection(
         "what lost its connection at COMMIT is not repeated",
-        f"{_SVC}/database/transactions.py",
+        f"{_SVC}/platform/database/transactions.py",
         "                    # It may have been committed: only the caller's id tells, so only the caller may repeat.\n"
         "                    raise _away() from error\n",
         "                    raise _ConnectionLost from error\n",
         (
-            f"{_TESTS}/database/test_transaction_faults.py::test_a_connection_lost_at_commit_is_unknown_and_not_repeated",
+            f"{_TESTS}/platform/database/test_transaction_faults.py::test_a_connection_lost_at_commit_is_unknown_and_not_repeated",
         ),
     ),
     Protection(
         "serialization failures and deadlocks are repeated",
-        f"{_SVC}/database/transactions.py",
+        f"{_SVC}/platform/database/transactions.py",
         '_CONFLICTS = frozenset({"40001", "40P01"})',
         "_CONFLICTS: frozenset[str] = frozenset()",
-        (f"{_TESTS}/database/test_transactions.py::test_a_serialization_failure_repeats_the_whole_work",),
+        (f"{_TESTS}/platform/database/test_transactions.py::test_a_serialization_failure_repeats_the_whole_work",),
     ),
     # Promise 3: never over-admitted.
     Protection(
         "the lock of a counter's row",
-        f"{_SVC}/usage/store.py",
+        f"{_SVC}/metering/usage/store.py",
         "              FOR UPDATE\n           ) AS c\n",
         "           ) AS c\n",
         (f"{_HOLDS}::test_events_that_wait_for_the_same_counter_are_all_counted",),
     ),
     Protection(
         "the hard limit",
-        f"{_SVC}/quota/rules.py",
+        f"{_SVC}/metering/quota/rules.py",
         "    return Decision(allowed=False, reason=Reason.QUOTA_EXHAUSTED, units_beyond=beyond)\n\n\ndef count(",
         "    return Decision(allowed=True, reason=Reason.QUOTA_EXHAUSTED, units_beyond=beyond)\n\n\ndef count(",
         (f"{_HOLDS}::test_four_client_processes_on_two_servers_hold_exactly_what_there_is",),
     ),
     Protection(
         "what others hold is no room",
-        f"{_SVC}/quota/rules.py",
+        f"{_SVC}/metering/quota/rules.py",
         "max(0, included - self.consumed - self.reserved)",
         "max(0, self.free(included))",
-        (f"{_TESTS}/reservations/test_reservations.py::test_a_hold_takes_up_room_until_it_is_released",),
+        (f"{_TESTS}/metering/reservations/test_reservations.py::test_a_hold_takes_up_room_until_it_is_released",),
     ),
     Protection(
         "a reservation is closed by a conditional update",
-        f"{_SVC}/reservations/store.py",
+        f"{_SVC}/metering/reservations/store.py",
         "(new.account_id, new.reservation_id) AND r.state = 'held'\n",
         "(new.account_id, new.reservation_id)\n",
         (f"{_HOLDS}::test_of_two_endings_of_a_hold_the_first_wins_and_its_units_come_back_once",),
     ),
     Protection(
         "an expired hold stands in nobody's way",
-        f"{_SVC}/usage/recording.py",
+        f"{_SVC}/metering/usage/recording.py",
         "    if any(one.event.reject for one in placed):\n",
         "    if False:\n",
-        (f"{_TESTS}/reservations/test_reservations.py",),
+        (f"{_TESTS}/metering/reservations/test_reservations.py",),
     ),
     Protection(
         "never more is taken back than there is",
-        f"{_SVC}/corrections/correcting.py",
+        f"{_SVC}/metering/corrections/correcting.py",
         "    if not 0 < units <= left:\n",
         "    if units <= 0:\n",
-        (f"{_TESTS}/corrections/test_corrections.py::test_never_more_than_is_left_is_taken_back",),
+        (f"{_TESTS}/metering/corrections/test_corrections.py::test_never_more_than_is_left_is_taken_back",),
     ),
     # Under load.
     Protection(
         "a call whose deadline has passed is dropped",
-        f"{_SVC}/batching.py",
+        f"{_SVC}/platform/batching.py",
         " if not one[1].done()]",
         "]",
-        (f"{_TESTS}/test_batching.py::test_a_cancelled_call_never_reaches_the_database",),
+        (f"{_TESTS}/platform/test_batching.py::test_a_cancelled_call_never_reaches_the_database",),
     ),
     Protection(
         "the bound of a queue",
-        f"{_SVC}/batching.py",
+        f"{_SVC}/platform/batching.py",
         "        if len(self._waiting) >= QUEUE_MAX:\n",
         "        if False:\n",
-        (f"{_TESTS}/test_batching.py::test_past_the_bound_calls_are_turned_away_at_once_and_the_rest_is_answered",),
+        (
+            f"{_TESTS}/platform/test_batching.py::test_past_the_bound_calls_are_turned_away_at_once_and_the_rest_is_answered",
+        ),
     ),
     Protection(
         "a stop lets what is under way finish",
-        f"{_SVC}/server.py",
+        f"{_SVC}/programs/server.py",
         "            await running.stop()\n",
         "            await running.server.stop(0)\n",
         (
-            f"{_TESTS}/supervision/test_replicas.py::test_one_that_is_stopped_drains_and_is_replaced_without_a_failed_call",
+            f"{_TESTS}/programs/supervision/test_replicas.py::test_one_that_is_stopped_drains_and_is_replaced_without_a_failed_call",
         ),
     ),
     # Promise 10: closed by default.
     Protection(
         "nothing is read of who may not call",
-        f"{_SVC}/rpc/serving.py",
+        f"{_SVC}/api/transport/serving.py",
         "        if not self._routing.admits(route.method, call):\n",
         "        if self._routing.admits(route.method, call) is None:\n",
-        (f"{_TESTS}/rpc/test_serving.py::test_a_stranger_is_refused_before_its_request_is_read",),
+        (f"{_TESTS}/api/transport/test_serving.py::test_a_stranger_is_refused_before_its_request_is_read",),
     ),
     # Promise 5: Stripe's events.
     Protection(
         "an event is answered once it is stored",
-        f"{_SVC}/stripe_events/servicer.py",
+        f"{_SVC}/api/servicers/stripe_events.py",
         "stored = await self._database.run(lambda conn: store.insert(conn, event, ignored_because, now))",
         "stored = bool(\n            __import__('asyncio').ensure_future(\n"
         "                self._database.run(lambda conn: store.insert(conn, event, ignored_because, now))\n"
@@ -184,10 +186,10 @@ PROTECTIONS = (
     ),
     Protection(
         "fetched state decides, not the order of events",
-        f"{_SVC}/stripe_events/handlers/subscriptions.py",
+        f"{_SVC}/inbox/handle_subscriptions.py",
         "            return await refreshing.fetch(self._stripe, subscription_id)\n",
         "            return refreshing.read(events[-1].object)\n",
-        (f"{_TESTS}/stripe_events/test_applying.py::test_any_order_and_repetition_ends_in_what_stripe_has",),
+        (f"{_TESTS}/inbox/test_applying.py::test_any_order_and_repetition_ends_in_what_stripe_has",),
     ),
     Protection(
         "a lease keeps others out",
@@ -201,7 +203,7 @@ PROTECTIONS = (
         f"{_SVC}/stripe/leases.py",
         "_OBJECTS.c.fence == lease.fence)\n        .values(leased_until=now)\n",
         "sa.true())\n        .values(leased_until=now)\n",
-        (f"{_TESTS}/stripe_events/test_applying.py::TestLeases::test_a_worker_that_lost_its_lease_writes_nothing",),
+        (f"{_TESTS}/inbox/test_applying.py::TestLeases::test_a_worker_that_lost_its_lease_writes_nothing",),
     ),
     # Promise 6: Stripe's side of a crash.
     Protection(
@@ -245,35 +247,35 @@ PROTECTIONS = (
     ),
     Protection(
         "a slice keeps its identifier",
-        f"{_SVC}/usage_reports/sending.py",
+        f"{_SVC}/usage_export/sending.py",
         "begun.reported_for, begun.identifier\n",
         'begun.reported_for, f"{begun.identifier}_{begun.attempts}"\n',
         (f"{_REPORT_FAULTS}::test_accepted_but_unheard_is_not_counted_again",),
     ),
     Protection(
         "an attempt is stored before the call",
-        f"{_SVC}/usage_reports/store.py",
+        f"{_SVC}/usage_export/store.py",
         "            first_attempt_at=sa.func.coalesce(_REPORTS.c.first_attempt_at, now),\n",
         "",
         (f"{_REPORT_FAULTS}::test_of_what_is_unknown_for_a_day_the_meter_s_sum_decides",),
     ),
     Protection(
         "a slice that was sent does not grow",
-        f"{_SVC}/usage_reports/rules.py",
+        f"{_SVC}/usage_export/rules.py",
         '        return self.state == "sealed" and self.attempts == 0\n',
         '        return self.state == "sealed"\n',
         (f"{_REPORT_FAULTS}::test_accepted_but_unheard_is_not_counted_again",),
     ),
     Protection(
         "of what is unknown for a day the meter's sum decides",
-        f"{_SVC}/usage_reports/judging.py",
+        f"{_SVC}/usage_export/judging.py",
         "    is_known = report.refused_at is None and now < report.first_attempt_at + IDENTIFIER_TRUSTED_FOR\n",
         "    is_known = report.refused_at is None\n",
         (f"{_REPORT_FAULTS}::test_of_what_is_unknown_for_a_day_the_meter_s_sum_decides",),
     ),
     Protection(
         "the fence of a sender",
-        f"{_SVC}/usage_reports/sending.py",
+        f"{_SVC}/usage_export/sending.py",
         "            if not await leases.renew(conn, lease, self._clock.now()):\n"
         "                raise leases.Overtaken\n",
         "",
@@ -281,45 +283,45 @@ PROTECTIONS = (
     ),
     Protection(
         "what was appended cannot be changed",
-        f"{_SVC}/database/privileges.py",
+        f"{_SVC}/platform/database/privileges.py",
         "    if table not in APPENDED:\n",
         "    if True:\n",
-        (f"{_TESTS}/database/test_privileges.py",),
+        (f"{_TESTS}/platform/database/test_privileges.py",),
     ),
     Protection(
         "a reader cannot name a table",
-        f"{_SVC}/database/privileges.py",
+        f"{_SVC}/platform/database/privileges.py",
         'f"REVOKE USAGE, CREATE ON SCHEMA public FROM PUBLIC, {READER}"',
         'f"REVOKE CREATE ON SCHEMA public FROM PUBLIC, {READER}"',
-        (f"{_TESTS}/database/test_readers.py::test_nothing_tells_the_twins_apart",),
+        (f"{_TESTS}/platform/database/test_readers.py::test_nothing_tells_the_twins_apart",),
     ),
     Protection(
         "no plan of what runs with its owner's rights is told",
-        f"{_SVC}/database/migrations/versions/0006_readable.py",
+        f"{_SVC}/platform/database/migrations/versions/0006_readable.py",
         "    SET client_min_messages = error\n",
         "",
-        (f"{_TESTS}/database/test_readers.py::test_nothing_tells_the_twins_apart",),
+        (f"{_TESTS}/platform/database/test_readers.py::test_nothing_tells_the_twins_apart",),
     ),
     Protection(
         "what a reader reads comes in the same order, whatever the plan",
-        f"{_SVC}/database/migrations/versions/0006_readable.py",
+        f"{_SVC}/platform/database/migrations/versions/0006_readable.py",
         "     ORDER BY 1\n",
         "",
-        (f"{_TESTS}/database/test_readers.py::test_nothing_tells_the_twins_apart",),
+        (f"{_TESTS}/platform/database/test_readers.py::test_nothing_tells_the_twins_apart",),
     ),
     # Promise 10: closed by default.
     Protection(
         "an RPC is for those who were given it",
-        f"{_SVC}/access.py",
+        f"{_SVC}/api/access.py",
         "    if entry is not Open.ANY_CALLER and entry not in caller.groups:\n",
         "    if entry is None:\n",
-        (f"{_TESTS}/test_access.py::test_every_rpc_refuses_callers_without_its_group",),
+        (f"{_TESTS}/api/test_access.py::test_every_rpc_refuses_callers_without_its_group",),
     ),
     Protection(
         "a prefix ends where an id does",
-        f"{_SVC}/scope.py",
+        f"{_SVC}/api/scope.py",
         "    return account_id == prefix or opens_all(prefix, account_id)\n",
         "    return account_id.startswith(prefix)\n",
-        (f"{_TESTS}/test_scope.py::test_what_a_prefix_opens",),
+        (f"{_TESTS}/api/test_scope.py::test_what_a_prefix_opens",),
     ),
 )

@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 
 from billing_svc.catalog import loading, versions
-from billing_svc.database import transactions as transactions_module
+from billing_svc.platform.database import transactions as transactions_module
 from tests import clocks
 from tests.acceptance.conftest import START
 from tests.billing_svc.conftest import billing, catalog_name, settings

@@ -15,8 +15,8 @@ from sqlalchemy.dialects import postgresql
 
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2
 from billing_svc.catalog import versions
-from billing_svc.database import tables
-from billing_svc.gauges import opening
+from billing_svc.metering.gauges import opening
+from billing_svc.platform.database import tables
 from tests import clocks
 from tests.acceptance import told
 from tests.acceptance.conftest import START

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from billing_svc.catalog import model
-from billing_svc.quota import rules, terms
+from billing_svc.metering.quota import rules, terms
 
 NOW = datetime(2026, 5, 11, 9, 30, tzinfo=UTC)
 GRACE = timedelta(hours=24)

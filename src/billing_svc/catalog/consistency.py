@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from billing_svc.catalog import money
 from billing_svc.catalog.notation import Problem
+from billing_svc.platform import money
 
 if TYPE_CHECKING:
     from billing_svc.catalog import model

@@ -14,8 +14,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from billing_svc.catalog import consistency, money, notation, references
+from billing_svc.catalog import consistency, notation, references
 from billing_svc.catalog.notation import Amount, Cost, Duration, Included, LongText, Name, Problem, Text
+from billing_svc.platform import money
 
 Beyond = Literal["deny", "grace", "charge", "allow"]
 MeterKind = Literal["consumable", "gauge"]

@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from billing_svc.catalog import money
+from billing_svc.platform import money
 
 # Exact also as a double, for callers in JavaScript, and so far below int64 that no sum of a period can overflow.
 QUANTITY_MAX = 10**15

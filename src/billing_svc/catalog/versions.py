@@ -13,8 +13,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import loading, model
-from billing_svc.database import tables
-from billing_svc.database.transactions import RetryTransaction
+from billing_svc.platform.database import tables
+from billing_svc.platform.database.transactions import RetryTransaction
 
 _VERSIONS = tables.catalog_versions
 

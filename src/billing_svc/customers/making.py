@@ -3,12 +3,12 @@
 from datetime import datetime, timedelta
 from typing import Any
 
-from billing_svc import clock
-from billing_svc.audit import store as audit_store
 from billing_svc.customers import store
-from billing_svc.database import transactions
+from billing_svc.platform import clock
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, requests
-from billing_svc.subscriptions import store as subscriptions_store
+from billing_svc.subscriptions.records import store as subscriptions_store
 
 # Between our clock and Stripe's.
 CLOCKS_APART_MAX = timedelta(minutes=10)

@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc import clock, errors
-from billing_svc.changes import store as changes_store
-from billing_svc.database import transactions
+from billing_svc.platform import clock, errors
+from billing_svc.platform import request_ids as changes_store
+from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, requests
-from billing_svc.subscriptions import store as subscriptions_store
+from billing_svc.subscriptions.records import store as subscriptions_store
 
 # Stripe lets a page that nobody opened expire after five minutes; a repeat gets the same one only while it is fresh.
 FRESH = timedelta(minutes=3)

@@ -5,10 +5,10 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.accounts import store as accounts_store
-from billing_svc.audit import store as audit_store
-from billing_svc.database import tables
-from billing_svc.subscriptions import store as subscriptions_store
+from billing_svc.platform.accounts import store as accounts_store
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import tables
+from billing_svc.subscriptions.records import store as subscriptions_store
 
 # A new customer follows each one that was deleted at Stripe; nobody deletes so many.
 DELETIONS_MAX = 20

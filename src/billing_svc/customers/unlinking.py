@@ -5,9 +5,9 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.audit import store as audit_store
-from billing_svc.database import tables
-from billing_svc.subscriptions import store
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import tables
+from billing_svc.subscriptions.records import store
 
 
 async def unlink(

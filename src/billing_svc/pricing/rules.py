@@ -4,9 +4,10 @@ import decimal
 from dataclasses import dataclass
 from decimal import Decimal
 
-from billing_svc.catalog import model, money
-from billing_svc.quota import rules as quota_rules
-from billing_svc.quota import terms
+from billing_svc.catalog import model
+from billing_svc.metering.quota import rules as quota_rules
+from billing_svc.metering.quota import terms
+from billing_svc.platform import money
 
 # Digits enough for the largest quantity at the longest price.
 _ROUNDING = decimal.Context(prec=80, rounding=decimal.ROUND_HALF_UP)

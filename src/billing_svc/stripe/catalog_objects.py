@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeAlias
 
-from billing_svc.catalog import model, money
+from billing_svc.catalog import model
+from billing_svc.platform import money
 from billing_svc.stripe import client
 
 Params: TypeAlias = Mapping[str, Any]

@@ -17,10 +17,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc import clock
-from billing_svc.audit import store as audit_store
 from billing_svc.catalog import model, versions
-from billing_svc.database import tables, transactions
+from billing_svc.platform import clock
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import tables, transactions
 from billing_svc.stripe import catalog_objects, client, requests
 
 # One catalog is published at a time: the newest version and the current prices must be of the same one. Any number

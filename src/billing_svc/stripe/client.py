@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import stripe
 import structlog
 
-from billing_svc import errors
-from billing_svc.settings import Settings
+from billing_svc.platform import errors
+from billing_svc.platform.settings import Settings
 
 _log = structlog.get_logger(__name__)
 

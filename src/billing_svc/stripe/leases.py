@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.database import tables
+from billing_svc.platform.database import tables
 
 # A fetch with all its retries and a transaction stay below it. A holder that was killed holds it up for as long.
 LEASE = timedelta(seconds=30)

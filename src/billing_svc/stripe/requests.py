@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc import clock, errors
-from billing_svc.database import tables, transactions
+from billing_svc.platform import clock, errors
+from billing_svc.platform.database import tables, transactions
 from billing_svc.stripe import client
 
 # Stripe keeps idempotency keys for at least 24 hours.

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from billing_svc.catalog import loading, model
-from billing_svc.quota import rules
+from billing_svc.metering.quota import rules
 
 PAGE = (Path(__file__).parents[3] / "docs" / "catalog.md").read_text()
 (EXAMPLE,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)

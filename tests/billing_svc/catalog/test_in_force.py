@@ -7,11 +7,11 @@ import pytest
 
 from billing.v1 import decision_pb2, quota_pb2, subscription_pb2
 from billing_svc.catalog import loading, versions
-from billing_svc.database import transactions as transactions_module
+from billing_svc.platform.database import transactions as transactions_module
 from tests.acceptance import told
 from tests.billing_svc import processes
-from tests.billing_svc.commands import terminal
 from tests.billing_svc.conftest import CATALOGS, Billing
+from tests.billing_svc.programs.commands import terminal
 
 NYQST = (CATALOGS / "nyqst.yaml").read_text()
 ALLOWED, DENIED = decision_pb2.DECISION_ALLOWED, decision_pb2.DECISION_DENIED

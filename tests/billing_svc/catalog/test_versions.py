@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from billing_svc.catalog import loading, model, versions
-from billing_svc.database import transactions as running
+from billing_svc.platform.database import transactions as running
 
 CATALOGS = Path(__file__).parents[3] / "catalogs"
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from billing_svc import clock
 from billing_svc.catalog import model, versions
-from billing_svc.database import tables
-from billing_svc.database import transactions as transactions_module
+from billing_svc.platform import clock
+from billing_svc.platform.database import tables
+from billing_svc.platform.database import transactions as transactions_module
 from billing_svc.stripe import catalog_objects, catalog_sync, client
 from tests.billing_svc.sandboxed import Sandbox, catalog_of
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from billing.v1 import quota_pb2, subscription_pb2, usage_pb2
 from billing_svc.catalog import versions
-from billing_svc.database import tables
-from billing_svc.duties import doing
+from billing_svc.platform.database import tables
 from billing_svc.stripe import requests
-from billing_svc.subscriptions import refreshing
-from billing_svc.usage_reports import flushing, pacing, sealing, sending, settling
+from billing_svc.subscriptions.follow_ups import doing
+from billing_svc.subscriptions.records import refreshing
+from billing_svc.usage_export import flushing, pacing, sealing, sending, settling
 from tests.billing_svc.sandboxed import World
 
 NOW, AT_PERIOD_END = subscription_pb2.TIMING_NOW, subscription_pb2.TIMING_AT_PERIOD_END

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from billing.v1 import subscription_pb2
-from billing_svc.database import tables
+from billing_svc.platform.database import tables
 from tests.billing_svc import refusals
 from tests.billing_svc.sandboxed import event_about
 from tests.billing_svc.subscriptions.dealing import AT_PERIOD_END, NOW, Dealing

@@ -9,7 +9,7 @@ import pytest
 
 from billing.v1 import subscription_pb2
 from billing_svc.catalog import loading, versions
-from billing_svc.database import tables
+from billing_svc.platform.database import tables
 from billing_svc.stripe import catalog_sync
 from tests.billing_svc import refusals
 from tests.billing_svc.sandboxed import World

@@ -6,9 +6,9 @@ import pytest
 import sqlalchemy as sa
 
 from billing.v1 import subscription_pb2
-from billing_svc import clock
 from billing_svc.catalog import versions
-from billing_svc.database import tables
+from billing_svc.platform import clock
+from billing_svc.platform.database import tables
 from billing_svc.stripe import catalog_sync
 from tests.billing_svc import books, refusals
 from tests.billing_svc.sandboxed import World, catalog_of

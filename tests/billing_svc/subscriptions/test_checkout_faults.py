@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from billing_svc.audit import store as audit_store
 from billing_svc.catalog import versions
-from billing_svc.checkouts import opening, store
 from billing_svc.customers import making
-from billing_svc.database import tables
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import tables
 from billing_svc.stripe import client
+from billing_svc.subscriptions.checkouts import opening, store
 from tests.billing_svc import refusals
 from tests.billing_svc.sandboxed import World
 

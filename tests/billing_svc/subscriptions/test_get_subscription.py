@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from billing.v1 import subscription_pb2
-from billing_svc import clock
-from billing_svc.audit import store as audit_store
 from billing_svc.catalog import versions
-from billing_svc.subscriptions import applying, rules
+from billing_svc.platform import clock
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.subscriptions.records import applying, rules
 from tests.billing_svc import refusals
 from tests.billing_svc.sandboxed import World
 

@@ -7,7 +7,7 @@ import pytest
 
 from billing.v1 import decision_pb2
 from billing_svc.catalog import versions
-from billing_svc.database import tables
+from billing_svc.platform.database import tables
 from billing_svc.stripe import catalog_sync
 from tests.billing_svc import refusals
 from tests.billing_svc.sandboxed import catalog_of

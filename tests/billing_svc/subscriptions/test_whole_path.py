@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from billing.v1 import decision_pb2, quota_pb2, subscription_pb2, usage_pb2
-from billing_svc import worker
-from billing_svc.database import tables
+from billing_svc.platform.database import tables
+from billing_svc.programs import worker
 from tests import ports
 from tests.billing_svc.sandboxed import World, gateway_running
 

@@ -1,0 +1,78 @@
+"""What operators see of accounts, read as decisions read it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import versions
+from billing_svc.metering.alerts import store as alerts_store
+from billing_svc.metering.overrides import store as overrides_store
+from billing_svc.metering.quota import reading, terms
+from billing_svc.metering.reservations import store as reservations_store
+from billing_svc.metering.usage_summary import drawing
+from billing_svc.metering.usage_summary import rules as statements_rules
+from billing_svc.platform import errors
+from billing_svc.platform.accounts import store as accounts_store
+from billing_svc.subscriptions.records import store as subscriptions_store
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """An account at a glance; `subscriptions`: every plan subscription of it, the latest first."""
+
+    account: accounts_store.Account
+    standing: terms.Standing
+    statement: statements_rules.Statement
+    subscriptions: Sequence[subscriptions_store.Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """All about an account."""
+
+    summary: Summary
+    overrides: Sequence[tuple[str, terms.Override]]
+    open_alerts: int
+    held_reservations: int
+
+
+async def summaries(
+    conn: AsyncConnection, catalogs: versions.CatalogCache, accounts: Sequence[accounts_store.Account], now: datetime
+) -> list[Summary]:
+    """Return the accounts with plan, status and present usage; two statements, however many they are."""
+    if not accounts:
+        return []
+    catalog = await catalogs.latest(conn)
+    ids = [account.account_id for account in accounts]
+    asked = [reading.Asked(account_id, meter, "") for account_id in ids for meter in catalog.meters]
+    known: dict[str, list[reading.Known]] = {}
+    for one in await reading.read(conn, catalogs, asked, now):
+        # A meter that a newer catalog has just dropped is none to show.
+        if not isinstance(one, errors.BillingError):
+            known.setdefault(one.asked.account_id, []).append(one)
+    subscriptions = await subscriptions_store.plan_subscriptions_of(conn, ids)
+    return [
+        Summary(
+            account,
+            known[account.account_id][0].facts.standing,
+            drawing.present(known[account.account_id], now),
+            subscriptions.get(account.account_id, ()),
+        )
+        for account in accounts
+    ]
+
+
+async def details(conn: AsyncConnection, catalogs: versions.CatalogCache, account_id: str, now: datetime) -> Details:
+    """Return all about an account. Raises AccountNotFound."""
+    account = await accounts_store.find(conn, account_id)
+    if account is None:
+        raise errors.AccountNotFound(f"account_id: there is no account {account_id!r}", {"account_id": account_id})
+    (summary,) = await summaries(conn, catalogs, [account], now)
+    return Details(
+        summary,
+        await overrides_store.in_force(conn, account_id, now),
+        await alerts_store.count_open(conn, account_id),
+        await reservations_store.count_held(conn, account_id, now),
+    )

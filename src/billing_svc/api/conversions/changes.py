@@ -1,0 +1,127 @@
+"""Messages that change or end what was bought, to and from what the changes speak."""
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from billing.v1 import invoice_pb2, money_pb2, subscription_pb2
+from billing_svc.api import fields
+from billing_svc.customers import portal
+from billing_svc.platform import money
+from billing_svc.subscriptions.changes import canceling, costs, rules
+from billing_svc.subscriptions.pay_as_you_go import switching
+
+# A preview costs what the change does for as long.
+PREVIEW_AGE_MAX = timedelta(hours=1)
+
+_TIMINGS = (subscription_pb2.TIMING_NOW, subscription_pb2.TIMING_AT_PERIOD_END)
+
+
+def from_proto_change(request: subscription_pb2.ChangePlanRequest, now: datetime) -> rules.Order:
+    """Return what is to be changed. Raises InvalidRequest."""
+    check = fields.Fields()
+    check.account_id(request.account_id)
+    if request.plan:
+        check.name("plan", request.plan)
+    if request.price:
+        check.name("price", request.price)
+    quantity = request.quantity if request.HasField("quantity") else None
+    if quantity is not None:
+        check.seats(quantity)
+    _timing(check, request.timing)
+    proration_at = None
+    if request.HasField("proration_at"):
+        proration_at = check.instant("proration_at", request.proration_at)
+        if request.timing != subscription_pb2.TIMING_NOW:
+            check.refuse("proration_at", "goes only with TIMING_NOW")
+        elif not now - PREVIEW_AGE_MAX <= proration_at <= now:
+            check.refuse("proration_at", "must not be in the future, nor more than an hour ago")
+    if request.preview:
+        check.optional_identifier("request_id", request.request_id)
+    else:
+        check.identifier("request_id", request.request_id)
+    check.done()
+    return rules.Order(
+        account_id=request.account_id,
+        request_id=request.request_id,
+        plan=request.plan,
+        price=request.price,
+        quantity=quantity,
+        at_period_end=request.timing == subscription_pb2.TIMING_AT_PERIOD_END,
+        proration_at=proration_at,
+    )
+
+
+def from_proto_cancel(request: subscription_pb2.CancelSubscriptionRequest) -> canceling.Ending:
+    """Return what is to end, and when. Raises InvalidRequest."""
+    check = fields.Fields()
+    check.account_id(request.account_id)
+    _timing(check, request.timing)
+    check.identifier("request_id", request.request_id)
+    check.done()
+    at_period_end = request.timing == subscription_pb2.TIMING_AT_PERIOD_END
+    return canceling.Ending(request.account_id, request.request_id, at_period_end)
+
+
+def from_proto_resume(request: subscription_pb2.ResumeSubscriptionRequest) -> tuple[str, str]:
+    """Return the account and the request's id. Raises InvalidRequest."""
+    check = fields.Fields()
+    check.account_id(request.account_id)
+    check.identifier("request_id", request.request_id)
+    check.done()
+    return request.account_id, request.request_id
+
+
+def from_proto_switch(request: subscription_pb2.SetPayAsYouGoRequest) -> switching.Switch:
+    """Return the switch. Raises InvalidRequest."""
+    check = fields.Fields()
+    check.account_id(request.account_id)
+    check.identifier("request_id", request.request_id)
+    check.done()
+    return switching.Switch(request.account_id, request.request_id, request.enabled)
+
+
+def from_proto_portal(
+    request: subscription_pb2.CreatePortalSessionRequest, return_url: str, origins: Collection[str]
+) -> portal.Visit:
+    """Return the visit; a URL that was left out is the given one. Raises InvalidRequest."""
+    check = fields.Fields()
+    check.account_id(request.account_id)
+    check.optional_identifier("request_id", request.request_id)
+    url = check.redirect_url("return_url", request.return_url or return_url, origins)
+    check.done()
+    return portal.Visit(request.account_id, request.request_id, url)
+
+
+def to_proto_change(
+    outcome: costs.Outcome, subscription: subscription_pb2.Subscription
+) -> subscription_pb2.ChangePlanResponse:
+    """Return what changed, or would, and what it costs."""
+    return subscription_pb2.ChangePlanResponse(
+        subscription=subscription,
+        effective_at=fields.to_proto_instant(outcome.effective_at),
+        lines=[_to_proto_line(line, outcome.currency) for line in outcome.lines],
+        total=_to_proto_money(sum(line.amount for line in outcome.lines), outcome.currency),
+        proration_at=fields.to_proto_instant(outcome.proration_at),
+    )
+
+
+def _to_proto_line(line: costs.Line, currency: str) -> invoice_pb2.InvoiceLine:
+    return invoice_pb2.InvoiceLine(
+        description=line.description,
+        amount=_to_proto_money(line.amount, currency),
+        quantity=line.quantity,
+        meter=line.meter,
+        period_start=fields.to_proto_instant(line.period_start),
+        period_end=fields.to_proto_instant(line.period_end),
+        proration=line.is_proration,
+    )
+
+
+def _to_proto_money(minor_units: int, currency: str) -> money_pb2.Money:
+    return fields.to_proto_money(Decimal(minor_units).scaleb(-money.EXPONENTS[currency]), currency)
+
+
+def _timing(check: fields.Fields, timing: subscription_pb2.Timing.ValueType) -> None:
+    if timing not in _TIMINGS:
+        check.refuse("timing", "is required: TIMING_NOW or TIMING_AT_PERIOD_END")

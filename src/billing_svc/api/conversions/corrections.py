@@ -1,0 +1,44 @@
+"""Corrections to and from their messages."""
+
+from billing.v1 import usage_pb2
+from billing_svc.api import fields
+from billing_svc.metering.corrections import rules
+
+NOTE_LENGTH_MAX = 500
+
+
+def from_proto_correction(request: usage_pb2.CorrectUsageRequest, caller: str, request_id: str) -> rules.Correction:
+    """Return the correction that is asked for. Raises InvalidRequest."""
+    check = fields.Fields()
+    check.account_id(request.account_id)
+    check.identifier("correction_id", request.correction_id)
+    check.identifier("event_id", request.event_id)
+    has_quantity = request.HasField("quantity")
+    if has_quantity:
+        check.quantity("quantity", request.quantity)
+    check.text("note", request.note, NOTE_LENGTH_MAX)
+    check.done()
+    return rules.Correction(
+        account_id=request.account_id,
+        correction_id=request.correction_id,
+        event_id=request.event_id,
+        quantity=request.quantity if has_quantity else None,
+        note=request.note,
+        caller=caller,
+        request_id=request_id,
+    )
+
+
+def to_proto_corrected(corrected: rules.Corrected) -> usage_pb2.CorrectUsageResponse:
+    """Return what was taken back."""
+    return usage_pb2.CorrectUsageResponse(
+        duplicate=corrected.duplicate,
+        meter=corrected.meter,
+        quantity=corrected.units,
+        billable_quantity=corrected.billable,
+        left=corrected.left,
+        used=corrected.used,
+        billable=corrected.total_billable,
+        period_start=fields.to_proto_instant(corrected.period_start),
+        period_end=fields.to_proto_instant(corrected.period_end),
+    )

@@ -1,0 +1,121 @@
+"""Invoices to their messages."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from billing.v1 import admin_pb2, invoice_pb2, money_pb2, subscription_pb2
+from billing_svc.api import fields, paging
+from billing_svc.platform import money
+from billing_svc.subscriptions.invoices import rules, store
+
+# Of one invoice, in an answer; the contract says so.
+LINES_SHOWN_MAX = 100
+# A page ends before it outgrows what a client takes by default (4 MiB), however many lines its invoices have.
+PAGE_BYTES_MAX = 3 * 1024 * 1024
+
+_STATUSES: "Mapping[str, invoice_pb2.InvoiceStatus.ValueType]" = {
+    "draft": invoice_pb2.INVOICE_STATUS_DRAFT,
+    "open": invoice_pb2.INVOICE_STATUS_OPEN,
+    "paid": invoice_pb2.INVOICE_STATUS_PAID,
+    "void": invoice_pb2.INVOICE_STATUS_VOID,
+    "uncollectible": invoice_pb2.INVOICE_STATUS_UNCOLLECTIBLE,
+}
+_FILTERS = {status: word for word, status in _STATUSES.items()} | {invoice_pb2.INVOICE_STATUS_UNKNOWN: rules.UNKNOWN}
+# Currencies that no catalog sells in, but an invoice made by hand may have; all others have two places.
+_PLACES = {
+    **dict.fromkeys(("bif", "djf", "gnf", "kmf", "mga", "pyg", "rwf", "vuv", "xaf", "xof", "xpf"), 0),
+    **dict.fromkeys(("bhd", "jod", "kwd", "omr", "tnd"), 3),
+    **money.EXPONENTS,
+}
+
+
+def from_proto_list(request: subscription_pb2.ListInvoicesRequest) -> tuple[store.Choice, paging.Page]:
+    """Return which of an account's invoices are asked for. Raises InvalidRequest and InvalidPageToken."""
+    check = fields.Fields()
+    check.account_id(request.account_id)
+    status = _from_proto_status(check, request.status)
+    scope = ("invoices", request.account_id, status)
+    page = paging.from_proto(request, check, scope, paging.instant, str)
+    return store.Choice(request.account_id, status, tuple(_STATUSES)), page
+
+
+def from_proto_list_all(request: admin_pb2.ListAllInvoicesRequest) -> tuple[store.Choice, paging.Page]:
+    """Return which of all invoices are asked for. Raises InvalidRequest and InvalidPageToken."""
+    check = fields.Fields()
+    status = _from_proto_status(check, request.status)
+    since, before = None, None
+    if request.HasField("created_from"):
+        since = check.instant("created_from", request.created_from)
+    if request.HasField("created_before"):
+        before = check.instant("created_before", request.created_before)
+    page = paging.from_proto(request, check, ("all invoices", status, since, before), paging.instant, str)
+    return store.Choice("", status, tuple(_STATUSES), since, before), page
+
+
+def to_proto_list(rows: Sequence[store.Row], page: paging.Page) -> tuple[list[invoice_pb2.Invoice], str]:
+    """Return a page and the next one's token; `rows` holds one more than it where there is a next one."""
+    shown: list[invoice_pb2.Invoice] = []
+    size_bytes = 0
+    for row in rows[: page.size]:
+        invoice = to_proto_invoice(row)
+        size_bytes += invoice.ByteSize()
+        if shown and size_bytes > PAGE_BYTES_MAX:
+            page = replace(page, size=len(shown))
+            break
+        shown.append(invoice)
+    _, token = page.cut(rows, lambda row: (row.created_at.isoformat(), row.invoice_id))
+    return shown, token
+
+
+def to_proto_invoice(row: store.Row) -> invoice_pb2.Invoice:
+    """Return an invoice as Stripe last told of it."""
+    return invoice_pb2.Invoice(
+        invoice_id=row.invoice_id,
+        account_id=row.account_id,
+        number=row.number or "",
+        status=_STATUSES.get(row.status, invoice_pb2.INVOICE_STATUS_UNKNOWN),
+        total=_to_proto_money(row.total, row.currency),
+        amount_due=_to_proto_money(row.amount_due, row.currency),
+        amount_paid=_to_proto_money(row.amount_paid, row.currency),
+        created_at=fields.to_proto_instant(row.created_at),
+        due_at=fields.to_proto_instant(row.due_at),
+        paid_at=fields.to_proto_instant(row.paid_at),
+        next_payment_attempt_at=fields.to_proto_instant(row.next_payment_attempt_at),
+        period_start=fields.to_proto_instant(row.period_start),
+        period_end=fields.to_proto_instant(row.period_end),
+        hosted_url=row.hosted_url or "",
+        pdf_url=row.pdf_url or "",
+        subscription_id=row.subscription_id or "",
+        lines=[_to_proto_line(line, row.currency) for line in row.lines[:LINES_SHOWN_MAX]],
+        more_lines=row.more_lines or len(row.lines) > LINES_SHOWN_MAX,
+        attempt_count=row.attempt_count,
+    )
+
+
+def _to_proto_line(line: Mapping[str, Any], currency: str) -> invoice_pb2.InvoiceLine:
+    return invoice_pb2.InvoiceLine(
+        description=line["description"],
+        amount=_to_proto_money(line["amount"], currency),
+        quantity=line["quantity"],
+        meter=line["meter"],
+        period_start=fields.to_proto_instant(datetime.fromtimestamp(line["period_start"], UTC)),
+        period_end=fields.to_proto_instant(datetime.fromtimestamp(line["period_end"], UTC)),
+        proration=line["proration"],
+    )
+
+
+def _to_proto_money(minor_units: int, currency: str) -> money_pb2.Money:
+    places = _PLACES.get(currency, 2)
+    return money_pb2.Money(currency=currency, amount=f"{Decimal(minor_units).scaleb(-places):.{places}f}")
+
+
+def _from_proto_status(check: fields.Fields, status: "invoice_pb2.InvoiceStatus.ValueType") -> str:
+    """Return the word of a status to be filtered by; empty for any."""
+    if status == invoice_pb2.INVOICE_STATUS_UNSPECIFIED:
+        return ""
+    if status not in _FILTERS:
+        check.refuse("status", f"is {status}, which is no status")
+    return _FILTERS.get(status, "")

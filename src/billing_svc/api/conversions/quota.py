@@ -1,0 +1,245 @@
+"""Quota messages to and from what the rules speak."""
+
+import functools
+from collections.abc import Iterator
+from datetime import datetime
+
+from google.protobuf import timestamp_pb2
+
+from billing.v1 import decision_pb2, plan_pb2, quota_pb2
+from billing_svc.api import fields
+from billing_svc.api.conversions import catalog as plans_conversions
+from billing_svc.metering.quota import checking, reading, rules, terms
+from billing_svc.metering.quota import holds as reservations_rules
+from billing_svc.metering.reservations import reserving
+
+RESERVATION_ID_LENGTH_MAX = 64
+
+# What another plan would have allowed.
+_MENDED_BY_PLANS = frozenset({rules.Reason.QUOTA_EXHAUSTED, rules.Reason.GRACE_EXPIRED, rules.Reason.NOT_IN_PLAN})
+_REASONS = {
+    reason: decision_pb2.DecisionReason.Value(f"DECISION_REASON_{reason.name}")
+    for reason in rules.Reason
+    if reason is not rules.Reason.NONE
+}
+
+
+def from_proto_check(request: quota_pb2.CheckQuotaRequest, caller: str) -> checking.Question:
+    """Return what is asked. Raises InvalidRequest."""
+    check = fields.Fields()
+    check.account_id(request.account_id)
+    check.meter_or_operation(request.meter, request.operation)
+    quantity = check.quantity("quantity", request.quantity) if request.HasField("quantity") else 1
+    hold = None
+    if request.reserve:
+        check.identifier("request_id", request.request_id)
+        ttl = reservations_rules.TTL_DEFAULT
+        if request.HasField("reservation_ttl"):
+            ttl = check.duration("reservation_ttl", request.reservation_ttl)
+            if not reservations_rules.TTL_MIN <= ttl <= reservations_rules.TTL_MAX:
+                check.refuse("reservation_ttl", f"is {ttl.total_seconds():g} s; must be 1 second to 24 hours")
+        hold = reservations_rules.Hold(request.request_id, ttl, caller)
+    check.done()
+    return checking.Question(reading.Asked(request.account_id, request.meter, request.operation), quantity, hold)
+
+
+def from_proto_release(request: quota_pb2.ReleaseReservationRequest) -> tuple[str, str]:
+    """Return the account and the reservation to be released. Raises InvalidRequest."""
+    check = fields.Fields()
+    check.account_id(request.account_id)
+    check.identifier("reservation_id", request.reservation_id, RESERVATION_ID_LENGTH_MAX)
+    check.done()
+    return request.account_id, request.reservation_id
+
+
+def to_proto_released(released: reserving.Released) -> quota_pb2.ReleaseReservationResponse:
+    """Return what became of a reservation."""
+    return quota_pb2.ReleaseReservationResponse(
+        state=to_proto_state(released.reservation.state),
+        released=released.released,
+        quantity=released.reservation.units,
+        reserved=released.reserved,
+        meter=released.reservation.meter,
+    )
+
+
+def to_proto_state(state: reservations_rules.State) -> quota_pb2.ReservationState.ValueType:
+    """Return a reservation's state as its enum value."""
+    return quota_pb2.ReservationState.Value(f"RESERVATION_STATE_{state.name}")
+
+
+def to_proto_reason(reason: rules.Reason) -> decision_pb2.DecisionReason.ValueType:
+    """Return a reason as its enum value."""
+    return decision_pb2.DECISION_REASON_UNSPECIFIED if reason is rules.Reason.NONE else _REASONS[reason]
+
+
+def to_proto_decision(allowed: bool) -> decision_pb2.Decision.ValueType:  # noqa: FBT001 - the one value it converts
+    """Return a decision as its enum value."""
+    return decision_pb2.DECISION_ALLOWED if allowed else decision_pb2.DECISION_DENIED
+
+
+def to_proto_check(checked: checking.Checked) -> quota_pb2.CheckQuotaResponse:
+    """Return the answer to a check."""
+    known, under, allowance = checked.known, checked.under, checked.allowance
+    counter, decision = checked.counter, checked.decision
+    # Field by field, because it takes half of what keywords do; what is left out has its default.
+    response = quota_pb2.CheckQuotaResponse()
+    response.decision = to_proto_decision(decision.allowed)
+    response.used = counter.shown_used
+    response.remaining = counter.remaining(allowance.included)
+    response.meter = known.meter
+    response.cost = checked.units
+    response.plan = under.plan.key
+    response.message = _sentence(checked)
+    response.catalog_version = under.catalog_version
+    response.period_start.CopyFrom(fields.to_proto_timestamp(under.period.start))
+    response.period_end.CopyFrom(fields.to_proto_timestamp(under.period.end))
+    if allowance.included is None:
+        response.unlimited = True
+    else:
+        response.included = allowance.included
+    if counter.reserved:
+        response.reserved = counter.reserved
+    if counter.billable:
+        response.overage = counter.billable
+    if under.past_due:
+        response.past_due = True
+    if under.pay_as_you_go:
+        response.pay_as_you_go = True
+    if allowance.overridden:
+        response.overridden = True
+    if decision.reason is not rules.Reason.NONE:
+        _add_reason(response, checked)
+    if checked.reservation is not None:
+        response.reservation_id = checked.reservation.reservation_id
+        response.reservation_expires_at.FromDatetime(checked.reservation.expires_at)
+        response.reservation_state = to_proto_state(checked.reservation.state)
+    return response
+
+
+def _add_reason(response: quota_pb2.CheckQuotaResponse, checked: checking.Checked) -> None:
+    under, counter, decision = checked.under, checked.counter, checked.decision
+    response.reason = to_proto_reason(decision.reason)
+    if (resets_at := to_proto_reset(decision, counter, under)) is not None:
+        response.resets_at.CopyFrom(resets_at)
+    if decision.grace_ends_at is not None:
+        response.grace_ends_at.FromDatetime(decision.grace_ends_at)
+    response.upgrade_plans.extend(upgrades(checked.known, under, checked.units, decision))
+    if decision.reason is rules.Reason.OVERAGE:
+        currency = under.catalog.currency
+        response.projected_overage_cost.CopyFrom(fields.to_proto_money(decision.projected_cost, currency))
+    if decision.retry_after is not None:
+        response.retry_after.FromTimedelta(decision.retry_after)
+
+
+def is_over_hard_limit(reason: rules.Reason) -> bool:
+    """Say whether a limit that is hard, or whose grace is over, is passed."""
+    return reason is rules.Reason.QUOTA_EXHAUSTED or reason is rules.Reason.GRACE_EXPIRED
+
+
+def to_proto_reset(
+    decision: rules.Decision, counter: rules.Counter, under: terms.Terms
+) -> timestamp_pb2.Timestamp | None:
+    """Return when waiting would help; no period resets a gauge."""
+    waits = not decision.allowed and is_over_hard_limit(decision.reason) and counter.level is None
+    return fields.to_proto_instant(under.period.end) if waits else None
+
+
+def upgrades(known: reading.Known, under: terms.Terms, units: int, decision: rules.Decision) -> tuple[str, ...]:
+    """Return the plans that would have allowed what was denied for its plan."""
+    if decision.allowed or decision.reason not in _MENDED_BY_PLANS:
+        return ()
+    wanted = units if known.facts.level == 0 else units + known.facts.level
+    return rules.allowing_plans(known.newest, under, known.meter, wanted)
+
+
+def _sentence(checked: checking.Checked) -> str:
+    """Say for a log what was decided and on which numbers."""
+    under, included, counter, decision = checked.under, checked.allowance.included, checked.counter, checked.decision
+    verdict = "allowed" if decision.allowed else "denied"
+    if decision.reason is not rules.Reason.NONE:
+        verdict += f" ({decision.reason.value})"
+    of = "unlimited" if included is None else str(included)
+    return (
+        f"{checked.units} {checked.known.meter} on plan {under.plan.key}: {verdict}; {counter.shown_used} used and "
+        f"{counter.reserved} reserved of {of} until {_to_minutes(under.period.end)}"
+    )
+
+
+# Most accounts share the ends of their periods, and it would take as long as all the rest of the sentence.
+@functools.lru_cache(maxsize=4096)
+def _to_minutes(instant: datetime) -> str:
+    return instant.isoformat(timespec="minutes")
+
+
+def to_proto_explanation(checked: checking.Checked) -> quota_pb2.Explanation:
+    """Return what a decision was made of."""
+    known, under, allowance, counter = checked.known, checked.under, checked.allowance, checked.counter
+    catalog = under.catalog
+    subscription = under.subscription
+    message = quota_pb2.Explanation(
+        decided_at=fields.to_proto_instant(checked.decided_at),
+        catalog=catalog.name,
+        catalog_version=under.catalog_version,
+        plan=under.plan.key,
+        subscription_id=subscription.subscription_id if subscription else "",
+        status=plans_conversions.to_proto_status(subscription.status if subscription else None),
+        seats=under.quantity,
+        pay_as_you_go=under.pay_as_you_go and under.plan.pay_as_you_go is not None,
+        quota_period=plans_conversions.to_proto_quota_period(catalog, under.plan, is_default=subscription is None),
+        grace_began_at=fields.to_proto_instant(
+            counter.exceeded_at if counter.is_exceeded(allowance.included) else None
+        ),
+    )
+    anchor = subscription.anchor if subscription else known.facts.standing.created_at
+    if message.quota_period != plan_pb2.QUOTA_PERIOD_CALENDAR_MONTH and anchor is not None:
+        message.quota_period_anchor.FromDatetime(anchor)
+    if allowance.overridden and known.facts.override is not None:
+        message.override.CopyFrom(to_proto_override(known.meter, known.facts.override))
+    # The plan's own: an override of a meter outside the plan has no limit below it.
+    limit = under.plan.limit(known.meter, pay_as_you_go=under.pay_as_you_go)
+    if limit is not None:
+        message.limit.CopyFrom(plans_conversions.to_proto_limit(catalog, known.meter, limit))
+    if checked.rate_limit is not None:
+        message.rate_limit.CopyFrom(plans_conversions.to_proto_rate_limit(checked.rate_limit))
+        message.rate_limit_used = checked.rate_limit_used
+    message.steps.extend(_steps(known, under, allowance, counter))
+    return message
+
+
+def to_proto_override(meter: str, override: terms.Override) -> quota_pb2.Override:
+    """Return what an account has in place of what its plan includes."""
+    return quota_pb2.Override(
+        meter=meter,
+        included=override.included or 0,
+        unlimited=override.included is None,
+        expires_at=fields.to_proto_instant(override.expires_at),
+        note=override.note,
+        set_by=override.set_by,
+        set_at=fields.to_proto_instant(override.set_at),
+    )
+
+
+def _steps(
+    known: reading.Known, under: terms.Terms, allowance: terms.Allowance, counter: rules.Counter
+) -> Iterator[str]:
+    if under.subscription is None:
+        yield f"no subscription gives a plan now, so the default plan {under.plan.key} of the newest catalog holds"
+    else:
+        yield (
+            f"subscription {under.subscription.subscription_id} ({under.subscription.status}) gives plan "
+            f"{under.plan.key} as sold under catalog version {under.catalog_version}"
+        )
+    if under.pay_as_you_go and under.plan.pay_as_you_go is not None:
+        yield f"pay-as-you-go is on, so its limits stand before the plan's: {under.plan.pay_as_you_go.name}"
+    yield f"the quota period is {under.period.start:%Y-%m-%d %H:%M:%S} to {under.period.end:%Y-%m-%d %H:%M:%S} UTC"
+    if allowance.limit is None:
+        yield f"the plan has no limit for {known.meter}"
+        return
+    of = "unlimited" if allowance.included is None else f"{allowance.included} included"
+    source = "an override of the account" if allowance.overridden else "the plan"
+    yield f"{known.meter}: {of} by {source}, beyond that {allowance.limit.beyond or 'nothing'}"
+    yield (
+        f"{counter.shown_used} used, {counter.billable} of them billable; {counter.consumed} take up room, "
+        f"{counter.reserved} are held, {counter.remaining(allowance.included)} remain"
+    )

@@ -1,0 +1,108 @@
+"""Subscription and checkout messages to and from what the rules speak."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+
+from billing.v1 import subscription_pb2
+from billing_svc.api import fields
+from billing_svc.api.conversions import catalog as plans_conversions
+from billing_svc.metering.quota import terms
+from billing_svc.subscriptions.checkouts import store as checkouts_store
+from billing_svc.subscriptions.records import store
+
+
+def from_proto_get(request: subscription_pb2.GetSubscriptionRequest) -> str:
+    """Return the account asked for. Raises InvalidRequest."""
+    check = fields.Fields()
+    check.account_id(request.account_id)
+    check.done()
+    return request.account_id
+
+
+def from_proto_checkout(
+    request: subscription_pb2.CreateCheckoutRequest, success_url: str, cancel_url: str, origins: Collection[str]
+) -> checkouts_store.Order:
+    """Return the order; URLs that were left out are the given ones. Raises InvalidRequest."""
+    check = fields.Fields()
+    check.account_id(request.account_id)
+    check.name("plan", request.plan)
+    if request.price:
+        check.name("price", request.price)
+    quantity = check.seats(request.quantity if request.HasField("quantity") else 1)
+    check.email("customer_email", request.customer_email)
+    check.optional_identifier("request_id", request.request_id)
+    order = checkouts_store.Order(
+        account_id=request.account_id,
+        plan=request.plan,
+        price=request.price,
+        quantity=quantity,
+        success_url=check.redirect_url("success_url", request.success_url or success_url, origins),
+        cancel_url=check.redirect_url("cancel_url", request.cancel_url or cancel_url, origins),
+        customer_email=request.customer_email,
+        request_id=request.request_id,
+    )
+    check.done()
+    return order
+
+
+def to_proto_checkout(page: checkouts_store.Page) -> subscription_pb2.CreateCheckoutResponse:
+    """Return the page that the customer is sent to."""
+    return subscription_pb2.CreateCheckoutResponse(
+        session_id=page.session_id or "",
+        url=page.url or "",
+        expires_at=fields.to_proto_instant(page.expires_at),
+        reused=not page.is_new,
+    )
+
+
+def to_proto_subscription(
+    under: terms.Terms, standing: terms.Standing, rows: Sequence[store.Row], now: datetime
+) -> subscription_pb2.Subscription:
+    """Return the plan in force and how the plan subscription stands that gives it; if none does, the latest one."""
+    in_force = under.subscription.subscription_id if under.subscription else None
+    bought = [row for row in rows if not row.superfluous] or rows
+    row = next((row for row in bought if row.subscription_id == in_force), bought[0] if bought else None)
+    message = subscription_pb2.Subscription(
+        plan=under.plan.key,
+        plan_name=under.plan.name,
+        status=subscription_pb2.STATUS_NONE,
+        period_start=fields.to_proto_instant(under.period.start),
+        period_end=fields.to_proto_instant(under.period.end),
+        pay_as_you_go=under.pay_as_you_go,
+        quota_period_start=fields.to_proto_instant(under.period.start),
+        quota_period_end=fields.to_proto_instant(under.period.end),
+        past_due=under.past_due,
+        catalog_version=under.catalog_version,
+        pay_as_you_go_offered=under.plan.pay_as_you_go is not None,
+        pay_as_you_go_pending=_is_pending(under, standing, rows),
+    )
+    if row is None:
+        return message
+    message.status = plans_conversions.to_proto_status(row.status)
+    message.subscription_id = row.subscription_id
+    message.price = row.price
+    message.quantity = row.quantity
+    if row.trial_end is not None:
+        message.trial_end.FromDatetime(row.trial_end)
+    if row.ended_at is not None:
+        message.ended_at.FromDatetime(row.ended_at)
+    if under.subscription is not None:
+        message.period_start.FromDatetime(row.billing_period_start)
+        message.period_end.FromDatetime(row.billing_period_end)
+        message.cancel_at_period_end = row.cancel_at_period_end or row.cancel_at == row.billing_period_end
+        if row.effective_until is not None and row.effective_until > now:
+            message.cancel_at.FromDatetime(row.effective_until)
+        if row.pending_at is not None:
+            message.pending_change.plan = row.pending_plan or ""
+            message.pending_change.price = row.pending_price or ""
+            message.pending_change.quantity = row.pending_quantity or 1
+            message.pending_change.effective_at.FromDatetime(row.pending_at)
+    return message
+
+
+def _is_pending(under: terms.Terms, standing: terms.Standing, rows: Sequence[store.Row]) -> bool:
+    """Say whether pay-as-you-go was switched on under a subscription that is not known here yet."""
+    switched = standing.pay_as_you_go_under
+    if switched is None or under.subscription is not None or under.plan.pay_as_you_go is None:
+        return False
+    return standing.metered_only is None and switched not in {row.subscription_id for row in rows}

@@ -1,0 +1,226 @@
+"""Usage messages to and from what the rules speak."""
+
+import functools
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TypeAlias
+
+from google.rpc import code_pb2
+
+from billing.v1 import decision_pb2, errors_pb2, usage_pb2
+from billing_svc.api import fields
+from billing_svc.api.conversions import quota as quota_conversions
+from billing_svc.metering.quota import holds as reservations_rules
+from billing_svc.metering.quota import rules as quota_rules
+from billing_svc.metering.usage import books, rules
+from billing_svc.platform import errors
+
+EVENTS_MAX = 5_000
+RETRY_ATTEMPT_MAX = 1_000
+VIOLATIONS_MAX = 20
+
+# What is so of nearly every event, in one look; only of another one each field is checked.
+_NAME = "[a-z][a-z0-9_]{0,63}"
+_ID = "[!-~]{1,%d}"
+_FIT = re.compile(
+    f"{_ID % fields.ACCOUNT_ID_LENGTH_MAX} {_ID % fields.ID_LENGTH_MAX} (?:{_NAME} | {_NAME}) "
+    f"(?:{_ID % quota_conversions.RESERVATION_ID_LENGTH_MAX})?",
+    re.ASCII,
+)
+_REJECTING = usage_pb2.IF_EXCEEDED_REJECT
+_RESERVATION_OUTCOMES = {
+    outcome: usage_pb2.ReservationOutcome.Value(f"RESERVATION_OUTCOME_{outcome.name}")
+    for outcome in reservations_rules.Outcome
+}
+_IF_EXCEEDED = frozenset(usage_pb2.IfExceeded.values())
+
+
+def from_proto_event(request: usage_pb2.RecordUsageRequest, caller: str, request_id: str) -> rules.NewEvent:
+    """Return the event that a request asks to record. Raises InvalidRequest."""
+    check = fields.Fields()
+    account_id, event_id, meter, operation = request.account_id, request.event_id, request.meter, request.operation
+    reservation_id = request.reservation_id
+    if not _FIT.fullmatch(f"{account_id} {event_id} {meter} {operation} {reservation_id}"):
+        check.account_id(account_id)
+        check.identifier("event_id", event_id)
+        check.meter_or_operation(meter, operation)
+        check.optional_identifier("reservation_id", reservation_id, quota_conversions.RESERVATION_ID_LENGTH_MAX)
+    quantity = request.quantity if request.HasField("quantity") else None
+    level = request.level if request.HasField("level") else None
+    if quantity is not None:
+        # A gauge takes a negative change; whether the meter is one shows later.
+        check.quantity("quantity", quantity, least=-fields.QUANTITY_MAX)
+        if quantity == 0 or (operation and quantity < 0):
+            check.refuse("quantity", f"is {quantity}; must be 1 to {fields.QUANTITY_MAX}")
+    if level is not None:
+        check.quantity("level", level, least=0)
+        if quantity is not None or operation:
+            check.refuse("level", "is the whole of what a gauge is set to; give no quantity and no operation with it")
+    retry_attempt, if_exceeded = request.retry_attempt, request.if_exceeded
+    if not 0 <= retry_attempt <= RETRY_ATTEMPT_MAX:
+        check.refuse("retry_attempt", f"is {retry_attempt}; must be 0 to {RETRY_ATTEMPT_MAX}")
+    if if_exceeded not in _IF_EXCEEDED:
+        check.refuse("if_exceeded", f"{if_exceeded} is no value of IfExceeded")
+    occurred_at = check.instant("occurred_at", request.occurred_at) if request.HasField("occurred_at") else None
+    properties = check.properties("properties", request.properties)
+    check.done()
+    sent = rules.Sent(meter or None, operation or None, quantity, level, occurred_at, properties)
+    reject = if_exceeded == _REJECTING
+    return rules.NewEvent(account_id, event_id, sent, retry_attempt, reject, reservation_id, caller, request_id)
+
+
+def to_proto_outcome(outcome: books.Answer | rules.Denied) -> usage_pb2.RecordUsageResponse:
+    """Return the answer to an event that was recorded, now or earlier, or denied."""
+    return to_proto_recorded(outcome) if isinstance(outcome, books.Answer) else to_proto_denied(outcome)
+
+
+def to_proto_recorded(answer: books.Answer) -> usage_pb2.RecordUsageResponse:
+    """Return the answer to a recorded event; a repeat differs in `duplicate` alone."""
+    response = usage_pb2.RecordUsageResponse()
+    _write_recorded(response, answer)
+    return response
+
+
+def _write_recorded(response: usage_pb2.RecordUsageResponse, answer: books.Answer) -> None:
+    recorded = answer.recorded
+    response.CopyFrom(
+        _answer_under(
+            (
+                *(recorded.meter, recorded.included, recorded.overridden, recorded.reason),
+                *(recorded.period_start, recorded.period_end, recorded.plan, recorded.catalog_version),
+            )
+        )
+    )
+    response.used = recorded.used
+    response.cost = recorded.units
+    response.remaining = recorded.remaining
+    # What is nearly always the default takes a third of an answer's time.
+    if recorded.billable:
+        response.billable = recorded.billable
+    if recorded.reserved:
+        response.reserved = recorded.reserved
+    if answer.duplicate:
+        response.duplicate = True
+    if recorded.superseded:
+        response.superseded = True
+    if recorded.reservation_outcome is not None:
+        response.reservation_outcome = _RESERVATION_OUTCOMES[recorded.reservation_outcome]
+
+
+# Meter, included, overridden, reason, the period's bounds, plan, version.
+_Under: TypeAlias = tuple[str, int | None, bool, quota_rules.Reason, datetime, datetime, str, int]
+
+
+# What the answers of many events have in common, to be copied: filling all of it in takes three times as long.
+@functools.lru_cache(maxsize=4096)
+def _answer_under(under: _Under) -> usage_pb2.RecordUsageResponse:
+    meter, included, overridden, reason, period_start, period_end, plan, catalog_version = under
+    return usage_pb2.RecordUsageResponse(
+        meter=meter,
+        included=included or 0,
+        unlimited=included is None,
+        over_limit=quota_conversions.is_over_hard_limit(reason),
+        decision=decision_pb2.DECISION_ALLOWED,
+        reason=quota_conversions.to_proto_reason(reason),
+        period_start=fields.to_proto_instant(period_start),
+        period_end=fields.to_proto_instant(period_end),
+        plan=plan,
+        catalog_version=catalog_version,
+        overridden=overridden,
+    )
+
+
+def to_proto_denied(denied: rules.Denied) -> usage_pb2.RecordUsageResponse:
+    """Return the answer to an event with REJECT that was not written."""
+    counter, under, included = denied.counter, denied.under, denied.allowance.included
+    return usage_pb2.RecordUsageResponse(
+        used=counter.shown_used,
+        meter=denied.meter,
+        included=included or 0,
+        remaining=counter.remaining(included),
+        reserved=counter.reserved,
+        over_limit=quota_conversions.is_over_hard_limit(denied.decision.reason),
+        decision=decision_pb2.DECISION_DENIED,
+        reason=quota_conversions.to_proto_reason(denied.decision.reason),
+        period_start=fields.to_proto_instant(under.period.start),
+        period_end=fields.to_proto_instant(under.period.end),
+        plan=under.plan.key,
+        resets_at=quota_conversions.to_proto_reset(denied.decision, counter, under),
+        grace_ends_at=fields.to_proto_instant(denied.decision.grace_ends_at),
+        upgrade_plans=denied.upgrade_plans,
+        catalog_version=under.catalog_version,
+        overridden=denied.allowance.overridden,
+        pay_as_you_go=under.pay_as_you_go,
+    )
+
+
+def to_proto_error(error: errors.BillingError) -> usage_pb2.EventError:
+    """Return why one event of a batch was not recorded; the same that RecordUsage would answer."""
+    violations = error.violations if isinstance(error, errors.InvalidRequest) else ()
+    return usage_pb2.EventError(
+        code=getattr(code_pb2, error.code.name),
+        reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{error.reason}"),
+        message=error.message,
+        metadata=error.metadata,
+        field_violations=[
+            usage_pb2.FieldViolation(field=violation.field, description=violation.description)
+            for violation in violations[:VIOLATIONS_MAX]
+        ],
+    )
+
+
+def to_parts(request: usage_pb2.BatchRecordUsageRequest, size: int) -> list[list[int]]:
+    """Return the places of a batch's events in parts of `size` or a little more, each account's together and in order.
+
+    Raises InvalidRequest on their number.
+    """
+    if not 1 <= len(request.events) <= EVENTS_MAX:
+        problem = f"has {len(request.events)} entries; must have 1 to {EVENTS_MAX}"
+        raise errors.InvalidRequest([errors.FieldViolation("events", problem)])
+    by_account: dict[str, list[int]] = {}
+    for n, event in enumerate(request.events):
+        by_account.setdefault(event.account_id, []).append(n)
+    parts: list[list[int]] = [[]]
+    for places in by_account.values():
+        if len(parts[-1]) >= size:
+            parts.append([])
+        parts[-1] += places
+    return parts
+
+
+def from_proto_part(
+    events: Sequence[usage_pb2.RecordUsageRequest], caller: str, request_id: str
+) -> list[rules.NewEvent | errors.BillingError]:
+    """Return events of a batch, in the place of an unfit one its error."""
+    parsed: list[rules.NewEvent | errors.BillingError] = []
+    for event in events:
+        try:
+            parsed.append(from_proto_event(event, caller, request_id))
+        except errors.BillingError as error:
+            parsed.append(error)
+    return parsed
+
+
+def write_result(result: usage_pb2.EventResult, event: usage_pb2.RecordUsageRequest, outcome: books.Outcome) -> None:
+    """Write the answer to one event of a batch into its place; one that was written before gives way."""
+    result.event_id = event.event_id[: fields.ID_LENGTH_MAX]
+    if isinstance(outcome, errors.BillingError):
+        result.error.CopyFrom(to_proto_error(outcome))
+    elif isinstance(outcome, rules.Denied):
+        result.answer.CopyFrom(to_proto_denied(outcome))
+    else:
+        _write_recorded(result.answer, outcome)
+
+
+def count_results(response: usage_pb2.BatchRecordUsageResponse) -> None:
+    """Write how many answers of each kind there are."""
+    for result in response.results:
+        if result.HasField("error"):
+            response.failed += 1
+        elif result.answer.decision == decision_pb2.DECISION_DENIED:
+            response.denied += 1
+        elif result.answer.duplicate:
+            response.duplicates += 1
+        else:
+            response.recorded += 1

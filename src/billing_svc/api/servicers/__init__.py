@@ -1,0 +1,1 @@
+"""The servicers: gRPC in, one transaction, gRPC out."""

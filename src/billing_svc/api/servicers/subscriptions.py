@@ -1,0 +1,193 @@
+"""SubscriptionService: gRPC in, the database and Stripe in turn, gRPC out."""
+
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing.v1 import subscription_pb2, subscription_pb2_grpc
+from billing_svc.api import fields, interceptors
+from billing_svc.api.conversions import alerts as alerts_conversions
+from billing_svc.api.conversions import catalog as plans_conversions
+from billing_svc.api.conversions import changes as changes_conversions
+from billing_svc.api.conversions import invoices as invoices_conversions
+from billing_svc.api.conversions import pricing as pricing_conversions
+from billing_svc.api.conversions import subscriptions
+from billing_svc.catalog import model, versions
+from billing_svc.customers import portal
+from billing_svc.metering.alerts import acknowledging
+from billing_svc.metering.alerts import store as alerts_store
+from billing_svc.metering.quota import reading
+from billing_svc.platform import clock, settings
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import transactions
+from billing_svc.subscriptions.changes import canceling, changing
+from billing_svc.subscriptions.checkouts import opening
+from billing_svc.subscriptions.invoices import store as invoices_store
+from billing_svc.subscriptions.pay_as_you_go import switching
+from billing_svc.subscriptions.previews import previewing
+from billing_svc.subscriptions.records import store
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Those who sell, change and end at Stripe."""
+
+    checkout: opening.Checkout
+    portal: portal.Portal
+    changing: changing.Changing
+    canceling: canceling.Canceling
+    switching: switching.Switching
+
+
+class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
+    """Says what an account has bought, and sells."""
+
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        catalogs: versions.CatalogCache,
+        desk: Desk,
+        now: clock.Clock,
+        options: settings.Settings,
+    ) -> None:
+        self._database = database
+        self._catalogs = catalogs
+        self._desk = desk
+        self._clock = now
+        self._success_url = options.success_url
+        self._cancel_url = options.cancel_url
+        self._return_url = options.portal_return_url or options.cancel_url
+        own = (options.success_url, options.cancel_url, self._return_url)
+        self._origins = frozenset(fields.origin(url) for url in (*own, *options.redirect_origins))
+
+    async def GetSubscription(
+        self, request: subscription_pb2.GetSubscriptionRequest, context: interceptors.Context
+    ) -> subscription_pb2.GetSubscriptionResponse:
+        """Say which plan is in force and how the subscription stands."""
+        account_id = subscriptions.from_proto_get(request)
+        return subscription_pb2.GetSubscriptionResponse(subscription=await self._subscription(account_id))
+
+    async def CreateCheckout(
+        self, request: subscription_pb2.CreateCheckoutRequest, context: interceptors.Context
+    ) -> subscription_pb2.CreateCheckoutResponse:
+        """Give the account's checkout page for a plan."""
+        order = subscriptions.from_proto_checkout(request, self._success_url, self._cancel_url, self._origins)
+        return subscriptions.to_proto_checkout(await self._desk.checkout.open_page(order, _origin(context)))
+
+    async def CreatePortalSession(
+        self, request: subscription_pb2.CreatePortalSessionRequest, context: interceptors.Context
+    ) -> subscription_pb2.CreatePortalSessionResponse:
+        """Give the account's customer a page of the portal."""
+        visit = changes_conversions.from_proto_portal(request, self._return_url, self._origins)
+        return subscription_pb2.CreatePortalSessionResponse(url=await self._desk.portal.open_page(visit))
+
+    async def SetPayAsYouGo(
+        self, request: subscription_pb2.SetPayAsYouGoRequest, context: interceptors.Context
+    ) -> subscription_pb2.SetPayAsYouGoResponse:
+        """Switch pay-as-you-go on or off."""
+        switch = changes_conversions.from_proto_switch(request)
+        await self._desk.switching.switch(switch, _origin(context))
+        return subscription_pb2.SetPayAsYouGoResponse(subscription=await self._subscription(switch.account_id))
+
+    async def ChangePlan(
+        self, request: subscription_pb2.ChangePlanRequest, context: interceptors.Context
+    ) -> subscription_pb2.ChangePlanResponse:
+        """Move the subscription to another plan, price or quantity, or say what that would cost."""
+        order = changes_conversions.from_proto_change(request, self._clock.now())
+        if request.preview:
+            outcome = await self._desk.changing.preview(order)
+        else:
+            outcome = await self._desk.changing.change(order, _origin(context))
+        return changes_conversions.to_proto_change(outcome, await self._subscription(order.account_id))
+
+    async def CancelSubscription(
+        self, request: subscription_pb2.CancelSubscriptionRequest, context: interceptors.Context
+    ) -> subscription_pb2.CancelSubscriptionResponse:
+        """End the subscription, at the period's end or now."""
+        ending = changes_conversions.from_proto_cancel(request)
+        await self._desk.canceling.cancel(ending, _origin(context))
+        return subscription_pb2.CancelSubscriptionResponse(subscription=await self._subscription(ending.account_id))
+
+    async def ResumeSubscription(
+        self, request: subscription_pb2.ResumeSubscriptionRequest, context: interceptors.Context
+    ) -> subscription_pb2.ResumeSubscriptionResponse:
+        """Take back an end that has not come yet."""
+        account_id, request_id = changes_conversions.from_proto_resume(request)
+        await self._desk.canceling.resume(account_id, request_id, _origin(context))
+        return subscription_pb2.ResumeSubscriptionResponse(subscription=await self._subscription(account_id))
+
+    async def ListPlans(
+        self, request: subscription_pb2.ListPlansRequest, context: interceptors.Context
+    ) -> subscription_pb2.ListPlansResponse:
+        """List what the newest catalog offers."""
+        page_size, after = plans_conversions.from_proto_list_plans(request)
+
+        async def work(conn: AsyncConnection) -> tuple[model.Catalog, int]:
+            version = await versions.newest(conn)
+            if version is None:
+                raise LookupError("no catalog was ever published")
+            return await self._catalogs.get(conn, version), version
+
+        catalog, version = await self._database.read(work)
+        return plans_conversions.to_proto_plans(
+            catalog, version, include_unsold=request.include_unsold, page_size=page_size, after=after
+        )
+
+    async def PreviewCost(
+        self, request: subscription_pb2.PreviewCostRequest, context: interceptors.Context
+    ) -> subscription_pb2.PreviewCostResponse:
+        """Work out a bill, line by line."""
+        asked = pricing_conversions.from_proto_preview(request)
+        now = self._clock.now()
+        bill = await self._database.read(lambda conn: previewing.preview(conn, self._catalogs, asked, now))
+        return pricing_conversions.to_proto_bill(bill)
+
+    async def ListInvoices(
+        self, request: subscription_pb2.ListInvoicesRequest, context: interceptors.Context
+    ) -> subscription_pb2.ListInvoicesResponse:
+        """List the account's invoices, newest first."""
+        choice, page = invoices_conversions.from_proto_list(request)
+        rows = await self._database.read(
+            lambda conn: invoices_store.list_invoices(conn, choice, page.after, page.size + 1)
+        )
+        invoices, token = invoices_conversions.to_proto_list(rows, page)
+        return subscription_pb2.ListInvoicesResponse(invoices=invoices, next_page_token=token)
+
+    async def ListAlerts(
+        self, request: subscription_pb2.ListAlertsRequest, context: interceptors.Context
+    ) -> subscription_pb2.ListAlertsResponse:
+        """List the account's alerts, newest first."""
+        asked = alerts_conversions.from_proto_list(request)
+        page = asked.page
+        # One more than the page shows whether there is a next one.
+        found = await self._database.read(
+            lambda conn: alerts_store.list_alerts(conn, asked.account_id, asked.choice, page.after, page.size + 1)
+        )
+        return alerts_conversions.to_proto_list(found, page)
+
+    async def AcknowledgeAlert(
+        self, request: subscription_pb2.AcknowledgeAlertRequest, context: interceptors.Context
+    ) -> subscription_pb2.AcknowledgeAlertResponse:
+        """Mark an alert as seen."""
+        account_id, alert_id = alerts_conversions.from_proto_acknowledge(request)
+        origin = _origin(context)
+        now = self._clock.now()
+        alert = await self._database.run(
+            lambda conn: acknowledging.acknowledge(conn, account_id, alert_id, origin, now)
+        )
+        return subscription_pb2.AcknowledgeAlertResponse(alert=alerts_conversions.to_proto_alert(alert))
+
+    async def _subscription(self, account_id: str) -> subscription_pb2.Subscription:
+        now = self._clock.now()
+
+        async def work(conn: AsyncConnection) -> tuple[reading.Known, list[store.Row]]:
+            known = await reading.read_standing(conn, self._catalogs, account_id, now)
+            return known, await store.plan_subscriptions(conn, account_id)
+
+        known, rows = await self._database.read(work)
+        return subscriptions.to_proto_subscription(known.terms_at(now), known.facts.standing, rows, now)
+
+
+def _origin(context: interceptors.Context) -> audit_store.Origin:
+    call = interceptors.call_of(context)
+    return audit_store.Origin(f"caller:{call.caller.name}", call.request_id)

@@ -1,1 +1,0 @@
-"""Whether calls should come here."""

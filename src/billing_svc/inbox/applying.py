@@ -1,0 +1,240 @@
+"""Applying the inbox: one worker at a time for each Stripe object, one fresh fetch for all its waiting events.
+
+Fetched state decides, not the events' order: whatever came twice, late or mixed up ends in what Stripe has. A worker
+that was overtaken finds its lease gone and writes nothing.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import versions
+from billing_svc.inbox import (
+    handle_checkouts,
+    handle_customers,
+    handle_invoices,
+    handle_meter_errors,
+    handle_subscriptions,
+    handling,
+    rules,
+    store,
+)
+from billing_svc.platform import clock, errors
+from billing_svc.platform.database import transactions
+from billing_svc.stripe import client, leases
+from billing_svc.subscriptions.records import applying as subscriptions_applying
+from billing_svc.subscriptions.records import refreshing
+from billing_svc.subscriptions.records import store as subscriptions_store
+
+_log = structlog.get_logger(__name__)
+
+# Objects taken in one round, and how many of them at a time: Stripe's sandbox admits 25 calls a second.
+OBJECTS_MAX = 50
+OBJECTS_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Events of one object, of one kind, under its lease."""
+
+    lease: leases.Lease
+    kind: rules.Kind
+    events: Sequence[rules.Event]
+    # How often those that wait were tried before.
+    attempts: int
+
+    @property
+    def object_id(self) -> str:
+        return self.lease.object_id
+
+    @property
+    def event_ids(self) -> list[str]:
+        return [event.event_id for event in self.events]
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What becomes of an event without a fetch."""
+
+    event_id: str
+    state: str
+    note: str
+
+
+class Inbox:
+    """Applies what waits in the inbox."""
+
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        catalogs: versions.CatalogCache,
+        stripe: client.Stripe,
+        now: clock.Clock,
+        *,
+        livemode: bool = False,
+    ) -> None:
+        """`livemode` is that of our own key: events of the other mode are ignored, also when replayed."""
+        self._database = database
+        self._clock = now
+        self._livemode = livemode
+        refresher = refreshing.Refresher(database, catalogs, stripe, now)
+        self._handlers: Mapping[rules.Kind, handling.Handler] = {
+            rules.Kind.SUBSCRIPTION: handle_subscriptions.Subscriptions(catalogs, stripe),
+            rules.Kind.CHECKOUT: handle_checkouts.Checkouts(),
+            rules.Kind.INVOICE: handle_invoices.Invoices(stripe),
+            rules.Kind.CUSTOMER: handle_customers.Customers(database, refresher),
+            rules.Kind.METER_ERROR: handle_meter_errors.MeterErrors(stripe),
+        }
+
+    async def apply_due(self) -> int:
+        """Apply the events that are due, and return of how many objects.
+
+        Raises Unavailable when Postgres is away at the outset. Later on, an object that cannot be dealt with keeps its
+        lease until that runs out, and the others go on.
+        """
+        now = self._clock.now()
+        due = await self._database.read(lambda conn: store.due_objects(conn, OBJECTS_MAX, now))
+        at_once = asyncio.Semaphore(OBJECTS_AT_ONCE)
+
+        async def one(object_id: str) -> bool:
+            async with at_once:
+                try:
+                    return await self._apply_object(object_id)
+                except errors.BillingError as error:
+                    _log.warning("object_left", object=object_id, error=error.message)
+                    return False
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(object_id)) for object_id in due]
+        return sum(task.result() for task in tasks)
+
+    async def _apply_object(self, object_id: str) -> bool:
+        """Apply what waits for an object; returns False if there is nothing to do or somebody else is at it."""
+        taken = await self._take(object_id)
+        if taken is None:
+            return False
+        lease, pending = taken
+        work, verdicts = self._judge(lease, pending)
+        if verdicts or work is None:
+            await self._record(lease, verdicts, is_all=work is None)
+        if work is not None:
+            await self._apply(work)
+        return True
+
+    async def _take(self, object_id: str) -> tuple[leases.Lease, Sequence[store.Pending]] | None:
+        """Lease an object and note its waiting events: those are fetched for, and only those are marked."""
+        now = self._clock.now()
+
+        async def take(conn: AsyncConnection) -> tuple[leases.Lease, Sequence[store.Pending]] | None:
+            lease = await leases.take(conn, object_id, now)
+            if lease is None:
+                return None
+            pending = await store.pending(conn, object_id)
+            if not pending:  # another worker was just here
+                await leases.end(conn, lease, now)
+                return None
+            return lease, pending
+
+        return await self._database.run(take)
+
+    def _judge(self, lease: leases.Lease, pending: Sequence[store.Pending]) -> tuple[_Work | None, list[_Verdict]]:
+        """Part the events that are to be applied from those that need no fetch.
+
+        Two kinds of one id are not Stripe's doing; the one that is due is taken, the other has its own time.
+        """
+        now = self._clock.now()
+        verdicts: list[_Verdict] = []
+        by_kind: dict[rules.Kind, list[rules.Event]] = {}
+        waiting: list[tuple[datetime, int, rules.Kind]] = []
+        for one in pending:
+            try:
+                # The row's key is what is marked.
+                event = replace(rules.parse(one.body, now), event_id=one.event_id)
+            except errors.InvalidRequest as error:
+                verdicts.append(_Verdict(one.event_id, "failed", error.message))
+                continue
+            reason = event.ignored_because(livemode=self._livemode)
+            if reason is not None:
+                verdicts.append(_Verdict(one.event_id, "ignored", reason))
+            elif event.kind is not None:
+                by_kind.setdefault(event.kind, []).append(event)
+                if one.state == "waiting":
+                    waiting.append((one.next_attempt_at, one.attempts, event.kind))
+        if not waiting:
+            return None, verdicts
+        kind = min(waiting, key=lambda one: one[0])[2]
+        attempts = max(attempts for _, attempts, of_kind in waiting if of_kind is kind)
+        return _Work(lease, kind, by_kind[kind], attempts), verdicts
+
+    async def _record(self, lease: leases.Lease, verdicts: Sequence[_Verdict], *, is_all: bool) -> None:
+        now = self._clock.now()
+
+        async def record(conn: AsyncConnection) -> None:
+            if is_all:
+                await leases.end(conn, lease, now)
+            for one in verdicts:
+                await store.close(conn, [one.event_id], one.state, "", one.note, now)
+
+        await self._database.run(record)
+
+    async def _apply(self, work: _Work) -> None:
+        try:
+            await self._require_ours(work.events)
+            apply = await self._handlers[work.kind].prepare(work.events)
+            await self._finish(work, apply)
+        except leases.Overtaken:
+            _log.info("overtaken", object=work.object_id)
+        except subscriptions_applying.NotOurs as finding:
+            await self._close(work, "ignored", str(finding))
+        except (subscriptions_applying.CannotApply, errors.StripeRefused, client.NotReadable) as error:
+            _log.warning("event_failed", object=work.object_id, events=work.event_ids, error=str(error))
+            await self._close(work, "failed", str(error))
+        except (errors.Unavailable, errors.LostRace) as error:
+            await self._postpone(work, error.message)
+        except Exception as error:  # noqa: BLE001 - logged and kept; one event must not stop the others
+            # A defect of ours: keep the event, say so, and go on with the others; a mended release applies it.
+            _log.exception("event_crashed", object=work.object_id, events=work.event_ids)
+            await self._postpone(work, f"internal error: {type(error).__name__}")
+
+    async def _require_ours(self, events: Sequence[rules.Event]) -> None:
+        """Raise NotOurs if the payload names a customer that is none of ours: a read is too dear for a stranger's."""
+        customer_id = next((event.customer_id for event in events if event.customer_id), None)
+        if customer_id is None:
+            return
+        known = await self._database.read(lambda conn: subscriptions_store.account_of_customer(conn, customer_id))
+        if known is None:
+            raise subscriptions_applying.NotOurs(f"customer {customer_id} is not ours")
+
+    async def _finish(self, work: _Work, apply: handling.Apply) -> None:
+        now = self._clock.now()
+
+        async def finish(conn: AsyncConnection) -> None:
+            if not await leases.end(conn, work.lease, now):
+                raise leases.Overtaken
+            account_id = await apply(conn, now)
+            await store.close(conn, work.event_ids, "applied", account_id, None, now)
+
+        await self._database.run(finish)
+
+    async def _close(self, work: _Work, state: str, note: str) -> None:
+        now = self._clock.now()
+
+        async def close(conn: AsyncConnection) -> None:
+            if await leases.end(conn, work.lease, now):
+                await store.close(conn, work.event_ids, state, "", note, now)
+
+        await self._database.run(close)
+
+    async def _postpone(self, work: _Work, note: str) -> None:
+        now = self._clock.now()
+        until = rules.retry_at(work.attempts, now)
+
+        async def postpone(conn: AsyncConnection) -> None:
+            if await leases.end(conn, work.lease, now):
+                await store.postpone(conn, work.event_ids, until, note)
+
+        await self._database.run(postpone)

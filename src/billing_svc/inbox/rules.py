@@ -1,0 +1,193 @@
+"""What an event is about, and when to try again. Pure: no I/O, `now` is an argument."""
+
+import enum
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeGuard
+
+from billing_svc.platform import errors
+
+ID_LENGTH_MAX = 255
+TYPE_LENGTH_MAX = 255
+# The gateway's own bound.
+BODY_BYTES_MAX = 256 * 1024
+
+# Seconds since 1970, in the year 2242; what lies beyond is no time of an event.
+CREATED_MAX = 2**33
+
+RETRY_FIRST = timedelta(seconds=1)
+RETRY_MOST = timedelta(minutes=5)
+
+
+class Kind(enum.Enum):
+    """What an event brings up to date; each kind has its handler."""
+
+    SUBSCRIPTION = enum.auto()
+    # A checkout page that became no subscription.
+    CHECKOUT = enum.auto()
+    INVOICE = enum.auto()
+    CUSTOMER = enum.auto()
+    METER_ERROR = enum.auto()
+
+
+_FAMILIES: Mapping[str, Kind] = {"customer.subscription.": Kind.SUBSCRIPTION, "invoice.": Kind.INVOICE}
+_TYPES: Mapping[str, Kind] = {
+    "checkout.session.completed": Kind.CHECKOUT,
+    "checkout.session.expired": Kind.CHECKOUT,
+    "customer.updated": Kind.CUSTOMER,
+    "customer.deleted": Kind.CUSTOMER,
+    "v1.billing.meter.error_report_triggered": Kind.METER_ERROR,
+    "v1.billing.meter.no_meter_found": Kind.METER_ERROR,
+}
+# Those of a family that carry nothing to fetch.
+_WITHOUT_EFFECT: Mapping[str, str] = {"invoice.upcoming": "the invoice that it announces does not exist yet"}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """Names a checkout page of ours."""
+
+    account_id: str
+    checkout_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A webhook event, typed; `object` is what it carried, empty for a thin one."""
+
+    event_id: str
+    type: str
+    object: Mapping[str, Any]
+    livemode: bool
+    api_version: str | None
+    created_at: datetime
+    body: bytes
+
+    @property
+    def kind(self) -> Kind | None:
+        """Return what it brings up to date; None if events of this type change nothing here."""
+        if self.type in _WITHOUT_EFFECT:
+            return None
+        family = next((kind for prefix, kind in _FAMILIES.items() if self.type.startswith(prefix)), None)
+        kind = family or _TYPES.get(self.type)
+        # A page that was paid is closed together with the arrival of its subscription.
+        return Kind.SUBSCRIPTION if kind is Kind.CHECKOUT and self.subscription_id else kind
+
+    @property
+    def is_about_checkout(self) -> bool:
+        """Say whether it carries a checkout session."""
+        return _TYPES.get(self.type) is Kind.CHECKOUT
+
+    @property
+    def tells_of_deletion(self) -> bool:
+        """Say whether its object may be gone: then what it carries is the object's last word."""
+        return self.type.endswith(".deleted")
+
+    @property
+    def subscription_id(self) -> str | None:
+        """Return the subscription that the event is about, if it is about one."""
+        if self.type.startswith("customer.subscription."):
+            return self._own_id
+        return _id(self.object.get("subscription")) if self.is_about_checkout else None
+
+    @property
+    def customer_id(self) -> str | None:
+        """Return the customer that its object belongs to, or is. An object never changes its customer."""
+        return self._own_id if _TYPES.get(self.type) is Kind.CUSTOMER else _id(self.object.get("customer"))
+
+    @property
+    def checkout(self) -> "Checkout | None":
+        """Return which checkout of ours the event's session belongs to, as its metadata say; None if it is not ours."""
+        metadata = self.object.get("metadata")
+        if not isinstance(metadata, Mapping):
+            return None
+        account_id, checkout_id = metadata.get("account_id"), metadata.get("checkout_id")
+        if not _is_text(account_id, ID_LENGTH_MAX) or not _is_text(checkout_id, ID_LENGTH_MAX):
+            return None
+        return Checkout(account_id, checkout_id)
+
+    @property
+    def object_id(self) -> str:
+        """Return the Stripe object that applying the event refreshes; its own id if it names none.
+
+        One worker at a time works on an object.
+        """
+        return self.subscription_id or self._own_id or self.event_id
+
+    @property
+    def _own_id(self) -> str | None:
+        return _id(self.object.get("id"))
+
+    def ignored_because(self, *, livemode: bool) -> str | None:
+        """Return why it is kept without effect under a key of the given mode; None if it is to be applied."""
+        if self.livemode != livemode:
+            return f"livemode is {self.livemode}, our key's is {livemode}"
+        if self.kind is None:
+            return _WITHOUT_EFFECT.get(self.type, "this type changes nothing here")
+        return None
+
+
+def parse(body: bytes, now: datetime) -> Event:
+    """Read a verified body. Raises InvalidRequest if it is no event; unknown types and fields are welcome."""
+    if len(body) > BODY_BYTES_MAX:
+        raise _refused(f"is {len(body)} bytes long; at most {BODY_BYTES_MAX} are allowed")
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        raise _refused("is no JSON") from None
+    if not isinstance(data, dict):
+        raise _refused("is no JSON object")
+    event_id: object = data.get("id")
+    type_: object = data.get("type")
+    if not _is_text(event_id, ID_LENGTH_MAX):
+        raise _refused("has no event id")
+    if not _is_text(type_, TYPE_LENGTH_MAX):
+        raise _refused("has no event type")
+    carried = data.get("data")
+    carried = carried.get("object") if isinstance(carried, dict) else None
+    api_version = data.get("api_version")
+    return Event(
+        event_id=event_id,
+        type=type_,
+        object=carried if isinstance(carried, dict) else {},
+        livemode=data.get("livemode") is True,
+        api_version=api_version if _is_text(api_version, TYPE_LENGTH_MAX) else None,
+        created_at=_created(data.get("created"), now),
+        body=body,
+    )
+
+
+def retry_at(attempts: int, now: datetime) -> datetime:
+    """Return when to try again after `attempts` failures: a second, doubling, at most five minutes."""
+    return now + min(RETRY_FIRST * (1 << min(attempts, 16)), RETRY_MOST)
+
+
+def _id(value: object) -> str | None:
+    """Return the id of an object that may have come expanded; None if it is none."""
+    if isinstance(value, Mapping):
+        value = value.get("id")
+    return value if _is_text(value, ID_LENGTH_MAX) else None
+
+
+def _is_text(value: object, length_max: int) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= length_max and value.isprintable()
+
+
+def _created(value: object, now: datetime) -> datetime:
+    """Return when Stripe made it: seconds since 1970, or ISO text in thin events."""
+    if isinstance(value, int) and 0 <= value < CREATED_MAX:
+        return datetime.fromtimestamp(value, UTC)
+    if isinstance(value, str):
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            return now
+        if at.tzinfo is not None and 0 <= at.timestamp() < CREATED_MAX:
+            return at.astimezone(UTC)
+    return now
+
+
+def _refused(problem: str) -> errors.InvalidRequest:
+    return errors.InvalidRequest([errors.FieldViolation("payload", problem)])

@@ -1,0 +1,79 @@
+"""Correcting an event: a new entry that points to it and takes some or all of it back. Nothing is ever changed."""
+
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import versions
+from billing_svc.metering.corrections import rules, store
+from billing_svc.metering.quota import rules as quota_rules
+from billing_svc.metering.usage import store as usage_store
+from billing_svc.platform import errors
+from billing_svc.platform.database import transactions
+
+
+async def correct(
+    conn: AsyncConnection, catalogs: versions.CatalogCache, correction: rules.Correction, now: datetime
+) -> rules.Corrected:
+    """Take units of an event back from the counter that counted them.
+
+    Raises EventNotFound, GaugeNotCorrectable, CorrectionTooLarge and EventIdReused. Corrections of one event wait for
+    each other at its counter, so together they never take back more than it took.
+    """
+    repeated = await _repeated(conn, correction)
+    if repeated is not None:
+        return repeated
+    event = await store.find_event(conn, correction.account_id, correction.event_id)
+    if event is None:
+        message = f"event_id: the account has no usage event {correction.event_id!r}"
+        raise errors.EventNotFound(message, {"event_id": correction.event_id})
+    if await _is_gauge(conn, catalogs, event):
+        message = "event_id: a gauge is not corrected; record its right level"
+        raise errors.GaugeNotCorrectable(message, {"meter": event.meter})
+    key = (correction.account_id, event.meter, event.period_start)
+    row = (await usage_store.lock_counters(conn, [key]))[key]
+    # What took the units back while this one waited may have been its own first sending.
+    repeated = await _repeated(conn, correction)
+    if repeated is not None:
+        return repeated
+    left = event.units - await store.units_taken_back(conn, correction.account_id, correction.event_id)
+    units = left if correction.quantity is None else correction.quantity
+    if not 0 < units <= left:
+        message = f"quantity: {units} units cannot be taken back; {left} are left of the event"
+        raise errors.CorrectionTooLarge(message, {"event_id": correction.event_id, "left": str(left)})
+    after = quota_rules.correct(row.counter, units, row.included)
+    answer = rules.Corrected(
+        duplicate=False,
+        meter=event.meter,
+        units=units,
+        billable=row.counter.billable - after.billable,
+        left=left - units,
+        used=after.used,
+        total_billable=after.billable,
+        period_start=event.period_start,
+        period_end=row.period_end,
+    )
+    if not await store.insert(conn, correction, answer, row, now):
+        raise transactions.RetryTransaction
+    await store.update_counter(conn, key, after, now)
+    return answer
+
+
+async def _repeated(conn: AsyncConnection, correction: rules.Correction) -> rules.Corrected | None:
+    """Return the first answer if the correction's id is stored. Raises EventIdReused."""
+    earlier = await store.find(conn, correction.account_id, correction.correction_id)
+    if earlier is None:
+        return None
+    content, answer = earlier
+    if content != correction.content:
+        message = f"correction_id: {correction.correction_id!r} was used with other content"
+        raise errors.EventIdReused(message, {"event_id": correction.correction_id})
+    return answer
+
+
+async def _is_gauge(conn: AsyncConnection, catalogs: versions.CatalogCache, event: store.Event) -> bool:
+    """Say whether the event's meter has a level; one that has left the newest catalog is what it was."""
+    newest = await catalogs.latest(conn)
+    sold = await catalogs.get(conn, event.catalog_version)
+    meter = newest.meters.get(event.meter) or sold.meters.get(event.meter)
+    return meter is not None and meter.kind == "gauge"

@@ -1,0 +1,123 @@
+"""Corrections in Postgres: rows of usage_events with negative units, under ids of the same kind."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.metering.corrections import rules
+from billing_svc.metering.quota import rules as quota_rules
+from billing_svc.metering.usage import store as usage_store
+from billing_svc.platform.database import tables
+
+_EVENTS = tables.usage_events
+_COUNTERS = tables.usage_counters
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event that may be corrected."""
+
+    meter: str
+    period_start: datetime
+    units: int
+    catalog_version: int
+
+
+async def find(
+    conn: AsyncConnection, account_id: str, correction_id: str
+) -> tuple[tuple[str | None, int | None, str], rules.Corrected] | None:
+    """Return the content and the answer of what is stored under an id; an event has no content of a correction's."""
+    row = (await conn.execute(sa.select(_EVENTS).where(*_is(account_id, correction_id)))).one_or_none()
+    if row is None:
+        return None
+    answer = rules.Corrected(
+        duplicate=True,
+        meter=row.meter,
+        units=-row.units,
+        billable=-row.billable,
+        left=row.remaining_after,
+        used=row.used_after,
+        total_billable=row.billable_after,
+        period_start=row.period_start,
+        period_end=row.period_end,
+    )
+    return (row.corrects_event_id, row.sent_quantity, row.properties.get("note", "")), answer
+
+
+async def find_event(conn: AsyncConnection, account_id: str, event_id: str) -> Event | None:
+    """Return the event to be corrected; a correction is none."""
+    query = sa.select(_EVENTS.c.meter, _EVENTS.c.period_start, _EVENTS.c.units, _EVENTS.c.catalog_version)
+    row = (
+        await conn.execute(query.where(*_is(account_id, event_id), _EVENTS.c.corrects_event_id.is_(None)))
+    ).one_or_none()
+    return None if row is None else Event(*row)
+
+
+async def units_taken_back(conn: AsyncConnection, account_id: str, event_id: str) -> int:
+    """Return how much of an event was corrected so far; read under the lock of its counter."""
+    query = sa.select(sa.func.coalesce(-sa.func.sum(_EVENTS.c.units), 0))
+    where = (_EVENTS.c.account_id == account_id, _EVENTS.c.corrects_event_id == event_id)
+    return int((await conn.execute(query.where(*where))).scalar_one())
+
+
+async def insert(
+    conn: AsyncConnection,
+    correction: rules.Correction,
+    answer: rules.Corrected,
+    row: usage_store.LockedCounter,
+    now: datetime,
+) -> bool:
+    """Store a correction with its answer; returns whether its id was new."""
+    inserted = await conn.execute(
+        postgresql.insert(_EVENTS)
+        .values(
+            account_id=correction.account_id,
+            event_id=correction.correction_id,
+            corrects_event_id=correction.event_id,
+            sent_quantity=correction.quantity,
+            properties={"note": correction.note} if correction.note else {},
+            meter=answer.meter,
+            period_start=answer.period_start,
+            units=-answer.units,
+            billable=-answer.billable,
+            occurred_at=now,
+            recorded_at=now,
+            caller=correction.caller,
+            request_id=correction.request_id,
+            period_end=answer.period_end,
+            plan=row.plan,
+            catalog_version=row.catalog_version,
+            used_after=answer.used,
+            reserved_after=row.counter.reserved,
+            billable_after=answer.total_billable,
+            # Of a correction: what is left of the event.
+            remaining_after=answer.left,
+            included=row.included,
+            overridden=row.overridden,
+            reason=quota_rules.Reason.NONE.value,
+        )
+        .on_conflict_do_nothing()
+        .returning(_EVENTS.c.event_id)
+    )
+    return inserted.scalar_one_or_none() is not None
+
+
+async def update_counter(
+    conn: AsyncConnection, key: usage_store.CounterKey, after: quota_rules.Counter, now: datetime
+) -> None:
+    """Write the totals of a locked counter; the terms that it is kept under stay."""
+    account_id, meter, period_start = key
+    await conn.execute(
+        sa.update(_COUNTERS)
+        .where(
+            _COUNTERS.c.account_id == account_id, _COUNTERS.c.meter == meter, _COUNTERS.c.period_start == period_start
+        )
+        .values(used=after.used, billable=after.billable, exceeded_at=after.exceeded_at, updated_at=now)
+    )
+
+
+def _is(account_id: str, event_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (_EVENTS.c.account_id == account_id, _EVENTS.c.event_id == event_id)

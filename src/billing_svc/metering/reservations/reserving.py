@@ -1,0 +1,284 @@
+"""Reserving, releasing and expiring, each for a batch in the caller's transaction.
+
+Locks are taken in one order everywhere: counters, gauge levels, rate windows, then reservations.
+"""
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import versions
+from billing_svc.metering.gauges import store as gauges_store
+from billing_svc.metering.quota import checking, holds, reading
+from billing_svc.metering.quota import rules as quota_rules
+from billing_svc.metering.quota import store as quota_store
+from billing_svc.metering.reservations import store
+from billing_svc.metering.usage import store as usage_store
+from billing_svc.platform import errors
+from billing_svc.platform.database import transactions
+
+# Counters that a sweep relieves in one transaction.
+SWEEP_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """What a release found: `released` says whether this call did it; `reserved` is what the meter still holds."""
+
+    reservation: holds.Reservation
+    released: bool
+    reserved: int
+
+
+async def reserve(
+    conn: AsyncConnection, catalogs: versions.CatalogCache, questions: Sequence[checking.Question], now: datetime
+) -> list[checking.Checked | errors.BillingError]:
+    """Decide questions and hold what is allowed; the same request id is given the same reservation.
+
+    Raises RetryTransaction when another transaction took one of the request ids meanwhile.
+    """
+    keys = [_request_key(question) for question in questions]
+    earlier = await store.find_by_request(conn, set(keys))
+    first: dict[tuple[str, str], int] = {}
+    for n, key in enumerate(keys):
+        if key not in earlier:
+            first.setdefault(key, n)
+    asked = [question.asked for question in questions]
+    known = await reading.read(conn, catalogs, asked, now)
+    # What even a counter at zero refuses leaves no trace.
+    outcomes = {n: refused for n in first.values() if (refused := _refused_at_once(known[n], questions[n], now))}
+    going = [n for n in first.values() if n not in outcomes]
+    new = await _locked(conn, {n: one for n in going if isinstance(one := known[n], reading.Known)}, now)
+    desk = _Desk(now)
+    for n, one in new.items():
+        outcomes[n] = desk.answer(one, questions[n])
+    denied = {keys[n] for n in new if not _is_held(outcomes[n])}
+    # What used the quota up while this one waited for the counter may have been its own first sending.
+    if denied and await store.find_by_request(conn, denied):
+        raise transactions.RetryTransaction
+    await _write(conn, desk, now)
+    for n, question in enumerate(questions):
+        if keys[n] in earlier:
+            outcomes[n] = _repeated(known[n], question, earlier[keys[n]], now)
+        elif n not in outcomes:
+            outcomes[n] = _repeated_in_batch(question, questions[first[keys[n]]], outcomes[first[keys[n]]])
+    return [outcomes[n] for n in range(len(questions))]
+
+
+async def release(
+    conn: AsyncConnection, keys: Sequence[tuple[str, str]], now: datetime
+) -> list[Released | errors.BillingError]:
+    """Give back what (account, reservation id) hold; one that is closed already is told as it is."""
+    found = await store.find(conn, set(keys))
+    locked = await usage_store.lock_counters(conn, {one.counter_key for one in found.values()}) if found else {}
+    closing = {key: one for key, one in found.items() if one.state is holds.State.HELD}
+    if closing:
+        changes = [(one, _closed_state(one, now), None) for one in closing.values()]
+        if await store.close(conn, changes, now) < len(closing):
+            raise transactions.RetryTransaction
+        await store.add_reserved(conn, _given_back(closing.values()), now)
+    outcomes: list[Released | errors.BillingError] = []
+    done: set[tuple[str, str]] = set()
+    for key in keys:
+        if key not in found:
+            message = f"reservation_id: the account has no reservation {key[1]!r}"
+            outcomes.append(errors.ReservationNotFound(message, {"reservation_id": key[1]}))
+            continue
+        one = found[key]
+        state = _closed_state(one, now) if key in closing else one.state
+        back = sum(other.units for other in closing.values() if other.counter_key == one.counter_key)
+        reserved = locked[one.counter_key].counter.reserved - back
+        is_own = key in closing and key not in done and state is holds.State.RELEASED
+        outcomes.append(Released(replace(one, state=state), is_own, reserved))
+        done.add(key)
+    return outcomes
+
+
+async def sweep(conn: AsyncConnection, now: datetime) -> int:
+    """Close holds whose time is over, and return on how many counters. They stood in nobody's way before."""
+    keys = await store.overdue_counters(conn, SWEEP_MAX, now)
+    if keys:
+        await usage_store.lock_counters(conn, keys)
+        await expire(conn, keys, now)
+    return len(keys)
+
+
+async def expire(
+    conn: AsyncConnection, keys: Sequence[usage_store.CounterKey], now: datetime
+) -> dict[usage_store.CounterKey, int]:
+    """Close the holds of locked counters whose time is over; returns the units that each counter got back."""
+    back: dict[usage_store.CounterKey, int] = {}
+    for key, _, units in await store.expire(conn, keys, now):
+        back[key] = back.get(key, 0) + units
+    if back:
+        await store.add_reserved(conn, {key: -units for key, units in back.items()}, now)
+    return back
+
+
+def _refused_at_once(
+    known: reading.Known | errors.BillingError, question: checking.Question, now: datetime
+) -> checking.Checked | errors.BillingError | None:
+    """Return the answer to a question that no lock can change: unfit, or denied where nothing was used yet."""
+    checked = checking.answer(known, question, now)
+    if isinstance(checked, errors.BillingError):
+        return checked
+    is_unused = checked.under.period.start not in checked.known.facts.counters
+    return checked if is_unused and not checked.decision.allowed else None
+
+
+def _is_held(outcome: checking.Checked | errors.BillingError) -> bool:
+    return isinstance(outcome, checking.Checked) and outcome.reservation is not None
+
+
+async def _locked(conn: AsyncConnection, known: Mapping[int, reading.Known], now: datetime) -> dict[int, reading.Known]:
+    """Lock the counters (and levels) of new holds, and return what is known of each as of now."""
+    if not known:
+        return {}
+    under = {n: one.terms_at(now) for n, one in known.items()}
+    keys = {n: (one.asked.account_id, one.meter, under[n].period.start) for n, one in known.items()}
+    missing = {
+        keys[n]: (under[n], one.allowance(under[n], now))
+        for n, one in known.items()
+        if under[n].period.start not in one.facts.counters
+    }
+    unknown = {one.asked.account_id for one in known.values() if one.facts.standing.created_at is None}
+    locked = await usage_store.lock_counters(conn, set(keys.values()) - missing.keys())
+    holding = [key for key, row in locked.items() if row.counter.reserved]
+    back = await expire(conn, holding, now) if holding else {}
+    gauges = {keys[n][:2] for n, one in known.items() if one.is_gauge}
+    levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
+    # After all locks, so that who waits for one of them holds none that we wait for.
+    if missing:
+        locked |= await usage_store.open_counters(conn, missing, unknown, now)
+    fresh = {}
+    for n, one in known.items():
+        key = keys[n]
+        counter = locked[key].counter
+        counter = replace(counter, reserved=counter.reserved - back.get(key, 0))
+        level = levels[key[:2]].level if key[:2] in levels else 0
+        facts = replace(one.facts, counters={key[2]: counter}, level=level)
+        fresh[n] = replace(one, facts=facts)
+    return fresh
+
+
+class _Desk:
+    """What is held and admitted while the questions of a batch are answered, one after the other."""
+
+    def __init__(self, now: datetime) -> None:
+        self._now = now
+        # How many checks each account's rate window has room for.
+        self._room: dict[str, int] = {}
+        self.held: dict[usage_store.CounterKey, int] = {}
+        self.wanted: dict[str, quota_rules.Requests] = {}
+        self.made: list[tuple[holds.Reservation, str]] = []
+
+    def answer(self, known: reading.Known, question: checking.Question) -> checking.Checked | errors.BillingError:
+        """Decide one question after those before it, and hold what is allowed."""
+        start = known.terms_at(self._now).period.start
+        key = (question.asked.account_id, known.meter, start)
+        counter = known.facts.counters[start]
+        counter = replace(counter, reserved=counter.reserved + self.held.get(key, 0))
+        facts = replace(known.facts, counters={start: counter})
+        checked = checking.answer(replace(known, facts=facts), question, self._now)
+        if isinstance(checked, errors.BillingError) or not checked.decision.allowed or question.hold is None:
+            return checked
+        denial = self._admit(checked)
+        if denial is not None:
+            return replace(checked, decision=denial)
+        self.held[key] = self.held.get(key, 0) + checked.units
+        reservation = holds.Reservation(
+            account_id=question.asked.account_id,
+            reservation_id=uuid.uuid4().hex,
+            request_id=question.hold.request_id,
+            meter=known.meter,
+            period_start=start,
+            units=checked.units,
+            sent=_sent(question),
+            state=holds.State.HELD,
+            expires_at=self._now + question.hold.ttl,
+        )
+        self.made.append((reservation, question.hold.caller))
+        counter = replace(checked.counter, reserved=checked.counter.reserved + checked.units)
+        return replace(checked, counter=counter, reservation=reservation)
+
+    def _admit(self, checked: checking.Checked) -> quota_rules.Decision | None:
+        """Take a place in the account's rate window; returns the denial if there is none left."""
+        limit, window = checked.rate_limit, checked.known.facts.window
+        if limit is None:
+            return None
+        account_id = checked.known.asked.account_id
+        room = self._room.setdefault(account_id, limit.requests if window is None else window.room(limit, self._now))
+        if room == 0:
+            opened_at = window.start if window is not None and not window.is_over(limit, self._now) else self._now
+            return quota_rules.rate_limited(limit, opened_at, self._now)
+        self._room[account_id] = room - 1
+        self.wanted.setdefault(account_id, quota_rules.Requests(limit, is_first=window is None)).number += 1
+        return None
+
+
+async def _write(conn: AsyncConnection, desk: _Desk, now: datetime) -> None:
+    """Write what was held. Raises RetryTransaction if a rate window or a request id was taken meanwhile."""
+    if not desk.made:
+        return
+    admitted = await quota_store.admit(conn, desk.wanted, now) if desk.wanted else {}
+    if any(admitted[account_id][0] < one.number for account_id, one in desk.wanted.items()):
+        raise transactions.RetryTransaction
+    if await store.insert(conn, desk.made, now) < len(desk.made):
+        raise transactions.RetryTransaction
+    await store.add_reserved(conn, desk.held, now)
+
+
+def _repeated(
+    known: reading.Known | errors.BillingError,
+    question: checking.Question,
+    reservation: holds.Reservation,
+    now: datetime,
+) -> checking.Checked | errors.BillingError:
+    """Answer a repeated request with the present state of its reservation."""
+    if reservation.sent != _sent(question):
+        return _reused(question)
+    checked = checking.answer(known, question, now)
+    if isinstance(checked, errors.BillingError):
+        return checked
+    state = reservation.state_at(now)
+    decision = quota_rules.Decision(allowed=True, reason=quota_rules.Reason.NONE)
+    if state is not holds.State.HELD:
+        decision = quota_rules.Decision(allowed=False, reason=quota_rules.Reason.RESERVATION_CLOSED)
+    return replace(checked, decision=decision, reservation=replace(reservation, state=state))
+
+
+def _repeated_in_batch(
+    question: checking.Question, first: checking.Question, outcome: checking.Checked | errors.BillingError
+) -> checking.Checked | errors.BillingError:
+    return outcome if _sent(question) == _sent(first) else _reused(question)
+
+
+def _reused(question: checking.Question) -> errors.RequestIdReused:
+    request_id = _request_key(question)[1]
+    message = f"request_id: {request_id!r} was used with other content"
+    return errors.RequestIdReused(message, {"request_id": request_id})
+
+
+def _request_key(question: checking.Question) -> tuple[str, str]:
+    if question.hold is None:
+        raise ValueError("only a question with a hold is reserved")
+    return (question.asked.account_id, question.hold.request_id)
+
+
+def _sent(question: checking.Question) -> holds.Sent:
+    return holds.Sent(question.asked.meter, question.asked.operation, question.quantity)
+
+
+def _closed_state(reservation: holds.Reservation, now: datetime) -> holds.State:
+    """Return what releasing makes of a held reservation: one whose time is over has expired."""
+    return holds.State.EXPIRED if reservation.state_at(now) is holds.State.EXPIRED else holds.State.RELEASED
+
+
+def _given_back(reservations: Iterable[holds.Reservation]) -> dict[usage_store.CounterKey, int]:
+    changes: dict[usage_store.CounterKey, int] = {}
+    for one in reservations:
+        changes[one.counter_key] = changes.get(one.counter_key, 0) - one.units
+    return changes

@@ -1,0 +1,221 @@
+"""The books of a batch of events: counters, levels and holds while its events are taken, one after the other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TypeAlias
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.metering.alerts import rules as alerts_rules
+from billing_svc.metering.gauges import rules as gauges_rules
+from billing_svc.metering.gauges import store as gauges_store
+from billing_svc.metering.quota import holds as reservations_rules
+from billing_svc.metering.quota import reading, terms
+from billing_svc.metering.quota import rules as quota_rules
+from billing_svc.metering.reservations import reserving
+from billing_svc.metering.reservations import store as reservations_store
+from billing_svc.metering.usage import rules, store
+from billing_svc.platform import errors
+from billing_svc.platform.database import transactions
+
+
+@dataclass(slots=True)
+class Answer:
+    """An event that is stored: by this call, or by an earlier one (`duplicate`)."""
+
+    recorded: rules.Recorded
+    duplicate: bool
+
+
+Outcome: TypeAlias = Answer | rules.Denied | errors.BillingError
+
+
+@dataclass(slots=True)
+class Landing:
+    """Where events of one account and meter count that happened at one instant, and under which terms."""
+
+    known: reading.Known
+    under: terms.Terms
+    allowance: terms.Allowance
+    key: store.CounterKey
+    is_gauge: bool
+
+    @classmethod
+    def at(cls, known: reading.Known, under: terms.Terms, now: datetime, *, is_gauge: bool) -> "Landing":
+        """Return where events count under some terms."""
+        key = (known.asked.account_id, known.meter, under.period.start)
+        return cls(known, under, known.allowance(under, now), key, is_gauge)
+
+    @property
+    def gauge_key(self) -> gauges_store.GaugeKey:
+        """Which level the events move, if the meter is a gauge."""
+        return self.key[:2]
+
+    @property
+    def is_of_unknown(self) -> bool:
+        """Say whether this will be the account's beginning."""
+        return self.known.facts.standing.created_at is None
+
+
+@dataclass(slots=True)
+class Placed:
+    """A new event with the counter that it goes to."""
+
+    n: int
+    event: rules.NewEvent
+    occurred_at: datetime
+    landing: Landing
+
+
+class Books:
+    """What a batch has locked, and what becomes of it."""
+
+    def __init__(
+        self,
+        locked: Mapping[store.CounterKey, store.LockedCounter],
+        levels: Mapping[gauges_store.GaugeKey, gauges_rules.Level],
+        reservations: Mapping[tuple[str, str], reservations_rules.Reservation],
+        now: datetime,
+    ) -> None:
+        self._rows = dict(locked)
+        self._now = now
+        self._reservations = dict(reservations)
+        # What each counter holds for work in progress, as of now.
+        self._reserved = {key: row.counter.reserved for key, row in locked.items()}
+        self._closings: list[tuple[reservations_rules.Reservation, reservations_rules.State, str | None]] = []
+        self.levels = dict(levels)
+        self.counters: dict[store.CounterKey, store.Written] = {}
+        self.events: list[store.StoredEvent] = []
+        self.alerts: list[tuple[store.CounterKey, alerts_rules.Alert]] = []
+
+    async def expire(self, conn: AsyncConnection) -> None:
+        """Close the holds whose time is over, so that they do not stand in the way of an admission."""
+        holding = [key for key, reserved in self._reserved.items() if reserved]
+        if not holding:
+            return
+        for key, units in (await reserving.expire(conn, holding, self._now)).items():
+            self._reserved[key] -= units
+        self._reservations = {
+            named: replace(one, state=one.state_at(self._now)) for named, one in self._reservations.items()
+        }
+
+    async def settle(self, conn: AsyncConnection) -> None:
+        """Write what became of the reservations that events named."""
+        if not self._closings:
+            return
+        if await reservations_store.close(conn, self._closings, self._now) < len(self._closings):
+            raise transactions.RetryTransaction
+        back: dict[store.CounterKey, int] = {}
+        for one, _, _ in self._closings:
+            back[one.counter_key] = back.get(one.counter_key, 0) - one.units
+        await reservations_store.add_reserved(conn, back, self._now)
+
+    def take(self, placed: Placed) -> Outcome:
+        """Decide on one event and count it; raises what makes it unfit, and then nothing has changed."""
+        event, landing = placed.event, placed.landing
+        key, known, under, allowance = landing.key, landing.known, landing.under, landing.allowance
+        row = self._row(landing)
+        before = self.counters.get(key, row).counter.holding(self._reserved[key])
+        level = self.levels.get(landing.gauge_key) if self.levels else None
+        if level is not None:
+            before = quota_rules.raise_peak(allowance, replace(before, level=level.level))
+        asked = known.units(under, event.sent.quantity_or_one)
+        units = rules.units(event, level, known.meter, asked, placed.occurred_at)
+        reservation = self._reservations.get(event.reservation_key) if self._reservations else None
+        outcome = _outcome(reservation, known.meter, self._now) if event.reservation_id else None
+        own = reservation.units if reservation is not None and self._is_held(reservation, key, outcome) else 0
+        # Holds of others stand in the way of an admission, not of a fact.
+        basis = before.holding(before.reserved - own if event.reject else 0)
+        decision = quota_rules.decide(allowance, basis, units, under.catalog.grace_period, self._now)
+        if event.reject and units > 0 and not decision.allowed:
+            plans = quota_rules.allowing_plans(known.newest, under, known.meter, units)
+            return rules.Denied(known.meter, units, under, allowance, before, decision, plans)
+        if reservation is not None:
+            self._close(reservation, outcome, event)
+            before = before.holding(self._reserved[key])
+        after = quota_rules.count(allowance, before, units, self._now)
+        is_new_allowance = (row.included, row.overridden) != (allowance.included, allowance.overridden)
+        for alert in alerts_rules.crossed(
+            under.catalog.alert_percents, allowance, before, after, is_new_allowance=is_new_allowance
+        ):
+            self.alerts.append((key, alert))
+        self.counters[key] = store.Written(after, under, allowance)
+        superseded = level is not None and self._move(placed, level, units)
+        recorded = rules.Recorded(
+            known.meter,
+            units,
+            after.billable - before.billable,
+            under.period.start,
+            under.period.end,
+            under.plan.key,
+            under.catalog_version,
+            after.shown_used,
+            after.reserved,
+            after.billable,
+            after.remaining(allowance.included),
+            allowance.included,
+            allowance.overridden,
+            decision.reason,
+            superseded,
+            outcome,
+        )
+        self.events.append(store.StoredEvent(event, placed.occurred_at, self._now, recorded))
+        return Answer(recorded, duplicate=False)
+
+    def _row(self, landing: Landing) -> store.LockedCounter:
+        """Return the counter as it was locked, or as it is opened."""
+        row = self._rows.get(landing.key)
+        if row is None:
+            row = self._rows[landing.key] = store.LockedCounter.opened(landing.under, landing.allowance)
+            self._reserved[landing.key] = 0
+        return row
+
+    def _move(self, placed: Placed, level: gauges_rules.Level, units: int) -> bool:
+        """Move a gauge's level; returns whether the event is a set that came too late to count."""
+        is_set = placed.event.sent.level is not None and not placed.event.retry_attempt
+        superseded = is_set and level.is_newer_than(placed.occurred_at)
+        moved = level.changed(units)
+        self.levels[placed.landing.gauge_key] = (
+            replace(moved, set_at=placed.occurred_at) if is_set and not superseded else moved
+        )
+        return superseded
+
+    def _is_held(
+        self,
+        reservation: reservations_rules.Reservation,
+        key: store.CounterKey,
+        outcome: reservations_rules.Outcome | None,
+    ) -> bool:
+        """Say whether a reservation still counts in the event's own counter."""
+        return outcome is reservations_rules.Outcome.SETTLED and reservation.counter_key == key
+
+    def _close(
+        self,
+        reservation: reservations_rules.Reservation,
+        outcome: reservations_rules.Outcome | None,
+        event: rules.NewEvent,
+    ) -> None:
+        """Give back what a reservation holds, whatever was used: the first event that names it settles it."""
+        if outcome is reservations_rules.Outcome.UNKNOWN or reservation.state is not reservations_rules.State.HELD:
+            return
+        is_settled = outcome is reservations_rules.Outcome.SETTLED
+        state = reservations_rules.State.SETTLED if is_settled else reservations_rules.State.EXPIRED
+        self._closings.append((reservation, state, event.event_id if is_settled else None))
+        self._reserved[reservation.counter_key] -= reservation.units
+        self._reservations[event.reservation_key] = replace(reservation, state=state)
+
+
+def _outcome(
+    reservation: reservations_rules.Reservation | None, meter: str, now: datetime
+) -> reservations_rules.Outcome:
+    """Return what an event finds of the reservation that it names."""
+    if reservation is None or reservation.meter != meter:
+        return reservations_rules.Outcome.UNKNOWN
+    match reservation.state_at(now):
+        case reservations_rules.State.HELD:
+            return reservations_rules.Outcome.SETTLED
+        case reservations_rules.State.EXPIRED:
+            return reservations_rules.Outcome.EXPIRED
+        case _:
+            return reservations_rules.Outcome.ALREADY_CLOSED

@@ -1,0 +1,203 @@
+"""Recording a batch of usage events in the caller's transaction: look up and lock, place, count, write.
+
+Two round trips, whatever the size of the batch; holds and gauges have their own. Locks are taken in one order
+everywhere (counters, gauge levels, reservations, then what is new: accounts, counters, events; each by key), so that
+processes cannot deadlock.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import versions
+from billing_svc.metering.alerts import store as alerts_store
+from billing_svc.metering.gauges import rules as gauges_rules
+from billing_svc.metering.gauges import store as gauges_store
+from billing_svc.metering.quota import holds as reservations_rules
+from billing_svc.metering.quota import reading, terms
+from billing_svc.metering.quota import store as quota_store
+from billing_svc.metering.reservations import store as reservations_store
+from billing_svc.metering.usage import books, rules, store
+from billing_svc.platform import errors
+from billing_svc.platform.accounts import rules as accounts_rules
+from billing_svc.platform.database import direct, transactions
+
+
+async def record(
+    conn: AsyncConnection, catalogs: versions.CatalogCache, events: Sequence[rules.NewEvent], now: datetime
+) -> list[books.Outcome]:
+    """Record events and return an outcome for each, in order; one bad event harms no other.
+
+    Raises RetryTransaction when another transaction stored one of the ids meanwhile: done again, it is a duplicate.
+    """
+    keys = [event.key for event in events]
+    names = [reading.Asked(event.account_id, event.sent.meter or "", event.sent.operation or "") for event in events]
+    # Events of the same meter of an account share what is read.
+    asked = list(dict.fromkeys(names))
+    named = {event.reservation_key for event in events if event.reservation_id}
+    reservations = await reservations_store.find(conn, named) if named else {}
+
+    def beside(pairs: Collection[tuple[str, str]]) -> Iterable[direct.Call]:
+        # Wherever an event lands, its counter is among those that matter still; and a hold may be in an older one.
+        since = dict.fromkeys(pairs, now - quota_store.HORIZON)
+        for one in reservations.values():
+            pair = (one.account_id, one.meter)
+            since[pair] = min(one.period_start, since.get(pair, one.period_start))
+        return store.finding(set(keys)), store.locking(since)
+
+    read, (found, counters) = await reading.read_standings(conn, catalogs, asked, now, beside)
+    known = dict(zip(asked, read, strict=True))
+    stored = store.to_events(found)
+    outcomes: dict[int, books.Outcome] = {}
+    first: dict[tuple[str, str], int] = {}
+    for n, key in enumerate(keys):
+        if key in stored:
+            outcomes[n] = _repeated(events[n], *stored[key])
+        else:
+            first.setdefault(key, n)
+    if first:
+        placed = _place([(n, events[n], known[names[n]]) for n in first.values()], outcomes, now)
+        if placed:
+            await _count(conn, catalogs, placed, store.to_counters(counters), reservations, outcomes, now)
+    if len(outcomes) < len(events):  # within a batch the first one wins
+        for n, key in enumerate(keys):
+            if n not in outcomes:
+                outcomes[n] = _repeated_in_batch(events[n], events[first[key]], outcomes[first[key]])
+    return [outcomes[n] for n in range(len(events))]
+
+
+def _place(
+    events: Sequence[tuple[int, rules.NewEvent, reading.Known | errors.BillingError]],
+    outcomes: dict[int, books.Outcome],
+    now: datetime,
+) -> list[books.Placed]:
+    """Find the counter of each event; one that has none gets its error as its outcome."""
+    placed: list[books.Placed] = []
+    landings: dict[tuple[int, datetime], books.Landing] = {}
+    begun: set[gauges_store.GaugeKey] = set()
+    for n, event, found in events:
+        if isinstance(found, errors.BillingError):
+            outcomes[n] = found
+            continue
+        meter = found.newest.meters[found.meter]
+        is_gauge = meter.kind == "gauge"
+        try:
+            rules.check_kind(event.sent, meter)
+            occurred_at = rules.check_occurred_at(event.sent.occurred_at, now)
+        except errors.BillingError as error:
+            outcomes[n] = error
+            continue
+        # A level is not of the past: it counts in the present period, whenever it was measured.
+        lands_at = now if is_gauge else occurred_at
+        landing = landings.get((id(found), lands_at))
+        if landing is None:
+            standing = found.facts.standing
+            if standing.created_at is None:
+                standing = replace(standing, created_at=accounts_rules.signup(now))
+            under = rules.landing(standing, found.catalogs, lands_at, now)
+            landing = books.Landing.at(found, under, now, is_gauge=is_gauge)
+            landings[id(found), lands_at] = landing
+        one = books.Placed(n, event, occurred_at, landing)
+        # A gauge is made before its event is taken. After another event of the batch it is not at zero any more.
+        if is_gauge and landing.is_of_unknown and landing.gauge_key not in begun:
+            refused = _refused_at_once(one, now)
+            if refused is not None:
+                outcomes[n] = refused
+                continue
+            begun.add(landing.gauge_key)
+        placed.append(one)
+    return placed
+
+
+def _refused_at_once(one: books.Placed, now: datetime) -> books.Outcome | None:
+    """Return why an event is refused even by a gauge at zero: then neither that nor the account is made for it."""
+    batch = books.Books({}, {one.landing.gauge_key: gauges_rules.Level(0, None)}, {}, now)
+    try:
+        outcome = batch.take(one)
+    except errors.BillingError as error:
+        return error
+    return None if isinstance(outcome, books.Answer) else outcome
+
+
+async def _count(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    placed: Sequence[books.Placed],
+    locked: Mapping[store.CounterKey, store.LockedCounter],
+    reservations: Mapping[tuple[str, str], reservations_rules.Reservation],
+    outcomes: dict[int, books.Outcome],
+    now: datetime,
+) -> None:
+    """Take the events one after the other, and write them with their counters, which are locked if they exist.
+
+    A counter that nobody has yet is opened here and written with its totals, and so is an account: whoever creates one
+    of them meanwhile makes us begin anew.
+    """
+    landings = list({id(one.landing): one.landing for one in placed}.values())
+    for landing in landings:
+        if landing.under.period.end <= now and landing.key in locked:
+            await _keep_terms(conn, catalogs, landing, locked[landing.key], now)
+    gauges = {one.gauge_key: one.under.period.end for one in landings if one.is_gauge}
+    levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
+    batch = books.Books(locked, levels, reservations, now)
+    if any(one.event.reject for one in placed):
+        await batch.expire(conn)
+    for one in placed:
+        try:
+            outcomes[one.n] = batch.take(one)
+        except errors.BillingError as error:
+            outcomes[one.n] = error
+    refused = {one.event.key for one in placed if not isinstance(outcomes[one.n], books.Answer)}
+    # What used the quota up while this one waited for the counter may have been its own first sending.
+    if refused and await store.find_events(conn, refused):
+        raise transactions.RetryTransaction
+    if not batch.events:
+        return
+    if gauges:
+        await gauges_store.update(conn, batch.levels, gauges)
+    await batch.settle(conn)
+    await alerts_store.raise_alerts(conn, batch.alerts, now)
+    known = {key: one for key, one in batch.counters.items() if key in locked}
+    opened = {key: one for key, one in batch.counters.items() if key not in locked}
+    unknown = {one.key[0] for one in landings if one.is_of_unknown and one.key in opened}
+    store.write(conn, batch.events, known, opened, unknown, now)
+
+
+async def _keep_terms(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    landing: books.Landing,
+    row: store.LockedCounter,
+    now: datetime,
+) -> None:
+    """Let the terms of a past period be the last ones that were kept on its counter."""
+    catalog = await catalogs.get(conn, row.catalog_version)
+    landing.under = replace(
+        landing.under,
+        catalog_version=row.catalog_version,
+        catalog=catalog,
+        plan=catalog.plan(row.plan),
+        quantity=row.quantity,
+        pay_as_you_go=row.pay_as_you_go,
+    )
+    override = terms.Override(row.included, None, note="", set_by="", set_at=now) if row.overridden else None
+    landing.allowance = landing.under.allowance(landing.known.meter, override, now)
+
+
+def _repeated(event: rules.NewEvent, sent: rules.Sent, recorded: rules.Recorded) -> books.Outcome:
+    if event.sent != sent:
+        return _reused(event)
+    return books.Answer(recorded, duplicate=True)
+
+
+def _repeated_in_batch(event: rules.NewEvent, first: rules.NewEvent, outcome: books.Outcome) -> books.Outcome:
+    if event.sent != first.sent:
+        return _reused(event)
+    return replace(outcome, duplicate=True) if isinstance(outcome, books.Answer) else outcome
+
+
+def _reused(event: rules.NewEvent) -> errors.EventIdReused:
+    message = f"event_id: {event.event_id!r} was recorded with other content"
+    return errors.EventIdReused(message, {"event_id": event.event_id})

@@ -1,0 +1,158 @@
+"""Where and when a usage event counts. Pure: no I/O, `now` is an argument."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from billing_svc.catalog import model
+from billing_svc.metering.gauges import rules as gauges_rules
+from billing_svc.metering.quota import holds as reservations_rules
+from billing_svc.metering.quota import rules as quota_rules
+from billing_svc.metering.quota import terms
+from billing_svc.platform import errors, values
+
+# A past period takes late events for this long; then they count in the current one.
+LATE_GRACE = timedelta(minutes=30)
+# Clocks of callers may run ahead by this much.
+FUTURE_TOLERANCE = timedelta(minutes=5)
+# What happened longer ago than this is refused: its period's invoice is long paid.
+RETENTION = timedelta(days=400)
+# One event takes at most this many units, so that millions of them fit an int64 counter.
+UNITS_MAX = 10**12
+
+
+@values.value
+class Sent:
+    """What a caller sent, as sent. A repeat of an event id is the same event if this is equal."""
+
+    meter: str | None
+    operation: str | None
+    quantity: int | None
+    level: int | None
+    occurred_at: datetime | None
+    properties: Mapping[str, str]
+
+    @property
+    def quantity_or_one(self) -> int:
+        """Return the quantity that was meant: left out, it is 1."""
+        return 1 if self.quantity is None else self.quantity
+
+
+@values.value
+class NewEvent:
+    """A usage event that asks to be recorded. With `reject`, only if the quota allows it."""
+
+    account_id: str
+    event_id: str
+    sent: Sent
+    retry_attempt: int
+    reject: bool
+    # Empty: it settles none.
+    reservation_id: str
+    caller: str
+    request_id: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Return what identifies it for good."""
+        return (self.account_id, self.event_id)
+
+    @property
+    def reservation_key(self) -> tuple[str, str]:
+        """Return what identifies the reservation that it settles."""
+        return (self.account_id, self.reservation_id)
+
+
+@values.value
+class Recorded:
+    """The answer to a recorded event; a repeat is given the same numbers again."""
+
+    meter: str
+    units: int
+    billable: int
+    period_start: datetime
+    period_end: datetime
+    plan: str
+    catalog_version: int
+    used: int
+    reserved: int
+    total_billable: int
+    remaining: int
+    included: int | None
+    overridden: bool
+    reason: quota_rules.Reason
+    superseded: bool
+    reservation_outcome: reservations_rules.Outcome | None
+
+
+@values.value
+class Denied:
+    """The answer to an event with `reject` that the quota does not allow: nothing was written."""
+
+    meter: str
+    units: int
+    under: terms.Terms
+    allowance: terms.Allowance
+    counter: quota_rules.Counter
+    decision: quota_rules.Decision
+    upgrade_plans: tuple[str, ...]
+
+
+def check_kind(sent: Sent, meter: model.Meter) -> None:
+    """Raise if a meter cannot take what was sent."""
+    if meter.kind == "gauge":
+        return
+    if sent.level is not None:
+        raise errors.InvalidRequest([errors.FieldViolation("level", "only a gauge has a level; send a quantity")])
+    if sent.quantity is not None and sent.quantity < 0:
+        raise errors.InvalidRequest([errors.FieldViolation("quantity", "must be at least 1 on a consumable meter")])
+
+
+def units(event: NewEvent, level: gauges_rules.Level | None, meter: str, asked: int, occurred_at: datetime) -> int:
+    """Return the units that an event takes; of a gauge the change of its level. Raises what makes them unfit.
+
+    `asked` is what its quantity comes to, an operation's cost included.
+    """
+    if event.retry_attempt:
+        # A retry of something that was recorded already is kept, counted as nothing and never denied.
+        return 0
+    if level is None:
+        if asked > UNITS_MAX:
+            violation = errors.FieldViolation("quantity", f"comes to {asked} units; at most {UNITS_MAX} are allowed")
+            raise errors.InvalidRequest([violation])
+        return asked
+    if event.sent.level is not None:
+        return 0 if level.is_newer_than(occurred_at) else event.sent.level - level.level
+    if level.level + asked < 0:
+        message = f"quantity: the level is {level.level}; a change of {asked} would take it below 0"
+        raise errors.LevelBelowZero(message, {"meter": meter, "level": str(level.level)})
+    if level.level + asked > UNITS_MAX:
+        violation = errors.FieldViolation("quantity", f"takes the level past {UNITS_MAX}")
+        raise errors.InvalidRequest([violation])
+    return asked
+
+
+def check_occurred_at(occurred_at: datetime | None, now: datetime) -> datetime:
+    """Return when the event happened: now, if it does not say. Raises InvalidRequest outside the tolerance."""
+    if occurred_at is None:
+        return now
+    if occurred_at > now + FUTURE_TOLERANCE:
+        limit = f"must not lie more than {FUTURE_TOLERANCE.seconds // 60} minutes ahead of now ({now.isoformat()})"
+        raise errors.InvalidRequest([errors.FieldViolation("occurred_at", limit)])
+    if occurred_at < now - RETENTION:
+        limit = f"must not lie more than {RETENTION.days} days back"
+        raise errors.InvalidRequest([errors.FieldViolation("occurred_at", limit)])
+    return occurred_at
+
+
+def landing(
+    standing: terms.Standing, catalogs: Mapping[int, model.Catalog], occurred_at: datetime, now: datetime
+) -> terms.Terms:
+    """Return the terms, and with them the period, under which an event counts.
+
+    It counts where it happened; but a past period is closed to it once `LATE_GRACE` has gone by since its end, and then
+    it counts in the current one.
+    """
+    then = terms.at_instant(standing, catalogs, occurred_at)
+    if now < then.period.end + LATE_GRACE:
+        return then
+    return terms.at_instant(standing, catalogs, now)

@@ -1,0 +1,71 @@
+"""What statements read in Postgres, beside what every decision reads.
+
+The cost is bounded: counters are probed by key, one account and meter at a time and no further back than a period can
+reach. The split reads the events of one account and period, nothing of other periods, by ix_usage_events_period; they
+are summed where they lie, so what travels is a row for each operation and day, and statement_timeout ends what takes
+too long.
+"""
+
+from collections.abc import Collection
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.metering.quota import periods
+from billing_svc.metering.quota import rules as quota_rules
+from billing_svc.metering.quota import store as quota_store
+from billing_svc.metering.usage_summary import rules
+
+_SELECT_KEPT = sa.text("""
+    SELECT c.meter, c.period_start, c.period_end,
+           c.used, c.reserved, c.billable, c.exceeded_at, c.level,
+           c.catalog_version, c.plan, c.quantity, c.pay_as_you_go, c.included, c.overridden, c.updated_at
+      FROM usage_counters c
+     WHERE c.account_id = :account_id AND c.meter = ANY(CAST(:meters AS text[]))
+       AND c.period_start > :horizon AND c.period_start <= :at
+""")
+
+# The corrected event is looked up by its key for each correction; as a join it might be read together with all others.
+_SELECT_SHARES = sa.text("""
+    SELECT split.meter, split.operation, split.day, sum(split.units),
+           count(*) FILTER (WHERE split.retry_attempt = 0 AND split.corrects_event_id IS NULL)
+      FROM (SELECT e.meter, e.units, e.retry_attempt, e.corrects_event_id,
+                   coalesce(CASE WHEN e.corrects_event_id IS NULL THEN e.sent_operation ELSE
+                       (SELECT o.sent_operation FROM usage_events o
+                         WHERE o.account_id = e.account_id AND o.event_id = e.corrects_event_id) END, '') AS operation,
+                   CAST(CASE WHEN e.corrects_event_id IS NULL THEN e.occurred_at ELSE
+                       (SELECT o.occurred_at FROM usage_events o
+                         WHERE o.account_id = e.account_id AND o.event_id = e.corrects_event_id) END
+                       AT TIME ZONE 'UTC' AS date) AS day
+              FROM usage_events e
+             WHERE e.account_id = :account_id AND e.meter = ANY(CAST(:meters AS text[]))
+               AND e.period_start = :period_start
+               AND e.account_id <> '') AS split  -- always so; the index asks for it
+     GROUP BY split.meter, split.operation, split.day
+""")
+
+
+async def kept_counters(
+    conn: AsyncConnection, account_id: str, meters: Collection[str], at: datetime
+) -> list[rules.Kept]:
+    """Return the counters whose periods may contain `at`, with the terms that they were last written under."""
+    rows = await conn.execute(
+        _SELECT_KEPT,
+        {"account_id": account_id, "meters": list(meters), "at": at, "horizon": at - quota_store.HORIZON},
+    )
+    return [
+        rules.Kept(meter, periods.Period(start, end), quota_rules.Counter(*totals), *kept)
+        for meter, start, end, *rest in rows
+        for totals, kept in [(rest[:5], rest[5:])]
+    ]
+
+
+async def shares(
+    conn: AsyncConnection, account_id: str, meters: Collection[str], period_start: datetime
+) -> list[rules.Share]:
+    """Return what each operation used on each day of a period."""
+    rows = await conn.execute(
+        _SELECT_SHARES, {"account_id": account_id, "meters": list(meters), "period_start": period_start}
+    )
+    return [rules.Share(meter, operation, day, int(used), events) for meter, operation, day, used, events in rows]

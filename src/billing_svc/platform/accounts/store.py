@@ -1,0 +1,81 @@
+"""Account rows in Postgres."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.platform.accounts import rules
+from billing_svc.platform.database import bulk, direct, tables
+
+_ACCOUNTS = tables.accounts
+_SELECT = sa.select(_ACCOUNTS.c.account_id, _ACCOUNTS.c.created_at, _ACCOUNTS.c.customer_id)
+_COLUMNS = ("account_id", "created_at")
+_INSERT = direct.Statement(bulk.insert(tables.accounts, _COLUMNS))
+_INSERT_MISSING = bulk.insert_missing(tables.accounts, _COLUMNS)
+
+# In key order, so that processes cannot deadlock.
+_LOCK_SHARED = sa.text("""
+    SELECT 1
+      FROM accounts a
+     WHERE a.account_id IN (SELECT * FROM unnest(CAST(:account_ids AS text[])))
+     ORDER BY a.account_id
+       FOR SHARE OF a
+""")
+
+
+async def insert_missing(conn: AsyncConnection, account_ids: Collection[str], now: datetime) -> None:
+    """Create accounts that do not exist yet; the first mutation of an account does this."""
+    if account_ids:
+        rows = [{"account_id": account_id, "created_at": rules.signup(now)} for account_id in sorted(account_ids)]
+        await conn.execute(_INSERT_MISSING, bulk.to_rows(rows))
+
+
+def creation(account_ids: Collection[str], now: datetime) -> direct.Call:
+    """Return what creates accounts, and fails if one exists."""
+    return _INSERT, bulk.to_columns(_COLUMNS, [(account_id, rules.signup(now)) for account_id in sorted(account_ids)])
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account as stored."""
+
+    account_id: str
+    created_at: datetime
+    customer_id: str | None
+
+
+async def find(conn: AsyncConnection, account_id: str) -> Account | None:
+    """Return an account; None before its first mutation."""
+    row = (await conn.execute(_SELECT.where(_ACCOUNTS.c.account_id == account_id))).one_or_none()
+    return None if row is None else Account(*row)
+
+
+async def list_accounts(conn: AsyncConnection, prefix: str, after: str, most: int) -> list[Account]:
+    """Return accounts whose id begins with a prefix, by id; those after one."""
+    account_id = _ACCOUNTS.c.account_id
+    query = _SELECT.where(account_id > after, sa.func.starts_with(account_id, prefix)).order_by(account_id).limit(most)
+    return [Account(*row) for row in await conn.execute(query)]
+
+
+async def lock_shared(conn: AsyncConnection, account_ids: Collection[str]) -> None:
+    """Keep accounts from being locked for a change until the end of the transaction; before all other locks."""
+    await conn.execute(_LOCK_SHARED, {"account_ids": list(account_ids)})
+
+
+async def pay_as_you_go_under(conn: AsyncConnection, account_id: str) -> str | None:
+    """Return the subscription under which pay-as-you-go was switched on; None: off."""
+    query = sa.select(_ACCOUNTS.c.pay_as_you_go_under).where(_ACCOUNTS.c.account_id == account_id)
+    return (await conn.execute(query)).scalar_one_or_none()
+
+
+async def set_pay_as_you_go(conn: AsyncConnection, account_id: str, under: str | None) -> bool:
+    """Switch pay-as-you-go on under a subscription, or off; returns whether that changed anything."""
+    changed = await conn.execute(
+        sa.update(_ACCOUNTS)
+        .where(_ACCOUNTS.c.account_id == account_id, _ACCOUNTS.c.pay_as_you_go_under.is_distinct_from(under))
+        .values(pay_as_you_go_under=under)
+    )
+    return changed.rowcount == 1

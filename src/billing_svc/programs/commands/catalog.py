@@ -1,0 +1,179 @@
+"""`catalog check`, `plan`, `apply` and `move`: the file that defines meters, plans and policies."""
+
+# ruff: noqa: PLC0415 - imported inside, so that --help and mistakes are answered at once
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from billing_svc.programs.commands import common
+
+if TYPE_CHECKING:
+    from billing_svc.stripe.catalog_objects import Difference, Found
+    from billing_svc.stripe.catalog_sync import Applied
+    from billing_svc.subscriptions.catalog_moves import moving
+
+app = typer.Typer(help="The file that defines meters, plans and policies.", no_args_is_help=True)
+
+_CatalogFile = Annotated[Path, typer.Argument(metavar="FILE", help="A catalog file, such as catalogs/nyqst.yaml.")]
+
+
+@app.command("check")
+def check(file: _CatalogFile) -> None:
+    """Show what a catalog says, or everything that is wrong with it."""
+    from rich.table import Table
+
+    from billing_svc.catalog import checking, loading
+
+    try:
+        catalog = loading.load_file(file)
+    except loading.CatalogError as error:
+        for line in error.errors:
+            typer.echo(line, err=True)
+        sys.exit(1)
+    table = Table("plan", "price", "rate limit", "meter", "included", "beyond", title=f"{catalog.name}: {file}")
+    shown = ""
+    for row in checking.summary_rows(catalog):
+        repeated = row.plan == shown
+        first = ("", "", "") if repeated else (row.plan, row.prices, row.rate_limit)
+        if not repeated and shown:
+            table.add_section()
+        shown = row.plan
+        table.add_row(*first, row.meter, row.included, row.beyond)
+    common.console().print(table)
+
+
+@app.command("plan")
+def plan(file: _CatalogFile, *, as_json: common.AsJson = False) -> None:
+    """Show what `apply` would do at Stripe, and what somebody changed there; changes nothing."""
+    from billing_svc.catalog import loading
+    from billing_svc.platform import logs, settings
+
+    catalog = loading.load_file(file)
+    options = settings.read()
+    logs.configure(options.log_level, dev=options.dev)
+    from billing_svc.stripe import catalog_sync, client
+
+    async def run() -> "tuple[Found, list[Difference]]":
+        stripe = client.Stripe.from_settings(options)
+        try:
+            return await catalog_sync.compare(stripe, catalog)
+        finally:
+            await stripe.close()
+
+    found, differences = common.run(run())
+    if as_json:
+        ids = {
+            "products": sorted(found.products),
+            "prices": {key: price["id"] for key, price in found.prices.items()},
+            "meters": {key: meter["id"] for key, meter in found.meters.items()},
+            "portal_configuration": None if found.portal is None else found.portal["id"],
+        }
+        told = [
+            {"kind": one.kind, "key": one.key, "detail": one.detail, "operation": one.operation, "drift": one.drift}
+            for one in differences
+        ]
+        typer.echo(json.dumps({"catalog": catalog.name, "differences": told, **ids}, indent=2))
+        return
+    common.table(
+        f"catalog {catalog.name} at Stripe",
+        ("object", "name", "as it is", "changed at Stripe"),
+        [(one.kind, one.key, one.detail, "yes" if one.drift else "") for one in differences],
+        empty="nothing to do",
+    )
+
+
+@app.command("apply")
+def apply(file: _CatalogFile, *, as_json: common.AsJson = False) -> None:
+    """Create at Stripe what the catalog needs and is missing there, then put it in force. With --json: the ids."""
+    from billing_svc.catalog import loading
+    from billing_svc.platform import logs, settings
+
+    catalog = loading.load_file(file)
+    options = settings.read()
+    logs.configure(options.log_level, dev=options.dev)
+    common.require_schema(options)
+    from billing_svc.platform import clock
+    from billing_svc.platform.database import engine, transactions
+    from billing_svc.stripe import catalog_sync, client
+
+    async def run() -> "Applied":
+        pool = engine.create_engine(common.database_url(options))
+        stripe = client.Stripe.from_settings(options)
+        try:
+            return await catalog_sync.apply(
+                transactions.Transactions(pool),
+                stripe,
+                catalog,
+                common.actor(),
+                clock.from_settings(options),
+                # In --json, stdout is the result alone.
+                lambda line: typer.echo(line, err=as_json),
+            )
+        finally:
+            await stripe.close()
+            await pool.dispose()
+
+    applied = common.run(run())
+    if as_json:
+        typer.echo(json.dumps({"catalog": catalog.name, **dataclasses.asdict(applied)}, indent=2))
+
+
+@app.command("move")
+def move_subscriptions(
+    account: Annotated[str | None, typer.Option(help="Only this account's subscriptions.")] = None,
+    *,
+    apply: Annotated[bool, typer.Option("--apply", help="Move what can be moved; left out, only show it.")] = False,
+) -> None:
+    """Move sold subscriptions to the newest catalog: show who would be over the new limits, and with --apply do it."""
+    from billing_svc.platform import logs, settings
+
+    options = settings.read_database()
+    logs.configure(options.log_level, dev=options.dev)
+    common.require_schema(options)
+    from billing_svc.platform import clock
+    from billing_svc.platform.audit import store as audit_store
+    from billing_svc.platform.database import engine, transactions
+    from billing_svc.subscriptions.catalog_moves import moving
+
+    async def run() -> None:
+        pool = engine.create_engine(common.database_url(options), pool_size=1)
+        database, now = transactions.Transactions(pool), clock.from_settings(options).now()
+        try:
+            seen = [move async for move in moving.preview(database, now, account)]
+            _show_moves(seen)
+            if apply:
+                origin = audit_store.Origin(common.actor())
+                done = [await moving.apply(database, move, origin, now) for move in seen if not move.refusal]
+                moved = [move for move in done if move is not None and not move.refusal]
+                typer.echo(f"{len(moved)} of {len(seen)} subscriptions moved")
+        finally:
+            await pool.dispose()
+
+    common.run(run())
+
+
+def _show_moves(moves: "list[moving.Move]") -> None:
+    from rich.table import Table
+
+    if not moves:
+        typer.echo("every subscription is on the newest catalog version")
+        return
+    table = Table("account", "subscription", "plan", "version", "over its new limits", "cannot be moved")
+    for move in moves:
+        over = "\n".join(
+            f"{one.meter}: {one.used:,} used, {_included(one.included_before)} included now, "
+            f"{_included(one.included_after)} then, beyond: {one.beyond or 'not in the plan'}"
+            for one in move.over
+        )
+        versions = f"{move.from_version} to {move.to_version}"
+        table.add_row(move.account_id, move.subscription_id, move.plan, versions, over, move.refusal)
+    common.console().print(table)
+
+
+def _included(units: int | None) -> str:
+    return "unlimited" if units is None else f"{units:,}"

@@ -1,0 +1,171 @@
+"""Which programs the parts are, what each is told, and how one sees that it answers."""
+
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Never
+
+import grpc
+import httpx
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from billing_svc.platform import settings
+from billing_svc.programs.dev import options
+from billing_svc.programs.dev.options import LOOPBACK, Ports
+from billing_svc.programs.dev.parts import Program
+from billing_svc.programs.supervision import children
+
+# A front end on the developer's machine; the sandbox's pages send the customer back there.
+_FRONT_END = "http://localhost:3000"
+_WEBHOOK_PATH = "/stripe/webhook"
+# One try; it is repeated until the part answers.
+_PROBE_SECONDS_MAX = 2.0
+# The service's variables are set here alone: a stray one would make `dev` behave differently on one machine.
+_OWN_PREFIXES = ("BILLING_", "DATABASE_URL", "GATEWAY_", "STRIPE_")
+_KEPT = frozenset({"BILLING_LOG_LEVEL"})
+
+_SANDBOX = (sys.executable, "-m", "stripe_sandbox")
+
+
+def environment(ports: Ports, database_url: str, path: Path, stripe: options.StripeAccount | None) -> Mapping[str, str]:
+    """Return what every part is started with; `path` is the data folder."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name in _KEPT or not name.startswith(_OWN_PREFIXES)
+    }
+    own_hosts = ",".join(
+        filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK, "localhost"))
+    )
+    return inherited | {
+        "PYTHONUNBUFFERED": "1",
+        # A proxy in the environment is not for calls on this machine.
+        "no_proxy": own_hosts,
+        "NO_PROXY": own_hosts,
+        "BILLING_DEV": "1",
+        "BILLING_LISTEN": grpc_address(ports),
+        "BILLING_REFLECTION": "1",
+        # A stop waits until its clients' connections have reached their age.
+        "BILLING_CONNECTION_AGE_SECONDS": "1",
+        "BILLING_CHECKOUT_SUCCESS_URL": f"{_FRONT_END}/billing/success",
+        "BILLING_CHECKOUT_CANCEL_URL": f"{_FRONT_END}/billing/cancel",
+        "DATABASE_URL": database_url,
+        **(_with_sandbox(ports, path) if stripe is None else _with_stripe(stripe)),
+        "BILLING_GRPC_TARGET": grpc_address(ports),
+        "BILLING_GRPC_TOKEN": settings.DEV_TOKEN,
+        "GATEWAY_LISTEN": f"{LOOPBACK}:{ports.gateway}",
+    }
+
+
+def _with_sandbox(ports: Ports, path: Path) -> Mapping[str, str]:
+    return {
+        "BILLING_REDIRECT_ORIGINS": f"{_FRONT_END},{sandbox_url(ports)}",
+        "BILLING_CLOCK_FILE": str(_clock_file(path)),
+        "STRIPE_API_KEY": options.SANDBOX_KEY,
+        "STRIPE_API_BASE": sandbox_url(ports),
+        "STRIPE_SANDBOX_WEBHOOK_SECRET": settings.DEV_WEBHOOK_SECRET,
+        "STRIPE_WEBHOOK_SECRETS": settings.DEV_WEBHOOK_SECRET,
+    }
+
+
+def _with_stripe(stripe: options.StripeAccount) -> Mapping[str, str]:
+    return {
+        "BILLING_REDIRECT_ORIGINS": _FRONT_END,
+        "STRIPE_API_KEY": stripe.api_key,
+        "STRIPE_WEBHOOK_SECRETS": stripe.webhook_secret,
+    }
+
+
+def _clock_file(path: Path) -> Path:
+    return path / "clock"
+
+
+def own(environment: Mapping[str, str], stripe: options.StripeAccount | None) -> Mapping[str, str]:
+    """Return what a command needs beside a `dev` that runs; a key of Stripe's own is left where it is."""
+    own = {name: value for name, value in environment.items() if name.startswith(_OWN_PREFIXES)}
+    return own if stripe is None else {name: own[name] for name in own if not name.startswith("STRIPE_")}
+
+
+def grpc_address(ports: Ports) -> str:
+    """Return where the server listens."""
+    return f"{LOOPBACK}:{ports.grpc}"
+
+
+def webhook_url(ports: Ports) -> str:
+    """Return where the gateway takes Stripe's events."""
+    return f"http://{LOOPBACK}:{ports.gateway}{_WEBHOOK_PATH}"
+
+
+def sandbox_url(ports: Ports) -> str:
+    """Return where the sandbox answers, as Stripe and with its pages."""
+    return f"http://{LOOPBACK}:{ports.sandbox}"
+
+
+def command(*arguments: str) -> tuple[str, ...]:
+    """Return the command line of one of our own commands, whatever PATH says."""
+    return (sys.executable, "-m", "billing_svc", *arguments)
+
+
+def sandbox_state(path: Path) -> Path:
+    """Return where the sandbox keeps everything."""
+    return path / "sandbox.sqlite"
+
+
+def sandbox(ports: Ports, path: Path, common: Mapping[str, str]) -> Program:
+    """Describe the stand-in for Stripe."""
+    arguments = (
+        *("--port", str(ports.sandbox), "--state", str(sandbox_state(path))),
+        *("--webhook-url", webhook_url(ports), "--clock-file", str(_clock_file(path))),
+    )
+    health = f"{sandbox_url(ports)}/healthz"
+    return Program("sandbox", (*_SANDBOX, *arguments), common, _answers_http(health))
+
+
+def become_sandbox_advance(duration: str, port: int, pause_seconds: float | None) -> Never:
+    """Turn this process into the sandbox's own command."""
+    pause = () if pause_seconds is None else ("--pause", str(pause_seconds))
+    options.require_extra()
+    arguments = (*_SANDBOX, "advance", duration, "--port", str(port), *pause)
+    os.execv(sys.executable, arguments)  # noqa: S606 - no shell is the point
+
+
+def server(ports: Ports, common: Mapping[str, str]) -> Program:
+    """Describe the gRPC server."""
+
+    async def answers(_child: children.Child) -> bool:
+        # A channel of its own each time: one that has failed waits before it tries again.
+        async with grpc.aio.insecure_channel(grpc_address(ports), (("grpc.enable_http_proxy", 0),)) as channel:
+            try:
+                answer = await health_pb2_grpc.HealthStub(channel).Check(
+                    health_pb2.HealthCheckRequest(), timeout=_PROBE_SECONDS_MAX
+                )
+            except grpc.aio.AioRpcError:
+                return False
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    return Program("server", command("serve"), common, answers)
+
+
+def worker(common: Mapping[str, str]) -> Program:
+    """Describe the worker, which listens nowhere and says when its loops run."""
+
+    async def answers(child: children.Child) -> bool:
+        return child.has_announced
+
+    return Program("worker", command("worker"), common, answers, announcement="working")
+
+
+def gateway(ports: Ports, common: Mapping[str, str]) -> Program:
+    """Describe the webhook gateway; it is ready when the server is."""
+    ready = f"http://{LOOPBACK}:{ports.gateway}/readyz"
+    return Program("gateway", (sys.executable, "-m", "webhook_gateway"), common, _answers_http(ready))
+
+
+def _answers_http(url: str) -> Callable[[children.Child], Awaitable[bool]]:
+    async def answers(_child: children.Child) -> bool:
+        async with httpx.AsyncClient(trust_env=False, timeout=_PROBE_SECONDS_MAX) as client:
+            try:
+                return (await client.get(url)).is_success
+            except httpx.HTTPError:
+                return False
+
+    return answers

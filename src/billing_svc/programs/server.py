@@ -1,0 +1,243 @@
+"""The one place where the gRPC server's objects are built."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from billing.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    quota_pb2,
+    quota_pb2_grpc,
+    stripe_event_pb2,
+    stripe_event_pb2_grpc,
+    subscription_pb2,
+    subscription_pb2_grpc,
+    usage_pb2,
+    usage_pb2_grpc,
+)
+from billing_svc.api import access, callers, interceptors, tls
+from billing_svc.api.servicers.admin import AdminServicer
+from billing_svc.api.servicers.health import HealthServicer
+from billing_svc.api.servicers.quota import QuotaServicer
+from billing_svc.api.servicers.stripe_events import StripeEventServicer
+from billing_svc.api.servicers.subscriptions import Desk, SubscriptionServicer
+from billing_svc.api.servicers.usage import UsageServicer
+from billing_svc.api.transport import serving
+from billing_svc.catalog import versions
+from billing_svc.customers import portal
+from billing_svc.customers.making import Customers
+from billing_svc.platform import clock
+from billing_svc.platform.database import engine, transactions
+from billing_svc.platform.monitoring import answering, metrics, readiness
+from billing_svc.platform.settings import Settings
+from billing_svc.programs import processes
+from billing_svc.stripe import catalog_sync, client
+from billing_svc.stripe.requests import Requests
+from billing_svc.subscriptions.changes.canceling import Canceling
+from billing_svc.subscriptions.changes.carrying import Carrier
+from billing_svc.subscriptions.changes.changing import Changing
+from billing_svc.subscriptions.checkouts.opening import Checkout
+from billing_svc.subscriptions.follow_ups.doing import Duties
+from billing_svc.subscriptions.pay_as_you_go.switching import Switching
+from billing_svc.subscriptions.records.refreshing import Refresher
+from billing_svc.usage_export.flushing import Flush
+from billing_svc.usage_export.settling import Settling
+
+_log = structlog.get_logger("server")
+
+# 5,000 events of a batch with their properties; the largest webhook body is a sixteenth of it.
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+# Calls under way at once in one process. Each batch queue has a tighter bound of its own; this one also covers what is
+# not batched.
+CALLS_AT_ONCE = 1_000
+# Calls that have reached the process and were not handed to Python yet, out of our sight. Refusing one in Python costs
+# more than half of answering it, so past this gRPC's core drops them, at next to no cost (CANCELLED): some from here
+# on, all from a quarter more on. A crowd of some hundreds that comes at once finds room.
+CALLS_OUTSIDE_MAX = 512
+# A connection that has reached its age is told to go, and closed for good after this: longer than a call may take.
+CONNECTION_AGE_GRACE_SECONDS = interceptors.SERVER_DEADLINE_SECONDS + 5.0
+# gRPC varies an age by a tenth by itself, so that connections of one moment do not end in one moment.
+CONNECTION_AGE_VARIES = 0.1
+# A client that vanished without a word is noticed after the two together.
+KEEPALIVE_SECONDS, KEEPALIVE_ANSWER_SECONDS = 60, 10
+# Clients may ask as often whether we are there, also between calls; gRPC's own bound of 5 minutes disconnects those
+# with common settings.
+CLIENT_PING_SECONDS_MIN = 10
+
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (quota_pb2, "QuotaService"),
+        (usage_pb2, "UsageService"),
+        (subscription_pb2, "SubscriptionService"),
+        (admin_pb2, "AdminService"),
+        (stripe_event_pb2, "StripeEventService"),
+    )
+)
+
+
+def routing(tokens: access.Tokens, counted: metrics.Server | None = None) -> interceptors.Interceptors:
+    """Return what every call passes through once it is known who calls; the layers outermost first."""
+    # Before anything is spent on the call but the room for its request. Strangers find theirs apart: they may take none
+    # from callers. A watch of the service's health lasts, so its time is not limited.
+    limited = interceptors.limit(CALLS_AT_ONCE, interceptors.SERVER_DEADLINE_SECONDS)
+    open_limited = interceptors.limit(interceptors.OPEN_CALLS_AT_ONCE, interceptors.SERVER_DEADLINE_SECONDS)
+    streams_limited = interceptors.limit(interceptors.STREAMS_AT_ONCE)
+    # Around all else, because all else may raise.
+    outermost = interceptors.map_errors
+    return interceptors.Interceptors(
+        (outermost, limited),
+        (outermost, open_limited),
+        (outermost, streams_limited),
+        tokens,
+        (counted or metrics.Server()).calls,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers, and what it is made of."""
+
+    server: serving.Server
+    health: HealthServicer
+    database: transactions.Transactions
+    port: int
+    # What a stop takes at the most.
+    drain_seconds: float
+
+    async def set_serving(self, serving: bool) -> None:  # noqa: FBT001 - as `Readiness` tells it
+        """Tell health checks whether calls should come here. Once it stops, nothing changes that any more."""
+        self.health.set_serving(serving)
+
+    async def stop(self, grace_seconds: float | None = None) -> None:
+        """Turn unready, answer until all connections have gone, then stop."""
+        self.health.drain()
+        await self.server.stop(self.drain_seconds if grace_seconds is None else grace_seconds)
+        await self.database.drain()
+
+
+def drain_seconds(settings: Settings) -> float:
+    """Return what a stop takes at the most: every connection reaches its age, and its last call ends."""
+    return settings.connection_age_seconds * (1 + CONNECTION_AGE_VARIES) + CONNECTION_AGE_GRACE_SECONDS
+
+
+async def start(
+    settings: Settings,
+    database: transactions.Transactions,
+    stripe: client.Stripe,
+    now: clock.Clock,
+    tokens: access.Tokens,
+    *,
+    counted: metrics.Server | None = None,
+    shared_port: bool = False,
+) -> Running:
+    """Build the server and start to answer. Raises LookupError if no catalog was ever published.
+
+    With `shared_port` several processes of one user may listen on the same port; the kernel spreads the connections.
+    """
+    catalogs = versions.CatalogCache()
+    await database.read(catalogs.latest)
+    counted = counted or metrics.Server()
+    quota = QuotaServicer(database, catalogs, now, counted)
+    usage = UsageServicer(database, catalogs, now, counted)
+    desk = _desk(database, catalogs, stripe, now)
+    subscriptions = SubscriptionServicer(database, catalogs, desk, now, settings)
+    admin = AdminServicer(database, catalogs, now)
+    events = StripeEventServicer(database, now, livemode=settings.livemode)
+    health = HealthServicer(SERVICES)
+    rpc = serving.Server(routing(tokens, counted), _options(settings, shared_port=shared_port))
+    rpc.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota)
+    rpc.add(usage_pb2_grpc.add_UsageServiceServicer_to_server, usage)
+    rpc.add(subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server, subscriptions)
+    rpc.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, admin)
+    rpc.add(stripe_event_pb2_grpc.add_StripeEventServiceServicer_to_server, events)
+    rpc.add(health_pb2_grpc.add_HealthServicer_to_server, health)
+    if settings.reflection:
+        reflecting = reflection.aio.ReflectionServicer((*SERVICES, reflection.SERVICE_NAME))
+        rpc.add(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflecting)
+    credentials = tls.Certificates(settings).credentials() if settings.is_encrypted else None
+    port = rpc.listen(settings.listen, credentials)
+    rpc.start()
+    running = Running(rpc, health, database, port, drain_seconds(settings))
+    await running.set_serving(True)
+    return running
+
+
+def _desk(
+    database: transactions.Transactions, catalogs: versions.CatalogCache, stripe: client.Stripe, now: clock.Clock
+) -> Desk:
+    customers = Customers(database, stripe, now)
+    refresher = Refresher(database, catalogs, stripe, now)
+    flush = Flush(database, catalogs, stripe, now)
+    carrier = Carrier(database, stripe, refresher, flush, now)
+    settlement = Settling(database, stripe, now)
+    duties = Duties(database, Requests(database, stripe, now), refresher, flush, settlement, now)
+    return Desk(
+        checkout=Checkout(database, catalogs, stripe, customers, now),
+        portal=portal.Portal(database, stripe, now, catalog_sync.portal_configuration),
+        changing=Changing(carrier, catalogs),
+        canceling=Canceling(carrier),
+        switching=Switching(carrier, catalogs, customers, duties),
+    )
+
+
+def _options(settings: Settings, *, shared_port: bool) -> Sequence[tuple[str, int]]:
+    return (
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.server.max_pending_requests", CALLS_OUTSIDE_MAX),
+        ("grpc.server.max_pending_requests_hard_limit", CALLS_OUTSIDE_MAX * 5 // 4),
+        ("grpc.so_reuseport", int(shared_port)),
+        ("grpc.max_connection_age_ms", settings.connection_age_seconds * 1_000),
+        ("grpc.max_connection_age_grace_ms", round(CONNECTION_AGE_GRACE_SECONDS * 1_000)),
+        ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1_000),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_SECONDS * 1_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", CLIENT_PING_SECONDS_MIN * 1_000),
+    )
+
+
+async def serve(settings: Settings, *, shared_port: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT, then drain."""
+    stop = processes.stop_event()
+    url = settings.database_url.get_secret_value()
+    pool = engine.create_engine(url, pool_size=settings.database_pool_size)
+    probed = engine.create_engine(url, pool_size=1)
+    stripe = client.Stripe.from_settings(settings)
+    counted = metrics.Server()
+    metrics.watch_pool(counted.registry, lambda: processes.connections_in_use(pool), settings.database_pool_size)
+    try:
+        followed = callers.Followed(settings)
+        counted.watch_callers(lambda: followed.is_stale)
+        running = await start(
+            settings,
+            transactions.Transactions(pool, keep=True),
+            stripe,
+            clock.from_settings(settings),
+            followed.tokens,
+            counted=counted,
+            shared_port=shared_port,
+        )
+        ready = readiness.Readiness(
+            transactions.Transactions(probed, readiness.ANSWER_SECONDS_MAX), running.set_serving
+        )
+        metrics.watch_readiness(counted.registry, ready.is_ready)
+        operators = answering.app_of(counted.registry, ready.is_ready)
+        async with answering.answering(settings.monitoring_listen, operators), asyncio.TaskGroup() as following:
+            following.create_task(followed.follow(stop))
+            following.create_task(ready.follow(stop))
+            processes.calm_garbage_collector()
+            _log.info("serving", address=settings.listen, port=running.port, encrypted=settings.is_encrypted)
+            await stop.wait()
+            _log.info("draining")
+            ready.drain()
+            await running.stop()
+    finally:
+        await stripe.close()
+        await pool.dispose()
+        await probed.dispose()
+        _log.info("stopped")

@@ -1,0 +1,145 @@
+"""One child process: a group of its own, its output by lines, and an end that is bounded."""
+
+import asyncio
+import collections
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from billing_svc.programs.supervision import launcher
+
+# What a part may take to finish after SIGTERM. In `dev` nobody's calls are lost by less than production's patience.
+GRACE_SECONDS_MAX = 5.0
+# Shown when a part could not be kept running.
+TAIL_LINES = 20
+# A longer line is shown in pieces.
+_LINE_BYTES_MAX = 64 * 1024
+_CHUNK_BYTES = 64 * 1024
+# A process's own children may hold its output open after it; nobody waits for theirs.
+_OUTPUT_SECONDS_MAX = 1.0
+# How soon an end is noticed.
+_POLL_SECONDS = 0.05
+
+_LAUNCHER = str(Path(launcher.__file__).resolve())
+
+
+class Child:
+    """A program that runs until it ends or is ended."""
+
+    def __init__(self, process: asyncio.subprocess.Process, show: Callable[[str], None], announcement: str) -> None:
+        """Use `start`."""
+        self._process = process
+        self._show = show
+        self._announcement = announcement
+        self._tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
+        self._reading = asyncio.create_task(self._read())
+        self.has_announced = False
+
+    @classmethod
+    async def start(
+        cls,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        show: Callable[[str], None],
+        announcement: str = "",
+    ) -> Self:
+        """Start a program; `show` gets each line of its output.
+
+        `has_announced` turns true with the first line that is a log entry of the event `announcement`. Must be called
+        in the main thread: Linux ends a child when the *thread* that started it ends.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *tied(*command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=environment,
+            # Ctrl-C in the terminal is for us; the parts are ended in order.
+            start_new_session=True,
+        )
+        return cls(process, show, announcement)
+
+    @property
+    def pid(self) -> int:
+        """The process id, which the program keeps from the launcher."""
+        return self._process.pid
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        """The last lines of its output."""
+        return tuple(self._tail)
+
+    async def wait(self) -> int:
+        """Wait until it has ended and its output is read; return its code, negative if a signal ended it."""
+        code = await self._exit()
+        await asyncio.wait({self._reading}, timeout=_OUTPUT_SECONDS_MAX)
+        return code
+
+    async def stop(self) -> bool:
+        """End it: SIGTERM, then by force. Returns whether it obeyed."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        ended = asyncio.create_task(self._exit())
+        await asyncio.wait({ended}, timeout=GRACE_SECONDS_MAX)
+        obeyed = ended.done()
+        # Also what it may have left behind.
+        self.kill()
+        await ended
+        await asyncio.wait({self._reading}, timeout=_OUTPUT_SECONDS_MAX)
+        self._reading.cancel()
+        return obeyed
+
+    def kill(self) -> None:
+        """End it and its own children at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    async def _exit(self) -> int:
+        # Not the process's wait(): that also waits until nobody holds the output open any more.
+        while (code := self._process.returncode) is None:  # noqa: ASYNC110 - see above
+            await asyncio.sleep(_POLL_SECONDS)
+        return code
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - it was asked for
+        pending = b""
+        while chunk := await self._process.stdout.read(_CHUNK_BYTES):
+            *lines, pending = (pending + chunk).split(b"\n")
+            for line in lines:
+                self._hand_on(line)
+            if len(pending) > _LINE_BYTES_MAX:
+                self._hand_on(pending)
+                pending = b""
+        if pending:
+            self._hand_on(pending)
+
+    def _hand_on(self, raw: bytes) -> None:
+        line = raw.decode(errors="replace").rstrip()
+        self._tail.append(line)
+        if not self.has_announced and self._announcement and f'"{self._announcement}"' in line:
+            self.has_announced = _event_of(line) == self._announcement
+        self._show(line)
+
+
+def _event_of(line: str) -> object:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry.get("event") if isinstance(entry, dict) else None
+
+
+def tied(*command: str) -> Sequence[str]:
+    """Return the command that becomes this one, and that on Linux never outlives this process."""
+    # -I and -S: no environment, no current folder, no site-packages; the launcher needs the standard library alone.
+    return sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid()), *command
+
+
+def ending(code: int) -> str:
+    """Say how a process ended."""
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

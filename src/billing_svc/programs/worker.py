@@ -1,0 +1,154 @@
+"""The worker's loops. Stateless: any number of workers may run; the database decides who does what."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import structlog
+
+from billing_svc.catalog import versions
+from billing_svc.inbox import applying
+from billing_svc.inbox import store as events_store
+from billing_svc.metering.gauges import opening
+from billing_svc.metering.reservations import reserving
+from billing_svc.platform import clock, errors
+from billing_svc.platform.database import engine, transactions
+from billing_svc.platform.monitoring import answering, metrics, readiness
+from billing_svc.platform.monitoring import store as monitoring_store
+from billing_svc.platform.settings import Settings
+from billing_svc.programs import processes
+from billing_svc.stripe import client, requests
+from billing_svc.subscriptions.follow_ups import doing
+from billing_svc.subscriptions.records import refreshing
+from billing_svc.usage_export import flushing, pacing, sealing, sending, settling
+
+_log = structlog.get_logger("worker")
+
+# A plan is in force within a second of its event; an idle poll costs one index probe.
+INBOX_POLL_SECONDS = 0.25
+# A second subscription is ended, and pay-as-you-go of one who bought a plan, before anybody asks.
+DUTIES_POLL_SECONDS = 1.0
+# A period's opening is for its invoice, an hour later at the earliest.
+GAUGES_POLL_SECONDS = 5.0
+# Expired holds stand in nobody's way; sweeping them only keeps the tables tidy.
+HOLDS_POLL_SECONDS = 5.0
+# A body may be kept a minute longer.
+BODIES_POLL_SECONDS = 60.0
+# What Prometheus reads at its usual pace.
+BACKLOG_POLL_SECONDS = 15.0
+# A period that has ended is sealed and sent within about a second; an idle poll costs one index probe.
+USAGE_POLL_SECONDS = 0.5
+# After a failure that concerns all, such as an absent database.
+PAUSE_SECONDS = 1.0
+# What a step under way is given once the worker is told to stop: a call to Stripe and a transaction. What is cut off
+# is taken up again, here or by another worker, when its lease has run out.
+FINISH_SECONDS_MAX = client.CALL_SECONDS_MAX + transactions.BUDGET_SECONDS
+
+
+async def work(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT; what is under way is finished first."""
+    stop = processes.stop_event()
+    url = settings.database_url.get_secret_value()
+    pool = engine.create_engine(url, pool_size=settings.database_pool_size)
+    probed = engine.create_engine(url, pool_size=1)
+    counted = metrics.Worker()
+    metrics.watch_pool(counted.registry, lambda: processes.connections_in_use(pool), settings.database_pool_size)
+    ready = readiness.Readiness(transactions.Transactions(probed, readiness.ANSWER_SECONDS_MAX))
+    metrics.watch_readiness(counted.registry, ready.is_ready)
+    database = transactions.Transactions(pool)
+    stripe = client.Stripe.from_settings(settings)
+    catalogs, now = versions.CatalogCache(), clock.from_settings(settings)
+    inbox = applying.Inbox(database, catalogs, stripe, now, livemode=settings.livemode)
+
+    sealer = sealing.Sealer(database, catalogs, now, settings.usage_seal_interval, settings.usage_send_interval)
+    sender = sending.Sender(database, catalogs, stripe, now, pacing.Pace(settings.stripe_calls_per_second))
+
+    duties = doing.Duties(
+        database,
+        requests.Requests(database, stripe, now),
+        refreshing.Refresher(database, catalogs, stripe, now),
+        flushing.Flush(database, catalogs, stripe, now),
+        settling.Settling(database, stripe, now),
+        now,
+    )
+
+    async def open_gauges() -> int:
+        return await database.run(lambda conn: opening.open_due(conn, catalogs, now.now()))
+
+    async def expire_holds() -> int:
+        return await database.run(lambda conn: reserving.sweep(conn, now.now()))
+
+    async def forget_bodies() -> int:
+        before = now.now() - timedelta(days=settings.event_body_days)
+        return await database.run(lambda conn: events_store.forget_bodies(conn, before))
+
+    async def read_backlogs() -> int:
+        for backlog in await database.read(monitoring_store.backlogs):
+            lag_seconds = backlog.lag_seconds(now.now())
+            counted.backlog(backlog.queue, waiting=backlog.waiting, failed=backlog.failed, lag_seconds=lag_seconds)
+        reconciled = await database.read(monitoring_store.last_reconciliation)
+        if reconciled is not None:
+            drift, at = reconciled
+            counted.reconciled(drift, at.timestamp())
+        return 0
+
+    operators = answering.app_of(counted.registry, ready.is_ready)
+    try:
+        async with answering.answering(settings.monitoring_listen, operators), asyncio.TaskGroup() as loops:
+            loops.create_task(ready.follow(stop))
+            loops.create_task(_loop("inbox", inbox.apply_due, INBOX_POLL_SECONDS, stop, counted))
+            loops.create_task(_loop("duties", duties.do_due, DUTIES_POLL_SECONDS, stop, counted))
+            loops.create_task(_loop("gauges", open_gauges, GAUGES_POLL_SECONDS, stop, counted))
+            loops.create_task(_loop("holds", expire_holds, HOLDS_POLL_SECONDS, stop, counted))
+            loops.create_task(_loop("bodies", forget_bodies, BODIES_POLL_SECONDS, stop, counted))
+            loops.create_task(_loop("backlogs", read_backlogs, BACKLOG_POLL_SECONDS, stop, counted))
+            loops.create_task(_loop("sealing", sealer.seal_due, USAGE_POLL_SECONDS, stop, counted))
+            loops.create_task(_loop("sending", sender.send_due, USAGE_POLL_SECONDS, stop, counted))
+            _log.info("working")
+    finally:
+        await database.drain()
+        await stripe.close()
+        await pool.dispose()
+        await probed.dispose()
+        _log.info("stopped")
+
+
+async def _loop(
+    name: str,
+    step: Callable[[], Awaitable[int]],
+    poll_seconds: float,
+    stop: asyncio.Event,
+    counted: metrics.Worker | None = None,
+) -> None:
+    """Repeat a step: at once while it finds something to do, after a pause when it does not."""
+    counted = counted or metrics.Worker()
+    while not stop.is_set():
+        try:
+            pause_seconds = 0.0 if await _unless_stopped(step, stop) else poll_seconds
+            counted.succeeded(name)
+        except* errors.Unavailable:
+            counted.failed(name)
+            _log.warning("database_away", loop=name)
+            pause_seconds = PAUSE_SECONDS
+        except* Exception:  # noqa: BLE001 - logged in full; see below
+            # A defect of ours in one loop must not stop the others.
+            counted.failed(name)
+            _log.exception("loop_failed", loop=name)
+            pause_seconds = PAUSE_SECONDS
+        if pause_seconds:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), pause_seconds)
+
+
+async def _unless_stopped(step: Callable[[], Awaitable[int]], stop: asyncio.Event) -> int:
+    """Run a step; a stop leaves it a bounded time to finish."""
+    running = asyncio.ensure_future(step())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running}, timeout=FINISH_SECONDS_MAX)
+    finally:
+        stopping.cancel()
+        running.cancel()
+    return running.result() if running.done() else 0

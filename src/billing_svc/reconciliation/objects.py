@@ -1,0 +1,227 @@
+"""Subscriptions and invoices against Stripe.
+
+What is compared is what applying a fetched object would change: it is applied in a transaction that is then undone.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import versions
+from billing_svc.platform import clock, errors
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import tables, transactions
+from billing_svc.stripe import client, leases
+from billing_svc.subscriptions.invoices import applying as invoices_applying
+from billing_svc.subscriptions.invoices import fetching
+from billing_svc.subscriptions.records import applying, refreshing, rules
+
+# Older invoices are settled, one way or the other.
+INVOICES_SINCE = timedelta(days=65)
+_COMPARING = audit_store.Origin("operator:reconcile")
+# When we last wrote it is no difference.
+_NOT_COMPARED = frozenset({"updated_at"})
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """An object of Stripe's whose row is not as it would be applied; `detail` names what differs, ours first."""
+
+    kind: str
+    account_id: str
+    object_id: str
+    detail: str
+
+
+class _Undone(Exception):
+    """Carries what was found out of a transaction that must change nothing."""
+
+    def __init__(self, account_id: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
+        super().__init__()
+        self.account_id = account_id
+        self.before = before
+        self.after = after
+
+
+# Applies a fetched object in a transaction, and returns its account.
+_Apply = Callable[[AsyncConnection], Awaitable[str]]
+
+
+class Objects:
+    """Compares subscriptions and invoices with Stripe, and brings them up to date."""
+
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        catalogs: versions.CatalogCache,
+        stripe: client.Stripe,
+        now: clock.Clock,
+    ) -> None:
+        self._database = database
+        self._catalogs = catalogs
+        self._stripe = stripe
+        self._clock = now
+        self._refresher = refreshing.Refresher(database, catalogs, stripe, now)
+
+    async def compare(self, account_id: str | None = None) -> list[Drift]:
+        """Return what differs, for one account or for all. Raises StripeUnavailable and Unavailable."""
+        customers = await self._database.read(lambda conn: _customers(conn, account_id))
+        subscriptions = await self._fetched(customers, account_id, self._stripe.every_subscription)
+        drifts = await self._compare_subscriptions(subscriptions, account_id)
+        since = self._clock.now() - INVOICES_SINCE
+        invoices = await self._fetched(
+            customers, account_id, lambda customer_id: self._stripe.every_invoice(customer_id, since)
+        )
+        return drifts + await self._compare_invoices(invoices, account_id, since)
+
+    async def fix(self, drifts: Sequence[Drift], origin: audit_store.Origin) -> None:
+        """Bring the rows up to date; what cannot be is found again by the next comparison."""
+        for drift in drifts:
+            try:
+                if drift.kind == "subscription":
+                    await self._refresher.refresh(drift.object_id, origin)
+                else:
+                    await self._refresh_invoice(drift, origin)
+            except (client.NotAtStripe, applying.NotOurs, applying.CannotApply, errors.LostRace, ValueError):
+                continue
+
+    async def _fetched(
+        self,
+        customers: Sequence[str],
+        account_id: str | None,
+        fetch: Callable[[str | None], Awaitable[list[client.Data]]],
+    ) -> list[client.Data]:
+        """Return Stripe's objects that belong to our customers; of all accounts in as few requests as can be."""
+        if account_id is None:
+            ours = set(customers)
+            return [one for one in await fetch(None) if _customer_of(one) in ours]
+        return [one for customer_id in customers for one in await fetch(customer_id)]
+
+    async def _compare_subscriptions(self, fetched: Sequence[client.Data], account_id: str | None) -> list[Drift]:
+        drifts = []
+        for data in fetched:
+            subscription = rules.from_stripe(data)
+
+            async def apply(conn: AsyncConnection, one: rules.StripeSubscription = subscription) -> str:
+                return await applying.apply(conn, self._catalogs, one, _COMPARING, self._clock.now())
+
+            drifts += await self._difference("subscription", tables.subscriptions, subscription.subscription_id, apply)
+        known = await self._database.read(lambda conn: _living_subscriptions(conn, account_id))
+        there = {data["id"] for data in fetched}
+        return drifts + [
+            Drift("subscription", owner, subscription_id, "Stripe does not list it")
+            for owner, subscription_id in known
+            if subscription_id not in there
+        ]
+
+    async def _compare_invoices(
+        self, fetched: Sequence[client.Data], account_id: str | None, since: datetime
+    ) -> list[Drift]:
+        drifts = []
+        for data in fetched:
+            invoice = await fetching.complete(self._stripe, data)
+
+            async def apply(conn: AsyncConnection, one: Any = invoice) -> str:  # noqa: ANN401 - bound here
+                return await invoices_applying.apply(conn, one, _COMPARING, self._clock.now())
+
+            drifts += await self._difference("invoice", tables.invoices, invoice.invoice_id, apply)
+        known = await self._database.read(lambda conn: _invoices_since(conn, account_id, since))
+        there = {data["id"] for data in fetched}
+        return drifts + [
+            Drift("invoice", owner, invoice_id, "Stripe does not list it")
+            for owner, invoice_id in known
+            if invoice_id not in there
+        ]
+
+    async def _difference(self, kind: str, table: sa.Table, object_id: str, apply: _Apply) -> list[Drift]:
+        async def work(conn: AsyncConnection) -> None:
+            before = await _row(conn, table, object_id)
+            account_id = await apply(conn)
+            raise _Undone(account_id, before, await _row(conn, table, object_id))
+
+        try:
+            await self._database.run(work)
+        except _Undone as found:
+            detail = _detail(found.before, found.after)
+            return [Drift(kind, found.account_id, object_id, detail)] if detail else []
+        except (applying.CannotApply, applying.NotOurs) as error:
+            return [Drift(kind, "", object_id, str(error))]
+        return []
+
+    async def _refresh_invoice(self, drift: Drift, origin: audit_store.Origin) -> None:
+        try:
+            invoice = await fetching.complete(self._stripe, await self._stripe.invoice(drift.object_id))
+        except client.NotAtStripe:
+            invoice = None
+        now = self._clock.now()
+
+        async def apply(conn: AsyncConnection) -> None:
+            lease = await leases.take(conn, drift.object_id, now)
+            if lease is None:
+                raise errors.LostRace("the invoice is being brought up to date by a worker")
+            if invoice is not None:
+                await invoices_applying.apply(conn, invoice, origin, now)
+            else:
+                row = await _row(conn, tables.invoices, drift.object_id)
+                if row is not None:
+                    await invoices_applying.remove(conn, drift.object_id, row["customer_id"], origin, now)
+            await leases.end(conn, lease, now)
+
+        await self._database.run(apply)
+
+
+def _detail(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+    if before is None or after is None:
+        return "" if before is after else "is not here"
+    return ", ".join(
+        f"{name}: {_short(before[name])} is {_short(after[name])} at Stripe"
+        for name in after
+        if name not in _NOT_COMPARED and before[name] != after[name]
+    )
+
+
+def _short(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="seconds")
+    return "other lines" if isinstance(value, list) else str(value)
+
+
+def _customer_of(data: client.Data) -> str:
+    customer = data["customer"]
+    return str(customer if isinstance(customer, str) or customer is None else customer["id"])
+
+
+async def _row(conn: AsyncConnection, table: sa.Table, object_id: str) -> Mapping[str, Any] | None:
+    column = table.c.subscription_id if table is tables.subscriptions else table.c.invoice_id
+    row = (await conn.execute(sa.select(table).where(column == object_id))).mappings().one_or_none()
+    return None if row is None else dict(row)
+
+
+async def _customers(conn: AsyncConnection, account_id: str | None) -> list[str]:
+    customers = tables.stripe_customers.c
+    query = sa.select(customers.customer_id).order_by(customers.customer_id)
+    if account_id is not None:
+        query = query.where(customers.account_id == account_id)
+    return list((await conn.execute(query)).scalars())
+
+
+async def _living_subscriptions(conn: AsyncConnection, account_id: str | None) -> list[tuple[str, str]]:
+    subscription = tables.subscriptions.c
+    query = sa.select(subscription.account_id, subscription.subscription_id).where(
+        subscription.status.not_in(rules.OVER)
+    )
+    if account_id is not None:
+        query = query.where(subscription.account_id == account_id)
+    return [(row[0], row[1]) for row in await conn.execute(query)]
+
+
+async def _invoices_since(conn: AsyncConnection, account_id: str | None, since: datetime) -> list[tuple[str, str]]:
+    invoice = tables.invoices.c
+    query = sa.select(invoice.account_id, invoice.invoice_id).where(invoice.created_at >= since)
+    if account_id is not None:
+        query = query.where(invoice.account_id == account_id)
+    return [(row[0], row[1]) for row in await conn.execute(query)]

@@ -1,0 +1,1 @@
+"""Moving subscriptions to a newer version of the catalog."""

@@ -1,0 +1,104 @@
+"""What all changes have in common: whose subscription it is, what is in their way at Stripe, and how they end."""
+
+import contextlib
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.platform import clock, errors, request_ids
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import transactions
+from billing_svc.stripe import client, requests
+from billing_svc.subscriptions.records import refreshing
+from billing_svc.subscriptions.records import rules as subscriptions_rules
+from billing_svc.subscriptions.records import store as subscriptions_store
+from billing_svc.usage_export import flushing
+
+
+class Carrier:
+    """Carries changes out at Stripe."""
+
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        stripe: client.Stripe,
+        refresher: refreshing.Refresher,
+        flush: flushing.Flush,
+        now: clock.Clock,
+    ) -> None:
+        self.database = database
+        self.stripe = stripe
+        self.requests = requests.Requests(database, stripe, now)
+        self.refresher = refresher
+        self.flush = flush
+        self.clock = now
+
+    async def fetch(self, subscription_id: str) -> subscriptions_rules.StripeSubscription | None:
+        """Return a subscription as Stripe has it now; None once it is over, which is then known here too."""
+        try:
+            fetched = await refreshing.fetch(self.stripe, subscription_id)
+        except client.NotAtStripe:
+            return None
+        if not fetched.is_over:
+            return fetched
+        await self.refresher.refresh(subscription_id, audit_store.Origin("service"))
+        return None
+
+    async def release_schedule(self, account_id: str, schedule_id: str | None, purpose: str) -> None:
+        """Let a subscription's schedule go, if it has one: what it was going to change stays as it is."""
+        if schedule_id is None:
+            return
+
+        async def look_up(_since: datetime) -> client.Data | None:
+            schedule = await self.stripe.schedule(schedule_id)
+            return schedule if schedule["status"] in {"released", "canceled", "completed"} else None
+
+        intent = requests.Intent(
+            account_id, f"{purpose}:release:{schedule_id}", "subscription_schedules.release", {"schedule": schedule_id}
+        )
+        # One that is no longer there is in nobody's way.
+        with contextlib.suppress(errors.StripeRefused, client.NotAtStripe):
+            await self.requests.perform(intent, look_up)
+
+    async def keep(self, account_id: str, fetched: subscriptions_rules.StripeSubscription, purpose: str) -> None:
+        """Take back the end of a subscription that is scheduled, if one is."""
+        if not fetched.will_end:
+            return
+
+        async def look_up(_since: datetime) -> client.Data | None:
+            data = await self.stripe.subscription(fetched.subscription_id)
+            return None if refreshing.read(data).will_end else data
+
+        # Stripe clears both where it was told by this field, and takes only one of them in a call.
+        kept = {"cancel_at_period_end": False} if fetched.cancel_at_period_end else {"cancel_at": ""}
+        params = {"subscription": fetched.subscription_id, **kept}
+        await self.requests.perform(requests.Intent(account_id, purpose, "subscriptions.update", params), look_up)
+
+    async def finish(self, asked: request_ids.Asked, subscription_id: str, origin: audit_store.Origin) -> None:
+        """Bring the row to what Stripe has now, and close the request."""
+        with contextlib.suppress(client.NotAtStripe):
+            await self.refresher.refresh(subscription_id, origin)
+        now = self.clock.now()
+        await self.database.run(lambda conn: request_ids.close(conn, asked, now))
+
+
+async def held(conn: AsyncConnection, account_id: str, now: datetime) -> subscriptions_store.Row:
+    """Return the plan subscription that is meant: the one that gives the plan, else one that is not over.
+
+    Raises NotSubscribed.
+    """
+    rows = [
+        row
+        for row in await subscriptions_store.plan_subscriptions(conn, account_id)
+        if not row.is_over and not row.superfluous
+    ]
+    found = next((row for row in rows if row.gives_plan(now)), rows[0] if rows else None)
+    if found is None:
+        raise not_subscribed(account_id)
+    return found
+
+
+def not_subscribed(account_id: str) -> errors.NotSubscribed:
+    """Return what is raised where there is nothing to change."""
+    message = "the account has no plan subscription that could be changed; use CreateCheckout"
+    return errors.NotSubscribed(message, {"account_id": account_id})

@@ -1,0 +1,261 @@
+"""Changing the plan, its price or its seats: now, with proration, or at the period's end, by a schedule at Stripe.
+
+The steps, each safe to repeat: (1) one transaction refuses, or keeps what the request comes to; (2) now: the usage so
+far is brought to Stripe, what it will cost is kept, and one call changes the subscription; at the period's end: a
+schedule is made and given its phases; (3) the subscription is fetched and applied. Whoever repeats after a crash goes
+by what was kept.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import model, versions
+from billing_svc.platform import errors, request_ids
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.stripe import client, reading, requests
+from billing_svc.subscriptions.changes import carrying, costs, rules
+from billing_svc.subscriptions.invoices import rules as invoices_rules
+from billing_svc.subscriptions.records import refreshing
+from billing_svc.subscriptions.records import rules as subscriptions_rules
+from billing_svc.subscriptions.records import store as subscriptions_store
+
+
+class Changing:
+    """Changes plans."""
+
+    def __init__(self, carrier: carrying.Carrier, catalogs: versions.CatalogCache) -> None:
+        self._carrier = carrier
+        self._catalogs = catalogs
+
+    async def preview(self, order: rules.Order) -> costs.Outcome:
+        """Say what a change would cost, and change nothing.
+
+        Raises NotSubscribed, PlanNotFound, PlanNotSold, PriceNotFound, PlanNotApplied, PlanUnchanged, InvalidRequest,
+        StripeUnavailable and StripeRefused.
+        """
+        now = self._carrier.clock.now()
+        target = await self._carrier.database.read(lambda conn: self._choose(conn, order, now))
+        return costs.from_kept(await self._cost(order, target, await self._fetch(order, target)))
+
+    async def change(self, order: rules.Order, origin: audit_store.Origin) -> costs.Outcome:
+        """Carry a change out, or on, and say what it costs.
+
+        Raises what `preview` does, and RequestIdReused, UsageNotReported, PaymentFailed and LostRace.
+        """
+        asked = request_ids.Asked(order.account_id, order.request_id, "change_plan", order.content)
+        now = self._carrier.clock.now()
+        known = await self._carrier.database.run(lambda conn: self._begin(conn, order, asked, origin, now))
+        if known.is_closed and known.answer is not None:
+            return costs.from_kept(known.answer)
+        target = _from_kept(known.target)
+        fetched = await self._fetch(order, target)
+        if order.at_period_end:
+            answer = known.answer or await self._keep_cost(order, asked, target, fetched)
+            await self._schedule(order, target, fetched)
+        else:
+            answer = await self._change_now(order, asked, target, fetched, known.answer)
+        await self._carrier.finish(asked, target.subscription_id, origin)
+        return costs.from_kept(answer)
+
+    async def _begin(
+        self,
+        conn: AsyncConnection,
+        order: rules.Order,
+        asked: request_ids.Asked,
+        origin: audit_store.Origin,
+        now: datetime,
+    ) -> request_ids.Remembered:
+        """Return what is remembered of the request; a new one is refused, or kept."""
+        known = await request_ids.find(conn, asked)
+        if known is not None:
+            return known
+        await subscriptions_store.lock_account(conn, order.account_id)
+        target = await self._choose(conn, order, now)
+        kept = asdict(target)
+        await request_ids.remember(conn, asked, kept, now)
+        changes = {
+            "subscription": target.subscription_id,
+            "plan": target.plan,
+            "price": target.price,
+            "quantity": target.quantity,
+            "at_period_end": order.at_period_end,
+        }
+        await audit_store.append(conn, origin, order.account_id, "plan.change_requested", changes, now)
+        return request_ids.Remembered(kept, None, is_closed=False)
+
+    async def _choose(self, conn: AsyncConnection, order: rules.Order, now: datetime) -> rules.Target:
+        row = await carrying.held(conn, order.account_id, now)
+        if not row.is_giving:
+            message = f"the subscription is {row.status}, so its plan cannot be changed; a payment comes first"
+            raise errors.NotSubscribed(message, {"account_id": order.account_id})
+        version = await versions.newest(conn)
+        if version is None:
+            raise LookupError("no catalog was ever published")
+        sold = await self._catalogs.get(conn, row.catalog_version)
+        held = rules.Held(row.plan, row.price, row.quantity, row.catalog_version, sold)
+        choice = rules.choose(order, held, await self._catalogs.get(conn, version), version)
+        # What is pending is given up by choosing to stay.
+        if choice.is_of(held) and not (order.at_period_end and row.pending_plan is not None):
+            message = f"the account has {row.plan} at this price and quantity already"
+            raise errors.PlanUnchanged(message, {"plan": row.plan, "price": row.price})
+        base, metered = await _price_ids(conn, choice)
+        return rules.Target(
+            subscription_id=row.subscription_id,
+            plan=choice.plan.key,
+            price=choice.price,
+            quantity=choice.quantity,
+            catalog_version=choice.catalog_version,
+            base_price_id=base,
+            metered_price_ids=metered,
+            interval=choice.plan.prices[choice.price].interval,
+            proration_at=None if order.at_period_end else int((order.proration_at or now).timestamp()),
+        )
+
+    async def _fetch(self, order: rules.Order, target: rules.Target) -> subscriptions_rules.StripeSubscription:
+        fetched = await self._carrier.fetch(target.subscription_id)
+        if fetched is None:
+            raise carrying.not_subscribed(order.account_id)
+        return fetched
+
+    async def _change_now(
+        self,
+        order: rules.Order,
+        asked: request_ids.Asked,
+        target: rules.Target,
+        fetched: subscriptions_rules.StripeSubscription,
+        answer: Mapping[str, Any] | None,
+    ) -> Mapping[str, Any]:
+        # Each unit is charged once, on the terms that it was used on.
+        await self._carrier.flush.flush(order.account_id)
+        purpose = f"change:{order.request_id}"
+        await self._carrier.release_schedule(order.account_id, fetched.schedule_id, purpose)
+        # Before the change: afterwards Stripe tells no more what it has cost.
+        answer = answer or await self._keep_cost(order, asked, target, fetched)
+
+        async def look_up(_since: datetime) -> client.Data | None:
+            data = await self._carrier.stripe.subscription(target.subscription_id)
+            return data if target.is_in(refreshing.read(data)) else None
+
+        params = {
+            "subscription": target.subscription_id,
+            "items": await self._items(target, fetched),
+            "proration_behavior": "always_invoice",
+            "proration_date": target.proration_at,
+            # A change that cannot be paid does not take place.
+            "payment_behavior": "error_if_incomplete",
+            "metadata": dict(target.metadata),
+        }
+        await self._carrier.requests.perform(
+            requests.Intent(order.account_id, purpose, "subscriptions.update", params), look_up
+        )
+        return answer
+
+    async def _schedule(
+        self, order: rules.Order, target: rules.Target, fetched: subscriptions_rules.StripeSubscription
+    ) -> None:
+        """Let Stripe change the subscription at the end of its period, in place of whatever was pending."""
+        account_id, writes, purpose = order.account_id, self._carrier.requests, f"change:{order.request_id}"
+        if not await writes.is_known(account_id, f"{purpose}:schedule"):
+            await self._carrier.release_schedule(account_id, fetched.schedule_id, purpose)
+            if target.is_in(fetched):
+                return
+            # Who chooses what comes next goes on.
+            await self._carrier.keep(account_id, fetched, f"{purpose}:keep")
+
+        async def attached(_since: datetime) -> client.Data | None:
+            schedule: client.Data | None = (await self._carrier.stripe.subscription(target.subscription_id))["schedule"]
+            return schedule
+
+        made = requests.Intent(
+            account_id,
+            f"{purpose}:schedule",
+            "subscription_schedules.create",
+            {"from_subscription": target.subscription_id},
+        )
+        try:
+            schedule_id = str((await writes.perform(made, attached))["id"])
+        except errors.StripeRefused:
+            if await attached(self._carrier.clock.now()) is None:
+                raise
+            message = "another change of this subscription was scheduled at the same time; send the same call again"
+            raise errors.LostRace(message) from None
+        schedule = await self._carrier.stripe.schedule(schedule_id)
+        if len(schedule["phases"]) > 1:
+            return  # an earlier attempt has come this far
+
+        async def planned(_since: datetime) -> client.Data | None:
+            found = await self._carrier.stripe.schedule(schedule_id)
+            return found if len(found["phases"]) > 1 else None
+
+        ours = await self._ours([reading.id_of(item["price"]) for item in schedule["phases"][0]["items"]])
+        params = {
+            "schedule": schedule_id,
+            "end_behavior": "release",
+            "phases": rules.phases(schedule, ours.keys(), target),
+        }
+        await writes.perform(requests.Intent(account_id, purpose, "subscription_schedules.update", params), planned)
+
+    async def _keep_cost(
+        self,
+        order: rules.Order,
+        asked: request_ids.Asked,
+        target: rules.Target,
+        fetched: subscriptions_rules.StripeSubscription,
+    ) -> Mapping[str, Any]:
+        answer = await self._cost(order, target, fetched)
+        return await self._carrier.database.run(lambda conn: request_ids.keep_answer(conn, asked, answer))
+
+    async def _cost(
+        self, order: rules.Order, target: rules.Target, fetched: subscriptions_rules.StripeSubscription
+    ) -> Mapping[str, Any]:
+        """Return what Stripe says that it costs, in the form in which it is kept."""
+        details: dict[str, Any] = {"items": await self._items(target, fetched)}
+        params: dict[str, Any] = {"subscription": target.subscription_id, "subscription_details": details}
+        if order.at_period_end:
+            params["preview_mode"] = "recurring"
+            effective_at = min(item.period_end for item in fetched.items)
+        else:
+            details |= {"proration_behavior": "always_invoice", "proration_date": target.proration_at}
+            effective_at = datetime.fromtimestamp(target.proration_at or 0, UTC)
+        invoice = await self._carrier.stripe.preview_invoice(params)
+        found, _ = invoices_rules.lines_from_stripe(invoice.get("lines"), effective_at)
+        # At a period's end nothing is worked out for a part of one.
+        lines = [line for line in found if not (order.at_period_end and line.is_proration)]
+        sold = await self._carrier.database.read(
+            lambda conn: subscriptions_store.sold_prices(conn, {line.price_id for line in lines})
+        )
+        meters = {price_id: one.meter for price_id, one in sold.items()}
+        return costs.kept(effective_at, target.proration_at, str(invoice["currency"]), lines, meters)
+
+    async def _items(
+        self, target: rules.Target, fetched: subscriptions_rules.StripeSubscription
+    ) -> list[dict[str, Any]]:
+        ours = await self._ours([item.price_id for item in fetched.items])
+        return rules.item_changes(fetched.items, ours, target)
+
+    async def _ours(self, price_ids: list[str]) -> Mapping[str, bool]:
+        """Return which of these prices are from a catalog of ours, and whether they are metered."""
+        sold = await self._carrier.database.read(lambda conn: subscriptions_store.sold_prices(conn, price_ids))
+        return {price_id: bool(one.meter) for price_id, one in sold.items()}
+
+
+async def _price_ids(conn: AsyncConnection, choice: rules.Choice) -> tuple[str, tuple[str, ...]]:
+    """Return the base price and the metered ones of a choice, the overlay's too. Raises PlanNotApplied."""
+    plan: model.Plan = choice.plan
+    base = plan.base_lookup_key(choice.price)
+    metered = [one.lookup_key for one in plan.metered_prices]
+    ids = await subscriptions_store.prices_of_version(conn, [base, *metered], choice.catalog_version)
+    if {base, *metered} - ids.keys():
+        raise errors.PlanNotApplied(
+            f"plan {plan.key} is not at Stripe yet; `billing-svc catalog apply` brings it there",
+            {"plan": plan.key, "price": choice.price},
+        )
+    return ids[base], tuple(ids[key] for key in metered)
+
+
+def _from_kept(kept: Mapping[str, Any]) -> rules.Target:
+    return rules.Target(**{**kept, "metered_price_ids": tuple(kept["metered_price_ids"])})

@@ -1,0 +1,186 @@
+"""What a change of plan comes to, and what Stripe is told of it. Pure: no I/O, `now` is an argument."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from billing_svc.catalog import model
+from billing_svc.platform import errors
+from billing_svc.stripe import reading
+from billing_svc.subscriptions.records import rules as subscriptions_rules
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be changed; what is left out ("", None) stays as it is, or is the new plan's own."""
+
+    account_id: str
+    request_id: str
+    plan: str
+    price: str
+    quantity: int | None
+    at_period_end: bool
+    proration_at: datetime | None
+
+    @property
+    def content(self) -> Mapping[str, object]:
+        """What a repeat of the request id must say again."""
+        return {
+            "plan": self.plan,
+            "price": self.price,
+            "quantity": self.quantity,
+            "at_period_end": self.at_period_end,
+            "proration_at": None if self.proration_at is None else self.proration_at.isoformat(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the account has now, with the catalog that it was sold under."""
+
+    plan: str
+    price: str
+    quantity: int
+    catalog_version: int
+    catalog: model.Catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What it is to have."""
+
+    plan: model.Plan
+    price: str
+    quantity: int
+    catalog_version: int
+
+    def is_of(self, held: Held) -> bool:
+        """Say whether that is what it has."""
+        return (self.plan.key, self.price, self.quantity) == (held.plan, held.price, held.quantity)
+
+
+def choose(order: Order, held: Held, newest: model.Catalog, newest_version: int) -> Choice:
+    """Return what an order comes to. Who stays on a plan stays on the terms that it was sold under.
+
+    Raises PlanNotFound, PlanNotSold, PriceNotFound, and InvalidRequest on the quantity.
+    """
+    stays = order.plan in {"", held.plan}
+    plan = (held.catalog if stays else newest).plans.get(order.plan or held.plan)
+    if plan is None:
+        raise errors.PlanNotFound(f"plan: the catalog has no plan {order.plan!r}", {"plan": order.plan})
+    if not stays and (not plan.prices or not plan.sold):
+        raise errors.PlanNotSold(f"plan: {plan.key} is not for sale", {"plan": plan.key})
+    price = order.price or (held.price if stays else next(iter(plan.prices)))
+    if price not in plan.prices:
+        metadata = {"plan": plan.key, "price": price}
+        raise errors.PriceNotFound(f"price: plan {plan.key} has no price {price!r}", metadata)
+    per_seat = plan.prices[price].per_seat
+    quantity = order.quantity
+    if quantity is None:
+        quantity = max(1, held.quantity) if per_seat else 1
+    if quantity > 1 and not per_seat:
+        problem = f"is {quantity}; plan {plan.key} is not sold by the seat at this price"
+        raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
+    return Choice(plan, price, quantity, held.catalog_version if stays else newest_version)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A choice with its prices at Stripe: what a request came to when it was first seen."""
+
+    subscription_id: str
+    plan: str
+    price: str
+    quantity: int
+    catalog_version: int
+    base_price_id: str
+    metered_price_ids: tuple[str, ...]
+    interval: str
+    # When prorations are worked out for, in whole seconds; None at a period's end.
+    proration_at: int | None
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the subscription says of itself from then on."""
+        return {"plan": self.plan, "price": self.price, "catalog_version": str(self.catalog_version)}
+
+    def is_in(self, subscription: subscriptions_rules.StripeSubscription) -> bool:
+        """Say whether a subscription has it."""
+        there = {item.price_id: item.quantity for item in subscription.items}
+        return there.get(self.base_price_id) == self.quantity and set(self.metered_price_ids) <= there.keys()
+
+
+def item_changes(
+    items: Sequence[subscriptions_rules.Item], ours: Mapping[str, bool], target: Target
+) -> list[dict[str, Any]]:
+    """Return what is to become of a subscription's items; `ours` says of each price of ours whether it is metered.
+
+    Items that somebody added by hand stay.
+    """
+    changes: list[dict[str, Any]] = []
+    base = next((item for item in items if ours.get(item.price_id) is False), None)
+    changes.append(
+        {
+            **({} if base is None else {"id": base.item_id}),
+            "price": target.base_price_id,
+            "quantity": target.quantity,
+        }
+    )
+    there = {item.price_id: item.item_id for item in items if ours.get(item.price_id) is True}
+    changes += [
+        {"id": item_id, "deleted": True}
+        for price_id, item_id in there.items()
+        if price_id not in target.metered_price_ids
+    ]
+    # A metered item takes no quantity.
+    changes += [{"price": price_id} for price_id in target.metered_price_ids if price_id not in there]
+    return changes
+
+
+def phases(schedule: Mapping[str, Any], ours: Collection[str], target: Target) -> list[dict[str, Any]]:
+    """Return a schedule's phases: the present one as it is, then one interval of the target.
+
+    Raises LostRace if the schedule has no single present phase, as a fresh one has.
+    """
+    if len(schedule["phases"]) != 1:
+        raise errors.LostRace("the subscription's schedule was changed by others; send the same call again")
+    present = schedule["phases"][0]
+    discounts = _discounts(present)
+    kept = [item for item in present["items"] if reading.id_of(item["price"]) not in ours]
+    return [
+        {
+            "items": [_phase_item(item) for item in present["items"]],
+            "start_date": present["start_date"],
+            "end_date": present["end_date"],
+            **({"trial_end": present["trial_end"]} if present.get("trial_end") else {}),
+            **discounts,
+        },
+        {
+            "items": [
+                {"price": target.base_price_id, "quantity": target.quantity},
+                *({"price": price_id} for price_id in target.metered_price_ids),
+                *(_phase_item(item) for item in kept),
+            ],
+            # After it the schedule lets go of the subscription, which goes on as it then is.
+            "duration": {"interval": target.interval, "interval_count": 1},
+            "metadata": dict(target.metadata),
+            **discounts,
+        },
+    ]
+
+
+def _phase_item(item: Mapping[str, Any]) -> dict[str, Any]:
+    quantity = item.get("quantity")
+    return {"price": reading.id_of(item["price"]), **({} if quantity is None else {"quantity": quantity})}
+
+
+def _discounts(phase: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the discounts to be passed on: a phase that names none loses the subscription's."""
+    found = [
+        {kind: reading.id_of(one[kind])}
+        for one in phase.get("discounts") or ()
+        for kind in ("discount", "coupon", "promotion_code")
+        if one.get(kind)
+    ]
+    return {"discounts": found} if found else {}

@@ -1,0 +1,271 @@
+"""Selling a plan: one open checkout page for each account, whatever races and crashes.
+
+The steps, each safe to repeat: (1) one transaction refuses, finds the open page or stores the intent of a new one;
+(2) the customer and the session are made at Stripe under stored keys; (3) one transaction stores the page. A crash in
+between leaves the page `opening`, and the next call for the account carries it on.
+
+Whether a page can still be paid, or was, only Stripe knows: a page stays in the way until Stripe has said that it
+expired, or until the subscription that it became is here. Nobody pays twice because an event is late.
+"""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import model, versions
+from billing_svc.customers import making
+from billing_svc.platform import clock, errors
+from billing_svc.platform import request_ids as changes_store
+from billing_svc.platform.accounts import store as accounts_store
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import transactions
+from billing_svc.stripe import client, requests
+from billing_svc.subscriptions.checkouts import closing, store
+from billing_svc.subscriptions.records import rules as subscriptions_rules
+from billing_svc.subscriptions.records import store as subscriptions_store
+
+# Each round closes one page that stands in the way; more than a few mean that callers fight over the account.
+ROUNDS_MAX = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """The account's one page, and whether it is what was ordered."""
+
+    page: store.Page
+    fits: bool
+
+
+class Checkout:
+    """Opens checkout pages."""
+
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        catalogs: versions.CatalogCache,
+        stripe: client.Stripe,
+        customers: making.Customers,
+        now: clock.Clock,
+    ) -> None:
+        self._database = database
+        self._catalogs = catalogs
+        self._stripe = stripe
+        self._customers = customers
+        self._requests = requests.Requests(database, stripe, now)
+        self._clock = now
+
+    async def open_page(self, order: store.Order, origin: audit_store.Origin) -> store.Page:
+        """Return the account's open page for an order, made now unless there is an equal one.
+
+        Raises PlanNotFound, PriceNotFound, PlanNotSold, PlanNotApplied, AlreadySubscribed, InvalidRequest on the
+        quantity, RequestIdReused, LostRace, StripeUnavailable and StripeRefused.
+        """
+        for _ in range(ROUNDS_MAX):
+            begun = await self._begin(order, origin)
+            page: store.Page | None = begun.page
+            if begun.page.url is None:
+                page = await self._make_session(begun.page, order, origin)
+            if page is None or not (page.is_new or await self._is_payable(page, order.account_id, origin)):
+                continue
+            if begun.fits and page.expires_at is not None and self._clock.now() < page.expires_at:
+                return page
+            await self._expire(page, order.account_id, origin)
+        raise errors.LostRace("other checkouts of this account were opened at the same time; send the same call again")
+
+    async def _begin(self, order: store.Order, origin: audit_store.Origin) -> _Begun:
+        now = self._clock.now()
+        return await self._database.run(lambda conn: self._find_or_insert(conn, order, origin, now))
+
+    async def _find_or_insert(
+        self, conn: AsyncConnection, order: store.Order, origin: audit_store.Origin, now: datetime
+    ) -> _Begun:
+        """Refuse, or return the page that is open, or the intent of a new one."""
+        version = await versions.newest(conn)
+        if version is None:
+            raise LookupError("no catalog was ever published")
+        catalog = await self._catalogs.get(conn, version)
+        _, price = offered(catalog, order)
+        await accounts_store.insert_missing(conn, {order.account_id}, now)
+        await subscriptions_store.lock_account(conn, order.account_id)
+        asked = changes_store.Asked(order.account_id, order.request_id, "checkout", order.content)
+        known = await changes_store.find(conn, asked) if order.request_id else None
+        bought = await subscriptions_store.plan_subscriptions(conn, order.account_id)
+        held = next((one for one in bought if not one.is_over), None)
+        if held is not None:
+            raise errors.AlreadySubscribed(
+                f"the account is subscribed to {held.plan} ({held.status}); use ChangePlan, or cancel it first",
+                {"plan": held.plan, "status": held.status},
+            )
+        if order.request_id and known is None:
+            await changes_store.remember(conn, asked, {}, now)
+        found = await store.find_open(conn, order.account_id)
+        if found is not None:
+            return _Begun(found, found.sells(order, price, version))
+        # Also tells before anything is stored whether the prices are at Stripe.
+        await _line_items(conn, catalog.plans[order.plan], price, order.quantity, version)
+        page = store.Page(
+            uuid.uuid4().hex,
+            order.plan,
+            price,
+            order.quantity,
+            order.success_url,
+            order.cancel_url,
+            version,
+            session_id=None,
+            url=None,
+            expires_at=None,
+            is_new=True,
+        )
+        await store.insert(conn, order.account_id, page, now)
+        changes = {"checkout": page.checkout_id, "plan": page.plan, "price": page.price, "quantity": page.quantity}
+        await audit_store.append(conn, origin, order.account_id, "checkout.created", changes, now)
+        return _Begun(page, fits=True)
+
+    async def _make_session(
+        self, page: store.Page, order: store.Order, origin: audit_store.Origin
+    ) -> store.Page | None:
+        """Return the page with its session; None if Stripe refused what an earlier call had left behind.
+
+        A page that was carried on may be over at Stripe already; then it is returned without its URL.
+        """
+        customer_id = await self._customers.ensure(order.account_id, order.customer_email, origin)
+        params = await self._database.read(lambda conn: self._session_params(conn, page, order.account_id, customer_id))
+
+        async def look_up(_since: datetime) -> client.Data | None:
+            sessions = await self._stripe.checkout_sessions_of(customer_id)
+            return next((one for one in sessions if one["metadata"].get("checkout_id") == page.checkout_id), None)
+
+        intent = requests.Intent(order.account_id, f"checkout:{page.checkout_id}", "checkout.sessions.create", params)
+        try:
+            session = await self._requests.perform(intent, look_up)
+        except errors.StripeRefused:
+            await self._close(order.account_id, page.checkout_id, "expired", origin)
+            if page.is_new:
+                raise
+            return None
+        if session["url"] is None:
+            return replace(page, session_id=session["id"])
+        expires_at = datetime.fromtimestamp(session["expires_at"], UTC)
+        opened = replace(page, session_id=session["id"], url=session["url"], expires_at=expires_at)
+        await self._database.run(lambda conn: store.open_session(conn, order.account_id, opened))
+        return opened
+
+    async def _session_params(
+        self, conn: AsyncConnection, page: store.Page, account_id: str, customer_id: str
+    ) -> Mapping[str, Any]:
+        catalog = await self._catalogs.get(conn, page.catalog_version)
+        plan = catalog.plans[page.plan]
+        # The session's own metadata does not reach the subscription, so both carry it.
+        metadata = {
+            "account_id": account_id,
+            "checkout_id": page.checkout_id,
+            "plan": page.plan,
+            "price": page.price,
+            "catalog_version": str(page.catalog_version),
+        }
+        # A plan is tried once, however often it is bought.
+        is_first = not await subscriptions_store.plan_subscriptions(conn, account_id)
+        trial = {"trial_period_days": plan.trial_days} if plan.trial_days and is_first else {}
+        return {
+            "mode": "subscription",
+            "customer": customer_id,
+            "client_reference_id": account_id,
+            "line_items": await _line_items(conn, plan, page.price, page.quantity, page.catalog_version),
+            "success_url": page.success_url,
+            "cancel_url": page.cancel_url,
+            "metadata": metadata,
+            "subscription_data": {"metadata": metadata, **trial},
+        }
+
+    async def _is_payable(self, page: store.Page, account_id: str, origin: audit_store.Origin) -> bool:
+        """Say whether Stripe still takes payment on a page; one that is over is closed here as well.
+
+        Raises AlreadySubscribed if it was paid, for as long as its subscription is not over.
+        """
+        try:
+            session = await self._stripe.checkout_session(str(page.session_id))
+        except client.NotAtStripe:
+            session = {"status": "expired"}
+        if session["status"] == "open":
+            return True
+        if session["status"] == "complete":
+            status = await self._status_of(session)
+            if status is not None and status not in subscriptions_rules.OVER:
+                # It stays in the way until the worker has the subscription here, and closes it.
+                raise errors.AlreadySubscribed(
+                    "the account has just paid for a checkout; its subscription is about to appear",
+                    {"plan": page.plan, "status": status},
+                )
+        state = "complete" if session["status"] == "complete" else "expired"
+        await self._close(account_id, page.checkout_id, state, origin)
+        return False
+
+    async def _status_of(self, session: client.Data) -> str | None:
+        """Return how the subscription stands that a paid session became; None if there is none any more."""
+        subscription_id = session["subscription"]
+        if subscription_id is None:
+            return None
+        try:
+            return str((await self._stripe.subscription(subscription_id))["status"])
+        except client.NotAtStripe:
+            return None
+
+    async def _expire(self, page: store.Page, account_id: str, origin: audit_store.Origin) -> None:
+        """Close a page that sells something else; if it was paid meanwhile, the account is subscribed."""
+
+        async def look_up(_since: datetime) -> client.Data | None:
+            session = await self._stripe.checkout_session(str(page.session_id))
+            return session if session["status"] == "expired" else None
+
+        intent = requests.Intent(
+            account_id, f"expire:{page.checkout_id}", "checkout.sessions.expire", {"session": page.session_id}
+        )
+        try:
+            await self._requests.perform(intent, look_up)
+        except (errors.StripeRefused, client.NotAtStripe):
+            # No longer open, for whatever reason.
+            await self._is_payable(page, account_id, origin)
+            return
+        await self._close(account_id, page.checkout_id, "expired", origin)
+
+    async def _close(self, account_id: str, checkout_id: str, state: str, origin: audit_store.Origin) -> None:
+        now = self._clock.now()
+        await self._database.run(lambda conn: closing.close(conn, account_id, checkout_id, state, origin, now))
+
+
+def offered(catalog: model.Catalog, order: store.Order) -> tuple[model.Plan, str]:
+    """Return the plan and the name of the price that an order is for. Raises what makes it unfit."""
+    plan = catalog.plans.get(order.plan)
+    if plan is None:
+        raise errors.PlanNotFound(f"plan: the catalog has no plan {order.plan!r}", {"plan": order.plan})
+    if not plan.prices or not plan.sold:
+        raise errors.PlanNotSold(f"plan: {order.plan} is not for sale", {"plan": order.plan})
+    price = order.price or next(iter(plan.prices))
+    if price not in plan.prices:
+        metadata = {"plan": order.plan, "price": price}
+        raise errors.PriceNotFound(f"price: plan {order.plan} has no price {price!r}", metadata)
+    if order.quantity > 1 and not plan.prices[price].per_seat:
+        problem = f"is {order.quantity}; plan {order.plan} is not sold by the seat at this price"
+        raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
+    return plan, price
+
+
+async def _line_items(
+    conn: AsyncConnection, plan: model.Plan, price: str, quantity: int, catalog_version: int
+) -> list[dict[str, Any]]:
+    """Return the base price and every metered price, the overlay's too, so that switching it on is local."""
+    base = plan.base_lookup_key(price)
+    metered = [one.lookup_key for one in plan.metered_prices]
+    ids = await subscriptions_store.prices_of_version(conn, [base, *metered], catalog_version)
+    missing = sorted({base, *metered} - ids.keys())
+    if missing:
+        raise errors.PlanNotApplied(
+            f"plan {plan.key} is not at Stripe yet; `billing-svc catalog apply` brings it there",
+            {"plan": plan.key, "price": price},
+        )
+    # A metered line takes no quantity.
+    return [{"price": ids[base], "quantity": quantity}, *({"price": ids[key]} for key in metered)]

@@ -1,0 +1,116 @@
+"""Checkout pages in Postgres. At most one is open for an account, whatever races."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.platform.database import tables, transactions
+
+_CHECKOUTS = tables.checkouts
+_OPEN = ("opening", "open")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be sold, and where the customer goes afterwards."""
+
+    account_id: str
+    plan: str
+    price: str
+    quantity: int
+    success_url: str
+    cancel_url: str
+    customer_email: str
+    request_id: str = ""
+
+    @property
+    def content(self) -> Mapping[str, object]:
+        """What a repeat of the request id must say again."""
+        names = ("plan", "price", "quantity", "success_url", "cancel_url", "customer_email")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A checkout page as stored; without a session while it is `opening`."""
+
+    checkout_id: str
+    plan: str
+    price: str
+    quantity: int
+    success_url: str
+    cancel_url: str
+    catalog_version: int
+    session_id: str | None
+    url: str | None
+    expires_at: datetime | None
+    # Made for this order, and not found.
+    is_new: bool = False
+
+    def sells(self, order: Order, price: str, catalog_version: int) -> bool:
+        """Say whether it sells just what is ordered, as the catalog has it now."""
+        return (self.plan, self.price, self.quantity, self.success_url, self.cancel_url, self.catalog_version) == (
+            order.plan,
+            price,
+            order.quantity,
+            order.success_url,
+            order.cancel_url,
+            catalog_version,
+        )
+
+
+async def find_open(conn: AsyncConnection, account_id: str) -> Page | None:
+    """Return the page that is open, as far as is known here; its time may be over."""
+    columns = [_CHECKOUTS.c[name] for name in Page.__dataclass_fields__ if name != "is_new"]
+    query = sa.select(*columns).where(_CHECKOUTS.c.account_id == account_id, _CHECKOUTS.c.state.in_(_OPEN))
+    row = (await conn.execute(query)).one_or_none()
+    return None if row is None else Page(*row)
+
+
+async def insert(conn: AsyncConnection, account_id: str, page: Page, now: datetime) -> None:
+    """Store the intent of a new page."""
+    inserted = await conn.execute(
+        postgresql.insert(_CHECKOUTS)
+        .values(
+            account_id=account_id,
+            checkout_id=page.checkout_id,
+            plan=page.plan,
+            price=page.price,
+            quantity=page.quantity,
+            success_url=page.success_url,
+            cancel_url=page.cancel_url,
+            catalog_version=page.catalog_version,
+            state="opening",
+            created_at=now,
+        )
+        .on_conflict_do_nothing()
+        .returning(_CHECKOUTS.c.checkout_id)
+    )
+    if inserted.scalar_one_or_none() is None:
+        raise transactions.RetryTransaction
+
+
+async def open_session(conn: AsyncConnection, account_id: str, page: Page) -> None:
+    """Note the session of a page, unless that was done already."""
+    opened = {"state": "open", "session_id": page.session_id, "url": page.url, "expires_at": page.expires_at}
+    await conn.execute(
+        sa.update(_CHECKOUTS).where(*_is(account_id, page.checkout_id), _CHECKOUTS.c.state == "opening").values(opened)
+    )
+
+
+async def close(conn: AsyncConnection, account_id: str, checkout_id: str, state: str, now: datetime) -> bool:
+    """Mark a checkout `complete` or `expired`; returns whether it was open. One that is closed stays as it is."""
+    closed = await conn.execute(
+        sa.update(_CHECKOUTS)
+        .where(*_is(account_id, checkout_id), _CHECKOUTS.c.state.in_(_OPEN))
+        .values(state=state, closed_at=now)
+    )
+    return closed.rowcount == 1
+
+
+def _is(account_id: str, checkout_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (_CHECKOUTS.c.account_id == account_id, _CHECKOUTS.c.checkout_id == checkout_id)

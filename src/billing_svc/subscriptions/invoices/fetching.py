@@ -1,0 +1,20 @@
+"""An invoice with all of its lines, which Stripe gives out in pages."""
+
+from dataclasses import replace
+
+from billing_svc.stripe import client
+from billing_svc.subscriptions.invoices import rules
+
+# Far more than a subscription has; reading them takes at most five requests beside the invoice's own.
+LINES_MAX = 500
+
+
+async def complete(stripe: client.Stripe, data: client.Data) -> rules.StripeInvoice:
+    """Return an invoice that was fetched, with the lines that were not. Raises ValueError and NotAtStripe."""
+    invoice = rules.from_stripe(data)
+    lines, more = list(invoice.lines), invoice.has_more_lines
+    while more and len(lines) < LINES_MAX and lines and lines[-1].line_id:
+        page = await stripe.invoice_lines(invoice.invoice_id, lines[-1].line_id)
+        found, more = rules.lines_from_stripe(page, invoice.created_at)
+        lines += found
+    return replace(invoice, lines=tuple(lines[:LINES_MAX]), has_more_lines=more or len(lines) > LINES_MAX)

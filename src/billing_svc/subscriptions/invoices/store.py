@@ -1,0 +1,147 @@
+"""Invoices in Postgres, as of the last fetch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.platform.database import tables
+from billing_svc.subscriptions.invoices import rules
+
+_INVOICES = tables.invoices
+
+# When it was made, and its id: where an invoice stands in a list.
+Position: TypeAlias = tuple[datetime, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which invoices a list shows; what is None or empty does not narrow it."""
+
+    account_id: str = ""
+    status: str = ""
+    # Statuses that are not among these are shown as unknown; only with the status `unknown`.
+    known_statuses: tuple[str, ...] = ()
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An invoice as stored; amounts are minor units."""
+
+    account_id: str
+    invoice_id: str
+    subscription_id: str | None
+    number: str | None
+    status: str
+    currency: str
+    total: int
+    amount_due: int
+    amount_paid: int
+    attempt_count: int
+    next_payment_attempt_at: datetime | None
+    due_at: datetime | None
+    paid_at: datetime | None
+    period_start: datetime
+    period_end: datetime
+    hosted_url: str | None
+    pdf_url: str | None
+    created_at: datetime
+    lines: Sequence[Mapping[str, Any]]
+    more_lines: bool
+
+    @property
+    def position(self) -> Position:
+        """Return its place in the list."""
+        return (self.created_at, self.invoice_id)
+
+
+async def save(
+    conn: AsyncConnection,
+    account_id: str,
+    invoice: rules.StripeInvoice,
+    meters: Mapping[str, str],
+    now: datetime,
+) -> bool:
+    """Write an invoice as of the last fetch; `meters` names that of each metered price.
+
+    Returns whether that changed anything.
+    """
+    values = {
+        "customer_id": invoice.customer_id,
+        "subscription_id": invoice.subscription_id,
+        "number": invoice.number,
+        "status": invoice.status,
+        "currency": invoice.currency,
+        "total": invoice.total,
+        "amount_due": invoice.amount_due,
+        "amount_paid": invoice.amount_paid,
+        "attempt_count": invoice.attempt_count,
+        "next_payment_attempt_at": invoice.next_payment_attempt_at,
+        "due_at": invoice.due_at,
+        "paid_at": invoice.paid_at,
+        "period_start": invoice.period_start,
+        "period_end": invoice.period_end,
+        "hosted_url": invoice.hosted_url,
+        "pdf_url": invoice.pdf_url,
+        "created_at": invoice.created_at,
+        "lines": [_to_json(line, meters) for line in invoice.lines],
+        "more_lines": invoice.has_more_lines,
+    }
+    insert = postgresql.insert(_INVOICES).values(
+        account_id=account_id, invoice_id=invoice.invoice_id, **values, updated_at=now
+    )
+    changed = sa.or_(*(_INVOICES.c[name].is_distinct_from(insert.excluded[name]) for name in values))
+    result = await conn.execute(
+        insert.on_conflict_do_update(
+            index_elements=[_INVOICES.c.account_id, _INVOICES.c.invoice_id],
+            set_={name: insert.excluded[name] for name in (*values, "updated_at")},
+            where=changed,
+        ).returning(_INVOICES.c.invoice_id)
+    )
+    return result.scalar_one_or_none() is not None
+
+
+async def delete(conn: AsyncConnection, account_id: str, invoice_id: str) -> bool:
+    """Remove an invoice that Stripe has no more; returns whether it was there."""
+    result = await conn.execute(
+        sa.delete(_INVOICES).where(_INVOICES.c.account_id == account_id, _INVOICES.c.invoice_id == invoice_id)
+    )
+    return result.rowcount == 1
+
+
+async def list_invoices(conn: AsyncConnection, choice: Choice, after: Position | None, most: int) -> list[Row]:
+    """Return invoices, newest first; those after a position."""
+    query = sa.select(*(_INVOICES.c[name] for name in Row.__dataclass_fields__))
+    if choice.account_id:
+        query = query.where(_INVOICES.c.account_id == choice.account_id)
+    if choice.status == rules.UNKNOWN:
+        query = query.where(_INVOICES.c.status.not_in(choice.known_statuses))
+    elif choice.status:
+        query = query.where(_INVOICES.c.status == choice.status)
+    if choice.created_from is not None:
+        query = query.where(_INVOICES.c.created_at >= choice.created_from)
+    if choice.created_before is not None:
+        query = query.where(_INVOICES.c.created_at < choice.created_before)
+    order = (_INVOICES.c.created_at, _INVOICES.c.invoice_id)
+    if after is not None:
+        query = query.where(sa.tuple_(*order) < sa.tuple_(*(sa.literal(one) for one in after)))
+    rows = await conn.execute(query.order_by(*(column.desc() for column in order)).limit(most))
+    return [Row(*row) for row in rows]
+
+
+def _to_json(line: rules.Line, meters: Mapping[str, str]) -> dict[str, object]:
+    return {
+        "description": line.description,
+        "amount": line.amount,
+        "quantity": line.quantity,
+        "meter": meters.get(line.price_id, ""),
+        "period_start": int(line.period_start.timestamp()),
+        "period_end": int(line.period_end.timestamp()),
+        "proration": line.is_proration,
+    }

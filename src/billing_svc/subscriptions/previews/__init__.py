@@ -1,0 +1,1 @@
+"""What a plan and usage would cost."""

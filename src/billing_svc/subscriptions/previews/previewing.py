@@ -1,0 +1,155 @@
+"""Working out a bill: for a plan and quantities, for an account's usage so far, or for that usage on another plan."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import model, versions
+from billing_svc.metering.quota import periods, terms
+from billing_svc.metering.usage_summary import drawing
+from billing_svc.metering.usage_summary import rules as statements_rules
+from billing_svc.platform import errors
+from billing_svc.pricing import rules
+from billing_svc.subscriptions.records import store as subscriptions_store
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be worked out; what is left out ("", None) is the account's own, or else the plan's."""
+
+    account_id: str
+    plan: str
+    price: str
+    quantity: int | None
+    usage: Mapping[str, int]
+    pay_as_you_go: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """What is known before anything is chosen: the newest catalog, and of an account its statement and its price."""
+
+    newest_version: int
+    newest: model.Catalog
+    statement: statements_rules.Statement | None
+    own_price: str
+
+    @property
+    def own(self) -> terms.Terms | None:
+        return None if self.statement is None else self.statement.under
+
+
+async def preview(
+    conn: AsyncConnection, catalogs: versions.CatalogCache, request: Request, now: datetime
+) -> rules.Bill:
+    """Return the bill. A plan that is named is the newest catalog's; an account's own is the one that it was sold.
+
+    Raises PlanNotFound, PriceNotFound, MeterNotFound, PayAsYouGoNotOffered, and InvalidRequest on the quantity.
+    """
+    basis = await _basis(conn, catalogs, request, now)
+    under, catalog = await _terms(conn, catalogs, request, basis, now)
+    price_name = _price(request, under.plan, basis.own_price)
+    under = replace(under, quantity=_seats(request, under, price_name))
+    if request.pay_as_you_go and under.plan.pay_as_you_go is None:
+        message = f"pay_as_you_go: plan {under.plan.key} does not offer it"
+        raise errors.PayAsYouGoNotOffered(message, {"plan": under.plan.key})
+    return rules.Bill(
+        under=under,
+        catalog=catalog,
+        base=rules.base_line(under.plan, price_name, under.quantity, catalog.currency) if price_name else None,
+        lines=_meter_lines(request, basis, under, catalog, now),
+        of_account=basis.own is not None,
+    )
+
+
+async def _basis(conn: AsyncConnection, catalogs: versions.CatalogCache, request: Request, now: datetime) -> _Basis:
+    newest_version = await versions.newest(conn)
+    if newest_version is None:
+        raise LookupError("no catalog was ever published")
+    newest = await catalogs.get(conn, newest_version)
+    if not request.account_id:
+        return _Basis(newest_version, newest, statement=None, own_price="")
+    statement = await drawing.draw(conn, catalogs, drawing.Query(request.account_id), now)
+    subscription = statement.under.subscription
+    own_price = ""
+    if subscription is not None:
+        rows = await subscriptions_store.plan_subscriptions(conn, request.account_id)
+        own_price = next((row.price for row in rows if row.subscription_id == subscription.subscription_id), "")
+    return _Basis(newest_version, newest, statement, own_price)
+
+
+async def _terms(
+    conn: AsyncConnection, catalogs: versions.CatalogCache, request: Request, basis: _Basis, now: datetime
+) -> tuple[terms.Terms, model.Catalog]:
+    """Return the terms to work by, but for the seats, and the catalog that they come from."""
+    own = basis.own
+    pay_as_you_go = request.pay_as_you_go
+    if pay_as_you_go is None:
+        pay_as_you_go = own is not None and own.pay_as_you_go
+    if own is not None and not request.plan:
+        return replace(own, pay_as_you_go=pay_as_you_go), await catalogs.get(conn, own.catalog_version)
+    try:
+        plan = basis.newest.plan(request.plan)
+    except KeyError:
+        message = f"plan: the catalog has no plan {request.plan!r}"
+        raise errors.PlanNotFound(message, {"plan": request.plan}) from None
+    # The period bounds nothing here.
+    under = own or terms.Terms(
+        basis.newest_version, basis.newest, plan, None, 1, pay_as_you_go, periods.calendar_month(now)
+    )
+    under = replace(
+        under, catalog_version=basis.newest_version, catalog=basis.newest, plan=plan, pay_as_you_go=pay_as_you_go
+    )
+    return under, basis.newest
+
+
+def _price(request: Request, plan: model.Plan, own_price: str) -> str:
+    """Return the name of the price; "" on a plan without any."""
+    if request.price:
+        if request.price not in plan.prices:
+            message = f"price: plan {plan.key} has no price {request.price!r}"
+            raise errors.PriceNotFound(message, {"plan": plan.key, "price": request.price})
+        return request.price
+    if not request.plan and own_price in plan.prices:
+        return own_price
+    return next(iter(plan.prices), "")
+
+
+def _seats(request: Request, under: terms.Terms, price_name: str) -> int:
+    """Return the seats: those asked for, or the account's, as far as the plan is sold by the seat."""
+    by_seat = bool(price_name) and under.plan.prices[price_name].per_seat
+    if request.quantity is None:
+        return under.quantity if by_seat or not request.plan else 1
+    if request.quantity > 1 and not by_seat:
+        problem = f"is {request.quantity}; plan {under.plan.key} is not sold by the seat at this price"
+        raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
+    return request.quantity
+
+
+def _meter_lines(
+    request: Request, basis: _Basis, under: terms.Terms, catalog: model.Catalog, now: datetime
+) -> tuple[rules.MeterLine, ...]:
+    definitions = {
+        **basis.newest.meters,
+        **{key: one for key, one in catalog.meters.items() if key in under.plan.limits},
+    }
+    for meter in request.usage:
+        if meter not in definitions:
+            raise errors.MeterNotFound(f"usage: the catalog has no meter {meter!r}", {"meter": meter})
+    known = {} if basis.statement is None else {line.meter: line for line in basis.statement.lines}
+    # On the very terms that it was recorded under, what the counter holds as billable is what is charged.
+    is_own = basis.own == under
+    lines = []
+    for meter, definition in definitions.items():
+        line = known.get(meter)
+        allowance = under.allowance(meter, None if line is None else line.override, now)
+        quantity = rules.Quantity(0)
+        if meter in request.usage:
+            quantity = rules.Quantity(request.usage[meter])
+        elif line is not None:
+            quantity = rules.Quantity(line.counter.used, line.counter if is_own else None)
+        if allowance.limit is not None or quantity.units or meter in request.usage:
+            lines.append(rules.meter_line(meter, definition, under, allowance, quantity, catalog.currency))
+    return tuple(lines)

@@ -1,0 +1,1 @@
+"""Subscriptions as Stripe has them: fetched, applied, stored."""

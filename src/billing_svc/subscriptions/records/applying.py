@@ -1,0 +1,144 @@
+"""Bringing a subscription row to what Stripe has: the one way in which they change, for events and RPCs alike."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import versions
+from billing_svc.metering.gauges import store as gauges_store
+from billing_svc.platform.accounts import store as accounts_store
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.subscriptions.records import consequences, duties_store, rules, store
+from billing_svc.usage_export import settling
+
+_log = structlog.get_logger(__name__)
+
+_KNOWN_STATUSES = rules.GIVING | rules.SUSPENDED | rules.STILLBORN | rules.OVER
+
+
+class NotOurs(Exception):
+    """The object belongs to a customer that this service did not make."""
+
+
+class CannotApply(Exception):
+    """The object cannot be understood; nothing changes until somebody mends the cause and replays."""
+
+
+async def apply(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    fetched: rules.StripeSubscription,
+    origin: audit_store.Origin,
+    now: datetime,
+) -> str:
+    """Write a fetched subscription and its audit row; returns the account. Raises NotOurs or CannotApply."""
+    account_id = await store.account_of_customer(conn, fetched.customer_id)
+    if account_id is None:
+        raise NotOurs(f"customer {fetched.customer_id} is not ours")
+    sold = await store.sold_prices(conn, [item.price_id for item in fetched.items])
+    ours = [(item, sold[item.price_id]) for item in fetched.items if item.price_id in sold]
+    if not ours:
+        raise CannotApply(f"no price of subscription {fetched.subscription_id} is from a catalog of ours")
+    # A plan subscription has one base price; a metered-only one carries pay-as-you-go.
+    item, price = next(((item, price) for item, price in ours if price.price), ours[0])
+    unknown = [item.price_id for item in fetched.items if item.price_id not in sold]
+    if unknown and not price.price:
+        # Its base price may be the unknown one; taken for metered-only, the account would lose its plan.
+        raise CannotApply(f"price {unknown[0]} of subscription {fetched.subscription_id} is from no catalog of ours")
+    if fetched.status not in _KNOWN_STATUSES:
+        _log.warning("unknown_subscription_status", status=fetched.status, subscription=fetched.subscription_id)
+    await accounts_store.insert_missing(conn, {account_id}, now)
+    await store.lock_account(conn, account_id)
+    previous = await store.find(conn, account_id, fetched.subscription_id)
+    interval = rules.effective(fetched, previous.interval if previous else None, item.period_end, now)
+    superfluous = previous is not None and previous.superfluous
+    if superfluous:
+        interval = rules.Interval(interval.start, interval.start)
+    version = await _sold_version(conn, catalogs, fetched, price)
+    if previous is not None and (previous.plan, previous.price) == (price.plan, price.price):
+        # It may have been moved to a newer version since, which Stripe does not know of.
+        version = max(version, previous.catalog_version)
+    changed = await store.save(
+        conn,
+        account_id,
+        fetched.subscription_id,
+        {
+            "customer_id": fetched.customer_id,
+            "status": fetched.status,
+            "plan": price.plan,
+            "price": price.price,
+            "catalog_version": version,
+            "is_plan": bool(price.price),
+            "quantity": item.quantity,
+            "anchor": fetched.anchor,
+            "billing_period_start": item.period_start,
+            "billing_period_end": item.period_end,
+            "trial_end": fetched.trial_end,
+            "cancel_at_period_end": fetched.cancel_at_period_end,
+            "cancel_at": fetched.cancel_at,
+            "ended_at": fetched.ended_at,
+            "effective_from": interval.start,
+            "effective_until": interval.end,
+            "checkout_id": fetched.metadata.get("checkout_id"),
+            "superfluous": superfluous,
+            "schedule_id": fetched.schedule_id,
+            **await _pending(conn, fetched, price, item.quantity),
+        },
+        now,
+    )
+    if not changed:
+        return account_id
+    await gauges_store.reopen(conn, account_id, now)
+    changes = {
+        "subscription": fetched.subscription_id,
+        "status": fetched.status,
+        "plan": price.plan,
+        "quantity": item.quantity,
+        "until": interval.end.isoformat() if interval.end else None,
+    }
+    await audit_store.append(conn, origin, account_id, "subscription.applied", changes, now)
+    if fetched.ended_at is not None:
+        # Later on it is seen whether all that was used was charged, also on a plan that it had before; nothing of it is
+        # overdue until then.
+        at = fetched.ended_at + settling.SETTLED_AFTER
+        await duties_store.add(conn, account_id, fetched.subscription_id, at, at)
+    await consequences.draw(conn, origin, account_id, now)
+    return account_id
+
+
+async def _pending(
+    conn: AsyncConnection, fetched: rules.StripeSubscription, present: store.SoldPrice, quantity: int
+) -> Mapping[str, object]:
+    """Return the columns of the change that the subscription's schedule is going to make, if it is one of ours."""
+    phase = fetched.next_phase
+    sold = await store.sold_prices(conn, list(phase.prices)) if phase is not None and not fetched.is_over else {}
+    base = next((one for one in sold.values() if one.price), None)
+    none = dict.fromkeys(("pending_plan", "pending_price", "pending_quantity", "pending_at"))
+    if phase is None or base is None:
+        return none
+    coming = phase.prices[base.price_id]
+    if (base.plan, base.price, coming) == (present.plan, present.price, quantity):
+        return none
+    return {
+        "pending_plan": base.plan,
+        "pending_price": base.price,
+        "pending_quantity": coming,
+        "pending_at": phase.starts_at,
+    }
+
+
+async def _sold_version(
+    conn: AsyncConnection, catalogs: versions.CatalogCache, fetched: rules.StripeSubscription, price: store.SoldPrice
+) -> int:
+    """Return the catalog version that it was sold under: our checkout wrote it there; else, its price's first one."""
+    noted = fetched.metadata.get("catalog_version", "")
+    if noted.isdecimal() and len(noted) < 10:  # noqa: PLR2004 - the digits of an int32
+        try:
+            catalog = await catalogs.get(conn, int(noted))
+        except LookupError:
+            return price.catalog_version
+        if price.plan in catalog.plans:
+            return int(noted)
+    return price.catalog_version

@@ -1,0 +1,54 @@
+"""What a change of one subscription means for the account's others, in the transaction that applies it.
+
+Whatever order the subscriptions of an account are applied in, the outcome is the same: of two that were bought, the
+first one stays; and pay-as-you-go without a plan ends when there is one.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.platform.accounts import store as accounts_store
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.subscriptions.records import duties_store, store
+
+_log = structlog.get_logger(__name__)
+
+# A metered-only subscription exists a moment before pay-as-you-go is switched on under it; its event may come between.
+SWITCHING = timedelta(minutes=1)
+
+
+async def draw(conn: AsyncConnection, origin: audit_store.Origin, account_id: str, now: datetime) -> None:
+    """Mark what was bought twice, end what a plan replaces, and leave what is to be done at Stripe as duties."""
+    rows = await store.subscriptions(conn, account_id)
+    for row in _bought_twice(rows):
+        await store.mark_superfluous(conn, account_id, row.subscription_id, now)
+        await duties_store.add(conn, account_id, row.subscription_id, now, now)
+        _log.warning("bought_twice", account=account_id, subscription=row.subscription_id)
+        changes = {"subscription": row.subscription_id, "plan": row.plan, "checkout": row.checkout_id}
+        await audit_store.append(conn, origin, account_id, "subscription.superfluous", changes, now)
+        rows = await store.subscriptions(conn, account_id)
+    under = await accounts_store.pay_as_you_go_under(conn, account_id)
+    has_plan = any(row.gives_plan(now) for row in rows)
+    switched = next((row for row in rows if row.subscription_id == under), None)
+    if switched is not None and (switched.is_over or (has_plan and not switched.is_plan)):
+        await accounts_store.set_pay_as_you_go(conn, account_id, None)
+        off = {"enabled": False, "subscription": switched.subscription_id}
+        await audit_store.append(conn, origin, account_id, "pay_as_you_go.switched", off, now)
+        under = None
+    for row in rows:
+        if row.is_plan or row.is_over:
+            continue
+        if has_plan:
+            await duties_store.add(conn, account_id, row.subscription_id, now, now)
+        elif row.subscription_id != under and not row.will_end:
+            await duties_store.add(conn, account_id, row.subscription_id, now + SWITCHING, now)
+
+
+def _bought_twice(rows: Sequence[store.Row]) -> list[store.Row]:
+    """Return those from a checkout page that began while an earlier one gave its plan, and gives it still."""
+    giving = [row for row in rows if row.is_plan and row.is_giving and not row.superfluous]
+    first = min(giving, key=lambda row: (row.effective_from, row.subscription_id), default=None)
+    return [row for row in giving if row is not first and row.checkout_id is not None]

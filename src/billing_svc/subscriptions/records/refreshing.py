@@ -1,0 +1,96 @@
+"""Fetching one subscription afresh and applying it, at once: for whoever has just changed it at Stripe."""
+
+import asyncio
+import contextlib
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import versions
+from billing_svc.platform import clock, errors
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import transactions
+from billing_svc.stripe import client, leases
+from billing_svc.subscriptions.records import applying, rules
+
+# A worker holds an object for a fetch and a transaction, usually a fraction of a second; the caller's own call has
+# time for no more.
+WAIT_SECONDS_MAX = 3.0
+POLL_SECONDS = 0.05
+
+
+class Refresher:
+    """Brings subscriptions to what Stripe has, in the same way as the inbox: under the object's lease."""
+
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        catalogs: versions.CatalogCache,
+        stripe: client.Stripe,
+        now: clock.Clock,
+        wait_seconds_max: float = WAIT_SECONDS_MAX,
+    ) -> None:
+        """`wait_seconds_max` bounds the wait for whoever holds the subscription's lease."""
+        self._database = database
+        self._catalogs = catalogs
+        self._stripe = stripe
+        self._clock = now
+        self._wait_seconds_max = wait_seconds_max
+
+    async def refresh(self, subscription_id: str, origin: audit_store.Origin) -> str:
+        """Fetch a subscription and apply it; returns its account. What changed has an audit row of the origin.
+
+        Its waiting events go on waiting, and then find nothing left to change. Raises LostRace if others hold the
+        subscription all the time, StripeUnavailable, NotAtStripe, NotOurs and CannotApply; the worker brings it up to
+        date all the same once its event is here.
+        """
+        give_up_at = asyncio.get_running_loop().time() + self._wait_seconds_max
+        while asyncio.get_running_loop().time() < give_up_at:
+            lease = await self._take(subscription_id)
+            if lease is not None:
+                try:
+                    return await self._apply(lease, origin)
+                except leases.Overtaken:
+                    continue
+                except BaseException:
+                    await self._give_back(lease)
+                    raise
+            await asyncio.sleep(POLL_SECONDS)
+        raise errors.LostRace("the subscription is being brought up to date by others; send the same call again")
+
+    async def fetch(self, subscription_id: str) -> rules.StripeSubscription:
+        """Look at a subscription as Stripe has it, and change nothing. Raises what `fetch` below does."""
+        return await fetch(self._stripe, subscription_id)
+
+    async def _take(self, subscription_id: str) -> leases.Lease | None:
+        now = self._clock.now()
+        return await self._database.run(lambda conn: leases.take(conn, subscription_id, now))
+
+    async def _apply(self, lease: leases.Lease, origin: audit_store.Origin) -> str:
+        fetched = await fetch(self._stripe, lease.object_id)
+        now = self._clock.now()
+
+        async def finish(conn: AsyncConnection) -> str:
+            if not await leases.end(conn, lease, now):
+                raise leases.Overtaken
+            return await applying.apply(conn, self._catalogs, fetched, origin, now)
+
+        return await self._database.run(finish)
+
+    async def _give_back(self, lease: leases.Lease) -> None:
+        now = self._clock.now()
+        # If that fails as well, it runs out by itself.
+        with contextlib.suppress(errors.BillingError):
+            await self._database.run(lambda conn: leases.end(conn, lease, now))
+
+
+async def fetch(stripe: client.Stripe, subscription_id: str) -> rules.StripeSubscription:
+    """Return a subscription as Stripe has it now. Raises NotAtStripe and CannotApply, beside what the client raises."""
+    return read(await stripe.subscription(subscription_id))
+
+
+def read(data: client.Data) -> rules.StripeSubscription:
+    """Return a subscription as Stripe wrote it, typed. Raises CannotApply."""
+    try:
+        return rules.from_stripe(data)
+    except ValueError as error:
+        raise applying.CannotApply(str(error)) from error

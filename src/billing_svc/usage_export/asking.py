@@ -1,0 +1,77 @@
+"""What is asked before a slice is sent: what bills it, how its period stands at Stripe, and what its meter has."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import versions
+from billing_svc.platform import clock
+from billing_svc.platform.database import transactions
+from billing_svc.stripe import client
+from billing_svc.subscriptions.records import rules as subscriptions_rules
+from billing_svc.usage_export import judging, pacing, rules, store
+
+# Stripe's event of a change that was made comes within three days, also where nobody carries the request on.
+CHANGES_LAST = timedelta(days=3)
+
+
+class Asking:
+    """Asks about one slice at a time, at the pace of all calls."""
+
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        catalogs: versions.CatalogCache,
+        stripe: client.Stripe,
+        now: clock.Clock,
+        pace: pacing.Pace,
+    ) -> None:
+        self._database = database
+        self._catalogs = catalogs
+        self._stripe = stripe
+        self._clock = now
+        self._pace = pace
+
+    async def subscription(self, report: rules.Report) -> judging.Subscription | None:
+        """Return the subscription that a slice is billed by, as we hold it."""
+        return await self._database.read(lambda conn: self._held(conn, report))
+
+    async def period(self, report: rules.Report) -> judging.Next:
+        """Ask Stripe what has become of the period of a slice, and so of the slice. Raises StripeUnavailable."""
+        if report.subscription_id is None:
+            return judging.Next(judging.Step.CHARGE_LATE, why="no subscription bills it")
+        await self._pace.wait()
+        price_ids = await self._database.read(lambda conn: store.price_ids(conn, report.stripe_event_name))
+        try:
+            fetched = subscriptions_rules.from_stripe(await self._stripe.subscription(report.subscription_id))
+        except client.NotAtStripe:
+            fetched = None
+        invoices = []
+        if fetched is not None:
+            invoices = await self._stripe.invoices_of_subscription(report.subscription_id, report.reported_for)
+        return judging.at_stripe(report, price_ids, fetched, invoices, self._clock.now())
+
+    async def meter_total(self, report: rules.Report, start: datetime, end: datetime) -> int:
+        """Return what a slice's meter has of its customer in [start, end); 0 if there is no such meter.
+
+        Raises StripeUnavailable.
+        """
+        await self._pace.wait()
+        meters = (await self._stripe.meter_ids()).get(report.stripe_event_name, [])
+        return await self._stripe.meter_total(meters, report.customer_id, start, end)
+
+    async def _held(self, conn: AsyncConnection, report: rules.Report) -> judging.Subscription | None:
+        held = await store.subscriptions(conn, report.account_id)
+        found = next((one for one in held if one.subscription_id == report.subscription_id), None)
+        if found is None:
+            return None
+        catalog = await self._catalogs.get(conn, found.catalog_version)
+        prices = catalog.plan(found.plan).metered_prices
+        return judging.Subscription(
+            status=found.status,
+            billing_period_start=found.billing_period_start,
+            billing_period_end=found.billing_period_end,
+            ended_at=found.ended_at,
+            event_names={one.lookup_key for one in prices},
+            is_changing=await store.is_changing(conn, report.account_id, self._clock.now() - CHANGES_LAST),
+        )

@@ -1,0 +1,133 @@
+"""Counters in Postgres, as far as sealing needs them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.platform.database import tables
+
+# An account's counters that are sealed in one transaction: a few meters, two periods.
+COUNTERS_MAX = 200
+
+_COUNTERS = tables.usage_counters
+_EVENTS = tables.usage_events
+_UNSEALED = _COUNTERS.c.billable != _COUNTERS.c.sealed
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A counter with the terms that it was last written under."""
+
+    account_id: str
+    meter: str
+    period_start: datetime
+    period_end: datetime
+    billable: int
+    sealed: int
+    catalog_version: int
+    plan: str
+    subscription_id: str | None
+
+
+_COLUMNS = [_COUNTERS.c[name] for name in Counter.__dataclass_fields__]
+
+
+async def unsealed_accounts(conn: AsyncConnection, after: str, most: int) -> list[str]:
+    """Return accounts with something to seal, in order, beginning behind one: a page of them."""
+    query = sa.select(_COUNTERS.c.account_id).distinct().where(_UNSEALED, _COUNTERS.c.account_id > after)
+    return list((await conn.execute(query.order_by(_COUNTERS.c.account_id).limit(most))).scalars())
+
+
+async def unsealed_accounts_of_past_periods(conn: AsyncConnection, after: str, most: int, now: datetime) -> list[str]:
+    """Return those of them of whose periods one is over."""
+    query = (
+        sa.select(_COUNTERS.c.account_id)
+        .distinct()
+        .where(_UNSEALED, _COUNTERS.c.account_id > after, _COUNTERS.c.period_end <= now)
+    )
+    return list((await conn.execute(query.order_by(_COUNTERS.c.account_id).limit(most))).scalars())
+
+
+async def lock_unsealed(conn: AsyncConnection, account_id: str) -> list[Counter]:
+    """Lock the account's counters that have something to seal, in key order, and return them."""
+    query = (
+        sa.select(*_COLUMNS)
+        .where(_COUNTERS.c.account_id == account_id, _UNSEALED)
+        .order_by(_COUNTERS.c.meter, _COUNTERS.c.period_start)
+        .limit(COUNTERS_MAX)
+        .with_for_update()
+    )
+    return [Counter(*row) for row in await conn.execute(query)]
+
+
+async def billed(conn: AsyncConnection, account_id: str) -> list[Counter]:
+    """Return the account's counters that anything is, or was, charged of."""
+    query = (
+        sa.select(*_COLUMNS)
+        .where(_COUNTERS.c.account_id == account_id, sa.or_(_COUNTERS.c.billable > 0, _COUNTERS.c.sealed > 0))
+        .order_by(_COUNTERS.c.period_start, _COUNTERS.c.meter)
+    )
+    return [Counter(*row) for row in await conn.execute(query)]
+
+
+async def billed_accounts(conn: AsyncConnection, after: str, most: int, since: datetime) -> list[str]:
+    """Return accounts with anything to charge in the periods that end after an instant: a page of them."""
+    query = (
+        sa.select(_COUNTERS.c.account_id)
+        .distinct()
+        .where(
+            _COUNTERS.c.account_id > after,
+            _COUNTERS.c.period_end > since,
+            sa.or_(_COUNTERS.c.billable > 0, _COUNTERS.c.sealed > 0),
+        )
+    )
+    return list((await conn.execute(query.order_by(_COUNTERS.c.account_id).limit(most))).scalars())
+
+
+async def mark_sealed(conn: AsyncConnection, counter: Counter) -> None:
+    """Write that all of a locked counter's billable units are in slices."""
+    await conn.execute(sa.update(_COUNTERS).where(*_is(counter)).values(sealed=counter.billable))
+
+
+async def billed_units(conn: AsyncConnection, counter: Counter) -> list[tuple[str, int, int]]:
+    """Return what made units of a counter billable, or took them back, in order: plan, catalog version and how many.
+
+    Reads the period's events, so it is for a counter that has no slice yet, or whose terms have changed.
+    """
+    query = (
+        sa.select(_EVENTS.c.plan, _EVENTS.c.catalog_version, _EVENTS.c.billable)
+        .where(*_events_of(counter), _EVENTS.c.billable != 0)
+        .order_by(_EVENTS.c.recorded_at)
+    )
+    return [(plan, version, units) for plan, version, units in await conn.execute(query)]
+
+
+async def last_billed_terms(conn: AsyncConnection, counter: Counter) -> tuple[str, int] | None:
+    """Return plan and catalog version under which units of a counter last became billable; None if no event did."""
+    query = (
+        sa.select(_EVENTS.c.plan, _EVENTS.c.catalog_version)
+        .where(*_events_of(counter), _EVENTS.c.billable > 0)
+        .order_by(_EVENTS.c.recorded_at.desc())
+        .limit(1)
+    )
+    row = (await conn.execute(query)).one_or_none()
+    return None if row is None else (row.plan, row.catalog_version)
+
+
+def _is(counter: Counter) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        _COUNTERS.c.account_id == counter.account_id,
+        _COUNTERS.c.meter == counter.meter,
+        _COUNTERS.c.period_start == counter.period_start,
+    )
+
+
+def _events_of(counter: Counter) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        _EVENTS.c.account_id == counter.account_id,
+        _EVENTS.c.account_id != "",  # the index is for queries that repeat its condition
+        _EVENTS.c.meter == counter.meter,
+        _EVENTS.c.period_start == counter.period_start,
+    )

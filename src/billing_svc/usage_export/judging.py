@@ -1,0 +1,164 @@
+"""Whether a slice's meter can still bill it, and what is to be done with it next. Pure.
+
+One rule carries the whole: an attempt is made only while its arrival is sure to be billed. So what arrived is billed by
+its meter, what did not arrive is not, and the meter's own sum tells which.
+"""
+
+import enum
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from billing_svc.subscriptions.records import rules as subscriptions_rules
+from billing_svc.usage_export import rules
+
+# Stripe keeps identifiers for at least 24 hours; within them a repeat is safe.
+IDENTIFIER_TRUSTED_FOR = timedelta(hours=23)
+# What a call brought about, if anything, is in the meter's sums by then.
+SUMS_LAG_MAX = timedelta(minutes=10)
+# Stripe takes timestamps of the last 35 days.
+AGE_MAX = timedelta(days=34, hours=23)
+# A draft is finalised about an hour after it was made. Nothing is sent in the last minutes: it might come too late.
+DRAFT_LASTS = timedelta(hours=1)
+FINAL_MARGIN = timedelta(minutes=5)
+# A renewal makes its invoice at once; where there is none after this, there will be none.
+INVOICE_LATE_MAX = timedelta(hours=2)
+ASK_AGAIN = timedelta(minutes=1)
+
+# Invoices of these kinds charge no period that has passed.
+_OTHER_REASONS = frozenset({"subscription_create", "subscription_update", "manual", "upcoming"})
+
+
+class Step(enum.Enum):
+    """What is to be done with a slice."""
+
+    SEND = enum.auto()
+    # Only Stripe knows whether the period's invoice is still a draft.
+    ASK = enum.auto()
+    # Its outcome is unknown, and it must not be sent again: the meter's sum tells.
+    LOOK = enum.auto()
+    CHARGE_LATE = enum.auto()
+    WAIT = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """A step, and until when to wait if that is it."""
+
+    step: Step
+    until: datetime | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What is known here of the subscription that bills a slice; `event_names` are of the meters that it carries."""
+
+    status: str
+    billing_period_start: datetime
+    billing_period_end: datetime
+    ended_at: datetime | None
+    event_names: Collection[str]
+    # A change of it is under way: Stripe may have made it, and it is not known here yet.
+    is_changing: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether it has ended for good."""
+        return self.status in subscriptions_rules.OVER
+
+    def period_holds(self, at: datetime) -> bool:
+        """Say whether `at` lies in the billing period that it was in when it was last seen."""
+        return self.billing_period_start <= at < self.billing_period_end
+
+
+def next_step(report: rules.Report, subscription: Subscription | None, now: datetime) -> Next:
+    """Return what to do with a sealed slice, as far as can be told from here."""
+    found = _meter_open(report, subscription, now)
+    if report.first_attempt_at is None:
+        return found
+    is_known = report.refused_at is None and now < report.first_attempt_at + IDENTIFIER_TRUSTED_FOR
+    return found if is_known and found.step is not Step.CHARGE_LATE else unknown(report, now)
+
+
+def unknown(report: rules.Report, now: datetime) -> Next:
+    """Return how to find out what became of the attempts: from the meter's sum, once it must be there."""
+    ready_at = (report.last_attempt_at or now) + SUMS_LAG_MAX
+    return Next(Step.LOOK) if now >= ready_at else Next(Step.WAIT, ready_at)
+
+
+def _meter_open(report: rules.Report, subscription: Subscription | None, now: datetime) -> Next:
+    if subscription is None:
+        return Next(Step.CHARGE_LATE, why="no subscription bills it")
+    if now - report.reported_for > AGE_MAX:
+        return Next(Step.CHARGE_LATE, why="too old for its meter")
+    current = subscription.period_holds(report.reported_for)
+    ended_early = subscription.ended_at is None or subscription.ended_at < subscription.billing_period_end
+    if subscription.is_over and current and ended_early:
+        return Next(Step.CHARGE_LATE, why="its subscription has ended")
+    if current and report.stripe_event_name not in subscription.event_names:
+        return Next(Step.CHARGE_LATE, why="its subscription has no such item any more")
+    if report.reported_for < subscription.billing_period_start:
+        return Next(Step.ASK)  # its quota period may go on: it need not be the billing period
+    end = subscription.billing_period_end if current else report.period_end
+    return Next(Step.ASK if now >= end or subscription.is_over or subscription.is_changing else Step.SEND)
+
+
+def at_stripe(
+    report: rules.Report,
+    price_ids: Collection[str],
+    fetched: subscriptions_rules.StripeSubscription | None,
+    invoices: Sequence[Mapping[str, Any]],
+    now: datetime,
+) -> Next:
+    """Return what to do with a slice whose period is over, going by its subscription and that one's invoices."""
+    if fetched is None:
+        return Next(Step.CHARGE_LATE, why="Stripe has no such subscription")
+    is_over = fetched.status in subscriptions_rules.OVER
+    item = next((one for one in fetched.items if one.price_id in price_ids), None)
+    if item is not None and not is_over and item.period_start <= report.reported_for < item.period_end:
+        return Next(Step.SEND)
+    covering = [one for one in invoices if _covers(one, report.reported_for)]
+    if any(one["status"] != "draft" for one in covering):
+        return Next(Step.CHARGE_LATE, why="its invoice is final")
+    if item is None and not any(_has_line(one, price_ids) for one in covering):
+        return Next(Step.CHARGE_LATE, why="its subscription has no such item any more")
+    since = fetched.ended_at if is_over or item is None else item.period_start
+    return _into_draft(covering, now) if covering else _without_invoice(since, now)
+
+
+def _without_invoice(since: datetime | None, now: datetime) -> Next:
+    if since is None or now >= since + INVOICE_LATE_MAX:
+        return Next(Step.CHARGE_LATE, why="no invoice was made for its period")
+    return Next(Step.WAIT, now + ASK_AGAIN)
+
+
+def _covers(invoice: Mapping[str, Any], at: datetime) -> bool:
+    if invoice.get("billing_reason") in _OTHER_REASONS:
+        return False
+    return int(invoice["period_start"]) <= at.timestamp() < int(invoice["period_end"])
+
+
+def _has_line(invoice: Mapping[str, Any], price_ids: Collection[str]) -> bool:
+    """Say whether an invoice charges one of the prices, as far as it shows its lines."""
+    for line in (invoice.get("lines") or {}).get("data", ()):
+        details = (line.get("pricing") or {}).get("price_details") or {}
+        if details.get("price") in price_ids:
+            return True
+    return False
+
+
+def _into_draft(drafts: Sequence[Mapping[str, Any]], now: datetime) -> Next:
+    for draft in drafts:
+        if not draft.get("auto_advance", True):
+            continue  # nobody but a person finalises it
+        final_at = draft.get("automatically_finalizes_at")
+        final = (
+            datetime.fromtimestamp(final_at, UTC)
+            if final_at
+            else datetime.fromtimestamp(draft["created"], UTC) + DRAFT_LASTS
+        )
+        if now >= final - FINAL_MARGIN:
+            return Next(Step.WAIT, max(final, now) + ASK_AGAIN)
+    return Next(Step.SEND)

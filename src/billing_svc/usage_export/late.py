@@ -1,0 +1,195 @@
+"""What came too late for its meter: an invoice item for each slice, on the customer's next invoice or its own.
+
+Each step is a stored intent: (1) the amount is written, under the account's lease, and stays; (2) the item is made; (3)
+where no subscription is left to invoice it, an invoice is made that takes the customer's pending items in.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import versions
+from billing_svc.platform import clock, errors
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import transactions
+from billing_svc.stripe import client, leases, requests
+from billing_svc.usage_export import rules, store
+
+_log = structlog.get_logger(__name__)
+
+# Nobody waits for these; they are repeated until Stripe answers.
+TRY_AGAIN = timedelta(minutes=1)
+# It needs a person, who may mend it at Stripe.
+TRY_REFUSED_AGAIN = timedelta(hours=1)
+# Between our clock and Stripe's.
+CLOCKS_APART_MAX = timedelta(minutes=10)
+
+_ORIGIN = audit_store.Origin("service")
+
+
+class LateUsage:
+    """Charges late slices of an account; its caller holds the account's lease."""
+
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        catalogs: versions.CatalogCache,
+        stripe: client.Stripe,
+        now: clock.Clock,
+    ) -> None:
+        self._database = database
+        self._catalogs = catalogs
+        self._stripe = stripe
+        self._clock = now
+        self._requests = requests.Requests(database, stripe, now)
+
+    async def charge(self, account_id: str, lease: leases.Lease) -> int:
+        """Charge the account's late slices that are due, and return how many moved. Raises Overtaken."""
+        moved = 0
+        for report in await self._due(account_id, "late"):
+            moved += await self._tried(lease, report, self._itemise)
+        waiting = await self._due(account_id, "itemised")
+        if waiting:
+            moved += await self._tried(lease, waiting[0], self._invoice)
+        return moved
+
+    async def _due(self, account_id: str, state: str) -> list[rules.Report]:
+        now = self._clock.now()
+        reports = await self._database.read(lambda conn: store.open_reports(conn, account_id))
+        return [one for one in reports if one.state == state and one.next_attempt_at <= now]
+
+    async def _tried(self, lease: leases.Lease, report: rules.Report, step: Any) -> int:  # noqa: ANN401 - one of two methods
+        """Take one step; what cannot be had now is tried again, and what Stripe refuses is kept and shown."""
+        try:
+            return int(await step(lease, report))
+        except (errors.StripeUnavailable, errors.LostRace) as error:
+            until = self._clock.now() + TRY_AGAIN
+            await self._write(lease, report, {"next_attempt_at": until, "error": error.message})
+        except (errors.StripeRefused, client.NotAtStripe) as error:
+            _log.error("late_usage_refused", account=report.account_id, report=report.report_id, error=str(error))
+            now = self._clock.now()
+            values: dict[str, Any] = {"state": "failed", "amount": None, "closed_at": now}
+            if report.state == "itemised":  # the item is there, and a later invoice may take it
+                values = {"next_attempt_at": now + TRY_REFUSED_AGAIN}
+            await self._write(lease, report, {**values, "error": str(error)})
+        return 0
+
+    async def _itemise(self, lease: leases.Lease, report: rules.Report) -> int:
+        amount, currency, unit = await self._priced(lease, report)
+        if amount == 0:
+            # The rounding has it: nothing is to be charged for so little, or it was charged with what came before.
+            return await self._invoiced(lease, report, amount, None)
+        period = {"start": int(report.period_start.timestamp()), "end": int(report.reported_for.timestamp())}
+        params = {
+            "customer": report.customer_id,
+            "amount": amount,
+            "currency": currency,
+            "description": f"{unit}: {report.units} beyond included, reported late",
+            "period": period,
+            "metadata": {"account_id": report.account_id, "usage_report": report.report_id},
+        }
+
+        async def look_up(since: datetime) -> client.Data | None:
+            made = await self._stripe.invoice_items_of(report.customer_id, since - CLOCKS_APART_MAX)
+            return _of_report(made, report)
+
+        intent = requests.Intent(report.account_id, f"usage-item:{report.report_id}", "invoiceitems.create", params)
+        item = await self._requests.perform(intent, look_up)
+        return await self._invoiced(lease, report, amount, str(item["id"]))
+
+    async def _priced(self, lease: leases.Lease, report: rules.Report) -> tuple[int, str, str]:
+        """Return the amount, fixed at the first time, its currency, and what was counted."""
+
+        async def fix(conn: AsyncConnection) -> tuple[int, str, str]:
+            await self._hold(conn, lease)
+            catalog = await self._catalogs.get(conn, report.catalog_version)
+            unit = catalog.meters[report.meter].display_name or report.meter
+            if report.amount is not None:
+                return report.amount, catalog.currency, unit
+            price = rules.metered_price(catalog, report.plan, report.meter)
+            if price is None:  # it was sealed under this very price
+                raise LookupError(f"plan {report.plan} of version {report.catalog_version} has no price for its usage")
+            held = await store.subscriptions(conn, report.account_id)
+            bills = next((one for one in held if one.subscription_id == report.subscription_id), None)
+            so_far = await store.charged(conn, report)
+            amount = rules.late_amount(
+                rules.unit_price_in_minor_units(catalog, price),
+                so_far.on_the_meter,
+                so_far.on_items,
+                so_far.by_items,
+                report.units,
+            )
+            if bills is not None and bills.was_trial(report.reported_for):
+                amount = 0  # as its meter would have charged it
+            await store.write(conn, report, {"amount": amount})
+            return amount, catalog.currency, unit
+
+        return await self._database.run(fix)
+
+    async def _invoiced(self, lease: leases.Lease, report: rules.Report, amount: int, item_id: str | None) -> int:
+        """Note the item. Without a subscription that will be invoiced, it waits for an invoice of its own."""
+        now = self._clock.now()
+
+        async def note(conn: AsyncConnection) -> None:
+            await self._hold(conn, lease)
+            held = await store.subscriptions(conn, report.account_id)
+            next_invoice = item_id is None or store.will_be_invoiced(held, report.customer_id)
+            values = {"state": "invoiced", "closed_at": now} if next_invoice else {"state": "itemised"}
+            if not await store.write(conn, report, {**values, "amount": amount, "invoice_item_id": item_id}):
+                return
+            changes = {"report": report.report_id, "meter": report.meter, "units": report.units, "amount": amount}
+            await audit_store.append(conn, _ORIGIN, report.account_id, "usage.charged_late", changes, now)
+
+        await self._database.run(note)
+        return 1
+
+    async def _invoice(self, lease: leases.Lease, first: rules.Report) -> int:
+        """Make one invoice of all items that wait for one. It is finalised, and charged, as any other."""
+        params = {
+            "customer": first.customer_id,
+            "auto_advance": True,
+            "collection_method": "charge_automatically",
+            "pending_invoice_items_behavior": "include",
+            "description": "Usage reported late",
+            "metadata": {"account_id": first.account_id, "usage_report": first.report_id},
+        }
+
+        async def look_up(since: datetime) -> client.Data | None:
+            made = await self._stripe.every_invoice(first.customer_id, since - CLOCKS_APART_MAX)
+            return _of_report(made, first)
+
+        intent = requests.Intent(first.account_id, f"usage-invoice:{first.report_id}", "invoices.create", params)
+        refused: errors.StripeRefused | None = None
+        try:
+            await self._requests.perform(intent, look_up)
+        except errors.StripeRefused as error:
+            refused = error  # nothing is pending any more: another invoice has taken the items in
+        moved = 0
+        for report in await self._due(first.account_id, "itemised"):
+            if report.customer_id != first.customer_id or report.invoice_item_id is None:
+                continue
+            item = await self._stripe.invoice_item(report.invoice_item_id)
+            if item.get("invoice"):
+                await self._write(lease, report, {"state": "invoiced", "closed_at": self._clock.now()})
+                moved += 1
+            elif report.report_id == first.report_id:
+                raise refused or errors.StripeUnavailable("the invoice does not show its items yet")
+        return moved
+
+    async def _write(self, lease: leases.Lease, report: rules.Report, values: Mapping[str, Any]) -> None:
+        async def write(conn: AsyncConnection) -> None:
+            await self._hold(conn, lease)
+            await store.write(conn, report, values)
+
+        await self._database.run(write)
+
+    async def _hold(self, conn: AsyncConnection, lease: leases.Lease) -> None:
+        if not await leases.renew(conn, lease, self._clock.now()):
+            raise leases.Overtaken
+
+
+def _of_report(objects: list[client.Data], report: rules.Report) -> client.Data | None:
+    return next((one for one in objects if (one.get("metadata") or {}).get("usage_report") == report.report_id), None)

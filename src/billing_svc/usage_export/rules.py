@@ -1,0 +1,219 @@
+"""Slices of a billable total: how it is cut, what it is stamped with, what it costs. Pure: `now` is an argument."""
+
+import decimal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TypeAlias
+
+from billing_svc.catalog import model
+from billing_svc.platform import money
+
+RETRY_FIRST = timedelta(seconds=1)
+# A period's reports have about an hour: an outage's end must not go unnoticed for a large part of it.
+RETRY_MOST = timedelta(minutes=5)
+_DOUBLINGS_MAX = 16
+
+# A plan, and the catalog version that it was sold under.
+Terms: TypeAlias = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """The terms that units are charged under, and who is charged; without a subscription, by an invoice item."""
+
+    plan: str
+    catalog_version: int
+    event_name: str
+    customer_id: str
+    subscription_id: str | None
+
+    @property
+    def terms(self) -> Terms:
+        """Return whose price it is."""
+        return self.plan, self.catalog_version
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part (from_units, to_units] of a billable total under one charge; after a correction it runs backwards."""
+
+    charge: Charge
+    from_units: int
+    to_units: int
+
+    @property
+    def units(self) -> int:
+        """Return what it adds."""
+        return self.to_units - self.from_units
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A slice as stored."""
+
+    account_id: str
+    report_id: str
+    meter: str
+    period_start: datetime
+    slice: int
+    from_units: int
+    to_units: int
+    plan: str
+    catalog_version: int
+    subscription_id: str | None
+    customer_id: str
+    stripe_event_name: str
+    reported_for: datetime
+    period_end: datetime
+    identifier: str
+    state: str
+    attempts: int
+    next_attempt_at: datetime
+    first_attempt_at: datetime | None
+    last_attempt_at: datetime | None
+    refused_at: datetime | None
+    error: str | None
+    amount: int | None
+    invoice_item_id: str | None
+    sealed_at: datetime
+
+    @property
+    def units(self) -> int:
+        """Return what it adds to the meter."""
+        return self.to_units - self.from_units
+
+    @property
+    def charge(self) -> Charge:
+        """Return what it is charged under."""
+        return Charge(self.plan, self.catalog_version, self.stripe_event_name, self.customer_id, self.subscription_id)
+
+    @property
+    def is_growing(self) -> bool:
+        """Say whether it was never sent, so that more may be added to it."""
+        return self.state == "sealed" and self.attempts == 0
+
+    @property
+    def minute(self) -> datetime:
+        """Return the beginning of the minute that it is stamped with: Stripe adds up whole minutes."""
+        return self.reported_for.replace(second=0, microsecond=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The units of a counter that are sealed under one charge."""
+
+    charge: Charge
+    units: int
+
+
+def metered_price(catalog: model.Catalog, plan: str, meter: str) -> model.MeteredPrice | None:
+    """Return what a plan charges a meter by: by itself or in its pay-as-you-go, never both; None: it does not."""
+    try:
+        prices = catalog.plan(plan).metered_prices
+    except KeyError:
+        return None
+    return next((one for one in prices if one.meter == meter), None)
+
+
+def billed_by_terms(entries: Iterable[tuple[str, int, int]]) -> dict[Terms, int]:
+    """Return the units that are billable under each terms, from what each entry added or, below 0, took back.
+
+    As in `cut`, what became billable last is taken back first.
+    """
+    runs: list[tuple[Terms, int]] = []
+    for plan, catalog_version, units in entries:
+        left = units
+        while left < 0 and runs:
+            terms, there = runs.pop()
+            left += there
+            if left > 0:
+                runs.append((terms, left))
+        if units > 0:
+            runs.append(((plan, catalog_version), units))
+    found: dict[Terms, int] = {}
+    for terms, units in runs:
+        found[terms] = found.get(terms, 0) + units
+    return found
+
+
+def cut(
+    sealed: int, billable: int, present: Charge, standing: Sequence[Standing], owed: Sequence[Standing] = ()
+) -> list[Piece]:
+    """Cut the way from `sealed` to `billable` into pieces.
+
+    More goes to the present charge, but for what is still owed to earlier ones. Less is taken back from what was sealed
+    last (`standing` has the newest first), so that no meter is ever asked to go below zero: a correction after a
+    change of plan lowers the bill of the plan that charged.
+    """
+    pieces: list[Piece] = []
+    position = sealed
+    for one in owed:
+        units = min(one.units, billable - position)
+        if units > 0:
+            pieces.append(Piece(one.charge, position, position + units))
+            position += units
+    if position < billable:
+        return [*pieces, Piece(present, position, billable)]
+    for one in standing:
+        units = min(one.units, position - billable)
+        if units > 0:
+            pieces.append(Piece(one.charge, position, position - units))
+            position -= units
+    if position > billable:  # not reached while the slices add up to what is sealed
+        pieces.append(Piece(present, position, billable))
+    return pieces
+
+
+def stamp(now: datetime, start: datetime, end: datetime) -> datetime:
+    """Return the whole second inside [start, end) that a report is stamped with: now, or the period's last one."""
+    last = (end - timedelta(microseconds=1)).replace(microsecond=0)
+    first = start.replace(microsecond=0)
+    if first < start:
+        first += timedelta(seconds=1)
+    return max(min(now.replace(microsecond=0), last), min(first, last))
+
+
+def grown(
+    report: Report, piece: Piece, reported_for: datetime, period_end: datetime, next_attempt_at: datetime
+) -> Report:
+    """Return a slice that was never sent with another piece added to it; one that has become nothing is void."""
+    return replace(
+        report,
+        state="void" if piece.to_units == report.from_units else report.state,
+        to_units=piece.to_units,
+        reported_for=reported_for,
+        period_end=period_end,
+        next_attempt_at=min(report.next_attempt_at, next_attempt_at),
+    )
+
+
+def unit_price_in_minor_units(catalog: model.Catalog, price: model.MeteredPrice) -> Decimal:
+    """Return the exact price of one unit, as Stripe has it."""
+    return money.in_minor_units(price.limit.unit_price_exact, catalog.currency)
+
+
+def amount(unit_price: Decimal, units: int) -> int:
+    """Return what units cost in minor units, rounded once, as Stripe rounds an invoice's line: half up."""
+    exact = money.EXACT.multiply(unit_price, Decimal(units))
+    return int(exact.to_integral_value(rounding=decimal.ROUND_HALF_UP))
+
+
+def late_amount(unit_price: Decimal, on_the_meter: int, on_items: int, charged_by_items: int, units: int) -> int:
+    """Return what an invoice item for `units` has to charge, so that nothing is rounded twice.
+
+    With the meter's line and the items before it, it comes to the price of all units together, rounded once. What is
+    lost or gained by rounding the parts is in the item; that makes it 0 for a few cheap units.
+    """
+    whole = amount(unit_price, on_the_meter + on_items + units)
+    return whole - amount(unit_price, on_the_meter) - charged_by_items
+
+
+def retry_at(attempts: int, now: datetime, jitter: float) -> datetime:
+    """Return when to try again: a second, doubling, at most five minutes, and less by a random part up to a half.
+
+    `jitter` lies in [0, 1).
+    """
+    pause = min(RETRY_FIRST * (1 << min(attempts, _DOUBLINGS_MAX)), RETRY_MOST)
+    return now + pause - pause * jitter // 2

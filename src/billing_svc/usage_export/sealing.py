@@ -1,0 +1,271 @@
+"""Sealing: taking what became billable into slices, in one transaction for each account, under the counters' locks."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import versions
+from billing_svc.platform import clock, errors
+from billing_svc.platform.database import transactions
+from billing_svc.usage_export import counters, rules, store
+
+_log = structlog.get_logger(__name__)
+
+# Accounts that are read at a time.
+PAGE_SIZE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Billed:
+    """What a counter's units are charged under now, and the interval in which their reports are stamped.
+
+    `owed` are those among them that were recorded under terms before the present ones.
+    """
+
+    charge: rules.Charge
+    start: datetime
+    end: datetime
+    owed: Sequence[rules.Standing]
+
+
+class Sealer:
+    """Seals counters. What is sealed within a period is sent at the end of `send_interval`, all else at once."""
+
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        catalogs: versions.CatalogCache,
+        now: clock.Clock,
+        seal_interval: timedelta,
+        send_interval: timedelta,
+    ) -> None:
+        self._database = database
+        self._catalogs = catalogs
+        self._clock = now
+        self._seal_interval = seal_interval
+        self._send_interval = send_interval
+        self._sealed_all_at: datetime | None = None
+
+    async def seal_due(self) -> int:
+        """Seal counters whose period is over, and once in an interval all; returns how many slices were written.
+
+        Raises Unavailable when Postgres is away.
+        """
+        now = self._clock.now()
+        everything = self._sealed_all_at is None or now >= self._sealed_all_at + self._seal_interval
+        written, after = 0, ""
+        while True:
+            accounts = await self._database.read(
+                lambda conn, after=after: (  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+                    counters.unsealed_accounts(conn, after, PAGE_SIZE)
+                    if everything
+                    else counters.unsealed_accounts_of_past_periods(conn, after, PAGE_SIZE, now)
+                )
+            )
+            for account_id in accounts:
+                written += await self._seal_one(account_id)
+            if len(accounts) < PAGE_SIZE:
+                break
+            after = accounts[-1]
+        if everything:
+            self._sealed_all_at = now
+        return written
+
+    async def seal(self, account_id: str) -> int:
+        """Seal all of an account's counters now; returns how many slices were written."""
+        now = self._clock.now()
+        return await self._database.run(lambda conn: seal(conn, self._catalogs, account_id, self._send_interval, now))
+
+    async def _seal_one(self, account_id: str) -> int:
+        try:
+            return await self.seal(account_id)
+        except errors.LostRace:
+            return 0  # somebody else is at this account; the next round sees to the rest
+        except errors.BillingError:
+            raise
+        except Exception:  # noqa: BLE001 - logged in full; one account must not keep the others from being sealed
+            _log.exception("seal_failed", account=account_id)
+            return 0
+
+
+async def seal(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    account_id: str,
+    send_interval: timedelta,
+    now: datetime,
+) -> int:
+    """Seal the account's counters and return how many slices were written.
+
+    A counter that nobody can be charged for (no customer, or no price) is left as it is, for a reconciliation to show.
+    """
+    locked = await counters.lock_unsealed(conn, account_id)
+    if not locked:
+        return 0
+    customer_id = await store.customer_of_account(conn, account_id)
+    held = await store.subscriptions(conn, account_id)
+    written = 0
+    for counter in locked:
+        last = await store.lock_last(conn, account_id, counter.meter, counter.period_start)
+        billed = await _billed(conn, catalogs, counter, last, held, customer_id)
+        if billed is None:
+            _log.warning("usage_without_price", account=account_id, meter=counter.meter, plan=counter.plan)
+            continue
+        written += await _write(conn, counter, last, billed, send_interval, now)
+        await counters.mark_sealed(conn, counter)
+    return written
+
+
+async def _billed(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    counter: counters.Counter,
+    last: rules.Report | None,
+    held: list[store.SubscriptionRow],
+    customer_id: str | None,
+) -> _Billed | None:
+    """Return what a counter is charged under now; if its present plan does not charge, what it was charged under."""
+    terms: rules.Terms | None = (counter.plan, counter.catalog_version)
+    charge = await _charge(conn, catalogs, counter, terms, held, customer_id)
+    if charge is None and last is not None:
+        charge = last.charge
+    if charge is None:
+        terms = await counters.last_billed_terms(conn, counter)
+        charge = await _charge(conn, catalogs, counter, terms, held, customer_id)
+    if charge is None:
+        return None
+    start, end = counter.period_start, counter.period_end
+    subscription = next((one for one in held if one.subscription_id == charge.subscription_id), None)
+    if subscription is not None:
+        start = max(start, subscription.effective_from)
+        if subscription.effective_until is not None and subscription.effective_until > start:
+            end = min(end, subscription.effective_until)
+    owed: list[rules.Standing] = []
+    # A call that was slow may have left the terms on the counter that held before others' calls.
+    left = subscription is not None and (subscription.plan, subscription.catalog_version) != charge.terms
+    if last is None or last.charge.terms != charge.terms or left:
+        for earlier, units in (await _owed(conn, counter, charge)).items():
+            charged = await _charge(conn, catalogs, counter, earlier, held, customer_id)
+            if charged is not None:
+                owed.append(rules.Standing(charged, units))
+    return _Billed(charge, start, end, owed)
+
+
+async def _charge(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    counter: counters.Counter,
+    terms: rules.Terms | None,
+    held: list[store.SubscriptionRow],
+    customer_id: str | None,
+) -> rules.Charge | None:
+    if terms is None:
+        return None
+    plan, version = terms
+    price = rules.metered_price(await catalogs.get(conn, version), plan, counter.meter)
+    if price is None:
+        return None
+    bills = _bills(counter, plan, held)
+    customer_id = customer_id if bills is None else bills.customer_id
+    if customer_id is None:
+        return None
+    return rules.Charge(plan, version, price.lookup_key, customer_id, None if bills is None else bills.subscription_id)
+
+
+def _bills(counter: counters.Counter, plan: str, held: list[store.SubscriptionRow]) -> store.SubscriptionRow | None:
+    """Return the subscription that bills a counter: its own, or the metered-only one that carries pay-as-you-go."""
+    if counter.subscription_id is not None:
+        return next((one for one in held if one.subscription_id == counter.subscription_id), None)
+    return next(
+        (
+            one
+            for one in held
+            if not one.is_plan
+            and one.plan == plan
+            and one.effective_from < counter.period_end
+            and (one.effective_until is None or one.effective_until > counter.period_start)
+        ),
+        None,
+    )
+
+
+async def _write(
+    conn: AsyncConnection,
+    counter: counters.Counter,
+    last: rules.Report | None,
+    billed: _Billed,
+    send_interval: timedelta,
+    now: datetime,
+) -> int:
+    """Write the way from what is sealed to what is billable as slices: the newest one grows, or new ones follow it."""
+    pieces = rules.cut(
+        counter.sealed,
+        counter.billable,
+        billed.charge,
+        await store.standing(conn, counter.account_id, counter.meter, counter.period_start)
+        if counter.billable < counter.sealed
+        else (),
+        billed.owed,
+    )
+    reported_for = rules.stamp(now, billed.start, billed.end)
+    next_attempt_at = now if now >= billed.end else min(now + send_interval, billed.end)
+    for piece in pieces:
+        growing = last if last is not None and last.is_growing and last.charge == piece.charge else None
+        at = reported_for
+        if piece.units + (0 if growing is None else growing.units) < 0:
+            # To where it was charged: Stripe makes nothing of a billing period's sum below zero.
+            at = (
+                await store.last_added_at(conn, counter.account_id, counter.meter, counter.period_start, piece.charge)
+                or at
+            )
+        if growing is not None:
+            last = rules.grown(growing, piece, at, billed.end, next_attempt_at)
+            await store.grow(conn, last, now)
+            continue
+        report_id = uuid.uuid4().hex
+        last = rules.Report(
+            account_id=counter.account_id,
+            report_id=report_id,
+            meter=counter.meter,
+            period_start=counter.period_start,
+            slice=1 if last is None else last.slice + 1,
+            from_units=piece.from_units,
+            to_units=piece.to_units,
+            plan=piece.charge.plan,
+            catalog_version=piece.charge.catalog_version,
+            subscription_id=piece.charge.subscription_id,
+            customer_id=piece.charge.customer_id,
+            stripe_event_name=piece.charge.event_name,
+            reported_for=at,
+            period_end=billed.end,
+            identifier=report_id,
+            state="sealed",
+            attempts=0,
+            next_attempt_at=next_attempt_at,
+            first_attempt_at=None,
+            last_attempt_at=None,
+            refused_at=None,
+            error=None,
+            amount=None,
+            invoice_item_id=None,
+            sealed_at=now,
+        )
+        await store.insert(conn, last)
+    return len(pieces)
+
+
+async def _owed(conn: AsyncConnection, counter: counters.Counter, present: rules.Charge) -> dict[rules.Terms, int]:
+    """Return what was recorded under other terms than the present ones and is not sealed yet, the earliest first.
+
+    A change of plan seals first; this is what came in between, or a change that was not made through this service.
+    """
+    owed = rules.billed_by_terms(await counters.billed_units(conn, counter))
+    owed.pop(present.terms, None)
+    for one in await store.standing(conn, counter.account_id, counter.meter, counter.period_start):
+        if one.charge.terms in owed:
+            owed[one.charge.terms] -= one.units
+    return owed

@@ -1,0 +1,270 @@
+"""Sending: each slice is one meter event, one at a time for each account, in the order of the slices.
+
+An account is worked on under a lease with a fencing number, and every write checks that the number is still one's own.
+The attempt is stored before the call, so that a crash anywhere leaves the slice where the same call, under the same
+identifier, is made again.
+"""
+
+import asyncio
+import enum
+import random
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.catalog import versions
+from billing_svc.platform import clock, errors
+from billing_svc.platform.database import transactions
+from billing_svc.stripe import client, leases
+from billing_svc.usage_export import asking, judging, late, pacing, rules, store
+
+_log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+# Accounts taken in one round, and how many of them at a time.
+ACCOUNTS_MAX = 100
+ACCOUNTS_AT_ONCE = 8
+
+
+class Outcome(enum.Enum):
+    """What became of a slice in a round."""
+
+    DONE = enum.auto()
+    # Nothing to be done before some instant; the slices behind it wait.
+    HELD = enum.auto()
+    # Stripe is away, or the outcome is unknown.
+    UNKNOWN = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a round did for an account: how many slices moved, and how many it could not bring to Stripe."""
+
+    moved: int
+    stuck: int
+
+
+class Sender:
+    """Brings sealed slices to Stripe."""
+
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        catalogs: versions.CatalogCache,
+        stripe: client.Stripe,
+        now: clock.Clock,
+        pace: pacing.Pace,
+    ) -> None:
+        self._database = database
+        self._stripe = stripe
+        self._clock = now
+        self._pace = pace
+        self._asking = asking.Asking(database, catalogs, stripe, now, pace)
+        self._late = late.LateUsage(database, catalogs, stripe, now)
+
+    async def send_due(self) -> int:
+        """Send what is due, and return how many slices moved.
+
+        Raises Unavailable when Postgres is away at the outset. Later on, an account that cannot be dealt with keeps its
+        lease until that runs out, and the others go on.
+        """
+        now = self._clock.now()
+        accounts = await self._database.read(lambda conn: store.due_accounts(conn, ACCOUNTS_MAX, now))
+        at_once = asyncio.Semaphore(ACCOUNTS_AT_ONCE)
+
+        async def one(account_id: str) -> int:
+            async with at_once:
+                try:
+                    done = await self.send(account_id)
+                except errors.BillingError as error:
+                    _log.warning("account_left", account=account_id, error=error.message)
+                except Exception:  # noqa: BLE001 - logged in full; one account must not keep the others waiting
+                    _log.exception("send_failed", account=account_id)
+                else:
+                    return 0 if done is None else done.moved
+                return 0
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(account_id)) for account_id in accounts]
+        return sum(task.result() for task in tasks)
+
+    async def send(self, account_id: str, *, at_once: bool = False) -> Round | None:
+        """Send an account's due slices, or (`at_once`) all of them; None while somebody else is at it."""
+        now = self._clock.now()
+        lease = await self._database.run(lambda conn: leases.take(conn, f"usage:{account_id}", now))
+        if lease is None:
+            return None
+        try:
+            done = await self._send(account_id, lease, at_once=at_once)
+        except leases.Overtaken:
+            _log.info("overtaken", account=account_id)
+            return None
+        await self._database.run(lambda conn: leases.end(conn, lease, self._clock.now()))
+        return done
+
+    async def _send(self, account_id: str, lease: leases.Lease, *, at_once: bool) -> Round:
+        moved = stuck = 0
+        waiting: dict[tuple[str, datetime | None], datetime] = {}
+        for report in await self._database.read(lambda conn: store.open_reports(conn, account_id)):
+            if report.state != "sealed":
+                continue
+            name, now = report.stripe_event_name, self._clock.now()
+            until = waiting.get((name, None)) or waiting.get((name, report.period_start))
+            if until is not None:
+                stuck += (name, None) in waiting
+                await self._postpone(lease, report, until)
+            elif not at_once and report.next_attempt_at > now:
+                waiting[_behind(report)] = report.next_attempt_at
+            else:
+                outcome = await self._advance(lease, report)
+                if outcome is Outcome.DONE:
+                    moved += 1
+                    continue
+                report_after = await self._read(report)
+                waiting[_behind(report_after)] = report_after.next_attempt_at
+                if outcome is Outcome.UNKNOWN:
+                    # The other meters' slices would wait for Stripe as long; they are next.
+                    stuck += 1
+                    break
+        moved += await self._late.charge(account_id, lease)
+        return Round(moved, stuck)
+
+    async def _read(self, report: rules.Report) -> rules.Report:
+        found = await self._database.read(lambda conn: store.find(conn, report.account_id, report.report_id))
+        return report if found is None else found
+
+    async def _advance(self, lease: leases.Lease, report: rules.Report) -> Outcome:
+        """Do the next thing with a slice, and the one after that, until it is done or has to wait."""
+        now = self._clock.now()
+        held = await self._asking.subscription(report)
+        found = judging.next_step(report, held, now)
+        if found.step is judging.Step.ASK:
+            try:
+                found = await self._asking.period(report)
+            except errors.StripeUnavailable as error:
+                return await self._try_later(lease, report, error.message)
+            if found.step is judging.Step.CHARGE_LATE and report.first_attempt_at is not None:
+                found = judging.unknown(report, now)
+        match found.step:
+            case judging.Step.SEND | judging.Step.ASK:
+                return await self._attempt(lease, report)
+            case judging.Step.LOOK:
+                return await self._look(lease, report)
+            case judging.Step.CHARGE_LATE:
+                await self._write(lease, report, {"state": "late", "next_attempt_at": now, "error": found.why})
+                return Outcome.DONE
+            case judging.Step.WAIT:
+                await self._postpone(lease, report, found.until or now)
+                return Outcome.HELD if report.first_attempt_at is None else Outcome.UNKNOWN
+
+    async def _attempt(self, lease: leases.Lease, report: rules.Report) -> Outcome:
+        await self._pace.wait()
+        now = self._clock.now()
+        retry_at = rules.retry_at(report.attempts, now, random.random())  # noqa: S311 - a pause is no secret
+        begun = await self._fenced(lease, lambda conn: store.begin_attempt(conn, report, retry_at, now))
+        if begun is None:
+            return Outcome.DONE
+        event = client.MeterEvent(
+            begun.stripe_event_name, begun.customer_id, begun.units, begun.reported_for, begun.identifier
+        )
+        try:
+            # The identifier makes a repeat safe. The key is the attempt's own: under one for all of them, Stripe would
+            # answer a failure again that has long passed.
+            await self._stripe.meter_event(event, f"{begun.identifier}:{begun.attempts}")
+        except (errors.StripeRefused, client.NotAtStripe) as error:
+            return await self._refused(lease, begun, str(error), is_first=report.first_attempt_at is None)
+        except errors.StripeUnavailable as error:
+            _log.info("report_outcome_unknown", account=begun.account_id, report=begun.report_id, error=error.message)
+            await self._write(lease, begun, {"error": error.message})
+            return Outcome.UNKNOWN
+        await self._write(lease, begun, {"state": "sent", "error": None, "closed_at": self._clock.now()})
+        return Outcome.DONE
+
+    async def _refused(self, lease: leases.Lease, report: rules.Report, why: str, *, is_first: bool) -> Outcome:
+        now = self._clock.now()
+        if is_first:
+            await self._fail(lease, report, why)
+            return Outcome.DONE
+        # An earlier attempt may have arrived: the meter's sum tells.
+        until = judging.unknown(report, now).until or now
+        await self._write(lease, report, {"refused_at": now, "error": why, "next_attempt_at": until})
+        return Outcome.UNKNOWN
+
+    async def _fail(self, lease: leases.Lease, report: rules.Report, why: str) -> None:
+        """Keep what is certain not to be at Stripe, and what Stripe does not want, until somebody retries it."""
+        now = self._clock.now()
+        _log.error("report_failed", account=report.account_id, report=report.report_id, error=why)
+        values = {"state": "failed", "error": why, "first_attempt_at": None, "closed_at": now}
+        await self._write(lease, report, values)
+
+    async def _look(self, lease: leases.Lease, report: rules.Report) -> Outcome:
+        """Find out from the meter's own sum whether a slice has arrived.
+
+        Of a minute's events this is the only one whose outcome is not known, because they are sent one after the other.
+        """
+        try:
+            total = await self._asking.meter_total(report, report.minute, report.minute + timedelta(minutes=1))
+        except errors.StripeUnavailable as error:
+            return await self._try_later(lease, report, error.message)
+        others = await self._database.read(lambda conn: store.sent_in_minute(conn, report))
+        now = self._clock.now()
+        if total == others + report.units:
+            await self._write(lease, report, {"state": "sent", "error": None, "closed_at": now})
+        elif total != others:
+            # Known to be at Stripe or not: neither. It keeps its attempts, so that a retry looks again.
+            why = f"its meter has {total} units in its minute; {others} or {others + report.units} were expected"
+            _log.error("report_failed", account=report.account_id, report=report.report_id, error=why)
+            await self._write(lease, report, {"state": "failed", "error": why, "closed_at": now})
+        elif report.refused_at is not None:
+            await self._fail(lease, report, report.error or "refused")
+        else:
+            await self._write(
+                lease,
+                report,
+                {
+                    "identifier": uuid.uuid4().hex,
+                    "first_attempt_at": None,
+                    "next_attempt_at": now,
+                    "error": "did not arrive",
+                },
+            )
+            return await self._advance(lease, await self._read(report))
+        return Outcome.DONE
+
+    async def _try_later(self, lease: leases.Lease, report: rules.Report, why: str) -> Outcome:
+        now = self._clock.now()
+        until = rules.retry_at(max(report.attempts, 1), now, random.random())  # noqa: S311 - a pause is no secret
+        await self._write(lease, report, {"next_attempt_at": until, "error": why})
+        return Outcome.UNKNOWN
+
+    async def _postpone(self, lease: leases.Lease, report: rules.Report, until: datetime) -> None:
+        if until > report.next_attempt_at:
+            await self._write(lease, report, {"next_attempt_at": until})
+
+    async def _write(self, lease: leases.Lease, report: rules.Report, values: Mapping[str, Any]) -> None:
+        await self._fenced(lease, lambda conn: store.write(conn, report, values))
+
+    async def _fenced(self, lease: leases.Lease, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Write while the account is still one's own; raises Overtaken."""
+
+        async def fenced(conn: AsyncConnection) -> T:
+            if not await leases.renew(conn, lease, self._clock.now()):
+                raise leases.Overtaken
+            return await work(conn)
+
+        return await self._database.run(fenced)
+
+
+def _behind(report: rules.Report) -> tuple[str, datetime | None]:
+    """Return which slices wait while this one does: those of its counter.
+
+    If it may be on its way, all of its meter do: calls for a customer and meter are to be made one at a time, and a sum
+    tells about one unknown at a time.
+    """
+    return (report.stripe_event_name, report.period_start if report.first_attempt_at is None else None)

@@ -1,0 +1,93 @@
+"""Money is exact: no floating point comes near it."""
+
+import ast
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from billing_svc.catalog import loading
+from tests.billing_svc.conftest import CATALOGS
+
+SRC = Path(__file__).parents[3] / "src" / "billing_svc"
+# Files whose numbers may be money. Elsewhere floats are seconds.
+MONEY_FILES = {
+    "rules.py",
+    "terms.py",
+    "periods.py",
+    "model.py",
+    "money.py",
+    "notation.py",
+    "tables.py",
+    "conversions.py",
+}
+MONEY_FOLDERS = {"catalog", "quota", "usage", "subscriptions", "stripe", "invoices", "alerts"}
+# How YAML's numbers with a point are marked, before they are refused.
+ALLOWED = {"catalog/loading.py 0.5"}
+
+
+def _files() -> list[Path]:
+    return sorted(
+        file
+        for file in SRC.rglob("*.py")
+        if file.name in MONEY_FILES or MONEY_FOLDERS & set(file.relative_to(SRC).parts[:-1])
+    )
+
+
+def _floats(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    # Names that end in seconds, and what an error says about when to repeat.
+    timed = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise)
+        or (isinstance(node, ast.Assign | ast.AnnAssign) and "seconds" in ast.unparse(node).partition("=")[0].lower())
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in timed:
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, float):
+            yield node.lineno, repr(node.value)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"float", "round"}:
+            yield node.lineno, node.func.id
+        elif isinstance(node, ast.Attribute) and node.attr in {"Float", "REAL", "DOUBLE_PRECISION", "Double"}:
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            yield node.lineno, "/"
+
+
+def test_no_float_comes_near_money() -> None:
+    files = _files()
+    assert len(files) > 20
+    found = [
+        f"{file.relative_to(SRC)}:{line} {what}"
+        for file in files
+        for line, what in _floats(ast.parse(file.read_text()))
+        if f"{file.relative_to(SRC)} {what}" not in ALLOWED
+    ]
+    assert found == []
+
+
+def test_no_message_of_the_contract_has_a_float() -> None:
+    proto = SRC.parents[1] / "proto" / "billing" / "v1"
+    lines = [line.split("//")[0].split() for file in proto.glob("*.proto") for line in file.read_text().splitlines()]
+    assert lines
+    assert [line for line in lines if {"float", "double"} & set(line)] == []
+
+
+@pytest.mark.parametrize(
+    ("catalog", "plan", "meter", "units", "cost"),
+    [
+        ("nyqst", "pro", "runs", 1, "0.50"),
+        ("nyqst", "pro", "runs", 10**12, "500000000000"),
+        ("agentplatform", "standard", "llm_tokens", 1, "0.00001"),
+        ("agentplatform", "standard", "llm_tokens", 500_000, "5"),
+        ("agentplatform", "enterprise", "llm_tokens", 3, "0.000015"),
+        ("agentplatform", "enterprise", "api_calls", 10**12 + 1, "500000000.0005"),
+    ],
+)
+def test_costs_are_exact_at_any_size(catalog: str, plan: str, meter: str, units: int, cost: str) -> None:
+    limit = loading.load_file(CATALOGS / f"{catalog}.yaml").plans[plan].limit(meter, pay_as_you_go=False)
+    assert limit is not None
+    assert limit.price_of(units) == Decimal(cost)

@@ -1,0 +1,215 @@
+"""Stripe's side of metered billing on one page, in place of `client.Stripe`: meters, one subscription, its invoices.
+
+It counts what it was sent and charges what it counted, by a clock that the test moves; and it does to each call what
+the test says. The sandbox is the whole of it; this one runs a hundred periods a second.
+"""
+
+import decimal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from billing_svc.metering.quota import periods
+from billing_svc.platform import clock, errors
+from billing_svc.stripe import client
+
+DRAFT_LASTS = timedelta(hours=1)
+IDENTIFIERS_LAST = timedelta(hours=24)
+
+# What befalls a call: nothing; it is not made (refused for now); it is made, but nobody hears of it.
+Fate = str
+FINE, NOT_DONE, UNHEARD = "fine", "not_done", "unheard"
+
+
+@dataclass
+class Event:
+    identifier: str
+    name: str
+    customer: str
+    units: int
+    timestamp: datetime
+    received: datetime
+
+
+@dataclass
+class Cycle:
+    """A billing period; `final` once its invoice is, with the units that it charges for each meter."""
+
+    start: datetime
+    end: datetime
+    charged: dict[str, int] = field(default_factory=dict)
+    final: bool = False
+
+
+@dataclass
+class Counterpart:
+    """One customer with one subscription to priced meters: `prices` by event name, in minor units."""
+
+    clock: clock.Clock
+    prices: dict[str, Decimal]
+    anchor: datetime
+    fate: Callable[[str], Fate] = lambda _call: FINE
+    customer: str = "cus_org_1"
+    subscription_id: str = "sub_1"
+    ended_at: datetime | None = None
+    events: list[Event] = field(default_factory=list)
+    items: dict[str, dict[str, Any]] = field(default_factory=dict)
+    own_invoices: list[dict[str, Any]] = field(default_factory=list)
+    keys: dict[str, tuple[datetime, str]] = field(default_factory=dict)
+    cycles: list[Cycle] = field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
+
+    def catch_up(self) -> None:
+        """Do what time brings: periods begin, invoices become final."""
+        now = self.clock.now()
+        if not self.cycles:
+            self._begin(self.anchor)
+        while self.ended_at is None and self.cycles[-1].end <= now:
+            self._begin(self.cycles[-1].end)
+        for cycle in self.cycles:
+            over = cycle.end if self.ended_at is None else min(cycle.end, self.ended_at)
+            final_at = over if self.ended_at is not None and self.ended_at < cycle.end else over + DRAFT_LASTS
+            if not cycle.final and final_at <= now:
+                cycle.final = True
+                # What came in after it does not count, though the meter has it.
+                cycle.charged = {
+                    name: sum(
+                        event.units
+                        for event in self.events
+                        if event.name == name and cycle.start <= event.timestamp < over and event.received < final_at
+                    )
+                    for name in self.prices
+                }
+
+    def _begin(self, at: datetime) -> None:
+        month = periods.anchored_month(self.anchor, at)
+        self.cycles.append(Cycle(month.start, month.end))
+
+    async def _call(self, name: str, do: Callable[[], Any]) -> Any:  # noqa: ANN401 - as the client
+        self.catch_up()
+        fate = self.fate(name)
+        if fate == NOT_DONE:
+            raise errors.StripeUnavailable("brought about by a test")
+        result = do()
+        if fate == UNHEARD:
+            raise errors.StripeUnavailable("brought about by a test")
+        return result
+
+    async def meter_event(self, event: client.MeterEvent, idempotency_key: str) -> None:
+        assert 0 < len(event.identifier) <= 100
+        assert idempotency_key.startswith(event.identifier)
+        now = self.clock.now()
+
+        def count() -> None:
+            assert now - timedelta(days=35) <= event.reported_for <= now + timedelta(minutes=5)
+            known = [one for one in self.events if one.identifier == event.identifier]
+            if not any(one.received > now - IDENTIFIERS_LAST for one in known):
+                self.events.append(
+                    Event(event.identifier, event.event_name, event.customer_id, event.units, event.reported_for, now)
+                )
+
+        await self._call("meter_event", count)
+
+    async def meter_ids(self) -> dict[str, list[str]]:
+        return dict(await self._call("meters", lambda: {name: [f"mtr_{name}"] for name in self.prices}))
+
+    async def meter_total(self, meter_ids: Sequence[str], customer_id: str, start: datetime, end: datetime) -> int:
+        assert all(at.second == at.microsecond == 0 for at in (start, end))
+        (meter_id,) = meter_ids
+        name = meter_id.removeprefix("mtr_")
+        return int(
+            await self._call(
+                "meter_total",
+                lambda: sum(
+                    one.units
+                    for one in self.events
+                    if (one.name, one.customer) == (name, customer_id) and start <= one.timestamp < end
+                ),
+            )
+        )
+
+    async def subscription(self, subscription_id: str) -> client.Data:
+        assert subscription_id == self.subscription_id
+        return dict(await self._call("subscription", self.shown))
+
+    def shown(self) -> dict[str, Any]:
+        cycle = self.cycles[-1]
+        period = {
+            "current_period_start": int(cycle.start.timestamp()),
+            "current_period_end": int(cycle.end.timestamp()),
+        }
+        names = ["base", *self.prices]
+        return {
+            "id": self.subscription_id,
+            "customer": self.customer,
+            "status": "active" if self.ended_at is None else "canceled",
+            "items": {"data": [{"id": f"si_{name}", "price": {"id": f"price_{name}"}, **period} for name in names]},
+            "billing_cycle_anchor": int(self.anchor.timestamp()),
+            "created": int(self.anchor.timestamp()),
+            "ended_at": None if self.ended_at is None else int(self.ended_at.timestamp()),
+        }
+
+    async def invoices_of_subscription(self, subscription_id: str, since: datetime) -> list[client.Data]:
+        assert subscription_id == self.subscription_id
+        now = self.clock.now()
+        return [
+            {
+                "status": "paid" if cycle.final else "draft",
+                "billing_reason": "subscription_cycle",
+                "period_start": int(cycle.start.timestamp()),
+                "period_end": int(cycle.end.timestamp()),
+                "created": int(cycle.end.timestamp()),
+                "automatically_finalizes_at": int((cycle.end + DRAFT_LASTS).timestamp()),
+                "auto_advance": True,
+            }
+            for cycle in await self._call("invoices", lambda: list(self.cycles))
+            if cycle.end <= now and cycle.end >= since
+        ]
+
+    async def write(self, operation: str, params: client.Data, idempotency_key: str) -> client.Data:
+        now = self.clock.now()
+
+        def make() -> client.Data:
+            made_at, made = self.keys.get(idempotency_key, (now, ""))
+            if made and made_at > now - IDENTIFIERS_LAST:
+                return {"id": made}
+            if operation == "invoiceitems.create":
+                made = f"ii_{len(self.items)}"
+                self.items[made] = {**params, "id": made, "created": now, "invoice": None}
+            else:
+                assert operation == "invoices.create"
+                pending = [one for one in self.items.values() if one["invoice"] is None]
+                if not pending:
+                    raise errors.StripeRefused("nothing to invoice")
+                made = f"in_{len(self.own_invoices)}"
+                self.own_invoices.append({**params, "id": made, "created": now})
+                for one in pending:
+                    one["invoice"] = made
+            self.keys[idempotency_key] = (now, made)
+            return {"id": made}
+
+        return dict(await self._call(operation, make))
+
+    async def invoice_item(self, item_id: str) -> client.Data:
+        return dict(await self._call("invoice_item", lambda: self.items[item_id]))
+
+    async def invoice_items_of(self, _customer_id: str, since: datetime) -> list[client.Data]:
+        return list(await self._call("items", lambda: [one for one in self.items.values() if one["created"] >= since]))
+
+    async def every_invoice(self, _customer_id: str | None, since: datetime) -> list[client.Data]:
+        return list(await self._call("invoices", lambda: [one for one in self.own_invoices if one["created"] >= since]))
+
+    def charged_by_meters(self, name: str) -> list[int]:
+        """Return what each period's line of a meter comes to, in minor units."""
+        return [
+            int((self.prices[name] * cycle.charged[name]).to_integral_value(decimal.ROUND_HALF_UP))
+            for cycle in self.cycles
+            if cycle.final
+        ]
+
+
+def instant(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,135 @@
+"""An account's life, and what Stripe asks for it in all; what it should ask for, the tests work out by hand."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+from billing.v1 import subscription_pb2
+from billing_svc.catalog import loading
+from billing_svc.metering.gauges import opening
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import tables
+from billing_svc.reconciliation import whole
+from billing_svc.stripe import catalog_sync
+from billing_svc.usage_export import flushing
+from tests.billing_svc.subscriptions import dealing
+
+ORIGIN = audit_store.Origin("operator:test")
+
+
+@dataclass
+class Ledger(dealing.Dealing):
+    """Amounts are in the currency's units, such as dollars."""
+
+    async def sell(self, catalog: str) -> None:
+        """Publish a catalog of the test's own, and bring it to Stripe."""
+        billing = self.world.billing
+        await catalog_sync.apply(
+            billing.transactions,
+            self.world.stripe,
+            loading.load_text(catalog, "test.yaml"),
+            "operator:test",
+            billing.clock,
+            lambda _line: None,
+        )
+
+    async def work(self) -> None:
+        now = self.world.billing.clock.now()
+        await self.world.billing.transactions.run(lambda conn: opening.open_due(conn, self.catalogs, now))
+        await super().work()
+
+    async def report(self) -> None:
+        """Bring the usage so far to Stripe, and do nothing else of the worker's."""
+        billing = self.world.billing
+        await flushing.Flush(billing.transactions, self.catalogs, self.world.stripe, billing.clock).flush(
+            self.account_id
+        )
+
+    async def until(self, at: datetime) -> list[str]:
+        """Let time pass until an instant, with the worker at work."""
+        return await self.world.advance(at - self.world.billing.clock.now(), self.work)
+
+    async def until_period_end(self, **offset: float) -> list[str]:
+        ends = (await self.told()).period_end.ToDatetime(tzinfo=UTC)
+        return await self.until(ends + timedelta(**offset))
+
+    async def over_the_period_end(self) -> list[str]:
+        """Let time pass until the invoice of the present period is final."""
+        return await self.until_period_end(hours=2)
+
+    # What Stripe has.
+
+    async def invoices(self) -> list[dict[str, Any]]:
+        """Return the account's invoices that ask for something, the oldest first."""
+        found = await self.world.sandbox.all("/v1/invoices")
+        return [one for one in reversed(found) if one["status"] != "void"]
+
+    async def totals(self) -> list[Decimal]:
+        return [Decimal(one["total"]) / 100 for one in await self.invoices()]
+
+    async def charged(self) -> Decimal:
+        """Return what all invoices ask for together, with what waits for the next one."""
+        pending = [one["amount"] for one in await self.world.sandbox.all("/v1/invoiceitems") if not one["invoice"]]
+        return sum(await self.totals(), Decimal(0)) + Decimal(sum(pending)) / 100
+
+    async def charged_by_meters(self) -> Decimal:
+        """Return what of it is for usage: the lines of metered prices, and items for what was late."""
+        metered = {row.price_id for row in await self.world.rows(tables.stripe_prices) if row.meter}
+        found = 0
+        for invoice in await self.invoices():
+            for line in invoice["lines"]["data"]:
+                price = ((line.get("pricing") or {}).get("price_details") or {}).get("price")
+                if price in metered:
+                    found += line["amount"]
+        for item in await self.world.sandbox.all("/v1/invoiceitems"):
+            if (item["metadata"] or {}).get("usage_report"):
+                found += item["amount"]
+        return Decimal(found) / 100
+
+    async def meter_quantities(self) -> dict[str, int]:
+        """Return the units on the lines of metered prices, by lookup key."""
+        keys = {row.price_id: row.lookup_key for row in await self.world.rows(tables.stripe_prices) if row.meter}
+        found: dict[str, int] = {}
+        for invoice in await self.invoices():
+            for line in invoice["lines"]["data"]:
+                key = keys.get(((line.get("pricing") or {}).get("price_details") or {}).get("price"))
+                if key:
+                    found[key] = found.get(key, 0) + line["quantity"]
+        return {key: units for key, units in found.items() if units}
+
+    async def differences(self, *, fix: bool = False) -> list[tuple[str, str]]:
+        """Return what `billing-svc reconcile` would show, or with `--fix` leave."""
+        billing = self.world.billing
+        comparison = whole.Comparison(billing.transactions, self.catalogs, self.world.stripe, billing.clock)
+        return [(one.kind, one.detail) for one in await comparison.run(ORIGIN, self.account_id, fix=fix)]
+
+    async def as_told(self) -> tuple[object, ...]:
+        """Return what `GetSubscription` tells of the plan subscription."""
+        told = await self.told()
+        if not told.subscription_id:
+            return ()
+        return told.subscription_id, told.status, told.cancel_at.seconds, told.price, told.quantity
+
+    async def as_at_stripe(self) -> tuple[object, ...]:
+        """Return the same as Stripe has it: of the one that is not over, or else of the last."""
+        bases = {row.price_id: row.price for row in await self.world.rows(tables.stripe_prices) if not row.meter}
+        plans = [
+            (one, item)
+            for one in await self.at_stripe()
+            for item in one["items"]["data"]
+            if item["price"]["id"] in bases
+        ]
+        if not plans:
+            return ()
+        newest, item = max(plans, key=lambda one: (one[0]["ended_at"] is None, one[0]["created"]))
+        status = subscription_pb2.Status.Value(f"STATUS_{newest['status'].upper()}")
+        # Of one that has ended, when it was to end is no news.
+        cancel_at = newest["cancel_at"] or 0 if newest["ended_at"] is None else 0
+        return newest["id"], status, cancel_at, bases[item["price"]["id"]], item["quantity"]
+
+
+def prorated(price: str, begins: int, at: int, ends: int) -> Decimal:
+    """Return what a price comes to from an instant to the end of its period, in whole cents."""
+    exact = Decimal(price) * (ends - at) / (ends - begins)
+    return exact.quantize(Decimal("0.01"), ROUND_HALF_UP)
