@@ -46,7 +46,7 @@ def count(port: int) -> int:
     found = 0
     for one in _sockets(port):
         with one:
-            found += not _is_listening(one)
+            found += _has_peer(one)
     return found
 
 
@@ -71,6 +71,14 @@ def _sockets(port: int) -> Iterator[socket.socket]:
 def _has_port(one: socket.socket, port: int) -> bool:
     with contextlib.suppress(OSError):  # reset meanwhile
         return bool(one.type == socket.SOCK_STREAM and one.getsockname()[1] == port)
+    return False
+
+
+def _has_peer(one: socket.socket) -> bool:
+    # Not "is not listening": a listening socket that was ended stays open in the core.
+    with contextlib.suppress(OSError):
+        one.getpeername()
+        return True
     return False
 
 
