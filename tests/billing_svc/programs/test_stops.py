@@ -16,7 +16,6 @@ import grpc
 import pytest
 
 from billing.v1 import usage_pb2
-from tests import ports
 from tests.billing_svc import processes
 from tests.billing_svc.programs.supervision import test_replicas
 
@@ -30,7 +29,8 @@ OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # What an attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 200),
 )
 
@@ -82,46 +82,60 @@ class Callers:
             self.recorded += 1
 
 
-@contextlib.asynccontextmanager
-async def delayed(address: str, seconds: float) -> AsyncIterator[str]:
-    """Relay each connection to an address with its bytes `seconds` later, and yield the relay's own address."""
-    loop = asyncio.get_running_loop()
-    host, _, port = address.rpartition(":")
+class Relay(asyncio.Protocol):
+    """One side of a relayed connection: hands its bytes to the other side `DELAY_SECONDS` later."""
 
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+    def __init__(self, opened: set[asyncio.BaseTransport], to: str | None = None) -> None:
+        """`to`: where the other side connects; None: this is the other side."""
+        self._opened = opened
+        self._to = to
+        self._loop = asyncio.get_running_loop()
+        self.transport: Any = None
+        self.other: asyncio.Future[Relay] = self._loop.create_future()
+        self._connecting: asyncio.Task[None] | None = None
 
-        async def read() -> None:
-            piece = b"."
-            while piece:
-                try:
-                    piece = await reader.read(65_536)
-                except ConnectionError:
-                    piece = b""
-                pieces.put_nowait((loop.time() + seconds, piece))
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self._opened.add(transport)
+        if self._to is not None:
+            self._connecting = self._loop.create_task(self._connect(*self._to.rsplit(":")))
 
-        reading = asyncio.create_task(read())
-        with contextlib.suppress(ConnectionError):
-            while True:
-                due, piece = await pieces.get()
-                await asyncio.sleep(due - loop.time())
-                if not piece:
-                    break
-                writer.write(piece)
-        writer.close()
-        await reading
+    def data_received(self, data: bytes) -> None:
+        self._later(lambda other: other.transport.write(data))
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._opened.discard(self.transport)
+        self._later(lambda other: other.transport.close() if exc is None else other.transport.abort())
+
+    async def _connect(self, host: str, port: str) -> None:
         try:
-            there, back = await asyncio.open_connection(host, int(port))
+            _, there = await self._loop.create_connection(lambda: Relay(self._opened), host, int(port))
         except ConnectionError:
-            writer.transport.abort()  # type: ignore[attr-defined]  # typed as its base
-            return
-        await asyncio.gather(relay(reader, back), relay(there, writer))
+            self.other.cancel()
+            self.transport.abort()
+        else:
+            there.other.set_result(self)
+            self.other.set_result(there)
 
-    server = await asyncio.start_server(accept, "127.0.0.1", ports.free_port())
-    async with server:
-        yield "{}:{}".format(*server.sockets[0].getsockname())
+    def _later(self, act: Callable[["Relay"], object]) -> None:
+        def do() -> None:
+            if not self.other.done():  # it is still connecting
+                self.other.add_done_callback(lambda other: other.cancelled() or act(other.result()))
+            elif not self.other.cancelled():
+                act(self.other.result())
+
+        self._loop.call_later(DELAY_SECONDS, do)
+
+
+@contextlib.asynccontextmanager
+async def delayed(address: str) -> AsyncIterator[str]:
+    """Relay each connection to an address, and yield the relay's own address."""
+    opened: set[asyncio.BaseTransport] = set()
+    relaying = await asyncio.get_running_loop().create_server(lambda: Relay(opened, address), "127.0.0.1")
+    async with relaying:
+        yield "{}:{}".format(*relaying.sockets[0].getsockname())
+        for transport in tuple(opened):
+            transport.close()
 
 
 async def stopped_without_a_failure(
@@ -142,17 +156,17 @@ async def stopped_without_a_failure(
     assert answer.meters[0].used == callers.recorded
 
 
-@pytest.mark.parametrize("delay_seconds", [0, DELAY_SECONDS], ids=["direct", "delayed"])
+@pytest.mark.parametrize("far", [False, True], ids=["direct", "delayed"])
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "open"])
 @pytest.mark.usefixtures("published_catalog")
 async def test_servers_replaced_in_turn_fail_no_call(
-    database_url: str, tmp_path: Path, *, closed: bool, delay_seconds: float
+    database_url: str, tmp_path: Path, *, closed: bool, far: bool
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
         pair = await stack.enter_async_context(processes.servers(database_url, tmp_path, 2))
         addresses = [one.address for one in pair]
-        if delay_seconds:
-            addresses = [await stack.enter_async_context(delayed(one, delay_seconds)) for one in addresses]
+        if far:
+            addresses = [await stack.enter_async_context(delayed(one)) for one in addresses]
 
         async def stop(number: int) -> None:
             one = pair[number % 2]

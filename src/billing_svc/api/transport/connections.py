@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 _DESCRIPTORS = "/dev/fd"
 _POLL_SECONDS = 0.02
-# The core takes a connection up within a turn of the loop. Past this it is overloaded, and nothing is gained by waiting.
+# The core takes a connection up within a turn of the loop; past this it is overloaded, and no wait helps.
 _ACCEPT_SECONDS_MAX = 0.5
 
 
@@ -22,7 +22,7 @@ async def refuse_new(port: int) -> None:
     until = loop.time() + _ACCEPT_SECONDS_MAX
     with contextlib.ExitStack() as opened:
         listening = [one for one in map(opened.enter_context, _sockets(port)) if _is_listening(one)]
-        while loop.time() < until and select.select(listening, (), (), 0)[0]:
+        while loop.time() < until and select.select(listening, (), (), 0)[0]:  # noqa: ASYNC110 - the core tells nobody
             await asyncio.sleep(0.001)
         # Without a pause since the last look. Not closed: the descriptors are the core's.
         for one in listening:
@@ -52,7 +52,7 @@ def count(port: int) -> int:
 
 def _sockets(port: int) -> Iterator[socket.socket]:
     """Yield a duplicate of each TCP socket of the port; whoever takes one closes it."""
-    for name in os.listdir(_DESCRIPTORS):
+    for name in os.listdir(_DESCRIPTORS):  # noqa: PTH208 - names are what is wanted
         try:
             duplicate = os.dup(int(name))
         except OSError:  # closed meanwhile
