@@ -164,7 +164,7 @@ PROTECTIONS = (
         f"{_SVC}/api/transport/serving.py",
         "        await connections.refuse_new(self._port)\n",
         "",
-        (f"{_SERVING}::test_until_its_connections_have_gone_a_stop_answers_what_they_send",),
+        (f"{_SERVING}::test_a_stop_refuses_new_connections_while_it_answers_on_the_open_ones",),
     ),
     Protection(
         "a stop turns unready before it waits",

@@ -268,6 +268,37 @@ async def test_until_its_connections_have_gone_a_stop_answers_what_they_send() -
         await stopping
 
 
+async def test_a_stop_refuses_new_connections_while_it_answers_on_the_open_ones() -> None:
+    begun, ending = asyncio.Event(), asyncio.Event()
+
+    async def answer(request: bytes, _call: calls.Call) -> bytes:
+        begun.set()
+        await ending.wait()
+        return request
+
+    bare, port = _started(answer, options=AGE)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(SECONDS_MAX):
+        ask: Any = channel.unary_unary(BARE)
+        asking = ask(b"a")
+        await begun.wait()
+        stopping = asyncio.create_task(bare.stop(SECONDS_MAX))
+        while await _accepts(port):
+            pass  # each round is a connection
+        assert not asking.done()
+        ending.set()
+        assert await asking == b"a!"
+        await stopping
+
+
+async def _accepts(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionRefusedError:
+        return False
+    writer.close()
+    return True
+
+
 async def test_a_stop_has_a_bound_and_says_that_it_was_reached() -> None:
     async def answer(request: bytes, _call: calls.Call) -> bytes:
         return request
