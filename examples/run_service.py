@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
@@ -35,15 +36,15 @@ def pause_before_repeating(error: grpc.RpcError, pause_seconds: float) -> float 
     retry_info = error_details_pb2.RetryInfo()
     # Without it the call is one that gRPC itself finds too large, and stays so.
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and any(one.Unpack(retry_info) for one in details):
-        return max(pause_seconds, retry_info.retry_delay.ToTimedelta().total_seconds())
+        named_seconds: float = retry_info.retry_delay.ToTimedelta().total_seconds()
+        return max(pause_seconds, named_seconds)
     return None
 
 
 def _details(error: grpc.RpcError) -> Sequence[any_pb2.Any]:
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            return status_pb2.Status.FromString(value).details
-    return ()
+    trailing: dict[str, Any] = dict(map(tuple, error.trailing_metadata() or ()))  # type: ignore[arg-type]
+    details: Sequence[any_pb2.Any] = status_pb2.Status.FromString(trailing.get("grpc-status-details-bin", b"")).details
+    return details
 
 
 class Denied(Exception):

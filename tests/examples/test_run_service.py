@@ -54,7 +54,8 @@ def packed(*details: message.Message) -> bytes:
         any_of = any_pb2.Any()
         any_of.Pack(one)
         status.details.append(any_of)
-    return status.SerializeToString()
+    serialized: bytes = status.SerializeToString()
+    return serialized
 
 
 def in_background(function: Callable[..., Any], *arguments: object) -> futures.Future[Any]:
