@@ -22,7 +22,10 @@ from tests.billing_svc.programs.supervision import test_replicas
 STOPS = int(os.environ.get("STOPS", "2"))
 CHANNELS, CALLERS = 16, 50
 # An open-loop caller sends whether it was answered or not.
-OPEN_PAUSE_SECONDS = 0.1
+OPEN_PAUSE_SECONDS = 0.25
+# While a client connects anew its calls gather, and then come at once: a server on a busy machine sheds some of them.
+# That is an answer, and no call is lost by the stop; callers repeat it, under the same id.
+SHED_PAUSE_SECONDS = 0.5
 DELAY_SECONDS = 0.03
 SECONDS_MAX = 60.0
 OPTIONS = (
@@ -74,12 +77,17 @@ class Callers:
 
     async def _record(self, stub: Any) -> None:  # noqa: ANN401 - generated
         event = usage_pb2.RecordUsageRequest(account_id=self.account, event_id=uuid.uuid4().hex, meter="runs")
-        try:
-            await stub.RecordUsage(event, timeout=20, metadata=processes.METADATA)
-        except grpc.aio.AioRpcError as error:
-            self.failed.append(f"{error.code()} {error.details()}")
-        else:
-            self.recorded += 1
+        while True:
+            try:
+                await stub.RecordUsage(event, timeout=20, metadata=processes.METADATA)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    await asyncio.sleep(SHED_PAUSE_SECONDS)
+                    continue
+                self.failed.append(f"{error.code()} {error.details()}")
+            else:
+                self.recorded += 1
+            return
 
 
 class Relay(asyncio.Protocol):
@@ -149,7 +157,7 @@ async def stopped_without_a_failure(
         await stop(number)
     callers.end()
     await running
-    assert callers.failed == []
+    assert callers.failed == [], set(callers.failed)
     async with grpc.aio.insecure_channel(f"ipv4:{','.join(addresses)}", OPTIONS) as channel:
         request = usage_pb2.GetUsageRequest(account_id=callers.account, meters=["runs"])
         answer = await processes.usage_stub(channel).GetUsage(request, timeout=20, metadata=processes.METADATA)
