@@ -7,8 +7,11 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from billing.v1 import decision_pb2, quota_pb2, quota_pb2_grpc, usage_pb2, usage_pb2_grpc
 
@@ -18,6 +21,30 @@ PAUSES_SECONDS = (0.1, 0.4, 1.6, 6.4)
 
 # Nothing was decided or the outcome is unknown. What was recorded after all is answered as a duplicate.
 REPEATABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED}
+
+
+def pause_before_repeating(error: grpc.RpcError, pause_seconds: float) -> float | None:
+    """Return how long to wait before the same call is sent again, at least `pause_seconds`; None: it would not help."""
+    details = _details(error)
+    if error.code() in REPEATABLE:
+        return pause_seconds
+    if error.code() is grpc.StatusCode.CANCELLED and not any(
+        one.Is(error_details_pb2.ErrorInfo.DESCRIPTOR) for one in details
+    ):
+        # From gRPC's core, of a server that ended or is overloaded. We have not cancelled it.
+        return pause_seconds
+    retry_info = error_details_pb2.RetryInfo()
+    # Without it the call is one that gRPC itself finds too large, and stays so.
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and any(one.Unpack(retry_info) for one in details):
+        named_seconds: float = retry_info.retry_delay.ToTimedelta().total_seconds()
+        return max(pause_seconds, named_seconds)
+    return None
+
+
+def _details(error: grpc.RpcError) -> Sequence[any_pb2.Any]:
+    trailing: dict[str, Any] = dict(map(tuple, error.trailing_metadata() or ()))  # type: ignore[arg-type]
+    details: Sequence[any_pb2.Any] = status_pb2.Status.FromString(trailing.get("grpc-status-details-bin", b"")).details
+    return details
 
 
 class Denied(Exception):
@@ -51,9 +78,10 @@ class RunService:
             try:
                 return self._usage.RecordUsage(event, timeout=RECORD_SECONDS, metadata=self._metadata)
             except grpc.RpcError as error:
-                if error.code() not in REPEATABLE:
+                longer_seconds = pause_before_repeating(error, pause_seconds)
+                if longer_seconds is None:
                     raise
-            time.sleep(pause_seconds)
+            time.sleep(longer_seconds)
         return self._usage.RecordUsage(event, timeout=RECORD_SECONDS, metadata=self._metadata)
 
     def _check(self, account_id: str) -> None:
@@ -62,7 +90,7 @@ class RunService:
             answer = self._quota.CheckQuota(request, timeout=CHECK_SECONDS, metadata=self._metadata)
         except grpc.RpcError as error:
             # A request that is wrong stays wrong; only an outage is a reason to run unasked.
-            if self._fail_open and error.code() in REPEATABLE:
+            if self._fail_open and pause_before_repeating(error, 0) is not None:
                 return
             raise
         if answer.decision != decision_pb2.DECISION_ALLOWED:

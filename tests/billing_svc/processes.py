@@ -59,6 +59,8 @@ class ServerProcess:
             "STRIPE_API_BASE": "http://127.0.0.1:9",
             "BILLING_CHECKOUT_SUCCESS_URL": "https://app.example.com/paid",
             "BILLING_CHECKOUT_CANCEL_URL": "https://app.example.com/plans",
+            # A stop waits for it.
+            "BILLING_CONNECTION_AGE_SECONDS": "1",
             **self.more,
         }
         with self.log.open("ab") as log:

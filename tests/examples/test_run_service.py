@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any
@@ -6,6 +7,8 @@ from typing import Any
 import grpc
 import grpc_testing  # type: ignore[import-untyped]  # it ships no types
 import pytest
+from google.protobuf import any_pb2, duration_pb2, message
+from google.rpc import error_details_pb2, status_pb2
 
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2
 from examples import run_service
@@ -18,6 +21,9 @@ RECORD = USAGE.methods_by_name["RecordUsage"]
 ALLOWED = quota_pb2.CheckQuotaResponse(decision=decision_pb2.DECISION_ALLOWED)
 RECORDED = usage_pb2.RecordUsageResponse(used=1)
 SECONDS_MAX = 5
+RETRY_SECONDS = 0.3
+OVERLOADED = error_details_pb2.ErrorInfo(reason="OVERLOADED", domain="billing.internal")
+RETRY_INFO = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=round(RETRY_SECONDS * 1e9)))
 
 
 class Server:
@@ -31,12 +37,25 @@ class Server:
         service = run_service.RunService(self.channel, "secret", fail_open=fail_open, pauses_seconds=(0, 0))
         return in_background(service.run, "org_1", "run_1", lambda: self.worked.append("run_1"))
 
-    def answer(self, method: object, response: object, code: grpc.StatusCode = grpc.StatusCode.OK) -> Any:  # noqa: ANN401 - any message
+    def answer(
+        self, method: object, response: object, code: grpc.StatusCode = grpc.StatusCode.OK, *details: message.Message
+    ) -> Any:  # noqa: ANN401 - any message
         """Take the next call of a method, answer it, and return its request."""
+        trailing = (("grpc-status-details-bin", packed(*details)),) if details else ()
         metadata, request, call = in_background(self.channel.take_unary_unary, method).result(SECONDS_MAX)
         assert ("authorization", "Bearer secret") in metadata
-        call.terminate(response, (), code, "")
+        call.terminate(response, trailing, code, "")
         return request
+
+
+def packed(*details: message.Message) -> bytes:
+    status = status_pb2.Status()
+    for one in details:
+        any_of = any_pb2.Any()
+        any_of.Pack(one)
+        status.details.append(any_of)
+    serialized: bytes = status.SerializeToString()
+    return serialized
 
 
 def in_background(function: Callable[..., Any], *arguments: object) -> futures.Future[Any]:
@@ -91,6 +110,38 @@ def test_a_record_of_unknown_outcome_is_repeated_with_the_same_id(server: Server
     assert server.worked == ["run_1"], "the work is not repeated with the call"
 
 
+def test_a_record_that_grpc_s_core_ended_is_repeated(server: Server) -> None:
+    running = server.run()
+    server.answer(CHECK, ALLOWED)
+    first = server.answer(RECORD, None, grpc.StatusCode.CANCELLED)
+    assert server.answer(RECORD, RECORDED) == first
+    assert running.result(SECONDS_MAX) == RECORDED
+
+
+def test_a_record_that_was_turned_away_is_repeated_after_the_pause_that_the_server_names(server: Server) -> None:
+    running = server.run()
+    server.answer(CHECK, ALLOWED)
+    began = time.monotonic()
+    server.answer(RECORD, None, grpc.StatusCode.RESOURCE_EXHAUSTED, OVERLOADED, RETRY_INFO)
+    server.answer(RECORD, RECORDED)
+    assert time.monotonic() - began >= RETRY_SECONDS
+    assert running.result(SECONDS_MAX) == RECORDED
+
+
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [(grpc.StatusCode.CANCELLED, [OVERLOADED]), (grpc.StatusCode.RESOURCE_EXHAUSTED, [])],
+    ids=["cancelled-by-a-server", "too-large"],
+)
+def test_what_would_be_answered_the_same_is_not_repeated(
+    server: Server, code: grpc.StatusCode, details: list[message.Message]
+) -> None:
+    running = server.run()
+    server.answer(CHECK, ALLOWED)
+    server.answer(RECORD, None, code, *details)
+    assert code_of(running.exception) is code
+
+
 def test_a_record_that_cannot_be_delivered_is_an_error_in_the_end(server: Server) -> None:
     running = server.run()
     server.answer(CHECK, ALLOWED)
@@ -106,9 +157,20 @@ def test_a_refused_record_is_not_repeated(server: Server) -> None:
     assert code_of(running.exception) is grpc.StatusCode.ALREADY_EXISTS
 
 
-def test_failing_open_runs_unasked_and_still_records(server: Server) -> None:
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, []),
+        (grpc.StatusCode.CANCELLED, []),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, [OVERLOADED, RETRY_INFO]),
+    ],
+    ids=lambda one: one.name if isinstance(one, grpc.StatusCode) else "",
+)
+def test_failing_open_runs_unasked_and_still_records(
+    server: Server, code: grpc.StatusCode, details: list[message.Message]
+) -> None:
     running = server.run(fail_open=True)
-    server.answer(CHECK, None, grpc.StatusCode.UNAVAILABLE)
+    server.answer(CHECK, None, code, *details)
     server.answer(RECORD, RECORDED)
     assert running.result(SECONDS_MAX) == RECORDED
 

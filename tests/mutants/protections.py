@@ -22,6 +22,8 @@ _INITIAL = f"{_SVC}/platform/database/migrations/versions/0001_initial.py"
 _TESTS = "tests/billing_svc"
 _TWICE = "tests/faults/test_twice.py"
 _HOLDS = "tests/faults/test_holds.py"
+_STOPPING = f"{_TESTS}/programs/test_stopping.py"
+_SERVING = f"{_TESTS}/api/transport/test_serving.py"
 _REPORT_FAULTS = f"{_TESTS}/usage_export/test_faults.py"
 _CHECKOUT_FAULTS = f"{_TESTS}/subscriptions/test_checkout_faults.py"
 
@@ -148,7 +150,44 @@ PROTECTIONS = (
         f"{_SVC}/programs/server.py",
         "            await running.stop()\n",
         "            await running.server.stop(0)\n",
-        (f"{_TESTS}/programs/test_replicas.py::test_one_that_is_stopped_drains_and_is_replaced_without_a_failed_call",),
+        (f"{_STOPPING}::test_a_call_that_is_under_way_at_sigterm_is_answered",),
+    ),
+    Protection(
+        "a stop waits until its connections have gone",
+        f"{_SVC}/api/transport/serving.py",
+        "        if not await connections.gone(self._port, grace_seconds):\n",
+        "        if False:\n",
+        (f"{_SERVING}::test_until_its_connections_have_gone_a_stop_answers_what_they_send",),
+    ),
+    Protection(
+        "a server that stops is not connected to any more",
+        f"{_SVC}/api/transport/serving.py",
+        "        await connections.refuse_new(self._port)\n",
+        "",
+        (f"{_SERVING}::test_a_stop_refuses_new_connections_while_it_answers_on_the_open_ones",),
+    ),
+    Protection(
+        "a stop turns unready before it waits",
+        f"{_SVC}/programs/server.py",
+        "        self.health.drain()\n"
+        "        await self.server.stop(self.drain_seconds if grace_seconds is None else grace_seconds)\n",
+        "        await self.server.stop(self.drain_seconds if grace_seconds is None else grace_seconds)\n"
+        "        self.health.drain()\n",
+        (f"{_STOPPING}::test_a_stop_turns_unready_first_and_waits_for_none_who_watches",),
+    ),
+    Protection(
+        "a stop has a bound",
+        f"{_SVC}/api/transport/connections.py",
+        "        if loop.time() >= until:\n            return False\n",
+        "",
+        (f"{_SERVING}::test_a_stop_has_a_bound_and_says_that_it_was_reached",),
+    ),
+    Protection(
+        "the bound of a stop leaves room for every connection's age",
+        f"{_SVC}/programs/server.py",
+        "    return settings.connection_age_seconds * (1 + CONNECTION_AGE_VARIES) + CONNECTION_AGE_GRACE_SECONDS\n",
+        "    return CONNECTION_AGE_GRACE_SECONDS\n",
+        (f"{_TESTS}/api/test_connections.py::test_a_stop_waits_for_the_age_and_for_the_last_call",),
     ),
     # Promise 10: closed by default.
     Protection(

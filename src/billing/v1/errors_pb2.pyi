@@ -122,7 +122,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 36
     """UNAVAILABLE. This server is stopping; another one will answer. Metadata: none. Repeat at once. Not sent today: a
-    server that stops answers every call that has reached it.
+    server that stops answers every call until its connections have gone elsewhere. One that is cut off after all, or
+    killed, ends calls with CANCELLED without details, or UNAVAILABLE; the outcome is unknown: repeat with the same ids.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 37
     """RESOURCE_EXHAUSTED. The server sheds load; the call was not begun. RetryInfo says when to repeat. Metadata: none.
@@ -247,7 +248,8 @@ the same ids. Metadata: account_id.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 36
 """UNAVAILABLE. This server is stopping; another one will answer. Metadata: none. Repeat at once. Not sent today: a
-server that stops answers every call that has reached it.
+server that stops answers every call until its connections have gone elsewhere. One that is cut off after all, or
+killed, ends calls with CANCELLED without details, or UNAVAILABLE; the outcome is unknown: repeat with the same ids.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 37
 """RESOURCE_EXHAUSTED. The server sheds load; the call was not begun. RetryInfo says when to repeat. Metadata: none.

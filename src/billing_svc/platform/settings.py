@@ -52,7 +52,7 @@ class Settings(DatabaseSettings):
     tls_client_ca_file: Annotated[Path | None, Field(alias="BILLING_TLS_CLIENT_CA_FILE")] = None
     allow_plaintext: Annotated[bool, Field(alias="BILLING_ALLOW_PLAINTEXT")] = False
     # Clients that connect anew meet servers that were added, certificates that were renewed, authorities that went.
-    connection_age_seconds: Annotated[int, Field(alias="BILLING_CONNECTION_AGE_SECONDS", ge=1, le=86_400)] = 300
+    connection_age_seconds: Annotated[int, Field(alias="BILLING_CONNECTION_AGE_SECONDS", ge=1, le=86_400)] = 15
     # Where metrics and probes are answered, host:port; None is nowhere.
     monitoring_listen: Annotated[str | None, Field(alias="BILLING_MONITORING_LISTEN")] = None
     database_pool_size: Annotated[int, Field(alias="BILLING_DATABASE_POOL_SIZE", ge=1, le=200)] = 10

@@ -17,8 +17,8 @@ from billing_svc.programs import server
 from billing_svc.programs.commands import common
 from billing_svc.programs.supervision import children, deaths
 
-# A worker drains by itself within the first part of this; who has not ended by then hangs.
-_STOP_SECONDS_MAX = server.DRAIN_SECONDS + 5.0
+# A worker drains by itself; who has not ended by so much later hangs.
+_STOP_SPARE_SECONDS = 5.0
 
 _log = structlog.get_logger("workers")
 
@@ -29,6 +29,7 @@ async def run(settings: Settings, count: int) -> None:
     Raises Refusal when the port cannot be had, or when a worker dies of something that starting it again does not mend.
     """
     stop = processes.stop_event()
+    stop_seconds_max = server.drain_seconds(settings) + _STOP_SPARE_SECONDS
     monitored = settings.monitoring_listen
     operators = worker_metrics.addresses(monitored, count) if monitored is not None else []
     with _held_port(settings.listen) as address:
@@ -36,7 +37,11 @@ async def run(settings: Settings, count: int) -> None:
         async with http_port.answering(monitored, worker_metrics.app(operators)):
             _log.info("supervising", address=address, workers=count)
             keepers = (
-                _Worker(n, environment | ({"BILLING_MONITORING_LISTEN": operators[n]} if operators else {})).keep(stop)
+                _Worker(
+                    n,
+                    environment | ({"BILLING_MONITORING_LISTEN": operators[n]} if operators else {}),
+                    stop_seconds_max,
+                ).keep(stop)
                 for n in range(count)
             )
             ends = await asyncio.gather(*keepers, return_exceptions=True)
@@ -49,8 +54,9 @@ async def run(settings: Settings, count: int) -> None:
 class _Worker:
     """One of the servers, whichever process it is at present."""
 
-    def __init__(self, number: int, environment: Mapping[str, str]) -> None:
+    def __init__(self, number: int, environment: Mapping[str, str], stop_seconds_max: float) -> None:
         self._number = number
+        self._stop_seconds_max = stop_seconds_max
         self._environment = environment
         self._deaths = deaths.Deaths(f"worker {number}")
 
@@ -88,9 +94,9 @@ class _Worker:
     async def _stop(self, process: asyncio.subprocess.Process, ended: asyncio.Task[int]) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
-        await asyncio.wait({ended}, timeout=_STOP_SECONDS_MAX)
+        await asyncio.wait({ended}, timeout=self._stop_seconds_max)
         if not ended.done():
-            _log.error("worker_killed", worker=self._number, pid=process.pid, after_seconds=_STOP_SECONDS_MAX)
+            _log.error("worker_killed", worker=self._number, pid=process.pid, after_seconds=self._stop_seconds_max)
             process.kill()
         await ended
 

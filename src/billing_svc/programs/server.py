@@ -45,11 +45,10 @@ CALLS_AT_ONCE = 1_000
 # more than half of answering it, so past this gRPC's core drops them, at next to no cost (CANCELLED): some from here
 # on, all from a quarter more on. A crowd of some hundreds that comes at once finds room.
 CALLS_OUTSIDE_MAX = 512
-# What a stop waits for: longer than a call may take.
-DRAIN_SECONDS = interceptors.SERVER_DEADLINE_SECONDS + 5.0
-
 # A connection that has reached its age is told to go, and closed for good after this: longer than a call may take.
 CONNECTION_AGE_GRACE_SECONDS = interceptors.SERVER_DEADLINE_SECONDS + 5.0
+# gRPC varies an age by a tenth by itself, so that connections of one moment do not end in one moment.
+CONNECTION_AGE_VARIES = 0.1
 # A client that vanished without a word is noticed after the two together.
 KEEPALIVE_SECONDS, KEEPALIVE_ANSWER_SECONDS = 60, 10
 # Clients may ask as often whether we are there, also between calls; gRPC's own bound of 5 minutes disconnects those
@@ -83,16 +82,23 @@ class Running:
     health: HealthServicer
     database: transactions.Transactions
     port: int
+    # What a stop takes at the most.
+    drain_seconds: float
 
     async def set_serving(self, serving: bool) -> None:  # noqa: FBT001 - as `Readiness` tells it
         """Tell health checks whether calls should come here. Once it stops, nothing changes that any more."""
         self.health.set_serving(serving)
 
-    async def stop(self, grace_seconds: float = DRAIN_SECONDS) -> None:
-        """Turn unready, let the calls under way finish, then stop."""
+    async def stop(self, grace_seconds: float | None = None) -> None:
+        """Turn unready, answer until all connections have gone, then stop."""
         self.health.drain()
-        await self.server.stop(grace_seconds)
+        await self.server.stop(self.drain_seconds if grace_seconds is None else grace_seconds)
         await self.database.drain()
+
+
+def drain_seconds(settings: Settings) -> float:
+    """Return what a stop takes at the most: every connection reaches its age, and its last call ends."""
+    return settings.connection_age_seconds * (1 + CONNECTION_AGE_VARIES) + CONNECTION_AGE_GRACE_SECONDS
 
 
 async def start(
@@ -125,7 +131,7 @@ async def start(
     credentials = tls.Certificates(settings).credentials() if settings.is_encrypted else None
     port = rpc.listen(settings.listen, credentials)
     rpc.start()
-    running = Running(rpc, health, database, port)
+    running = Running(rpc, health, database, port, drain_seconds(settings))
     await running.set_serving(True)
     return running
 
@@ -154,7 +160,6 @@ def _options(settings: Settings, *, shared_port: bool) -> Sequence[tuple[str, in
         ("grpc.server.max_pending_requests", CALLS_OUTSIDE_MAX),
         ("grpc.server.max_pending_requests_hard_limit", CALLS_OUTSIDE_MAX * 5 // 4),
         ("grpc.so_reuseport", int(shared_port)),
-        # gRPC varies it by a tenth by itself, so that connections of one moment do not end in one moment.
         ("grpc.max_connection_age_ms", settings.connection_age_seconds * 1_000),
         ("grpc.max_connection_age_grace_ms", round(CONNECTION_AGE_GRACE_SECONDS * 1_000)),
         ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1_000),

@@ -114,7 +114,9 @@ async def test_servers_restarted_in_turn_under_load_fail_no_call(database_url: s
         assert await counted(first.address, load.account) == load.recorded
 
 
-def test_the_age_is_below_what_a_load_balancer_forgets(settings: Settings) -> None:
+def test_a_stop_waits_for_the_age_and_for_the_last_call(settings: Settings) -> None:
     options = dict(server._options(settings, shared_port=False))  # noqa: SLF001 - what gRPC is told
-    assert options["grpc.max_connection_age_ms"] == 300_000
-    assert options["grpc.max_connection_age_grace_ms"] > interceptors.SERVER_DEADLINE_SECONDS * 1_000
+    age_ms, grace_ms = options["grpc.max_connection_age_ms"], options["grpc.max_connection_age_grace_ms"]
+    assert age_ms == 15_000
+    assert server.drain_seconds(settings) * 1_000 >= age_ms * 1.1 + grace_ms
+    assert grace_ms > interceptors.SERVER_DEADLINE_SECONDS * 1_000

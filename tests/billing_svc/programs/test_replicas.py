@@ -57,6 +57,8 @@ async def start(database_url: str, port: int, log: Path) -> Supervised:
         "DATABASE_URL": database_url,
         "BILLING_DEV": "1",
         "BILLING_LISTEN": f"127.0.0.1:{port}",
+        # A stop waits for it.
+        "BILLING_CONNECTION_AGE_SECONDS": "1",
         "STRIPE_API_KEY": "sk_test_tests",
         "STRIPE_API_BASE": "http://127.0.0.1:9",
         "BILLING_CHECKOUT_SUCCESS_URL": "https://app.example.com/paid",
@@ -72,7 +74,14 @@ async def start(database_url: str, port: int, log: Path) -> Supervised:
 @pytest.fixture
 async def supervised(database_url: str, published_catalog: int, tmp_path: Path) -> AsyncIterator[Supervised]:
     assert published_catalog
-    running = await start(database_url, ports.free_port(), tmp_path / "serve.log")
+    async with supervising(database_url, tmp_path / "serve.log") as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def supervising(database_url: str, log: Path) -> AsyncIterator[Supervised]:
+    """Run one whose workers both answer."""
+    running = await start(database_url, ports.free_port(), log)
     try:
         await until(lambda: running.log.read_text().count('"serving"') == 2)
         yield running

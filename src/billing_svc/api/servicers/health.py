@@ -36,7 +36,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # s
     def drain(self) -> None:
         """Say that calls should go elsewhere, from now on."""
         self.set_serving(False)
-        self._is_final = True
+        self._is_final = True  # whoever watches runs after this
 
     async def Check(
         self, request: health_pb2.HealthCheckRequest, context: interceptors.Context
@@ -47,7 +47,10 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # s
         return health_pb2.HealthCheckResponse(status=self._status)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: interceptors.Context) -> None:
-        """Write what is so now and after each change; who is slow misses what was not so for long."""
+        """Write what is so now and after each change; who is slow misses what was not so for long.
+
+        Ends when the server drains: it waits for its connections to go, and a stream would hold its own.
+        """
         written = None
         while True:
             changed = self._changed
@@ -55,4 +58,6 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # s
             if status != written:
                 await context.write(health_pb2.HealthCheckResponse(status=status))
                 written = status
+            if self._is_final and changed is self._changed:
+                return
             await changed.wait()

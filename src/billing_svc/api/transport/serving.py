@@ -9,17 +9,14 @@ import grpc
 import structlog
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # has no type hints
 
-from billing_svc.api.transport import calls, events
+from billing_svc.api.transport import calls, connections, events
 
 _log = structlog.get_logger("rpc")
 
 # Calls that the core may hand over at once; what comes beyond waits in it for the next turn of the loop.
 _REQUESTED = 64
-# A call that has reached the process is handed over far faster than this; some callers never pause.
-_QUIET_SECONDS = 0.02
-_QUIET_LOOKS_MAX = 25
-# The message to go elsewhere is written by a thread of gRPC's, at once.
-_MESSAGE_SECONDS = 0.02
+# What a stop that has reached its bound still gives the calls under way.
+_LAST_SECONDS = 1.0
 
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # Takes the request (bytes to be awaited, or None; where it streams, an iterator of bytes; None where it is not to be
@@ -71,13 +68,10 @@ class Server:
         self._routes: dict[bytes, Route] = {}
         # asyncio itself keeps only weak references to their tasks.
         self._under_way: set[calls.Call] = set()
-        self._taken_up = 0
+        self._port = 0
         # The core takes no more once it was told to shut down.
         self._is_shut = False
         self._stopping: asyncio.Task[None] | None = None
-        # Set but for the moment in which a stop holds all answers back.
-        self._released = asyncio.Event()
-        self._released.set()
 
     def add(self, register: Callable[..., None], servicer: object) -> None:
         """Answer a service's methods; `register` is what was generated as `add_...Servicer_to_server`."""
@@ -98,6 +92,7 @@ class Server:
         port: int = self._core.add_http2_port(address.encode(), *secret)
         if port == 0:
             raise CannotListen(address)
+        self._port = port
         return port
 
     def start(self) -> None:
@@ -109,12 +104,12 @@ class Server:
             self._request_call()
 
     async def stop(self, grace_seconds: float) -> None:
-        """Tell callers to go elsewhere, and let the calls under way finish; after `grace_seconds` they are ended.
+        """Take no new connection, answer what comes on the open ones until all have gone, then end (ADR 0015).
 
-        gRPC's core ends with CANCELLED whatever has reached the process when a stop begins but was not yet handed over
-        (grpc/grpc#41785). Under load there is always something: each answer makes its caller send the next call at
-        once. So all answers are held back first, until nothing new arrives and the callers are told; a caller that
-        waits for its answers loses nothing, and of one that does not, only what crosses that message.
+        A connection goes when it reaches `grpc.max_connection_age_ms`: the core then tells the client in two steps with
+        a round trip between them, and loses no call. The core's own shutdown ends with CANCELLED each call that it has
+        not handed over, or that crosses its message (grpc/grpc#41785). So it comes when no connection is left, and
+        after `grace_seconds` all the same.
 
         Once begun it goes on, also without the one who asked; who asks again waits for the same.
         """
@@ -125,14 +120,18 @@ class Server:
         await asyncio.shield(self._stopping)
 
     async def _stop(self, taken_up: events.Events, grace_seconds: float) -> None:
-        self._released.clear()
-        await self._quiet()
+        await connections.refuse_new(self._port)
+        if not await connections.gone(self._port, grace_seconds):
+            _log.warning(
+                "stop_cut_short",
+                connections=connections.count(self._port),
+                calls=len(self._under_way),
+                after=grace_seconds,
+            )
         stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._is_shut = True
         self._core.shutdown(taken_up.queue, lambda _event: stopped.set_result(None))
-        await asyncio.sleep(_MESSAGE_SECONDS)
-        self._released.set()
-        done, _ = await asyncio.wait({stopped}, timeout=grace_seconds)
+        done, _ = await asyncio.wait({stopped}, timeout=min(grace_seconds, _LAST_SECONDS))
         if not done:
             self._core.cancel_all_calls()
             await stopped
@@ -141,15 +140,6 @@ class Server:
             await asyncio.wait(ending)
         await taken_up.end()
         self._core.destroy()
-
-    async def _quiet(self) -> None:
-        """Wait until no call has come for a moment; not for callers that never pause."""
-        before = -1
-        for _ in range(_QUIET_LOOKS_MAX):
-            if before == self._taken_up:
-                return
-            before = self._taken_up
-            await asyncio.sleep(_QUIET_SECONDS)
 
     def _request_call(self) -> None:
         queue = self._events.queue  # type: ignore[union-attr]  # it has started
@@ -160,7 +150,6 @@ class Server:
             return
         if not self._is_shut:
             self._request_call()
-        self._taken_up += 1
         route = self._routes.get(event.call_details.method)
         if route is None:
             calls.Call(event.call, (), bytes).refuse(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
@@ -180,11 +169,8 @@ class Server:
         try:
             try:
                 response = await handler(request, call)
-                if not self._released.is_set():
-                    await self._released.wait()
                 call.answer(response)
             except grpc.aio.AbortError:
-                await self._released.wait()
                 call.refuse_as_told()
         except asyncio.CancelledError:
             call.refuse(grpc.StatusCode.CANCELLED, "the call was cancelled")

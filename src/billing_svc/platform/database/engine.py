@@ -42,7 +42,7 @@ def create_engine(
 
     They act as `role`; None: as who they log in as.
     """
-    return create_async_engine(
+    engine = create_async_engine(
         driver_url(url),
         connect_args={
             **connect_arguments(
@@ -65,6 +65,18 @@ def create_engine(
         # Values may be customers' data, and errors reach logs.
         hide_parameters=True,
     )
+    engine.sync_engine.dialect.do_terminate = _terminate  # type: ignore[method-assign]  # SQLAlchemy has no event for it
+    return engine
+
+
+def _terminate(dbapi_connection: sa.engine.interfaces.DBAPIConnection) -> None:
+    """Close a connection that the pool gives up, because of its age or after an outage.
+
+    Without awaiting: `transactions.py` lends outside of SQLAlchemy's greenlet, where the dialect's own way raises
+    MissingGreenlet and leaves the connection open. libpq takes leave and closes, and waits for nothing.
+    """
+    driver: psycopg.AsyncConnection[Any] = dbapi_connection.driver_connection
+    driver.pgconn.finish()
 
 
 class _Connecting:

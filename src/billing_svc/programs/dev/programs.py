@@ -43,6 +43,8 @@ def environment(ports: Ports, database_url: str, path: Path, stripe: options.Str
         "BILLING_DEV": "1",
         "BILLING_LISTEN": grpc_address(ports),
         "BILLING_REFLECTION": "1",
+        # A stop waits until its clients' connections have reached their age.
+        "BILLING_CONNECTION_AGE_SECONDS": "1",
         "BILLING_CHECKOUT_SUCCESS_URL": f"{_FRONT_END}/billing/success",
         "BILLING_CHECKOUT_CANCEL_URL": f"{_FRONT_END}/billing/cancel",
         "DATABASE_URL": database_url,

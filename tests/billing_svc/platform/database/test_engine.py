@@ -1,7 +1,12 @@
+import asyncio
+import logging
+
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.database import engine as engines
+from billing_svc.platform.database import transactions
 
 
 @pytest.mark.parametrize(
@@ -49,4 +54,31 @@ async def test_options_of_the_url_are_kept_and_win(database_url: str) -> None:
         assert await connection.scalar(sa.text("SHOW statement_timeout")) == "7s"
         assert await connection.scalar(sa.text("SHOW work_mem")) == "8MB"
         assert await connection.scalar(sa.text("SHOW TimeZone")) == "UTC"
+    await engine.dispose()
+
+
+async def test_a_connection_that_reaches_its_age_is_closed_and_replaced(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLAlchemy's pool logged MissingGreenlet and left the session open, since the lender is outside its greenlet."""
+    monkeypatch.setattr(engines, "CONNECTION_AGE_SECONDS_MAX", 1)
+    engine = engines.create_engine(database_url, pool_size=1, role=None)
+    runner = transactions.Transactions(engine)
+
+    async def backend(connection: AsyncConnection) -> int:
+        return int(await connection.scalar(sa.text("SELECT pg_backend_pid()")))
+
+    async def is_open(connection: AsyncConnection) -> bool:
+        seen = await connection.scalar(sa.text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": old})
+        return bool(seen)
+
+    old = await runner.run(backend)
+    assert await runner.run(backend) == old
+    await asyncio.sleep(1.1)
+    with caplog.at_level(logging.WARNING):
+        assert await runner.run(backend) != old
+    assert caplog.messages == []
+    async with asyncio.timeout(5):
+        while await runner.run(is_open):
+            pass  # each round is a query
     await engine.dispose()
