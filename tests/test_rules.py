@@ -28,6 +28,7 @@ RULES = {"rules.py", "terms.py", "periods.py", "holds.py"}
 RULES_MAY_IMPORT = (
     "billing_svc.catalog.model",
     "billing_svc.catalog.parts",
+    "billing_svc.platform.backoff",
     "billing_svc.platform.money",
     "billing_svc.platform.errors",
     "billing_svc.stripe.parse",

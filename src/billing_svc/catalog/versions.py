@@ -79,6 +79,14 @@ async def newest(conn: AsyncConnection) -> int | None:
     return version
 
 
+async def newest_published(conn: AsyncConnection) -> int:
+    """Return the number of the newest version. Raises LookupError if no catalog was ever published."""
+    number = await newest(conn)
+    if number is None:
+        raise LookupError("no catalog was ever published")
+    return number
+
+
 async def load(conn: AsyncConnection, version: int) -> model.Catalog:
     """Return the catalog of a version; raises LookupError if it was never published."""
     query = sa.select(_VERSIONS.c.document).where(_VERSIONS.c.version == version)
@@ -113,8 +121,5 @@ class CatalogCache:
         Raises LookupError if none was ever published.
         """
         if not self._catalogs:
-            number = await newest(conn)
-            if number is None:
-                raise LookupError("no catalog was ever published")
-            await self.get(conn, number)
+            await self.get(conn, await newest_published(conn))
         return self._catalogs[max(self._catalogs)]

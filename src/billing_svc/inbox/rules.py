@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeGuard
 
-from billing_svc.platform import errors
+from billing_svc.platform import backoff, errors
 
 ID_LENGTH_MAX = 255
 TYPE_LENGTH_MAX = 255
@@ -164,7 +164,7 @@ def parse(body: bytes, now: datetime) -> Event:
 
 def retry_at(attempts: int, now: datetime) -> datetime:
     """Return when to try again after `attempts` failures: a second, doubling, at most five minutes."""
-    return now + min(RETRY_FIRST * (1 << min(attempts, 16)), RETRY_MOST)
+    return backoff.retry_at(attempts, now, RETRY_FIRST, RETRY_MOST)
 
 
 def _id(value: object) -> str | None:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
+from billing_svc.platform import backoff
+
 RETRY_FIRST = timedelta(seconds=1)
 # A period's reports have about an hour: an outage's end must not go unnoticed for a large part of it.
 RETRY_MOST = timedelta(minutes=5)
-_DOUBLINGS_MAX = 16
 
 # A plan, and the catalog version that it was sold under.
 PlanVersion: TypeAlias = tuple[str, int]
@@ -180,5 +181,4 @@ def retry_at(attempts: int, now: datetime, jitter: float) -> datetime:
 
     `jitter` lies in [0, 1).
     """
-    pause = min(RETRY_FIRST * (1 << min(attempts, _DOUBLINGS_MAX)), RETRY_MOST)
-    return now + pause - pause * jitter // 2
+    return backoff.retry_at(attempts, now, RETRY_FIRST, RETRY_MOST, jitter)

@@ -123,9 +123,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         page_size, after = plans_conversions.from_proto_list_plans(request)
 
         async def work(conn: AsyncConnection) -> tuple[model.Catalog, int]:
-            version = await versions.newest(conn)
-            if version is None:
-                raise LookupError("no catalog was ever published")
+            version = await versions.newest_published(conn)
             return await self._catalogs.get(conn, version), version
 
         catalog, version = await self._database.read(work)

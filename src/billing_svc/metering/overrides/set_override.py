@@ -70,9 +70,7 @@ async def _check(
     conn: AsyncConnection, catalogs: versions.CatalogCache, setting: rules.OverrideSetting, now: datetime
 ) -> None:
     """Raise what makes a new setting unfit. The newest catalog decides, also one that another process published."""
-    version = await versions.newest(conn)
-    if version is None:
-        raise LookupError("no catalog was ever published")
+    version = await versions.newest_published(conn)
     if setting.meter not in (await catalogs.get(conn, version)).meters:
         raise errors.MeterNotFound(f"meter: the catalog has no meter {setting.meter!r}", {"meter": setting.meter})
     if setting.expires_at is not None and setting.expires_at <= now:

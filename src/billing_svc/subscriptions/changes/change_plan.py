@@ -93,9 +93,7 @@ class PlanChanges:
         if not row.is_giving:
             message = f"the subscription is {row.status}, so its plan cannot be changed; a payment comes first"
             raise errors.NotSubscribed(message, {"account_id": order.account_id})
-        version = await versions.newest(conn)
-        if version is None:
-            raise LookupError("no catalog was ever published")
+        version = await versions.newest_published(conn)
         sold = await self._catalogs.get(conn, row.catalog_version)
         held = rules.Held(row.plan, row.price, row.quantity, row.catalog_version, sold)
         choice = rules.choose(order, held, await self._catalogs.get(conn, version), version)

@@ -84,9 +84,7 @@ class Checkout:
         self, conn: AsyncConnection, order: store.CheckoutOrder, origin: audit_store.Origin, now: datetime
     ) -> _Begun:
         """Refuse, or return the page that is open, or the intent of a new one."""
-        version = await versions.newest(conn)
-        if version is None:
-            raise LookupError("no catalog was ever published")
+        version = await versions.newest_published(conn)
         catalog = await self._catalogs.get(conn, version)
         _, price = offered(catalog, order)
         await accounts_store.insert_missing(conn, {order.account_id}, now)

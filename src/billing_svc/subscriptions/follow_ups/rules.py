@@ -4,6 +4,8 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from billing_svc.platform import backoff
+
 RETRY_FIRST = timedelta(seconds=2)
 RETRY_MOST = timedelta(minutes=5)
 # A write for an earlier duty began before the present one was noted; by then it has reached Stripe or never will.
@@ -54,4 +56,4 @@ def is_so(want: WantedState, *, is_over: bool, will_end: bool) -> bool:
 
 def retry_at(attempts: int, now: datetime) -> datetime:
     """Return when to try again after `attempts` failures: two seconds, doubling, at most five minutes."""
-    return now + min(RETRY_FIRST * (1 << min(attempts, 16)), RETRY_MOST)
+    return backoff.retry_at(attempts, now, RETRY_FIRST, RETRY_MOST)

@@ -68,9 +68,7 @@ async def preview(
 async def _basis(
     conn: AsyncConnection, catalogs: versions.CatalogCache, request: PreviewRequest, now: datetime
 ) -> _Basis:
-    newest_version = await versions.newest(conn)
-    if newest_version is None:
-        raise LookupError("no catalog was ever published")
+    newest_version = await versions.newest_published(conn)
     newest = await catalogs.get(conn, newest_version)
     if not request.account_id:
         return _Basis(newest_version, newest, statement=None, own_price="")
