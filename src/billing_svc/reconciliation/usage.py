@@ -15,7 +15,7 @@ from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.reconciliation import discrepancies, repair
-from billing_svc.stripe import client
+from billing_svc.stripe import client, parse
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.usage_export import counters, rules, store
 
@@ -176,21 +176,17 @@ class UsageReconciliation:
         for invoice in await self._stripe.invoices_of_subscription(subscription_id, counter.period_start):
             # A draft that is this old waits for a person, as those of an unpaid subscription do; its lines are counted.
             if invoice["status"] != "void":
-                lines += [_line(one) for one in await self._lines(invoice) if _price_of(one) in price_ids]
+                lines += [
+                    _line(one)
+                    for one in await self._stripe.all_invoice_lines(invoice)
+                    if parse.price_of_line(one) in price_ids
+                ]
         sent = books.sent(subscription_id, name)
         ours, theirs = discrepancies.invoiced(counter, sent, lines, books.is_open_at(subscription_id))
         if theirs == ours:
             return []
         detail = f"the invoices of {subscription_id} charge {theirs} units of the {ours} that {name} was sent"
         return [discrepancies.of(discrepancies.DiscrepancyKind.LINE, counter, ours, theirs, detail, event_name=name)]
-
-    async def _lines(self, invoice: client.Data) -> list[client.Data]:
-        page = invoice["lines"]
-        lines = list(page["data"])
-        while page["has_more"]:
-            page = await self._stripe.invoice_lines(str(invoice["id"]), str(lines[-1]["id"]))
-            lines += page["data"]
-        return lines
 
     async def _compare_items(
         self, counter: counters.UnreportedCounter, own: Iterable[rules.UsageReport], books: _AccountUsage
@@ -219,12 +215,6 @@ class UsageReconciliation:
                     discrepancies.of(discrepancies.DiscrepancyKind.UNINVOICED, counter, ours, 0, detail, **about)
                 )
         return found
-
-
-def _price_of(line: Mapping[str, Any]) -> str | None:
-    details = (line.get("pricing") or {}).get("price_details") or {}
-    price: str | None = details.get("price")
-    return price
 
 
 def _line(line: Mapping[str, Any]) -> discrepancies.DiscrepancyKey:

@@ -203,6 +203,15 @@ class Stripe:
         lines = self._client.v1.invoices.line_items
         return await self._answer(lines.list_async(invoice_id, {"limit": PAGE_SIZE, "starting_after": after}))
 
+    async def all_invoice_lines(self, invoice: Data) -> list[Data]:
+        """Return all lines of a fetched invoice, of which it carries the first page; raises NotAtStripe."""
+        page = invoice["lines"]
+        lines = list(page["data"])
+        while page["has_more"]:
+            page = await self.invoice_lines(str(invoice["id"]), str(lines[-1]["id"]))
+            lines += page["data"]
+        return lines
+
     async def every_invoice(self, customer_id: str | None, since: datetime) -> list[Data]:
         """Return all invoices, or a customer's, that were made since an instant, the newest first."""
         params: dict[str, Any] = {"created": {"gte": int(since.timestamp())}}

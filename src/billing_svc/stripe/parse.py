@@ -46,3 +46,9 @@ def nested(data: Mapping[str, Any], *path: str) -> object:
     for name in path:
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
+
+
+def price_of_line(line: Mapping[str, Any]) -> str | None:
+    """Return the price that an invoice's line charges, in the shape of the present API version; None without one."""
+    price = nested(line, "pricing", "price_details", "price")
+    return price if isinstance(price, str) else None

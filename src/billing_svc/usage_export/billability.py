@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from billing_svc.stripe import parse
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.usage_export import rules
 
@@ -142,11 +143,7 @@ def _covers(invoice: Mapping[str, Any], at: datetime) -> bool:
 
 def _has_line(invoice: Mapping[str, Any], price_ids: Collection[str]) -> bool:
     """Say whether an invoice charges one of the prices, as far as it shows its lines."""
-    for line in (invoice.get("lines") or {}).get("data", ()):
-        details = (line.get("pricing") or {}).get("price_details") or {}
-        if details.get("price") in price_ids:
-            return True
-    return False
+    return any(parse.price_of_line(line) in price_ids for line in (invoice.get("lines") or {}).get("data", ()))
 
 
 def _into_draft(drafts: Sequence[Mapping[str, Any]], now: datetime) -> NextStep:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
-from billing_svc.stripe import client
+from billing_svc.stripe import client, parse
 from billing_svc.usage_export import rules, store
 
 _log = structlog.get_logger(__name__)
@@ -53,7 +53,7 @@ class Settlement:
         charged: list[client.Data] = []
         for invoice in await self._stripe.invoices_of_subscription(subscription_id, since):
             if invoice["status"] != "void":
-                charged += await self._lines(invoice)
+                charged += await self._stripe.all_invoice_lines(invoice)
         prices = {
             name: await self._database.read(lambda conn, name=name: store.price_ids(conn, name))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             for name in {one.stripe_event_name for one in sent}
@@ -81,14 +81,6 @@ class Settlement:
             values = {"state": "itemised", "error": "its item was on no invoice"}
             await self._reopen(left, values, "usage.item_uninvoiced")
         return len(left)
-
-    async def _lines(self, invoice: client.Data) -> list[client.Data]:
-        page = invoice["lines"]
-        lines = list(page["data"])
-        while page["has_more"]:
-            page = await self._stripe.invoice_lines(str(invoice["id"]), str(lines[-1]["id"]))
-            lines += page["data"]
-        return lines
 
     async def _reopen(self, reports: Sequence[rules.UsageReport], values: Mapping[str, object], action: str) -> None:
         now = self._clock.now()
@@ -129,9 +121,8 @@ async def _waiting(conn: AsyncConnection, account_id: str, subscription_id: str)
 def _is_charged(report: rules.UsageReport, lines: Sequence[client.Data], price_ids: Collection[str]) -> bool:
     """Say whether a line charges what the slice's meter added up at the time that the slice is stamped with."""
     at = report.reported_for.timestamp()
-    for line in lines:
-        details = (line.get("pricing") or {}).get("price_details") or {}
-        # The second of the end is the last one of a subscription that ends at once.
-        if details.get("price") in price_ids and line["period"]["start"] <= at <= line["period"]["end"]:
-            return True
-    return False
+    # The second of the end is the last one of a subscription that ends at once.
+    return any(
+        parse.price_of_line(line) in price_ids and line["period"]["start"] <= at <= line["period"]["end"]
+        for line in lines
+    )
