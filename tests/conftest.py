@@ -33,7 +33,7 @@ _FIRST = (
     "tests/billing_svc/usage_export/test_whole_way.py",
     "tests/faults/",
     "tests/billing_svc/programs/commands/",
-    "tests/money/",
+    "tests/billing_svc/money/",
 )
 # Files whose tests share what takes long to start; they stay together.
 _TOGETHER = (

@@ -12,8 +12,8 @@ import pytest
 
 from billing.v1 import subscription_pb2, usage_pb2
 from billing_svc.platform.database import tables
+from tests.billing_svc.money.ledger import Ledger
 from tests.billing_svc.subscriptions.dealing import AT_PERIOD_END, NOW
-from tests.money.ledger import Ledger
 
 # BILLING_LIVES=500 BILLING_LIFE_STEPS=60 looks for an hour; BILLING_LIFE_FIRST=17 begins with that seed.
 FIRST = int(os.environ.get("BILLING_LIFE_FIRST", "0"))

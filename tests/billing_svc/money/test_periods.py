@@ -6,9 +6,9 @@ from decimal import Decimal
 import pytest
 
 from billing.v1 import usage_pb2
+from tests.billing_svc.money import ledger as ledgers
+from tests.billing_svc.money.ledger import Ledger
 from tests.billing_svc.subscriptions.dealing import NOW
-from tests.money import ledger as ledgers
-from tests.money.ledger import Ledger
 
 CATALOG = """
 catalog: spans

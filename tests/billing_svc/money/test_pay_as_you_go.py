@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from billing.v1 import decision_pb2, subscription_pb2
+from tests.billing_svc.money.ledger import Ledger
 from tests.billing_svc.subscriptions.dealing import NOW
-from tests.money.ledger import Ledger
 
 CREDIT = Decimal("0.008")
 DENIED = decision_pb2.DECISION_DENIED

@@ -8,9 +8,9 @@ import pytest
 
 from billing.v1 import subscription_pb2, usage_pb2
 from billing_svc.platform.database import tables
+from tests.billing_svc.money import ledger as ledgers
+from tests.billing_svc.money.ledger import Ledger
 from tests.billing_svc.subscriptions.dealing import AT_PERIOD_END, NOW
-from tests.money import ledger as ledgers
-from tests.money.ledger import Ledger
 
 CATALOG = """
 catalog: tiers

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 
 from billing.v1 import invoice_pb2, subscription_pb2
 from billing_svc.platform.database import tables
-from tests.billing_svc.inbox.recorded import shapes
-from tests.billing_svc.inbox.recorded.conftest import Door
+from tests.billing_svc.recorded import shapes
+from tests.billing_svc.recorded.conftest import Door
 
 SUBSCRIPTION_TYPES = [
     f"customer.subscription.{name}"

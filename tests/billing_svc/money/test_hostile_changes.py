@@ -15,8 +15,8 @@ from billing_svc.metering.usage import record_usage
 from billing_svc.metering.usage import rules as usage_rules
 from billing_svc.platform.database import direct, tables
 from billing_svc.usage_export import accrual, pacing, sending
-from tests.money.ledger import Ledger
-from tests.money.test_changes import tiers
+from tests.billing_svc.money.ledger import Ledger
+from tests.billing_svc.money.test_changes import tiers
 
 __all__ = ["tiers"]
 

@@ -11,8 +11,8 @@ from billing_svc.api import fields
 from billing_svc.inbox import replay_events, store
 from billing_svc.platform.database import tables
 from tests.billing_svc import refusals
-from tests.billing_svc.inbox.recorded import shapes
-from tests.billing_svc.inbox.recorded.conftest import Door
+from tests.billing_svc.recorded import shapes
+from tests.billing_svc.recorded.conftest import Door
 
 FAILED = stripe_event_pb2.STRIPE_EVENT_STATE_FAILED
 PENDING = stripe_event_pb2.STRIPE_EVENT_STATE_PENDING

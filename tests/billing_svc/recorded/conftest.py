@@ -24,8 +24,8 @@ from billing_svc.stripe import client
 from tests import ports
 from tests.billing_svc import sandboxed
 from tests.billing_svc.conftest import Billing
-from tests.billing_svc.inbox.recorded.shapes import CUSTOMER, METERED_PRICE, PRICE, START
-from tests.billing_svc.inbox.recorded.stand_in import StandIn
+from tests.billing_svc.recorded.shapes import CUSTOMER, METERED_PRICE, PRICE, START
+from tests.billing_svc.recorded.stand_in import StandIn
 
 
 @pytest.fixture

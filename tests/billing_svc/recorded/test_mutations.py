@@ -15,8 +15,8 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.database import tables
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.invoices import rules as invoices_rules
-from tests.billing_svc.inbox.recorded import shapes
-from tests.billing_svc.inbox.recorded.conftest import Door
+from tests.billing_svc.recorded import shapes
+from tests.billing_svc.recorded.conftest import Door
 
 # What takes the place of a part.
 STRANGE: list[Any] = [

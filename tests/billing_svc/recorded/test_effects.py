@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from billing.v1 import invoice_pb2, subscription_pb2
 from billing_svc.platform.database import tables
 from billing_svc.subscriptions.invoices import fetch_invoices
-from tests.billing_svc.inbox.recorded import shapes
-from tests.billing_svc.inbox.recorded.conftest import Door
+from tests.billing_svc.recorded import shapes
+from tests.billing_svc.recorded.conftest import Door
 
 ERROR_REPORT = "v1.billing.meter.error_report_triggered"
 

@@ -1,7 +1,7 @@
 import pytest
 
+from tests.billing_svc.money.ledger import Ledger
 from tests.billing_svc.sandboxed import World, published_catalog, sandbox, settings, stripe_client, webhook_port, world
-from tests.money.ledger import Ledger
 
 __all__ = ["published_catalog", "sandbox", "settings", "stripe_client", "webhook_port", "world"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from billing.v1 import decision_pb2, subscription_pb2
 from billing_svc.platform.database import tables
-from tests.money.ledger import Ledger
+from tests.billing_svc.money.ledger import Ledger
 
 RUN = Decimal("0.50")
 

@@ -9,8 +9,8 @@ from billing_svc.api import fields
 from billing_svc.api.conversions import invoices as conversions
 from billing_svc.platform.database import tables
 from tests.billing_svc import refusals
-from tests.billing_svc.inbox.recorded import shapes
-from tests.billing_svc.inbox.recorded.conftest import Door
+from tests.billing_svc.recorded import shapes
+from tests.billing_svc.recorded.conftest import Door
 
 PAID = invoice_pb2.INVOICE_STATUS_PAID
 STATUSES = ["paid", "open", "draft", "void", "uncollectible", "a_new_one", "paid"]
