@@ -17,6 +17,8 @@ from tests import ports
 SRC = Path(__file__).parents[2] / "src"
 TOKEN = "dev-token"
 METADATA = (("authorization", f"Bearer {TOKEN}"),)
+# Of a server that a test stops by SIGTERM while it has connections: a stop waits for their age.
+STOPS_SOON = {"BILLING_CONNECTION_AGE_SECONDS": "1"}
 # A start takes one or two seconds; longer on a machine that does other things.
 READY_SECONDS_MAX = 30
 
@@ -59,8 +61,8 @@ class ServerProcess:
             "STRIPE_API_BASE": "http://127.0.0.1:9",
             "BILLING_CHECKOUT_SUCCESS_URL": "https://app.example.com/paid",
             "BILLING_CHECKOUT_CANCEL_URL": "https://app.example.com/plans",
-            # A stop waits for it.
-            "BILLING_CONNECTION_AGE_SECONDS": "1",
+            # Longer than any test, so that no connection is renewed in the midst of another matter.
+            "BILLING_CONNECTION_AGE_SECONDS": "300",
             **self.more,
         }
         with self.log.open("ab") as log:

@@ -162,7 +162,7 @@ def test_tokens_cross_no_network_in_plain_text_unless_told_so(
 async def test_a_running_server_follows_the_file(database_url: str, tmp_path: Path) -> None:
     path = tmp_path / "callers.yaml"
     write(path, entry("console", "old"))
-    more = {"BILLING_CALLERS_FILE": str(path), "BILLING_DEV": "0"}
+    more = processes.STOPS_SOON | {"BILLING_CALLERS_FILE": str(path), "BILLING_DEV": "0"}
     async with processes.servers(database_url, tmp_path, 1, more) as (one,), one.channel() as channel:
         stub = processes.usage_stub(channel)
 

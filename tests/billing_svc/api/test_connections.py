@@ -88,8 +88,10 @@ async def counted(address: str, account: str) -> int:
 
 @pytest.mark.usefixtures("published_catalog")
 async def test_connections_that_reach_their_age_fail_no_call(database_url: str, tmp_path: Path) -> None:
-    more = {"BILLING_CONNECTION_AGE_SECONDS": "1"}
-    async with processes.servers(database_url, tmp_path, 1, more) as (one,), loaded([one.address]) as load:
+    async with (
+        processes.servers(database_url, tmp_path, 1, processes.STOPS_SOON) as (one,),
+        loaded([one.address]) as load,
+    ):
         # Each connection is replaced some five times meanwhile.
         for _ in range(5):
             await asyncio.sleep(1)
@@ -101,7 +103,7 @@ async def test_connections_that_reach_their_age_fail_no_call(database_url: str, 
 
 @pytest.mark.usefixtures("published_catalog")
 async def test_servers_restarted_in_turn_under_load_fail_no_call(database_url: str, tmp_path: Path) -> None:
-    async with processes.servers(database_url, tmp_path, 2) as (first, second):
+    async with processes.servers(database_url, tmp_path, 2, processes.STOPS_SOON) as (first, second):
         async with loaded([first.address, second.address]) as load:
             await load.more()
             for one in (first, second):

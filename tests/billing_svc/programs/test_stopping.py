@@ -50,7 +50,7 @@ async def test_a_stop_turns_unready_first_and_waits_for_none_who_watches(
 async def test_a_call_that_is_under_way_at_sigterm_is_answered(
     database_url: str, tmp_path: Path, engine: AsyncEngine
 ) -> None:
-    async with processes.servers(database_url, tmp_path, 1) as (one,), one.channel() as channel:
+    async with processes.servers(database_url, tmp_path, 1, processes.STOPS_SOON) as (one,), one.channel() as channel:
         async with engine.begin() as holder, asyncio.timeout(SECONDS_MAX):
             await holder.execute(sa.text("LOCK TABLE usage_counters IN ACCESS EXCLUSIVE MODE"))
             event = usage_pb2.RecordUsageRequest(account_id="org_1", event_id="run_1", meter="runs")

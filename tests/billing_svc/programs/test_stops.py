@@ -171,7 +171,7 @@ async def test_servers_replaced_in_turn_fail_no_call(
     database_url: str, tmp_path: Path, *, closed: bool, far: bool
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        pair = await stack.enter_async_context(processes.servers(database_url, tmp_path, 2))
+        pair = await stack.enter_async_context(processes.servers(database_url, tmp_path, 2, processes.STOPS_SOON))
         addresses = [one.address for one in pair]
         if far:
             addresses = [await stack.enter_async_context(delayed(one)) for one in addresses]
