@@ -107,7 +107,7 @@ class Server:
         """Take no new connection, answer what comes on the open ones until all have gone, then end (ADR 0015).
 
         A connection goes when it reaches `grpc.max_connection_age_ms`: the core then tells the client in two steps with
-        a round trip between them, and loses no call. The core's own shutdown ends with CANCELLED each call that it has
+        a round trip between them, and serves meanwhile. The core's own shutdown ends with CANCELLED each call that it has
         not handed over, or that crosses its message (grpc/grpc#41785). So it comes when no connection is left, and
         after `grace_seconds` all the same.
 

@@ -73,7 +73,7 @@ def _terminate(dbapi_connection: sa.engine.interfaces.DBAPIConnection) -> None:
     """Close a connection that the pool gives up, because of its age or after an outage.
 
     Without awaiting: `transactions.py` lends outside of SQLAlchemy's greenlet, where the dialect's own way raises
-    MissingGreenlet and leaves the connection open. libpq takes leave and closes, and waits for nothing.
+    MissingGreenlet and leaves the connection open. libpq sends its farewell, closes the socket and does not wait.
     """
     driver: psycopg.AsyncConnection[Any] = dbapi_connection.driver_connection
     driver.pgconn.finish()
