@@ -107,8 +107,8 @@ class Server:
         """Take no new connection, answer what comes on the open ones until all have gone, then end (ADR 0015).
 
         A connection goes when it reaches `grpc.max_connection_age_ms`: the core then tells the client in two steps with
-        a round trip between them, and serves meanwhile. The core's own shutdown ends with CANCELLED each call that it has
-        not handed over, or that crosses its message (grpc/grpc#41785). So it comes when no connection is left, and
+        a round trip between them, and serves meanwhile. The core's own shutdown ends with CANCELLED each call that it
+        has not handed over, or that crosses its message (grpc/grpc#41785). So it comes when no connection is left, and
         after `grace_seconds` all the same.
 
         Once begun it goes on, also without the one who asked; who asks again waits for the same.
