@@ -1,6 +1,7 @@
 """Fixtures for every test: a real Postgres, and a database of its own for each test that asks for one."""
 
 import asyncio
+import os
 import secrets
 import signal
 import tempfile
@@ -17,9 +18,11 @@ from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 from xdist import scheduler  # type: ignore[import-untyped]  # it has none
 
+from billing_svc.platform import settings
 from billing_svc.platform.database import embedded, migrating, transactions
 from billing_svc.platform.database import engine as engines
 from tests import ports
+from webhook_gateway import settings as gateway_settings
 
 # Generous for a busy machine; a test that needs longer is stuck.
 _DRAIN_SECONDS_MAX = 20
@@ -45,12 +48,22 @@ _TOGETHER = (
 
 
 def pytest_configure() -> None:
-    """Let SIGTERM end a run as Ctrl-C does, so that fixtures clean up: `timeout` sends it."""
+    """Let SIGTERM end a run as Ctrl-C does, so that fixtures clean up (`timeout` sends it), and forget settings."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # A shell that has read `.dev/environment` would pass on the settings of `make dev`.
+    for name in _settings():
+        os.environ.pop(name, None)
     # Some tests use the SDK by itself; it would write into the home directory.
     stripe.enable_telemetry = False
     # Half a second and more before each repetition would be most of what tests of Stripe's faults take.
     stripe.HTTPClient.INITIAL_DELAY = 0.01
+
+
+def _settings() -> set[str]:
+    """Return the names of all variables that the programs under test read."""
+    gateway = gateway_settings._Environment.model_fields.values()  # noqa: SLF001 - the names are nowhere else
+    service = {str(field.alias) for field in settings.Settings.model_fields.values()}
+    return service | {str(field.validation_alias) for field in gateway} | {"STRIPE_SANDBOX_WEBHOOK_SECRET"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
