@@ -1,6 +1,7 @@
 """How a service that runs something asks before each run and reports after it.
 
 Try it beside `make dev`: .venv/bin/python examples/run_service.py org_42
+It needs googleapis-common-protos beside the stubs, to read how long an overloaded server asks to wait.
 """
 
 import sys

@@ -120,8 +120,8 @@ async def start(
     counted = counted or metrics.ServerMetrics()
     quota = QuotaServicer(database, catalogs, now, counted)
     usage = UsageServicer(database, catalogs, now, counted)
-    desk = _desk(database, catalogs, stripe, now)
-    subscriptions = SubscriptionServicer(database, catalogs, desk, now, settings)
+    operations = _operations(database, catalogs, stripe, now)
+    subscriptions = SubscriptionServicer(database, catalogs, operations, now, settings)
     admin = AdminServicer(database, catalogs, now)
     events = StripeEventServicer(database, now, livemode=settings.livemode)
     health = HealthServicer(services.SERVICES)
@@ -136,7 +136,7 @@ async def start(
     return running
 
 
-def _desk(
+def _operations(
     database: transactions.Transactions, catalogs: versions.CatalogCache, stripe: client.Stripe, now: clock.Clock
 ) -> SubscriptionOperations:
     customers = Customers(database, stripe, now)
@@ -148,9 +148,9 @@ def _desk(
     return SubscriptionOperations(
         checkout=Checkout(database, catalogs, stripe, customers, now),
         portal=portal.Portal(database, stripe, now, catalog_sync.portal_configuration),
-        changing=PlanChanges(carrier, catalogs),
-        canceling=Cancellation(carrier),
-        switching=PayAsYouGoToggle(carrier, catalogs, customers, duties),
+        plan_changes=PlanChanges(carrier, catalogs),
+        cancellation=Cancellation(carrier),
+        pay_as_you_go=PayAsYouGoToggle(carrier, catalogs, customers, duties),
     )
 
 

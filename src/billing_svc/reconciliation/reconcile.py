@@ -6,8 +6,7 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
-from billing_svc.reconciliation import discrepancies as drifts
-from billing_svc.reconciliation import objects, usage
+from billing_svc.reconciliation import discrepancies, objects, usage
 from billing_svc.stripe import client
 
 ACTION = "reconciled"
@@ -43,17 +42,17 @@ class Comparison:
     async def run(self, origin: audit_store.Origin, account_id: str | None, *, fix: bool) -> list[Finding]:
         """Return what differs; with `fix`, what still differs after mending. Raises StripeUnavailable, Unavailable."""
         accounts = None if account_id is None else [account_id]
-        drifts = await self._objects.compare(account_id)
-        found = len(drifts)
-        if fix and drifts:
-            await self._objects.fix(drifts, origin)
-            drifts = await self._objects.compare(account_id)
+        differing = await self._objects.compare(account_id)
+        found = len(differing)
+        if fix and differing:
+            await self._objects.fix(differing, origin)
+            differing = await self._objects.compare(account_id)
         # Usage is charged by subscriptions, so those are right first.
         usage_drifts = await self._usage.compare(accounts)
         found += len(usage_drifts)
         if fix and usage_drifts:
             usage_drifts = await self._usage.fix(usage_drifts, origin)
-        findings = [Finding(one.kind, one.account_id, one.object_id, one.detail) for one in drifts]
+        findings = [Finding(one.kind, one.account_id, one.object_id, one.detail) for one in differing]
         findings += [_of_usage(one) for one in usage_drifts]
         if account_id is None:
             changes = {"found": found, "left": len(findings), "fix": fix}
@@ -62,6 +61,6 @@ class Comparison:
         return findings
 
 
-def _of_usage(one: drifts.UsageDiscrepancy) -> Finding:
+def _of_usage(one: discrepancies.UsageDiscrepancy) -> Finding:
     about = f"{one.meter} since {one.period_start:%Y-%m-%d}"
     return Finding(f"usage: {one.kind}", one.account_id, about, one.detail)

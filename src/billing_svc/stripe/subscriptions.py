@@ -9,11 +9,8 @@ from billing_svc.stripe import parse
 
 # Statuses that give the plan; past_due is flagged beside.
 GIVING = frozenset({"trialing", "active", "past_due"})
-
-
 # Nothing comes after these.
 OVER = frozenset({"canceled", "incomplete_expired"})
-
 
 # Far above any number of seats; an int64 holds it times any limit.
 QUANTITY_MAX = 10**9

@@ -12,7 +12,7 @@ from billing_svc.catalog import versions
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
 from billing_svc.platform.monitoring import store as monitoring_store
-from billing_svc.reconciliation import reconcile as whole
+from billing_svc.reconciliation import reconcile
 from tests.billing_svc.programs.commands import terminal
 from tests.billing_svc.sandboxed import World
 
@@ -24,8 +24,8 @@ def catalog_name() -> str:
     return "nyqst"
 
 
-def comparison(world: World) -> whole.Comparison:
-    return whole.Comparison(world.billing.transactions, versions.CatalogCache(), world.stripe, world.billing.clock)
+def comparison(world: World) -> reconcile.Comparison:
+    return reconcile.Comparison(world.billing.transactions, versions.CatalogCache(), world.stripe, world.billing.clock)
 
 
 async def found(world: World, account_id: str | None = None, *, fix: bool = False) -> list[tuple[str, str]]:

@@ -19,11 +19,10 @@ from billing_svc.metering.quota import lookup
 from billing_svc.platform import clock, settings
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
-from billing_svc.subscriptions.changes import cancel_subscription as canceling
-from billing_svc.subscriptions.changes import change_plan as changing
+from billing_svc.subscriptions.changes import cancel_subscription, change_plan
 from billing_svc.subscriptions.checkouts import open_checkout
 from billing_svc.subscriptions.invoices import store as invoices_store
-from billing_svc.subscriptions.pay_as_you_go import toggle as switching
+from billing_svc.subscriptions.pay_as_you_go import toggle
 from billing_svc.subscriptions.previews import preview_cost
 from billing_svc.subscriptions.records import store
 
@@ -34,9 +33,9 @@ class SubscriptionOperations:
 
     checkout: open_checkout.Checkout
     portal: portal.Portal
-    changing: changing.PlanChanges
-    canceling: canceling.Cancellation
-    switching: switching.PayAsYouGoToggle
+    plan_changes: change_plan.PlanChanges
+    cancellation: cancel_subscription.Cancellation
+    pay_as_you_go: toggle.PayAsYouGoToggle
 
 
 class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
@@ -46,13 +45,13 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         self,
         database: transactions.Transactions,
         catalogs: versions.CatalogCache,
-        desk: SubscriptionOperations,
+        operations: SubscriptionOperations,
         now: clock.Clock,
         options: settings.Settings,
     ) -> None:
         self._database = database
         self._catalogs = catalogs
-        self._desk = desk
+        self._operations = operations
         self._clock = now
         self._success_url = options.success_url
         self._cancel_url = options.cancel_url
@@ -72,21 +71,21 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.CreateCheckoutResponse:
         """Give the account's checkout page for a plan."""
         order = subscriptions.from_proto_checkout(request, self._success_url, self._cancel_url, self._origins)
-        return subscriptions.to_proto_checkout(await self._desk.checkout.open_page(order, _origin(context)))
+        return subscriptions.to_proto_checkout(await self._operations.checkout.open_page(order, _origin(context)))
 
     async def CreatePortalSession(
         self, request: subscription_pb2.CreatePortalSessionRequest, context: interceptors.Context
     ) -> subscription_pb2.CreatePortalSessionResponse:
         """Give the account's customer a page of the portal."""
         visit = changes_conversions.from_proto_portal(request, self._return_url, self._origins)
-        return subscription_pb2.CreatePortalSessionResponse(url=await self._desk.portal.open_page(visit))
+        return subscription_pb2.CreatePortalSessionResponse(url=await self._operations.portal.open_page(visit))
 
     async def SetPayAsYouGo(
         self, request: subscription_pb2.SetPayAsYouGoRequest, context: interceptors.Context
     ) -> subscription_pb2.SetPayAsYouGoResponse:
         """Switch pay-as-you-go on or off."""
         switch = changes_conversions.from_proto_switch(request)
-        await self._desk.switching.switch(switch, _origin(context))
+        await self._operations.pay_as_you_go.switch(switch, _origin(context))
         return subscription_pb2.SetPayAsYouGoResponse(subscription=await self._subscription(switch.account_id))
 
     async def ChangePlan(
@@ -95,9 +94,9 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         """Move the subscription to another plan, price or quantity, or say what that would cost."""
         order = changes_conversions.from_proto_change(request, self._clock.now())
         if request.preview:
-            outcome = await self._desk.changing.preview(order)
+            outcome = await self._operations.plan_changes.preview(order)
         else:
-            outcome = await self._desk.changing.change(order, _origin(context))
+            outcome = await self._operations.plan_changes.change(order, _origin(context))
         return changes_conversions.to_proto_change(outcome, await self._subscription(order.account_id))
 
     async def CancelSubscription(
@@ -105,7 +104,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.CancelSubscriptionResponse:
         """End the subscription, at the period's end or now."""
         ending = changes_conversions.from_proto_cancel(request)
-        await self._desk.canceling.cancel(ending, _origin(context))
+        await self._operations.cancellation.cancel(ending, _origin(context))
         return subscription_pb2.CancelSubscriptionResponse(subscription=await self._subscription(ending.account_id))
 
     async def ResumeSubscription(
@@ -113,7 +112,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.ResumeSubscriptionResponse:
         """Take back an end that has not come yet."""
         account_id, request_id = changes_conversions.from_proto_resume(request)
-        await self._desk.canceling.resume(account_id, request_id, _origin(context))
+        await self._operations.cancellation.resume(account_id, request_id, _origin(context))
         return subscription_pb2.ResumeSubscriptionResponse(subscription=await self._subscription(account_id))
 
     async def ListPlans(

@@ -60,22 +60,14 @@ _COUNTER_COLUMNS = (
     *("period_end", "catalog_version", "plan", "subscription_id", "quantity", "pay_as_you_go", "included"),
     *("overridden", "updated_at"),
 )
-
-
 _INSERT_COUNTERS = direct.PreparedStatement(bulk.insert(tables.usage_counters, _COUNTER_COLUMNS))
-
-
 # The rows are there, and locked. By way of the key's conflict, because an UPDATE that joins many rows may be planned to
 # begin with all counters.
 _UPDATE_COUNTERS = direct.PreparedStatement(
     f"{bulk.insert(tables.usage_counters, _COUNTER_COLUMNS)} ON CONFLICT (account_id, meter, period_start) DO UPDATE"
     f" SET {', '.join(f'{name} = excluded.{name}' for name in _COUNTER_COLUMNS[3:])}"
 )
-
-
 _ASKED_COUNTERS = bulk.arrays("asked", "account_id text, meter text, period_start timestamptz")
-
-
 # One after the other in the order asked, which is that of the keys, so that processes cannot deadlock.
 _LOCK = f"""
     SELECT c.account_id, c.meter, c.period_start, c.used, c.reserved, c.billable, c.exceeded_at,
@@ -89,11 +81,7 @@ _LOCK = f"""
               FOR UPDATE
            ) AS c
 """  # noqa: S608 - constants of this file
-
-
 _LOCK_COUNTERS = direct.PreparedStatement(_LOCK.format("="))
-
-
 _LOCK_COUNTERS_SINCE = direct.PreparedStatement(_LOCK.format(">="))
 
 

@@ -55,14 +55,14 @@ async def reserve(
     outcomes = {n: refused for n in first.values() if (refused := _refused_at_once(known[n], questions[n], now))}
     going = [n for n in first.values() if n not in outcomes]
     new = await _locked(conn, {n: one for n in going if isinstance(one := known[n], lookup.MeterState)}, now)
-    desk = _Desk(now)
+    holds_made = _NewHolds(now)
     for n, one in new.items():
-        outcomes[n] = desk.answer(one, questions[n])
+        outcomes[n] = holds_made.answer(one, questions[n])
     denied = {keys[n] for n in new if not _is_held(outcomes[n])}
     # What used the quota up while this one waited for the counter may have been its own first sending.
     if denied and await store.find_by_request(conn, denied):
         raise transactions.RetryTransaction
-    await _write(conn, desk, now)
+    await _write(conn, holds_made, now)
     for n, question in enumerate(questions):
         if keys[n] in earlier:
             outcomes[n] = _repeated(known[n], question, earlier[keys[n]], now)
@@ -169,7 +169,7 @@ async def _locked(
     return fresh
 
 
-class _Desk:
+class _NewHolds:
     """What is held and admitted while the questions of a batch are answered, one after the other."""
 
     def __init__(self, now: datetime) -> None:
@@ -226,16 +226,16 @@ class _Desk:
         return None
 
 
-async def _write(conn: AsyncConnection, desk: _Desk, now: datetime) -> None:
+async def _write(conn: AsyncConnection, holds_made: _NewHolds, now: datetime) -> None:
     """Write what was held. Raises RetryTransaction if a rate window or a request id was taken meanwhile."""
-    if not desk.made:
+    if not holds_made.made:
         return
-    admitted = await quota_store.admit(conn, desk.wanted, now) if desk.wanted else {}
-    if any(admitted[account_id][0] < one.number for account_id, one in desk.wanted.items()):
+    admitted = await quota_store.admit(conn, holds_made.wanted, now) if holds_made.wanted else {}
+    if any(admitted[account_id][0] < one.number for account_id, one in holds_made.wanted.items()):
         raise transactions.RetryTransaction
-    if await store.insert(conn, desk.made, now) < len(desk.made):
+    if await store.insert(conn, holds_made.made, now) < len(holds_made.made):
         raise transactions.RetryTransaction
-    await counters_store.add_reserved(conn, desk.held, now)
+    await counters_store.add_reserved(conn, holds_made.held, now)
 
 
 def _repeated(

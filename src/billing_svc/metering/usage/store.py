@@ -1,4 +1,4 @@
-"""Usage events and counters in Postgres. Every function takes a batch and costs one round trip for all of it."""
+"""Usage events in Postgres. Every function takes a batch and costs one round trip for all of it."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ from billing_svc.programs.commands import common
 if TYPE_CHECKING:
     from billing_svc.stripe.catalog_objects import Difference, Found
     from billing_svc.stripe.catalog_sync import Applied
-    from billing_svc.subscriptions.catalog_moves import move_subscriptions as moving
+    from billing_svc.subscriptions.catalog_moves import move_subscriptions as moves
 
 app = typer.Typer(help="The file that defines meters, plans and policies.", no_args_is_help=True)
 
@@ -138,17 +138,17 @@ def move_subscriptions(
     from billing_svc.platform import clock
     from billing_svc.platform.audit import store as audit_store
     from billing_svc.platform.database import engine, transactions
-    from billing_svc.subscriptions.catalog_moves import move_subscriptions as moving
+    from billing_svc.subscriptions.catalog_moves import move_subscriptions as moves
 
     async def run() -> None:
         pool = engine.create_engine(common.database_url(options), pool_size=1)
         database, now = transactions.Transactions(pool), clock.from_settings(options).now()
         try:
-            seen = [move async for move in moving.preview(database, now, account)]
+            seen = [move async for move in moves.preview(database, now, account)]
             _show_moves(seen)
             if apply:
                 origin = audit_store.Origin(common.actor())
-                done = [await moving.apply(database, move, origin, now) for move in seen if not move.refusal]
+                done = [await moves.apply(database, move, origin, now) for move in seen if not move.refusal]
                 moved = [move for move in done if move is not None and not move.refusal]
                 typer.echo(f"{len(moved)} of {len(seen)} subscriptions moved")
         finally:
@@ -157,7 +157,7 @@ def move_subscriptions(
     common.run(run())
 
 
-def _show_moves(moves: "list[moving.Move]") -> None:
+def _show_moves(moves: "list[moves.Move]") -> None:
     from rich.table import Table
 
     if not moves:

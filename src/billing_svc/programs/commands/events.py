@@ -96,21 +96,21 @@ def replay_events(
     import uuid
 
     from billing_svc.api.conversions import stripe_events
-    from billing_svc.inbox import replay_events as replaying
+    from billing_svc.inbox import replay_events as replays
     from billing_svc.inbox import store
     from billing_svc.platform.audit import store as audit_store
 
     choice = _choice(state, type_, since, before)
     if bool(event) == (choice != store.EventFilter()):
         common.refuse("name events, or give at least one of --state, --type, --since and --before")
-    request = replaying.Replay(tuple(dict.fromkeys(event or ())), choice, uuid.uuid4().hex)
+    request = replays.Replay(tuple(dict.fromkeys(event or ())), choice, uuid.uuid4().hex)
     origin = audit_store.Origin(common.actor(), request.request_id)
 
     async def work(database: "Transactions", clock: "Clock") -> "Replayed":
         if preview:
-            return await database.read(lambda conn: replaying.preview(conn, request))
+            return await database.read(lambda conn: replays.preview(conn, request))
         now = clock.now()
-        return await database.run(lambda conn: replaying.run(conn, request, origin, now))
+        return await database.run(lambda conn: replays.run(conn, request, origin, now))
 
     replayed = common.on_database(work)
     if as_json:

@@ -27,7 +27,7 @@ def reconcile(
     from billing_svc.platform import clock, logs, settings
     from billing_svc.platform.audit import store as audit_store
     from billing_svc.platform.database import engine, transactions
-    from billing_svc.reconciliation import reconcile as whole
+    from billing_svc.reconciliation import reconcile as reconciliation
     from billing_svc.stripe import client
 
     options = settings.read()
@@ -38,7 +38,7 @@ def reconcile(
         pool = engine.create_engine(common.database_url(options), pool_size=2)
         stripe = client.Stripe.from_settings(options)
         try:
-            comparison = whole.Comparison(
+            comparison = reconciliation.Comparison(
                 transactions.Transactions(pool), versions.CatalogCache(), stripe, clock.from_settings(options)
             )
             with common.progress("comparing with Stripe"):

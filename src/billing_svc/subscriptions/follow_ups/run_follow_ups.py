@@ -22,7 +22,7 @@ from billing_svc.subscriptions.follow_ups import rules
 from billing_svc.subscriptions.records import apply_subscription, follow_up_queue, refresh_subscription
 from billing_svc.subscriptions.records import store as subscriptions_store
 from billing_svc.usage_export import export_now
-from billing_svc.usage_export import settlement as settling
+from billing_svc.usage_export import settlement as usage_settlement
 
 _log = structlog.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class FollowUps:
         writes: intents.Requests,
         refresher: refresh_subscription.Refresher,
         flush: export_now.ExportNow,
-        settlement: settling.Settlement,
+        settlement: usage_settlement.Settlement,
         now: clock.Clock,
     ) -> None:
         self._database = database
@@ -149,7 +149,7 @@ class FollowUps:
         """Look whether all that was used is charged; False while it is too early to tell."""
         if row.superfluous or row.ended_at is None:
             return True  # the one that stays charges what was used
-        at = row.ended_at + settling.SETTLED_AFTER
+        at = row.ended_at + usage_settlement.SETTLED_AFTER
         if self._clock.now() < at:
             await self._database.run(lambda conn: follow_up_queue.defer(conn, duty, at))
             return False

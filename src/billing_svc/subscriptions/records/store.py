@@ -1,4 +1,4 @@
-"""Subscription rows, customers and prices in Postgres."""
+"""Subscription rows in Postgres."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
