@@ -5,7 +5,6 @@ import os
 import secrets
 import signal
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import FrameType
@@ -21,7 +20,7 @@ from xdist import scheduler  # type: ignore[import-untyped]  # it has none
 from billing_svc.platform import settings
 from billing_svc.platform.database import embedded, migrating, transactions
 from billing_svc.platform.database import engine as engines
-from tests import ports
+from tests import databases, ports
 from webhook_gateway import settings as gateway_settings
 
 # Generous for a busy machine; a test that needs longer is stuck.
@@ -155,20 +154,7 @@ def _database(postgres: embedded.EmbeddedPostgres, template: str) -> Iterator[st
             sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
         )
         yield _url_of(postgres, name)
-        _drop(connection, name)
-
-
-def _drop(connection: psycopg.Connection, name: str) -> None:
-    """Drop a database; whoever it may not disconnect, as a reader or the vacuum, is on the way out."""
-    for seconds_left in range(_DRAIN_SECONDS_MAX, -1, -1):
-        try:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectInUse):
-            if not seconds_left:
-                raise
-            time.sleep(1)
-        else:
-            return
+        databases.drop(connection, name)
 
 
 def _administrator(postgres: embedded.EmbeddedPostgres) -> psycopg.Connection:

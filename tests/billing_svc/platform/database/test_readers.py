@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from psycopg import sql
 
 from billing_svc.platform.database import embedded, migrating, privileges, tables
+from tests import databases
 
 LOGIN, PASSWORD = "hostile_reader", "hostile"
 OWN = ["org_1", "org_1/eu", "org_1:de"]
@@ -67,7 +68,7 @@ def twin_databases(postgres: embedded.EmbeddedPostgres, template_database: str) 
         while connection.execute("SELECT FROM pg_stat_activity WHERE usename = %s", [LOGIN]).fetchone():
             time.sleep(0.01)
         for url in urls.values():
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(url.database or "")))
+            databases.drop(connection, url.database or "")
         connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(LOGIN)))
 
 
