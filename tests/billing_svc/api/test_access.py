@@ -131,11 +131,15 @@ async def _services(channel: grpc.aio.Channel, metadata: Metadata) -> set[str]:
     return {service.name for answer in answers for service in answer.list_services_response.service}
 
 
-async def test_reflection_needs_a_token_and_no_group(channel: grpc.aio.Channel) -> None:
+async def _refused_reflection(channel: grpc.aio.Channel, metadata: Metadata) -> refusals.Refusal:
+    # Sends no message: when a write meets the refusal, grpc.aio's client reports INTERNAL not the server's status.
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]  # as above
+    return await refusals.refused(stub.ServerReflectionInfo(metadata=metadata).read())
+
+
+async def test_reflection_needs_a_token_and_no_group(channel: grpc.aio.Channel) -> None:
     for metadata in ((), _bearer(SECRET)):
-        # Sends nothing: a write that meets the refusal makes grpc.aio's client say INTERNAL instead of it.
-        refusal = await refusals.refused(stub.ServerReflectionInfo(metadata=metadata).read())
+        refusal = await _refused_reflection(channel, metadata)
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
     assert await _services(channel, _bearer("only-check")) >= set(services.SERVICES)
 
@@ -201,7 +205,7 @@ async def test_reflection_is_answered_only_where_it_is_switched_on(
     stripe = client.Stripe.from_settings(unreflected)
     running = await server.start(unreflected, transactions, stripe, clock.Clock(), tokens())
     async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
-        refusal = await refusals.refused(_services(channel, _bearer(TOKEN)))
+        refusal = await _refused_reflection(channel, _bearer(TOKEN))
     assert refusal.code is grpc.StatusCode.UNIMPLEMENTED
     await running.stop(grace_seconds=1)
     await stripe.close()
