@@ -1,6 +1,6 @@
 """Reserving, releasing and expiring, each for a batch in the caller's transaction.
 
-Locks are taken in one order everywhere: counters, gauge levels, rate windows, then reservations.
+Locks are taken in the order that `metering` gives.
 """
 
 import uuid
@@ -151,10 +151,10 @@ async def _locked(
     }
     unknown = {one.asked.account_id for one in known.values() if one.facts.standing.created_at is None}
     locked = await counters_store.lock_counters(conn, set(keys.values()) - missing.keys())
-    holding = [key for key, row in locked.items() if row.counter.reserved]
-    back = await expire(conn, holding, now) if holding else {}
     gauges = {keys[n][:2] for n, one in known.items() if one.is_gauge}
     levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
+    holding = [key for key, row in locked.items() if row.counter.reserved]
+    back = await expire(conn, holding, now) if holding else {}
     # After all locks, so that who waits for one of them holds none that we wait for.
     if missing:
         locked |= await counters_store.open_counters(conn, missing, unknown, now)

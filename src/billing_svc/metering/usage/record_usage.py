@@ -1,8 +1,7 @@
 """Recording a batch of usage events in the caller's transaction: look up and lock, place, count, write.
 
-Two round trips, whatever the size of the batch; holds and gauges have their own. Locks are taken in one order
-everywhere (counters, gauge levels, reservations, then what is new: accounts, counters, events; each by key), so that
-processes cannot deadlock.
+Two round trips, whatever the size of the batch; holds and gauges have their own. Locks are taken in the order that
+`metering` gives.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -185,7 +184,11 @@ async def _keep_terms(
         quantity=row.quantity,
         pay_as_you_go=row.pay_as_you_go,
     )
-    override = terms.Override(row.included, None, note="", set_by="", set_at=now) if row.overridden else None
+    override = (
+        terms.Override(included=row.included, expires_at=None, note="", set_by="", set_at=now)
+        if row.overridden
+        else None
+    )
     landing.allowance = landing.under.allowance(landing.known.meter, override, now)
 
 
