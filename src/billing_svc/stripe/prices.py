@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.platform.database import tables
+from billing_svc.platform.database import select_list, tables
 
 _PRICES = tables.stripe_prices
 
@@ -24,7 +24,7 @@ class SoldPrice:
 
 async def sold_prices(conn: AsyncConnection, price_ids: Collection[str]) -> dict[str, SoldPrice]:
     """Return what prices at Stripe stand for; those that never were ours are missing."""
-    columns = (_PRICES.c.price_id, _PRICES.c.catalog_version, _PRICES.c.plan, _PRICES.c.price, _PRICES.c.meter)
+    columns = select_list.columns(SoldPrice, _PRICES)
     rows = await conn.execute(sa.select(*columns).where(_PRICES.c.price_id.in_(price_ids)))
     return {row.price_id: SoldPrice(*row) for row in rows}
 

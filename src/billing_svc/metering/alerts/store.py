@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.metering.alerts import rules
-from billing_svc.platform.database import tables
+from billing_svc.platform.database import select_list, tables
 
 _ALERTS = tables.usage_alerts
 _COUNTERS = tables.usage_counters
@@ -116,7 +116,5 @@ def _query(account_id: str) -> sa.Select[tuple[Any, ...]]:
         *(_COUNTERS.c[name] == _ALERTS.c[name] for name in ("account_id", "meter", "period_start")),
         _COUNTERS.c.account_id == account_id,
     )
-    columns = [
-        _COUNTERS.c.period_end if name == "period_end" else _ALERTS.c[name] for name in StoredAlert.__dataclass_fields__
-    ]
+    columns = select_list.columns(StoredAlert, _ALERTS, period_end=_COUNTERS.c.period_end)
     return sa.select(*columns).join_from(_ALERTS, _COUNTERS, is_its).where(_ALERTS.c.account_id == account_id)

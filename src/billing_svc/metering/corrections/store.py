@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.metering.corrections import rules
 from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.quota import rules as quota_rules
-from billing_svc.platform.database import tables
+from billing_svc.platform.database import select_list, tables
 
 _EVENTS = tables.usage_events
 _COUNTERS = tables.usage_counters
@@ -49,7 +49,7 @@ async def find(
 
 async def find_event(conn: AsyncConnection, account_id: str, event_id: str) -> CorrectedEvent | None:
     """Return the event to be corrected; a correction is none."""
-    query = sa.select(_EVENTS.c.meter, _EVENTS.c.period_start, _EVENTS.c.units, _EVENTS.c.catalog_version)
+    query = sa.select(*select_list.columns(CorrectedEvent, _EVENTS))
     row = (
         await conn.execute(query.where(*_is(account_id, event_id), _EVENTS.c.corrects_event_id.is_(None)))
     ).one_or_none()

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeAlias
+from operator import attrgetter
+from typing import TypeAlias
 
 import psycopg
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.metering.quota import terms
 from billing_svc.platform.accounts import store as accounts_store
-from billing_svc.platform.database import bulk, direct, tables, transactions
+from billing_svc.platform.database import bulk, direct, select_list, tables, transactions
 
 # Account, meter, start of the period.
 CounterKey: TypeAlias = tuple[str, str, datetime]
@@ -55,24 +56,39 @@ class CounterUpdate:
     allowance: terms.Allowance
 
 
-_COUNTER_COLUMNS = (
-    *("account_id", "meter", "period_start", "used", "level", "billable", "exceeded_at"),
-    *("period_end", "catalog_version", "plan", "subscription_id", "quantity", "pay_as_you_go", "included"),
-    *("overridden", "updated_at"),
-)
+_KEY_COLUMNS = ("account_id", "meter", "period_start")
+# What a batch writes of a counter: its columns, each with the attribute that fills it. `add_reserved` writes the holds.
+_OF_COUNTER = {name: name for name in ("used", "level", "billable", "exceeded_at")}
+_OF_TERMS = {
+    "period_end": "period.end",
+    "catalog_version": "catalog_version",
+    "plan": "plan.key",
+    "subscription_id": "billed_under",
+    "quantity": "quantity",
+    "pay_as_you_go": "pay_as_you_go",
+}
+_OF_ALLOWANCE = {name: name for name in ("included", "overridden")}
+_WRITTEN_COLUMNS = (*_OF_COUNTER, *_OF_TERMS, *_OF_ALLOWANCE, "updated_at")
+_COUNTER_COLUMNS = (*_KEY_COLUMNS, *_WRITTEN_COLUMNS)
+_counter_values = attrgetter(*_OF_COUNTER.values())
+_terms_values = attrgetter(*_OF_TERMS.values())
+_allowance_values = attrgetter(*_OF_ALLOWANCE.values())
 _INSERT_COUNTERS = direct.PreparedStatement(bulk.insert(tables.usage_counters, _COUNTER_COLUMNS))
 # The rows are there, and locked. By way of the key's conflict, because an UPDATE that joins many rows may be planned to
 # begin with all counters.
 _UPDATE_COUNTERS = direct.PreparedStatement(
     f"{bulk.insert(tables.usage_counters, _COUNTER_COLUMNS)} ON CONFLICT (account_id, meter, period_start) DO UPDATE"
-    f" SET {', '.join(f'{name} = excluded.{name}' for name in _COUNTER_COLUMNS[3:])}"
+    f" SET {', '.join(f'{name} = excluded.{name}' for name in _WRITTEN_COLUMNS)}"
 )
 _ASKED_COUNTERS = bulk.arrays("asked", "account_id text, meter text, period_start timestamptz")
+_LOCKED = select_list.SelectList()
+_KEY = _LOCKED.add_all("c.account_id", "c.meter", "c.period_start")
+# Levels are in rows of their own, `gauge_levels`.
+_TOTALS = _LOCKED.add_fields(quota_rules.Counter, "c", without=("level",))
+_TERMS = _LOCKED.add_fields(LockedCounter, "c", without=("counter",))
 # One after the other in the order asked, which is that of the keys, so that processes cannot deadlock.
 _LOCK = f"""
-    SELECT c.account_id, c.meter, c.period_start, c.used, c.reserved, c.billable, c.exceeded_at,
-           c.period_end, c.catalog_version, c.plan, c.quantity, c.pay_as_you_go,
-           c.included, c.overridden
+    SELECT {_LOCKED}
       FROM {_ASKED_COUNTERS}
      CROSS JOIN LATERAL (
            SELECT * FROM usage_counters c
@@ -87,18 +103,18 @@ _LOCK_COUNTERS_SINCE = direct.PreparedStatement(_LOCK.format(">="))
 
 async def lock_counters(conn: AsyncConnection, keys: Collection[CounterKey]) -> dict[CounterKey, LockedCounter]:
     """Lock counters until the end of the transaction, in key order, and return those that exist, as they are now."""
-    return to_counters(await direct.fetch(conn, _LOCK_COUNTERS, bulk.to_arrays(_COUNTER_COLUMNS[:3], sorted(keys))))
+    return to_counters(await direct.fetch(conn, _LOCK_COUNTERS, bulk.to_arrays(_KEY_COLUMNS, sorted(keys))))
 
 
 def locking(since: Mapping[tuple[str, str], datetime]) -> direct.Call:
     """Return what locks, in key order, the counters of each (account, meter) whose periods began since some instant."""
     rows = [(*key, since[key]) for key in sorted(since)]
-    return _LOCK_COUNTERS_SINCE, bulk.to_arrays(_COUNTER_COLUMNS[:3], rows)
+    return _LOCK_COUNTERS_SINCE, bulk.to_arrays(_KEY_COLUMNS, rows)
 
 
 def to_counters(rows: Sequence[direct.Row]) -> dict[CounterKey, LockedCounter]:
     """Return what `locking` found, as it is now."""
-    return {row[:3]: LockedCounter(quota_rules.Counter(*row[3:7]), *row[7:]) for row in rows}
+    return {row[_KEY]: LockedCounter(quota_rules.Counter(*row[_TOTALS]), *row[_TERMS]) for row in rows}
 
 
 async def open_counters(
@@ -142,16 +158,10 @@ def insertions(
 
 
 def _rows(counters: Mapping[CounterKey, CounterUpdate], now: datetime) -> dict[str, str]:
-    rows: list[tuple[Any, ...]] = []
-    for key, one in counters.items():
-        counter, under, allowance = one.counter, one.under, one.allowance
-        rows.append(
-            (
-                *(*key, counter.used, counter.level, counter.billable, counter.exceeded_at),
-                *(under.period.end, under.catalog_version, under.plan.key, under.billed_under),
-                *(under.quantity, under.pay_as_you_go, allowance.included, allowance.overridden, now),
-            )
-        )
+    rows = [
+        (*key, *_counter_values(one.counter), *_terms_values(one.under), *_allowance_values(one.allowance), now)
+        for key, one in counters.items()
+    ]
     return bulk.to_columns(_COUNTER_COLUMNS, sorted(rows))
 
 

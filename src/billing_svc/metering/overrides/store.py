@@ -7,21 +7,21 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.metering.quota import terms
-from billing_svc.platform.database import tables
+from billing_svc.platform.database import select_list, tables
 
 _OVERRIDES = tables.account_overrides
 
 
 async def find(conn: AsyncConnection, account_id: str, meter: str) -> terms.Override | None:
     """Return the account's override on a meter, also one that has expired."""
-    columns = [_OVERRIDES.c[name] for name in terms.Override.__dataclass_fields__]
+    columns = select_list.columns(terms.Override, _OVERRIDES)
     row = (await conn.execute(sa.select(*columns).where(*_is(account_id, meter)))).one_or_none()
     return None if row is None else terms.Override(*row)
 
 
 async def in_force(conn: AsyncConnection, account_id: str, now: datetime) -> list[tuple[str, terms.Override]]:
     """Return the account's overrides that hold now, by meter."""
-    columns = [_OVERRIDES.c[name] for name in terms.Override.__dataclass_fields__]
+    columns = select_list.columns(terms.Override, _OVERRIDES)
     rows = await conn.execute(
         sa.select(_OVERRIDES.c.meter, *columns)
         .where(_OVERRIDES.c.account_id == account_id)
@@ -33,7 +33,7 @@ async def in_force(conn: AsyncConnection, account_id: str, now: datetime) -> lis
 
 async def save(conn: AsyncConnection, account_id: str, meter: str, override: terms.Override) -> None:
     """Set the account's override on a meter, in place of one that is there."""
-    values = {name: getattr(override, name) for name in terms.Override.__dataclass_fields__}
+    values = {name: getattr(override, name) for name in select_list.field_names(terms.Override)}
     await conn.execute(
         postgresql.insert(_OVERRIDES)
         .values(account_id=account_id, meter=meter, **values)

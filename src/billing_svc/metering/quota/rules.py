@@ -48,7 +48,7 @@ class Counter:
         """Return it with other units held; for most, which hold none, itself."""
         if reserved == self.reserved:
             return self
-        return Counter(self.used, reserved, self.billable, self.exceeded_at, self.level)
+        return replace(self, reserved=reserved)
 
     @property
     def shown_used(self) -> int:
@@ -157,7 +157,9 @@ def count(allowance: terms.Allowance, counter: Counter, units: int, now: datetim
         billable = counter.billable
         if included is not None and allowance.charges:
             billable += max(0, units - counter.free(included))
-        after = Counter(counter.used + units, counter.reserved, billable, counter.exceeded_at)
+        after = Counter(
+            used=counter.used + units, reserved=counter.reserved, billable=billable, exceeded_at=counter.exceeded_at
+        )
     if not after.is_exceeded(included):
         # A bigger plan or an override has ended the excess, and with it the grace.
         return after if after.exceeded_at is None else replace(after, exceeded_at=None)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.metering.quota import rules, terms
-from billing_svc.platform.database import bulk, direct, tables
+from billing_svc.platform.database import bulk, direct, select_list, tables
 
 # A period lasts 31 days at the most, and counts late events until half an hour after its end: what started or ended
 # before this cannot matter any more. It bounds what is read, however long the history is.
@@ -19,16 +19,19 @@ _ASKED_ALONE = "(SELECT 0 AS n, CAST(:account_id AS text) AS account_id, CAST(:m
 
 _WANTED = "account_id text, wanted bigint, requests bigint, over_before timestamptz"
 
-# Each table is looked into by key for each one asked: OFFSET 0 keeps the planner from reading all of it instead. Only
-# what is needed of a row is named: to make ready for all of it takes longer than to find it.
-_STANDING_COLUMNS = """
-           asked.n, (SELECT max(version) FROM catalog_versions),
-           a.created_at, a.pay_as_you_go_under,
-           s.subscription_id, s.status, s.plan, s.catalog_version, s.quantity, s.anchor,
-           s.effective_from, s.effective_until, s.is_plan,
-           o.included, o.expires_at, o.note, o.set_by, o.set_at
-"""
-_STANDING_LENGTH = 18
+# What every decision reads of an account, and where its values stand in a row.
+_STANDING = select_list.SelectList()
+_N = _STANDING.add("asked.n")
+_NEWEST_CATALOG = _STANDING.add("(SELECT max(version) FROM catalog_versions)")
+_CREATED_AT = _STANDING.add("a.created_at")
+_PAY_AS_YOU_GO_UNDER = _STANDING.add("a.pay_as_you_go_under")
+_SUBSCRIPTION = _STANDING.add_fields(terms.PlanSubscription, "s")
+_IS_PLAN = _STANDING.add("s.is_plan")
+_OVERRIDE = _STANDING.add_fields(terms.Override, "o")
+_SUBSCRIPTION_ID, _OVERRIDE_SET_AT = (_STANDING.index(name) for name in ("s.subscription_id", "o.set_at"))
+
+# Each table is looked into by key for each question: OFFSET 0 keeps the planner from reading all of it instead. Only
+# the columns that are needed are named: preparing a whole row takes longer than finding it.
 _STANDING_TABLES = """
       LEFT JOIN LATERAL (
            SELECT created_at, pay_as_you_go_under FROM accounts WHERE account_id = asked.account_id OFFSET 0
@@ -46,9 +49,9 @@ _STANDING_TABLES = """
             WHERE account_id = asked.account_id AND meter = asked.meter OFFSET 0
            ) AS o ON TRUE
 """
-# A lone one is found without an array, in nine tenths of the time.
-_SELECT_STANDINGS = direct.PreparedStatement(f"SELECT {_STANDING_COLUMNS} FROM {_ASKED} {_STANDING_TABLES}")  # noqa: S608 - as above
-_SELECT_STANDING = direct.PreparedStatement(f"SELECT {_STANDING_COLUMNS} FROM {_ASKED_ALONE} {_STANDING_TABLES}")  # noqa: S608
+# A lone question is answered without an array, in nine tenths of the time.
+_SELECT_STANDINGS = direct.PreparedStatement(f"SELECT {_STANDING} FROM {_ASKED} {_STANDING_TABLES}")  # noqa: S608 - as above
+_SELECT_STANDING = direct.PreparedStatement(f"SELECT {_STANDING} FROM {_ASKED_ALONE} {_STANDING_TABLES}")  # noqa: S608
 _LEVELS = """
       LEFT JOIN LATERAL (
            SELECT level FROM gauge_levels WHERE account_id = asked.account_id AND meter = asked.meter OFFSET 0
@@ -63,21 +66,31 @@ _WINDOWS = """
 _NO_WINDOWS = "CROSS JOIN (SELECT CAST(NULL AS timestamptz) AS window_start, CAST(NULL AS integer) AS admitted) AS w"
 
 
+# Holds whose time is over take up no room, whether or not they were swept.
+_RESERVED = """
+    CASE WHEN c.reserved = 0 THEN 0
+         ELSE c.reserved - (
+              SELECT CAST(coalesce(sum(units), 0) AS bigint)
+                FROM reservations
+               WHERE state = 'held' AND expires_at <= :now
+                 AND account_id = asked.account_id AND meter = asked.meter AND period_start = c.period_start
+              ) END
+"""
+# What follows the columns of `_STANDING` where usage is read as well.
+_FACTS = _STANDING.copy()
+_LEVEL = _FACTS.add("g.level")
+_WINDOW = _FACTS.add_fields(rules.RateWindow, "w", start="w.window_start")
+_PERIOD_START = _FACTS.add("c.period_start")
+# A level stands beside the counters, not in them.
+_COUNTER = _FACTS.add_fields(rules.Counter, "c", without=("level",), reserved=_RESERVED)
+_WINDOW_START = _FACTS.index("w.window_start")
+
+
 @functools.cache
 def _select_facts(*, is_alone: bool, levels: bool, windows: bool) -> direct.PreparedStatement:
-    """Return the statement that looks into no table for what nobody wants; each one takes a tenth of its time."""
-    # Holds whose time is over do not stand in the way, whether or not they were swept.
+    """Return the statement that reads levels and rate windows if asked; each of them takes a tenth of its time."""
     return direct.PreparedStatement(f"""
-        SELECT {_STANDING_COLUMNS}, g.level, w.window_start, w.admitted,
-               c.period_start, c.used,
-               CASE WHEN c.reserved = 0 THEN 0
-                    ELSE c.reserved - (
-                         SELECT CAST(coalesce(sum(units), 0) AS bigint)
-                           FROM reservations
-                          WHERE state = 'held' AND expires_at <= :now
-                            AND account_id = asked.account_id AND meter = asked.meter AND period_start = c.period_start
-                         ) END,
-               c.billable, c.exceeded_at
+        SELECT {_FACTS}
           FROM {_ASKED_ALONE if is_alone else _ASKED} {_STANDING_TABLES}
                {_LEVELS if levels else _NO_LEVELS}
                {_WINDOWS if windows else _NO_WINDOWS}
@@ -158,32 +171,40 @@ def _each(number: int, rows: Sequence[direct.Row]) -> list[MeterFacts]:
         return [_facts(rows)]
     by_asked: list[list[direct.Row]] = [[] for _ in range(number)]
     for row in rows:
-        by_asked[row[0]].append(row)
+        by_asked[row[_N]].append(row)
     return [_facts(found) for found in by_asked]
 
 
 def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
     """Return what the rows of one asked say: subscriptions times counters, whose repeats collapse by their keys."""
     first = rows[0]
-    if first[1] is None:
+    if first[_NEWEST_CATALOG] is None:
         raise LookupError("no catalog was published")
     metered_only = None
-    if len(rows) == 1 and first[12]:  # as nearly always
-        subscriptions: tuple[terms.PlanSubscription, ...] = (terms.PlanSubscription(*first[4:12]),)
+    if len(rows) == 1 and first[_IS_PLAN]:  # as nearly always
+        subscriptions: tuple[terms.PlanSubscription, ...] = (terms.PlanSubscription(*first[_SUBSCRIPTION]),)
     else:
-        plans = {row[4]: row[4:12] for row in rows if row[12]}
+        plans = {row[_SUBSCRIPTION_ID]: row[_SUBSCRIPTION] for row in rows if row[_IS_PLAN]}
         subscriptions = tuple([terms.PlanSubscription(*columns) for columns in plans.values()])
-        metered_only = next((terms.PlanSubscription(*row[4:12]) for row in rows if row[12] is False), None)
-    standing = terms.AccountState(first[1], first[2], first[3], subscriptions, metered_only)
-    override = None if first[17] is None else terms.Override(*first[13:18])
-    if len(first) == _STANDING_LENGTH:
+        metered_only = next(
+            (terms.PlanSubscription(*row[_SUBSCRIPTION]) for row in rows if row[_IS_PLAN] is False), None
+        )
+    standing = terms.AccountState(
+        newest_catalog=first[_NEWEST_CATALOG],
+        created_at=first[_CREATED_AT],
+        pay_as_you_go_under=first[_PAY_AS_YOU_GO_UNDER],
+        subscriptions=subscriptions,
+        metered_only=metered_only,
+    )
+    override = None if first[_OVERRIDE_SET_AT] is None else terms.Override(*first[_OVERRIDE])
+    if len(first) == len(_STANDING):
         return MeterFacts(standing, override, 0, None, {})
     return MeterFacts(
         standing,
         override,
-        level=first[18] or 0,
-        window=None if first[19] is None else rules.RateWindow(*first[19:21]),
-        counters={row[21]: rules.Counter(*row[22:]) for row in rows if row[21] is not None},
+        level=first[_LEVEL] or 0,
+        window=None if first[_WINDOW_START] is None else rules.RateWindow(*first[_WINDOW]),
+        counters={row[_PERIOD_START]: rules.Counter(*row[_COUNTER]) for row in rows if row[_PERIOD_START] is not None},
     )
 
 

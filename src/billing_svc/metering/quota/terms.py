@@ -115,10 +115,17 @@ class EffectiveTerms:
         """Return what there is of a meter at `at`. Overrides are for the whole account, not for each seat."""
         limit = self.plan.limit(meter, pay_as_you_go=self.pay_as_you_go)
         if override is not None and override.holds(at):
-            return Allowance(limit or _NOTHING_BEYOND, override.included, True, self._charged_units_max(limit))  # noqa: FBT003
+            return Allowance(
+                limit or _NOTHING_BEYOND,
+                included=override.included,
+                overridden=True,
+                charged_units_max=self._charged_units_max(limit),
+            )
         if limit is None:
-            return Allowance(None, 0)
-        return Allowance(limit, limit.included_for(self.quantity), False, self._charged_units_max(limit))  # noqa: FBT003
+            return Allowance(None, included=0)
+        return Allowance(
+            limit, included=limit.included_for(self.quantity), charged_units_max=self._charged_units_max(limit)
+        )
 
     def _charged_units_max(self, limit: parts.Limit | None) -> int | None:
         """Return how many units the overlay's cap on the overage leaves room for."""
@@ -140,14 +147,14 @@ def at_instant(standing: AccountState, catalogs: Mapping[int, model.Catalog], at
     plan = catalog.default if subscription is None else catalog.plan(subscription.plan)
     carrier = _pay_as_you_go(standing, plan, subscription, at)
     return EffectiveTerms(
-        version,
-        catalog,
-        plan,
-        subscription,
-        1 if subscription is None else subscription.quantity,
-        carrier is not None,
-        _month(standing, catalog, plan, subscription, at).clipped(*_tenure(standing, subscription, at)),
-        None if carrier is subscription else carrier,
+        catalog_version=version,
+        catalog=catalog,
+        plan=plan,
+        subscription=subscription,
+        quantity=1 if subscription is None else subscription.quantity,
+        pay_as_you_go=carrier is not None,
+        period=_month(standing, catalog, plan, subscription, at).clipped(*_tenure(standing, subscription, at)),
+        metered_only=None if carrier is subscription else carrier,
     )
 
 

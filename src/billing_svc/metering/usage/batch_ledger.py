@@ -146,22 +146,22 @@ class BatchLedger:
         self.counters[key] = counters_store.CounterUpdate(after, under, allowance)
         superseded = level is not None and self._move(placed, level, units)
         recorded = rules.RecordedEvent(
-            known.meter,
-            units,
-            after.billable - before.billable,
-            under.period.start,
-            under.period.end,
-            under.plan.key,
-            under.catalog_version,
-            after.shown_used,
-            after.reserved,
-            after.billable,
-            after.remaining(allowance.included),
-            allowance.included,
-            allowance.overridden,
-            decision.reason,
-            superseded,
-            outcome,
+            meter=known.meter,
+            units=units,
+            billable=after.billable - before.billable,
+            period_start=under.period.start,
+            period_end=under.period.end,
+            plan=under.plan.key,
+            catalog_version=under.catalog_version,
+            used=after.shown_used,
+            reserved=after.reserved,
+            total_billable=after.billable,
+            remaining=after.remaining(allowance.included),
+            included=allowance.included,
+            overridden=allowance.overridden,
+            reason=decision.reason,
+            superseded=superseded,
+            reservation_outcome=outcome,
         )
         self.events.append(store.StoredEvent(event, placed.occurred_at, self._now, recorded))
         return EventAnswer(recorded, duplicate=False)

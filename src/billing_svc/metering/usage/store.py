@@ -1,8 +1,9 @@
 """Usage events in Postgres. Every function takes a batch and costs one round trip for all of it."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -11,7 +12,7 @@ from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.quota import holds as reservations_rules
 from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.metering.usage import rules
-from billing_svc.platform.database import bulk, direct, tables
+from billing_svc.platform.database import bulk, direct, select_list, tables
 
 
 @dataclass(slots=True)
@@ -24,23 +25,45 @@ class StoredEvent:
     recorded: rules.RecordedEvent
 
 
-_EVENT_COLUMNS = (
-    *("account_id", "event_id"),
-    *("sent_meter", "sent_operation", "sent_quantity", "sent_level", "sent_occurred_at", "properties"),
-    *("meter", "period_start", "units", "billable", "occurred_at", "recorded_at", "retry_attempt"),
-    *("reservation_id", "reservation_outcome", "caller", "request_id", "period_end", "plan", "catalog_version"),
-    *("used_after", "reserved_after", "billable_after", "remaining_after", "included", "overridden"),
-    *("reason", "superseded"),
-)
+# The columns of an event, each with the attribute that it is written from and read into.
+_KEY_COLUMNS = ("account_id", "event_id")
+_OF_SENT = {
+    "sent_meter": "meter",
+    "sent_operation": "operation",
+    "sent_quantity": "quantity",
+    "sent_level": "level",
+    "sent_occurred_at": "occurred_at",
+    "properties": "properties",
+}
+_OF_RECORDED = {
+    "used_after": "used",
+    "reserved_after": "reserved",
+    "billable_after": "total_billable",
+    "remaining_after": "remaining",
+} | {
+    name: name
+    for name in select_list.field_names(
+        rules.RecordedEvent, without=("used", "reserved", "total_billable", "remaining")
+    )
+}
+_OF_EVENT = {name: name for name in ("retry_attempt", "caller", "request_id")}
+_OF_STORED = {name: name for name in ("occurred_at", "recorded_at")}
+_EVENT_COLUMNS = (*_KEY_COLUMNS, *_OF_SENT, *_OF_RECORDED, *_OF_EVENT, *_OF_STORED, "reservation_id")
+_sent_values = attrgetter(*_OF_SENT.values())
+_recorded_values = attrgetter(*_OF_RECORDED.values())
+_event_values = attrgetter(*_OF_EVENT.values())
+_stored_values = attrgetter(*_OF_STORED.values())
 _INSERT_EVENTS = direct.PreparedStatement(bulk.insert(tables.usage_events, _EVENT_COLUMNS))
 
 _ASKED_EVENTS = bulk.arrays("asked", "account_id text, event_id text")
+_EVENT = select_list.SelectList()
+_KEY = _EVENT.add_all("e.account_id", "e.event_id")
+_SENT = _EVENT.add_fields(rules.SentEvent, "e", **{field: f"e.{column}" for column, field in _OF_SENT.items()})
+_RECORDED = _EVENT.add_fields(
+    rules.RecordedEvent, "e", **{field: f"e.{column}" for column, field in _OF_RECORDED.items()}
+)
 _SELECT_EVENTS = direct.PreparedStatement(f"""
-    SELECT e.account_id, e.event_id,
-           e.sent_meter, e.sent_operation, e.sent_quantity, e.sent_level, e.sent_occurred_at, e.properties,
-           e.meter, e.units, e.billable, e.period_start, e.period_end, e.plan,
-           e.catalog_version, e.used_after, e.reserved_after, e.billable_after, e.remaining_after,
-           e.included, e.overridden, e.reason, e.superseded, e.reservation_outcome
+    SELECT {_EVENT}
       FROM {_ASKED_EVENTS}
      CROSS JOIN LATERAL (
            SELECT * FROM usage_events e
@@ -58,12 +81,12 @@ async def find_events(
 
 def finding(keys: Collection[tuple[str, str]]) -> direct.Call:
     """Return what looks events up by (account, event id)."""
-    return _SELECT_EVENTS, bulk.to_arrays(_EVENT_COLUMNS[:2], keys)
+    return _SELECT_EVENTS, bulk.to_arrays(_KEY_COLUMNS, keys)
 
 
 def to_events(rows: Sequence[direct.Row]) -> dict[tuple[str, str], tuple[rules.SentEvent, rules.RecordedEvent]]:
     """Return what `finding` found."""
-    return {row[:2]: (rules.SentEvent(*row[2:8]), _to_recorded(*row[8:])) for row in rows}
+    return {row[_KEY]: (rules.SentEvent(*row[_SENT]), _to_recorded(row[_RECORDED])) for row in rows}
 
 
 def write(
@@ -85,23 +108,24 @@ def write(
     direct.defer(conn, *calls, (_INSERT_EVENTS, bulk.to_columns(_EVENT_COLUMNS, rows)))
 
 
-def _to_recorded(*columns: Any) -> rules.RecordedEvent:  # noqa: ANN401 - of `_SELECT_EVENTS`
-    *plain, reason, superseded, outcome = columns
-    plain += quota_rules.Reason(reason), superseded, reservations_rules.SettlementOutcome(outcome) if outcome else None
-    return rules.RecordedEvent(*plain)
+def _to_recorded(values: Sequence[Any]) -> rules.RecordedEvent:
+    recorded = rules.RecordedEvent(*values)
+    outcome = recorded.reservation_outcome
+    return replace(
+        recorded,
+        reason=quota_rules.Reason(recorded.reason),
+        reservation_outcome=reservations_rules.SettlementOutcome(outcome) if outcome else None,
+    )
 
 
 def _event_row(stored: StoredEvent) -> tuple[Any, ...]:
     """Return the values of `_EVENT_COLUMNS`, the key first."""
-    event, sent, recorded = stored.event, stored.event.sent, stored.recorded
-    outcome = recorded.reservation_outcome
+    event = stored.event
     return (
-        *(event.account_id, event.event_id),
-        *(sent.meter, sent.operation, sent.quantity, sent.level, sent.occurred_at, sent.properties),
-        *(recorded.meter, recorded.period_start, recorded.units, recorded.billable),
-        *(stored.occurred_at, stored.recorded_at, event.retry_attempt),
-        *(event.reservation_id or None, outcome.value if outcome else None),
-        *(event.caller, event.request_id, recorded.period_end, recorded.plan, recorded.catalog_version),
-        *(recorded.used, recorded.reserved, recorded.total_billable, recorded.remaining),
-        *(recorded.included, recorded.overridden, recorded.reason.value, recorded.superseded),
+        *event.key,
+        *_sent_values(event.sent),
+        *_recorded_values(stored.recorded),
+        *_event_values(event),
+        *_stored_values(stored),
+        event.reservation_id or None,
     )

@@ -16,15 +16,19 @@ from billing_svc.metering.quota import periods
 from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.metering.quota import store as quota_store
 from billing_svc.metering.usage_summary import rules
+from billing_svc.platform.database import select_list
 
-_SELECT_KEPT = sa.text("""
-    SELECT c.meter, c.period_start, c.period_end,
-           c.used, c.reserved, c.billable, c.exceeded_at, c.level,
-           c.catalog_version, c.plan, c.quantity, c.pay_as_you_go, c.included, c.overridden, c.updated_at
+_KEPT = select_list.SelectList()
+_PERIOD = _KEPT.add_fields(periods.Period, "c", start="c.period_start", end="c.period_end")
+_TOTALS = _KEPT.add_fields(quota_rules.Counter, "c")
+_METER = _KEPT.add("c.meter")
+_TERMS = _KEPT.add_fields(rules.KeptCounter, "c", without=("meter", "period", "counter"))
+_SELECT_KEPT = sa.text(f"""
+    SELECT {_KEPT}
       FROM usage_counters c
      WHERE c.account_id = :account_id AND c.meter = ANY(CAST(:meters AS text[]))
        AND c.period_start > :horizon AND c.period_start <= :at
-""")
+""")  # noqa: S608 - constants of this file
 
 # The corrected event is looked up by its key for each correction; as a join it might be read together with all others.
 _SELECT_SHARES = sa.text("""
@@ -55,9 +59,8 @@ async def kept_counters(
         {"account_id": account_id, "meters": list(meters), "at": at, "horizon": at - quota_store.HORIZON},
     )
     return [
-        rules.KeptCounter(meter, periods.Period(start, end), quota_rules.Counter(*totals), *kept)
-        for meter, start, end, *rest in rows
-        for totals, kept in [(rest[:5], rest[5:])]
+        rules.KeptCounter(row[_METER], periods.Period(*row[_PERIOD]), quota_rules.Counter(*row[_TOTALS]), *row[_TERMS])
+        for row in rows
     ]
 
 

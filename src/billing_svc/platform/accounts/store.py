@@ -8,10 +8,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.accounts import rules
-from billing_svc.platform.database import bulk, direct, tables
+from billing_svc.platform.database import bulk, direct, select_list, tables
 
 _ACCOUNTS = tables.accounts
-_SELECT = sa.select(_ACCOUNTS.c.account_id, _ACCOUNTS.c.created_at, _ACCOUNTS.c.customer_id)
 _COLUMNS = ("account_id", "created_at")
 _INSERT = direct.PreparedStatement(bulk.insert(tables.accounts, _COLUMNS))
 _INSERT_MISSING = bulk.insert_missing(tables.accounts, _COLUMNS)
@@ -45,6 +44,9 @@ class Account:
     account_id: str
     created_at: datetime
     customer_id: str | None
+
+
+_SELECT = sa.select(*select_list.columns(Account, _ACCOUNTS))
 
 
 async def find(conn: AsyncConnection, account_id: str) -> Account | None:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.platform.database import tables
+from billing_svc.platform.database import select_list, tables
 
 # Who does what nobody asked for at the time.
 SERVICE = "service"
@@ -104,7 +104,7 @@ async def append_once(
 async def find_request(conn: AsyncConnection, account_id: str, request_id: str) -> Entry | None:
     """Return what a request did that was added with `append_once`; None if it is new to the account."""
     log = tables.audit_log.c
-    query = sa.select(log.action, log.changes)
+    query = sa.select(*select_list.columns(Entry, tables.audit_log))
     row = (
         await conn.execute(query.where(log.account_id == account_id, log.entry_id == _entry_of(request_id)))
     ).one_or_none()
@@ -116,7 +116,7 @@ async def list_entries(
 ) -> list[AuditEntry]:
     """Return entries, newest first; those after a position (instant, account, entry)."""
     log = tables.audit_log.c
-    query = sa.select(*(log[name] for name in AuditEntry.__dataclass_fields__))
+    query = sa.select(*select_list.columns(AuditEntry, tables.audit_log))
     if choice.account_id:
         query = query.where(log.account_id == choice.account_id)
     if choice.actor == "stripe":

@@ -10,10 +10,10 @@ from billing_svc.platform.database import tables
 
 # States stand in the text: with parameters, the one plan that is made could not use the partial indexes.
 _BACKLOGS = sa.text("""
-SELECT 'stripe_events',
-       count(*) FILTER (WHERE state = 'waiting'),
-       min(received_at) FILTER (WHERE state = 'waiting'),
-       count(*) FILTER (WHERE state = 'failed')
+SELECT 'stripe_events' AS queue,
+       count(*) FILTER (WHERE state = 'waiting') AS waiting,
+       min(received_at) FILTER (WHERE state = 'waiting') AS oldest,
+       count(*) FILTER (WHERE state = 'failed') AS failed
   FROM stripe_events WHERE state IN ('waiting', 'failed')
 UNION ALL
 SELECT 'usage_reports',
@@ -55,4 +55,4 @@ async def last_reconciliation(connection: AsyncConnection) -> tuple[int, datetim
 
 async def backlogs(connection: AsyncConnection) -> list[Backlog]:
     """Return Stripe's events not applied, usage not sent, and what is to be done about subscriptions."""
-    return [Backlog(*row) for row in await connection.execute(_BACKLOGS)]
+    return [Backlog(**row) for row in (await connection.execute(_BACKLOGS)).mappings()]
