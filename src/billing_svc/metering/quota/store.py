@@ -22,9 +22,14 @@ _WANTED = "account_id text, wanted bigint, requests bigint, over_before timestam
 # What every decision reads of an account, and where its values stand in a row.
 _STANDING = select_list.SelectList()
 _N = _STANDING.add("asked.n")
-_NEWEST_CATALOG = _STANDING.add("(SELECT max(version) FROM catalog_versions)")
-_CREATED_AT = _STANDING.add("a.created_at")
-_PAY_AS_YOU_GO_UNDER = _STANDING.add("a.pay_as_you_go_under")
+_ACCOUNT = _STANDING.add_fields(
+    terms.AccountState,
+    "a",
+    newest_catalog="(SELECT max(version) FROM catalog_versions)",
+    # Filled from the rows, of which there is one for each subscription.
+    without=("subscriptions", "metered_only"),
+)
+_NEWEST_CATALOG = _STANDING.index("(SELECT max(version) FROM catalog_versions)")
 _SUBSCRIPTION = _STANDING.add_fields(terms.PlanSubscription, "s")
 _IS_PLAN = _STANDING.add("s.is_plan")
 _OVERRIDE = _STANDING.add_fields(terms.Override, "o")
@@ -189,13 +194,7 @@ def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
         metered_only = next(
             (terms.PlanSubscription(*row[_SUBSCRIPTION]) for row in rows if row[_IS_PLAN] is False), None
         )
-    standing = terms.AccountState(
-        newest_catalog=first[_NEWEST_CATALOG],
-        created_at=first[_CREATED_AT],
-        pay_as_you_go_under=first[_PAY_AS_YOU_GO_UNDER],
-        subscriptions=subscriptions,
-        metered_only=metered_only,
-    )
+    standing = terms.AccountState(*first[_ACCOUNT], subscriptions, metered_only)  # type: ignore[call-arg]  # the slice is of three
     override = None if first[_OVERRIDE_SET_AT] is None else terms.Override(*first[_OVERRIDE])
     if len(first) == len(_STANDING):
         return MeterFacts(standing, override, 0, None, {})
