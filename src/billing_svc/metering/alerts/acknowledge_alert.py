@@ -1,4 +1,4 @@
-"""Acknowledging an alert: once, with the audit row of the one who did."""
+"""Acknowledging an alert: once, with an audit row that names who did it."""
 
 from datetime import datetime
 
@@ -12,7 +12,7 @@ from billing_svc.platform.audit import store as audit_store
 async def acknowledge(
     conn: AsyncConnection, account_id: str, alert_id: str, origin: audit_store.Origin, now: datetime
 ) -> store.StoredAlert:
-    """Mark an alert as seen and return it; where it was before, nothing changes. Raises AlertNotFound."""
+    """Mark an alert as acknowledged and return it; a repeat changes nothing. Raises AlertNotFound."""
     caller = origin.actor.partition(":")[2]
     is_first = await store.acknowledge(conn, account_id, alert_id, caller, now)
     alert = await store.find(conn, account_id, alert_id)

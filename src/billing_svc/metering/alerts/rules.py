@@ -25,7 +25,7 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class AlertFilter:
-    """Which alerts of an account a list shows; without a meter, those of all."""
+    """Which alerts of an account a list shows; without a meter, those of all meters."""
 
     meter: str
     with_acknowledged: bool
@@ -39,10 +39,10 @@ def crossed(
     *,
     is_new_allowance: bool,
 ) -> list[Alert]:
-    """Return the thresholds between two states of a counter; with a new allowance, all that `after` has reached.
+    """Return the thresholds crossed from `before` to `after`; with a new allowance, all that `after` has reached.
 
-    Unlimited has none, and of nothing there is no percentage. What is stored under a threshold already stays as it is,
-    so telling one again does no harm.
+    An unlimited quantity and an included quantity of 0 have no thresholds. A threshold that is stored already is not
+    stored again, so returning it twice is harmless.
     """
     included, used = allowance.included, after.shown_used
     if not included or not percents or used * 100 < percents[0] * included:  # they rise; nearly always it is below all

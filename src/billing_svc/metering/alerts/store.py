@@ -1,4 +1,4 @@
-"""Alerts in Postgres. The key is what makes each one unique."""
+"""Alerts in Postgres. The primary key stores each threshold of a period once."""
 
 import uuid
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from billing_svc.platform.database import select_list, tables
 _ALERTS = tables.usage_alerts
 _COUNTERS = tables.usage_counters
 
-# When it was raised, its threshold, its id: where an alert stands in a list.
+# An alert's place in a list: when it was raised, its threshold, its id.
 Position: TypeAlias = tuple[datetime, int, str]
 
 
 async def raise_alerts(
     conn: AsyncConnection, alerts: Sequence[tuple[tuple[str, str, datetime], rules.Alert]], now: datetime
 ) -> None:
-    """Store alerts of counters (account, meter, period start); one that was raised before stays as it was."""
+    """Store alerts of counters (account, meter, period start); an alert that was raised before is left unchanged."""
     if alerts:
         await conn.execute(
             postgresql.insert(_ALERTS).on_conflict_do_nothing(),
@@ -47,7 +47,7 @@ async def raise_alerts(
 
 @dataclass(frozen=True, slots=True)
 class StoredAlert:
-    """An alert as it stands, with the end of the period that it was raised in."""
+    """A stored alert, with the end of the period in which it was raised."""
 
     account_id: str
     alert_id: str
@@ -75,7 +75,7 @@ async def list_alerts(
     after: Position | None,
     most: int,
 ) -> list[StoredAlert]:
-    """Return an account's alerts, newest first, of one event the highest threshold first; those after a position."""
+    """Return an account's alerts after a position, newest first; alerts of the same event by falling threshold."""
     query = _query(account_id)
     if choice.meter:
         query = query.where(_ALERTS.c.meter == choice.meter)
@@ -89,19 +89,19 @@ async def list_alerts(
 
 
 async def count_open(conn: AsyncConnection, account_id: str) -> int:
-    """Return how many of the account's alerts nobody has acknowledged."""
+    """Return how many of the account's alerts are not acknowledged."""
     query = sa.select(sa.func.count()).where(_ALERTS.c.account_id == account_id, _ALERTS.c.acknowledged_at.is_(None))
     return int((await conn.execute(query)).scalar_one())
 
 
 async def find(conn: AsyncConnection, account_id: str, alert_id: str) -> StoredAlert | None:
-    """Return one of the account's alerts."""
+    """Return an alert of the account; None if it has no alert of that id."""
     row = (await conn.execute(_query(account_id).where(_ALERTS.c.alert_id == alert_id))).one_or_none()
     return None if row is None else StoredAlert(*row)
 
 
 async def acknowledge(conn: AsyncConnection, account_id: str, alert_id: str, caller: str, now: datetime) -> bool:
-    """Mark an alert as seen; returns False where it was before, or is none: the first acknowledgement stays."""
+    """Mark an alert as acknowledged; returns False if it does not exist, or was acknowledged before, which stays."""
     updated = await conn.execute(
         sa.update(_ALERTS)
         .where(_ALERTS.c.account_id == account_id, _ALERTS.c.alert_id == alert_id, _ALERTS.c.acknowledged_at.is_(None))
@@ -111,7 +111,7 @@ async def acknowledge(conn: AsyncConnection, account_id: str, alert_id: str, cal
 
 
 def _query(account_id: str) -> sa.Select[tuple[Any, ...]]:
-    # The counter, written together with the alert, knows the period's end.
+    # The period's end is in the counter, which is written in the same transaction as the alert.
     is_its = sa.and_(
         *(_COUNTERS.c[name] == _ALERTS.c[name] for name in ("account_id", "meter", "period_start")),
         _COUNTERS.c.account_id == account_id,

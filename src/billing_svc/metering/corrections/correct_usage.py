@@ -1,4 +1,4 @@
-"""Correcting an event: a new entry that points to it and takes some or all of it back. Nothing is ever changed."""
+"""Correcting an event: a new event with negative units points to it. A stored event is never changed."""
 
 from datetime import datetime
 
@@ -17,8 +17,8 @@ async def correct(
 ) -> rules.Corrected:
     """Take units of an event back from the counter that counted them.
 
-    Raises EventNotFound, GaugeNotCorrectable, CorrectionTooLarge and EventIdReused. Corrections of one event wait for
-    each other at its counter, so together they never take back more than it took.
+    Raises EventNotFound, GaugeNotCorrectable, CorrectionTooLarge and EventIdReused. Corrections of the same event wait
+    for the lock of its counter, so together they never take back more units than it had.
     """
     repeated = await _repeated(conn, correction)
     if repeated is not None:
@@ -32,7 +32,7 @@ async def correct(
         raise errors.GaugeNotCorrectable(message, {"meter": event.meter})
     key = (correction.account_id, event.meter, event.period_start)
     row = (await counters_store.lock_counters(conn, [key]))[key]
-    # What took the units back while this one waited may have been its own first sending.
+    # While this call waited for the lock, an earlier sending of the same correction may have been stored.
     repeated = await _repeated(conn, correction)
     if repeated is not None:
         return repeated
@@ -72,7 +72,7 @@ async def _repeated(conn: AsyncConnection, correction: rules.Correction) -> rule
 
 
 async def _is_gauge(conn: AsyncConnection, catalogs: versions.CatalogCache, event: store.CorrectedEvent) -> bool:
-    """Say whether the event's meter has a level; one that has left the newest catalog is what it was."""
+    """Say whether the event's meter is a gauge; of a meter that left the catalog, its event's version says so."""
     newest = await catalogs.latest(conn)
     sold = await catalogs.get(conn, event.catalog_version)
     meter = newest.meters.get(event.meter) or sold.meters.get(event.meter)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What is to be taken back; `quantity` None: all that is left of the event."""
+    """What a caller takes back; `quantity` None: all units that are left of the event."""
 
     account_id: str
     correction_id: str
@@ -18,13 +18,13 @@ class Correction:
 
     @property
     def content(self) -> tuple[str, int | None, str]:
-        """Return what a repeat under the same id must agree in."""
+        """Return the content that a repeat of the same id must have."""
         return (self.event_id, self.quantity, self.note)
 
 
 @dataclass(frozen=True, slots=True)
 class Corrected:
-    """The answer to a correction, in units of the meter; a repeat is given the same numbers again."""
+    """The answer to a correction, in units of the meter; a repeat gets the same numbers again."""
 
     duplicate: bool
     meter: str

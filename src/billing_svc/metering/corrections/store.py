@@ -1,4 +1,4 @@
-"""Corrections in Postgres: rows of usage_events with negative units, under ids of the same kind."""
+"""Corrections in Postgres: rows of usage_events with negative units; their ids share the event ids' key."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +29,7 @@ class CorrectedEvent:
 async def find(
     conn: AsyncConnection, account_id: str, correction_id: str
 ) -> tuple[tuple[str | None, int | None, str], rules.Corrected] | None:
-    """Return the content and the answer of what is stored under an id; an event has no content of a correction's."""
+    """Return content and answer of the row stored under an id; of an event, a content that equals no correction's."""
     row = (await conn.execute(sa.select(_EVENTS).where(*_is(account_id, correction_id)))).one_or_none()
     if row is None:
         return None
@@ -48,7 +48,7 @@ async def find(
 
 
 async def find_event(conn: AsyncConnection, account_id: str, event_id: str) -> CorrectedEvent | None:
-    """Return the event to be corrected; a correction is none."""
+    """Return the event to be corrected; None if there is no event of that id. A correction cannot be corrected."""
     query = sa.select(*select_list.columns(CorrectedEvent, _EVENTS))
     row = (
         await conn.execute(query.where(*_is(account_id, event_id), _EVENTS.c.corrects_event_id.is_(None)))
@@ -57,7 +57,7 @@ async def find_event(conn: AsyncConnection, account_id: str, event_id: str) -> C
 
 
 async def units_taken_back(conn: AsyncConnection, account_id: str, event_id: str) -> int:
-    """Return how much of an event was corrected so far; read under the lock of its counter."""
+    """Return how many units of an event were taken back so far; to be read under the lock of its counter."""
     query = sa.select(sa.func.coalesce(-sa.func.sum(_EVENTS.c.units), 0))
     where = (_EVENTS.c.account_id == account_id, _EVENTS.c.corrects_event_id == event_id)
     return int((await conn.execute(query.where(*where))).scalar_one())
@@ -93,7 +93,7 @@ async def insert(
             used_after=answer.used,
             reserved_after=row.counter.reserved,
             billable_after=answer.total_billable,
-            # Of a correction: what is left of the event.
+            # In a correction's row this column holds the units that are left of the event.
             remaining_after=answer.left,
             included=row.included,
             overridden=row.overridden,
@@ -108,7 +108,7 @@ async def insert(
 async def update_counter(
     conn: AsyncConnection, key: counters_store.CounterKey, after: quota_rules.Counter, now: datetime
 ) -> None:
-    """Write the totals of a locked counter; the terms that it is kept under stay."""
+    """Write the totals of a locked counter, without its terms."""
     account_id, meter, period_start = key
     await conn.execute(
         sa.update(_COUNTERS)

@@ -1,4 +1,4 @@
-"""Counters in Postgres. Every function takes a batch and costs one round trip for all of it."""
+"""Counters in Postgres. Every function takes a batch and costs one round trip."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class LockedCounter:
 
     @classmethod
     def opened(cls, under: terms.EffectiveTerms, allowance: terms.Allowance) -> "LockedCounter":
-        """Return a counter as it is made, at zero."""
+        """Return a new counter, at zero."""
         return cls(
             counter=quota_rules.Counter(),
             period_end=under.period.end,
@@ -49,7 +49,7 @@ class LockedCounter:
 
 @dataclass(slots=True)
 class CounterUpdate:
-    """A counter as it is to be written, with the terms that it is kept under from now on."""
+    """The totals to write to a counter, and the terms to store with them."""
 
     counter: quota_rules.Counter
     under: terms.EffectiveTerms
@@ -74,8 +74,8 @@ _counter_values = attrgetter(*_OF_COUNTER.values())
 _terms_values = attrgetter(*_OF_TERMS.values())
 _allowance_values = attrgetter(*_OF_ALLOWANCE.values())
 _INSERT_COUNTERS = direct.PreparedStatement(bulk.insert(tables.usage_counters, _COUNTER_COLUMNS))
-# The rows are there, and locked. By way of the key's conflict, because an UPDATE that joins many rows may be planned to
-# begin with all counters.
+# The rows exist and are locked. Written by ON CONFLICT, because the planner may begin an UPDATE that joins many rows
+# with a scan of all counters.
 _UPDATE_COUNTERS = direct.PreparedStatement(
     f"{bulk.insert(tables.usage_counters, _COUNTER_COLUMNS)} ON CONFLICT (account_id, meter, period_start) DO UPDATE"
     f" SET {', '.join(f'{name} = excluded.{name}' for name in _WRITTEN_COLUMNS)}"
@@ -83,10 +83,10 @@ _UPDATE_COUNTERS = direct.PreparedStatement(
 _ASKED_COUNTERS = bulk.arrays("asked", "account_id text, meter text, period_start timestamptz")
 _LOCKED = select_list.SelectList()
 _KEY = _LOCKED.add_all("c.account_id", "c.meter", "c.period_start")
-# Levels are in rows of their own, `gauge_levels`.
+# The level of a gauge is read from its row of `gauge_levels`.
 _TOTALS = _LOCKED.add_fields(quota_rules.Counter, "c", without=("level",))
 _TERMS = _LOCKED.add_fields(LockedCounter, "c", without=("counter",))
-# One after the other in the order asked, which is that of the keys, so that processes cannot deadlock.
+# Rows are locked one after the other in the order of the arrays, which callers sort by key: processes cannot deadlock.
 _LOCK = f"""
     SELECT {_LOCKED}
       FROM {_ASKED_COUNTERS}
@@ -107,13 +107,13 @@ async def lock_counters(conn: AsyncConnection, keys: Collection[CounterKey]) -> 
 
 
 def locking(since: Mapping[tuple[str, str], datetime]) -> direct.Call:
-    """Return what locks, in key order, the counters of each (account, meter) whose periods began since some instant."""
+    """Return the call that locks, in key order, counters of (account, meter) with periods begun at an instant or later."""
     rows = [(*key, since[key]) for key in sorted(since)]
     return _LOCK_COUNTERS_SINCE, bulk.to_arrays(_KEY_COLUMNS, rows)
 
 
 def to_counters(rows: Sequence[direct.Row]) -> dict[CounterKey, LockedCounter]:
-    """Return what `locking` found, as it is now."""
+    """Return the counters in the rows that `locking` fetched."""
     return {row[_KEY]: LockedCounter(quota_rules.Counter(*row[_TOTALS]), *row[_TERMS]) for row in rows}
 
 
@@ -123,9 +123,9 @@ async def open_counters(
     unknown: Collection[str],
     now: datetime,
 ) -> dict[CounterKey, LockedCounter]:
-    """Create counters at zero under their terms, and accounts that nobody knows; after all locks of what exists.
+    """Create counters at zero under their terms, and the `unknown` accounts; called after all locks of existing rows.
 
-    Raises RetryTransaction if another transaction created one of them meanwhile.
+    Raises RetryTransaction if another transaction created one of the rows meanwhile.
     """
     written = {key: CounterUpdate(quota_rules.Counter(), *terms) for key, terms in opened.items()}
     try:
@@ -136,19 +136,19 @@ async def open_counters(
 
 
 def updating(counters: Mapping[CounterKey, CounterUpdate], now: datetime) -> direct.Call:
-    """Return what writes the totals of locked counters, and the terms that they are kept under from now on."""
+    """Return the call that writes the totals and the terms of locked counters."""
     return _UPDATE_COUNTERS, _rows(counters, now)
 
 
 async def update_counters(conn: AsyncConnection, counters: Mapping[CounterKey, CounterUpdate], now: datetime) -> None:
-    """Write the totals of locked counters, and the terms that they are kept under from now on."""
+    """Write the totals and the terms of locked counters."""
     await direct.fetch(conn, *updating(counters, now))
 
 
 def insertions(
     opened: Mapping[CounterKey, CounterUpdate], unknown: Collection[str], now: datetime
 ) -> list[direct.Call]:
-    """Return what inserts accounts and counters, each in key order so that processes cannot deadlock."""
+    """Return the calls that insert accounts and counters, both in key order so that processes cannot deadlock."""
     calls: list[direct.Call] = []
     if unknown:
         calls.append(accounts_store.creation(unknown, now))
@@ -175,7 +175,7 @@ _ADD_RESERVED = sa.text("""
 
 
 async def add_reserved(conn: AsyncConnection, changes: Mapping[CounterKey, int], now: datetime) -> None:
-    """Change what locked counters hold; negative to give back."""
+    """Add to the reserved units of locked counters; a negative number gives units back."""
     await conn.execute(
         _ADD_RESERVED,
         {

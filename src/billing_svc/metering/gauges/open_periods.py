@@ -1,4 +1,4 @@
-"""Opening a period for gauges where nothing is recorded: its peak is the level that it begins with."""
+"""Opening a new period of gauges without events: its peak is the level at its beginning."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -16,23 +16,23 @@ from billing_svc.platform.accounts import store as accounts_store
 
 _log = structlog.get_logger(__name__)
 
-# Opened in one transaction; the rest follows in the next round.
+# How many are opened in one transaction; the worker comes back for the rest.
 GAUGES_MAX = 100
-# A meter may come back with the next catalog.
+# When a gauge whose meter left the catalog is looked at again: the next catalog may have the meter.
 RETRY_UNKNOWN = timedelta(hours=1)
 
 
 async def open_due(conn: AsyncConnection, catalogs: versions.CatalogCache, now: datetime) -> int:
-    """Open the present period of gauges that need it, and return of how many. Opening twice changes nothing."""
+    """Open the present period of gauges that need it, and return how many there were. A repeat changes nothing."""
     due = await store.due(conn, GAUGES_MAX, now)
     if not due:
         return 0
-    # Plans change behind this lock: none may come between its terms and their mark on the gauge.
+    # A change of plan waits for this lock, so the terms read below still hold when the gauge is marked as opened.
     await accounts_store.lock_shared(conn, {account_id for account_id, _ in due})
     asked = [lookup.MeterQuery(account_id, meter, "") for account_id, meter in due]
     known = {}
     for key, found in zip(due, await lookup.read(conn, catalogs, asked, now), strict=True):
-        # A meter that has left the catalog is nobody's any more.
+        # A meter that has left the catalog has no terms.
         if isinstance(found, errors.BillingError):
             _log.warning("gauge_without_meter", account=key[0], meter=key[1])
         else:
@@ -58,6 +58,6 @@ async def open_due(conn: AsyncConnection, catalogs: versions.CatalogCache, now: 
         )
     if written:
         await counters_store.update_counters(conn, written, now)
-    # One that cannot be opened is asked about again in a while, not at once.
+    # A gauge that cannot be opened is due again after RETRY_UNKNOWN.
     await store.mark_opened(conn, {key: ends.get(key, now + RETRY_UNKNOWN) for key in due})
     return len(due)

@@ -6,13 +6,13 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A gauge's level, and when the set was measured that it rests on (None: only changes so far)."""
+    """A gauge's level, and when the latest absolute level was measured (None: it only had changes so far)."""
 
     level: int
     set_at: datetime | None
 
     def is_newer_than(self, occurred_at: datetime) -> bool:
-        """Say whether a set measured at `occurred_at` comes too late to count."""
+        """Say whether an absolute level measured at `occurred_at` is older than the latest."""
         return self.set_at is not None and occurred_at < self.set_at
 
     def changed(self, by: int) -> "Level":

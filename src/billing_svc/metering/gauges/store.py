@@ -16,7 +16,7 @@ GaugeKey: TypeAlias = tuple[str, str]
 
 _LEVELS = tables.gauge_levels
 
-# In key order, so that processes cannot deadlock; counters are locked before.
+# In key order, so that processes cannot deadlock.
 _LOCK = sa.text("""
     SELECT g.account_id, g.meter, g.level, g.set_at
       FROM gauge_levels g
@@ -25,8 +25,8 @@ _LOCK = sa.text("""
        FOR UPDATE OF g
 """)
 
-# Only the worker, who keeps plans from changing meanwhile, says that more is accounted for: a plan that came after this
-# one's terms were read has let the gauge be opened again, and that must stand.
+# `opened_until` only moves back here. A plan that changed after this transaction read its terms has moved it back, so
+# that the gauge is opened again; only the worker, which keeps plans from changing meanwhile, moves it forward.
 _UPDATE = sa.text("""
     UPDATE gauge_levels g
        SET level = new.level, set_at = new.set_at, opened_until = least(g.opened_until, new.opened_until)
@@ -46,7 +46,7 @@ _MARK_OPENED = sa.text("""
 
 
 async def lock(conn: AsyncConnection, keys: Collection[GaugeKey], now: datetime) -> dict[GaugeKey, rules.Level]:
-    """Lock levels until the end of the transaction and return them; one that is new is 0, and still to be opened."""
+    """Lock levels until the end of the transaction and return them; a missing level is created at 0, to be opened."""
     await conn.execute(
         postgresql.insert(_LEVELS).on_conflict_do_nothing(),
         [
@@ -61,7 +61,7 @@ async def lock(conn: AsyncConnection, keys: Collection[GaugeKey], now: datetime)
 async def update(
     conn: AsyncConnection, levels: Mapping[GaugeKey, rules.Level], period_ends: Mapping[GaugeKey, datetime]
 ) -> None:
-    """Write locked levels; past the ends of these periods their peaks are not accounted for any more."""
+    """Write locked levels; their peaks are counted until the ends of these periods, and then opened again."""
     await conn.execute(
         _UPDATE,
         {
@@ -74,12 +74,12 @@ async def update(
 
 
 async def mark_opened(conn: AsyncConnection, period_ends: Mapping[GaugeKey, datetime]) -> None:
-    """Write until when the peaks of locked levels are accounted for."""
+    """Write until when locked levels have an open period."""
     await conn.execute(_MARK_OPENED, {**_key_columns(period_ends), "opened_until": list(period_ends.values())})
 
 
 async def due(conn: AsyncConnection, most: int, now: datetime) -> list[GaugeKey]:
-    """Return gauges with a level whose present period was not opened yet."""
+    """Return gauges with a level above 0 whose present period was not opened yet."""
     query = sa.select(_LEVELS.c.account_id, _LEVELS.c.meter).where(_LEVELS.c.level > 0, _LEVELS.c.opened_until <= now)
     return [
         (row.account_id, row.meter) for row in await conn.execute(query.order_by(_LEVELS.c.opened_until).limit(most))
@@ -87,7 +87,7 @@ async def due(conn: AsyncConnection, most: int, now: datetime) -> list[GaugeKey]
 
 
 async def reopen(conn: AsyncConnection, account_id: str, now: datetime) -> None:
-    """Let the account's gauges be opened again: its periods have changed."""
+    """Make the account's gauges due to be opened again, because its periods have changed."""
     await conn.execute(
         sa.update(_LEVELS)
         .where(_LEVELS.c.account_id == account_id, _LEVELS.c.opened_until > now)

@@ -1,4 +1,4 @@
-"""What is asked of an override. Pure."""
+"""The requests to set and to remove an override. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Setting and removing overrides, once for each request id: its audit row is its memory."""
+"""Setting and removing overrides, once for each request id, which is remembered by the audit row."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -25,7 +25,7 @@ async def set_override(
     Raises MeterNotFound, RequestIdReused, and InvalidRequest on an expiry that has passed.
     """
     await accounts_store.insert_missing(conn, {setting.account_id}, now)
-    # Before the look-up of the request id: of two equal calls at once the second one then finds what the first did.
+    # Locked before the request id is looked up: of two equal concurrent calls, the second then finds the first's row.
     await store.lock_account(conn, setting.account_id)
     override = terms.Override(setting.included, setting.expires_at, setting.note, setting.caller, now)
     earlier = await audit_store.find_request(conn, setting.account_id, setting.request_id)
@@ -69,7 +69,7 @@ async def remove_override(conn: AsyncConnection, removal: rules.OverrideRemoval,
 async def _check(
     conn: AsyncConnection, catalogs: versions.CatalogCache, setting: rules.OverrideSetting, now: datetime
 ) -> None:
-    """Raise what makes a new setting unfit. The newest catalog decides, also one that another process published."""
+    """Raise the error of an invalid setting. The newest catalog decides, even if another process published it."""
     version = await versions.newest_published(conn)
     if setting.meter not in (await catalogs.get(conn, version)).meters:
         raise errors.MeterNotFound(f"meter: the catalog has no meter {setting.meter!r}", {"meter": setting.meter})
@@ -89,7 +89,7 @@ async def _audit(
     origin = audit_store.Origin(f"caller:{asked.caller}", asked.request_id)
     changes = {"meter": asked.meter, "before": _to_json(before), "after": _to_json(after)}
     if not await audit_store.append_once(conn, origin, asked.account_id, action, changes, now):
-        # An account that has no row yet cannot be locked.
+        # The account's row is what is locked, so it has to exist.
         raise transactions.RetryTransaction
 
 
@@ -99,7 +99,7 @@ def _reused(request_id: str) -> errors.RequestIdReused:
 
 
 def _content(override: terms.Override) -> tuple[int | None, datetime | None, str]:
-    """Return what a repeat must agree in."""
+    """Return the content that a repeat of the same request id must have."""
     return (override.included, override.expires_at, override.note)
 
 
@@ -107,7 +107,7 @@ def _to_json(override: terms.Override | None) -> dict[str, object] | None:
     if override is None:
         return None
     return {
-        # Null: unlimited.
+        # None: unlimited.
         "included": override.included,
         "expires_at": None if override.expires_at is None else override.expires_at.isoformat(),
         "note": override.note,

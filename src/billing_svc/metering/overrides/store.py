@@ -1,4 +1,4 @@
-"""Overrides in Postgres. Decisions read them in a statement of their own (`quota.store`), with no cache between."""
+"""Overrides in Postgres. Decisions read the same table in their own statement (`quota.store`), without a cache."""
 
 from datetime import datetime
 
@@ -13,7 +13,7 @@ _OVERRIDES = tables.account_overrides
 
 
 async def find(conn: AsyncConnection, account_id: str, meter: str) -> terms.Override | None:
-    """Return the account's override on a meter, also one that has expired."""
+    """Return the account's override on a meter, even if it has expired; None if there is none."""
     columns = select_list.columns(terms.Override, _OVERRIDES)
     row = (await conn.execute(sa.select(*columns).where(*_is(account_id, meter)))).one_or_none()
     return None if row is None else terms.Override(*row)
@@ -32,7 +32,7 @@ async def in_force(conn: AsyncConnection, account_id: str, now: datetime) -> lis
 
 
 async def save(conn: AsyncConnection, account_id: str, meter: str, override: terms.Override) -> None:
-    """Set the account's override on a meter, in place of one that is there."""
+    """Store the account's override on a meter, in place of an earlier override."""
     values = {name: getattr(override, name) for name in select_list.field_names(terms.Override)}
     await conn.execute(
         postgresql.insert(_OVERRIDES)
@@ -42,12 +42,12 @@ async def save(conn: AsyncConnection, account_id: str, meter: str, override: ter
 
 
 async def delete(conn: AsyncConnection, account_id: str, meter: str) -> None:
-    """Take the account's override on a meter away."""
+    """Delete the account's override on a meter."""
     await conn.execute(sa.delete(_OVERRIDES).where(*_is(account_id, meter)))
 
 
 async def lock_account(conn: AsyncConnection, account_id: str) -> None:
-    """Let one change of the account's overrides happen at a time."""
+    """Lock the account, so that its overrides change in one transaction at a time."""
     account = tables.accounts.c.account_id
     await conn.execute(sa.select(account).where(account == account_id).with_for_update())
 

@@ -1,4 +1,4 @@
-"""Deciding a batch of checks: from one snapshot, and with a write only where a rate limit counts."""
+"""Deciding a batch of checks from one snapshot; only a rate limit causes a write."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from billing_svc.platform.database import transactions
 
 @values.value
 class QuotaQuestion:
-    """What a check asks: may it take `quantity` now? With `hold`, it takes them at once."""
+    """A check: may the account take `quantity` now? With `hold`, the units are reserved if it may."""
 
     asked: lookup.MeterQuery
     quantity: int
@@ -24,7 +24,7 @@ class QuotaQuestion:
 
 @values.value
 class QuotaAnswer:
-    """A decision with all that it was made of."""
+    """A decision with the facts and terms that it was made of."""
 
     decided_at: datetime
     known: lookup.MeterState
@@ -42,7 +42,7 @@ class QuotaAnswer:
 
     @property
     def rate_limit_used(self) -> int:
-        """Return how many checks the rate window had admitted by then, with this one if it was."""
+        """Return how many checks the rate window has admitted, this check included if it was admitted."""
         window, limit = self.known.facts.window, self.rate_limit
         if limit is None:
             return 0
@@ -53,7 +53,7 @@ class QuotaAnswer:
 
 
 class QuotaChecks:
-    """Decides checks that hold nothing."""
+    """Decides checks that reserve nothing."""
 
     def __init__(self, database: transactions.Transactions, catalogs: versions.CatalogCache, now: clock.Clock) -> None:
         self._database = database
@@ -63,7 +63,7 @@ class QuotaChecks:
     async def decide(self, questions: Sequence[QuotaQuestion]) -> list[QuotaAnswer | errors.BillingError]:
         """Return a decision or an error for each question, in order."""
         now = self._clock.now()
-        # Calls about the same meter of an account share what is read.
+        # Checks of the same account and meter share what is read.
         asked = list(dict.fromkeys(question.asked for question in questions))
 
         async def decide(conn: AsyncConnection) -> list[QuotaAnswer | errors.BillingError]:
@@ -82,7 +82,7 @@ class QuotaChecks:
 def answer(
     known: lookup.MeterState | errors.BillingError, question: QuotaQuestion, now: datetime
 ) -> QuotaAnswer | errors.BillingError:
-    """Decide one question on what is known, rate limit aside."""
+    """Decide a check on the facts read, without the rate limit."""
     if isinstance(known, errors.BillingError):
         return known
     under = known.terms_at(now)
@@ -99,7 +99,7 @@ def answer(
 def _wanted(outcomes: Sequence[QuotaAnswer | errors.BillingError]) -> dict[str, rules.RateRequests]:
     """Return how many allowed checks of each account a rate limit has to admit.
 
-    A denied one consumes nothing, and a window that is full needs no asking.
+    A denied check does not count, and a window that is known to be full admits none.
     """
     wanted: dict[str, rules.RateRequests] = {}
     for one in outcomes:
@@ -115,7 +115,7 @@ def _wanted(outcomes: Sequence[QuotaAnswer | errors.BillingError]) -> dict[str, 
 def _within_rate(
     one: QuotaAnswer, wanted: Mapping[str, rules.RateRequests], admitted: Mapping[str, tuple[int, datetime]]
 ) -> QuotaAnswer:
-    """Return an allowed check as it is while the rate limit admits it; the first ones of an account go first."""
+    """Return an allowed check, denied if the rate limit does not admit it; earlier checks of an account go first."""
     if one.rate_limit is None or not one.decision.allowed:
         return one
     account_id, window = one.known.asked.account_id, one.known.facts.window

@@ -1,4 +1,4 @@
-"""What a reservation is, and what has become of it. Pure: no I/O, `now` is an argument."""
+"""Reservations and their states. Pure: no I/O, `now` is an argument."""
 
 import enum
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ TTL_MAX = timedelta(hours=24)
 
 
 class HoldState(enum.StrEnum):
-    """It is held once, and closed once."""
+    """The state of a reservation: HELD at first, then exactly one of the others."""
 
     HELD = "held"
     SETTLED = "settled"
@@ -19,7 +19,7 @@ class HoldState(enum.StrEnum):
 
 
 class SettlementOutcome(enum.StrEnum):
-    """What an event that names a reservation finds; in every case the usage is counted."""
+    """What became of the reservation that an event names; the usage is counted in every case."""
 
     SETTLED = "settled"
     ALREADY_CLOSED = "already_closed"
@@ -29,7 +29,7 @@ class SettlementOutcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A wish to hold units: under the caller's id, for a time."""
+    """A request to hold units for a time, under the caller's request id."""
 
     request_id: str
     ttl: timedelta

@@ -1,4 +1,4 @@
-"""From what a caller names to what a decision needs: the meter, the facts, and the catalogs of their terms."""
+"""Reading what a decision needs: the meter that a caller names, the facts, and the catalogs of the terms."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ class MeterQuery(NamedTuple):
 
 @values.value
 class MeterState:
-    """The answer to `Asked`: enough to derive the terms at any instant."""
+    """What is known of an account and meter; the terms at any instant follow from it."""
 
     asked: MeterQuery
     meter: str
@@ -36,7 +36,7 @@ class MeterState:
         return self.catalogs[self.facts.standing.newest_catalog]
 
     def terms_at(self, at: datetime) -> terms.EffectiveTerms:
-        """Return the terms in force at `at`."""
+        """Return the terms in force at an instant."""
         return terms.at_instant(self.facts.standing, self.catalogs, at)
 
     @property
@@ -45,7 +45,7 @@ class MeterState:
         return self.newest.meters[self.meter].kind == "gauge"
 
     def counter_of(self, under: terms.EffectiveTerms) -> rules.Counter:
-        """Return the counter of a period as it stands; a gauge's opens at its level."""
+        """Return the counter of a period; before the first event it is 0, a gauge's at its level."""
         counter = self.facts.counters.get(under.period.start, rules.Counter())
         if not self.is_gauge:
             return counter
@@ -53,11 +53,11 @@ class MeterState:
         return rules.raise_peak(self.allowance(under, under.period.start), counter)
 
     def allowance(self, under: terms.EffectiveTerms, at: datetime) -> terms.Allowance:
-        """Return what there is of the meter under some terms, with the account's own override."""
+        """Return the meter's allowance under some terms, with the account's override."""
         return under.allowance(self.meter, self.facts.override, at)
 
     def units(self, under: terms.EffectiveTerms, quantity: int) -> int:
-        """Return the units that a quantity comes to: an operation costs what it cost when the plan was sold."""
+        """Return a quantity in the meter's units; an operation has the cost of the catalog version that was sold."""
         if not self.asked.operation:
             return quantity
         meter, cost = self.newest.meter_of_operation(self.asked.operation)
@@ -68,10 +68,10 @@ class MeterState:
 async def read(
     conn: AsyncConnection, catalogs: versions.CatalogCache, asked: Sequence[MeterQuery], now: datetime
 ) -> list[MeterState | errors.BillingError]:
-    """Return what is known for each one asked, in order; in its place the error of one that names nothing known.
+    """Return the state of each account and meter asked for, in order; an unknown meter or operation gets its error.
 
-    One statement. Raises RetryTransaction when another process has published a catalog since the last time; it is
-    loaded then.
+    Costs one statement. Raises RetryTransaction when another process has published a catalog since the last call; the
+    catalog is loaded then.
     """
     catalog = await catalogs.latest(conn)
     keys = _keys(catalog, asked)
@@ -79,7 +79,7 @@ async def read(
     windows = catalogs.limit_rates
     facts = await store.read_facts(conn, keys, now, levels=levels, windows=windows)
     known = await _known(conn, catalogs, catalog, asked, keys, facts)
-    if catalogs.limit_rates is not windows:  # by an old catalog, just loaded
+    if catalogs.limit_rates is not windows:  # a catalog that was just loaded has a rate limit
         raise transactions.RetryTransaction
     return known
 
@@ -91,9 +91,9 @@ async def read_standings(
     now: datetime,
     beside: Callable[[Collection[tuple[str, str]]], Iterable[direct.Call]],
 ) -> tuple[list[MeterState | errors.BillingError], list[list[direct.Row]]]:
-    """Return the same without what was used, and what other statements read in the same round trip.
+    """Return the same states without usage, and the rows of other statements that ran in the same round trip.
 
-    `beside` returns those, given each account and meter that was asked for.
+    `beside` makes those statements from the accounts and meters asked for.
     """
     catalog = await catalogs.latest(conn)
     keys = _keys(catalog, asked)
@@ -109,7 +109,7 @@ async def _known(
     keys: Sequence[tuple[str, str]],
     facts: Sequence[store.MeterFacts],
 ) -> list[MeterState | errors.BillingError]:
-    newest = facts[0].standing.newest_catalog  # of the statement's snapshot, so of all
+    newest = facts[0].standing.newest_catalog  # one statement reads one snapshot, so it is the same for all
     if await catalogs.get(conn, newest) is not catalog:
         raise transactions.RetryTransaction
     loaded = {newest: catalog}
@@ -126,14 +126,14 @@ async def _known(
 async def read_standing(
     conn: AsyncConnection, catalogs: versions.CatalogCache, account_id: str, now: datetime
 ) -> MeterState:
-    """Return what is known of an account apart from any meter."""
+    """Return the state of an account without any meter."""
     (facts,) = await store.read_facts(conn, [(account_id, "")], now, levels=False, windows=False)
     loaded = {version: await catalogs.get(conn, version) for version in facts.standing.catalog_versions()}
     return MeterState(MeterQuery(account_id, "", ""), "", facts, loaded)
 
 
 def _keys(catalog: model.Catalog, asked: Sequence[MeterQuery]) -> list[tuple[str, str]]:
-    """Return each one's account and meter; none where the catalog does not know what is asked for."""
+    """Return account and meter of each question; the meter is "" if the catalog does not have what is asked for."""
     return [(one.account_id, _meter(catalog, one)) for one in asked]
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from billing_svc.platform import values
 
-# Every month has them.
+# The days that every month has.
 _DAYS_MIN = 28
 
 
@@ -18,7 +18,7 @@ class Period:
     end: datetime
 
     def clipped(self, start: datetime | None, end: datetime | None) -> "Period":
-        """Return the part of it inside [start, end); a bound left out does not clip."""
+        """Return the part of the period inside [start, end); a bound of None does not clip."""
         begins = self.start if start is None or start <= self.start else start
         ends = self.end if end is None or end >= self.end else end
         return self if begins is self.start and ends is self.end else Period(begins, ends)
@@ -32,7 +32,7 @@ def calendar_month(at: datetime) -> Period:
 def anchored_month(anchor: datetime, at: datetime) -> Period:
     """Return the month that contains `at`, counted from `anchor`, which may lie after it (a trial).
 
-    Each bound is a whole number of months from the anchor itself, never from the step before: Jan 31, Feb 28, Mar 31.
+    Each bound is a whole number of months from the anchor itself, not from the bound before: Jan 31, Feb 28, Mar 31.
     """
     months = (at.year - anchor.year) * 12 + at.month - anchor.month
     start = _shifted(anchor, months)
@@ -48,12 +48,12 @@ def _calendar_month(year: int, month: int) -> Period:
 
 
 def _shifted(anchor: datetime, months: int) -> datetime:
-    """Return the instant some months after (or before) another; a day that its month lacks becomes its last one.
+    """Return the instant some months after (or before) another; a day that the month lacks becomes its last day.
 
-    By hand, because each decision does this: a library that handles every calendar takes ten times as long.
+    Written here because each decision calls it: a calendar library takes ten times as long.
     """
     years, month = divmod(anchor.month - 1 + months, 12)
     year, day = anchor.year + years, anchor.day
     if day > _DAYS_MIN:
         day = min(day, calendar.monthrange(year, month + 1)[1])
-    return anchor.replace(year, month + 1, day)  # named, they would take twice as long
+    return anchor.replace(year, month + 1, day)  # by keywords it would take twice as long

@@ -1,7 +1,7 @@
 """The decision and the arithmetic of counting. Pure: no I/O, `now` is an argument.
 
-What has been consumed of the included quantity is always `used - billable`: units that were charged do not take up
-room again after a plan change. A gauge takes up its level, and is billed by its peak.
+The part of the included quantity that is consumed is always `used - billable`: units that were charged do not take up
+room again after a change of plan. A gauge takes up its level, and is billed by its peak.
 """
 
 import enum
@@ -13,12 +13,12 @@ from billing_svc.catalog import model, parts
 from billing_svc.metering.quota import terms
 from billing_svc.platform import values
 
-# The most units of a single event, hold or correction: millions of such events fit an int64 counter.
+# The most units of a single event, hold or correction; millions of such events fit an int64 counter.
 UNITS_MAX = 10**12
 
 
 class Reason(enum.StrEnum):
-    """Why a decision fell as it did; NONE where there is nothing to add."""
+    """The reason of a decision; NONE if it was allowed within the included quantity."""
 
     NONE = "NONE"
     OVERAGE = "OVERAGE"
@@ -45,27 +45,27 @@ class Counter:
     level: int | None = None
 
     def holding(self, reserved: int) -> "Counter":
-        """Return it with other units held; for most, which hold none, itself."""
+        """Return the counter with other reserved units; itself if they are the same."""
         if reserved == self.reserved:
             return self
         return replace(self, reserved=reserved)
 
     @property
     def shown_used(self) -> int:
-        """What callers are told is used: a gauge's level."""
+        """The usage that callers are told; of a gauge its level."""
         return self.used if self.level is None else self.level
 
     @property
     def consumed(self) -> int:
-        """What takes up room in the included quantity."""
+        """The units that take up room in the included quantity."""
         return self.used - self.billable if self.level is None else self.level
 
     def free(self, included: int) -> int:
-        """Return what is left of the included quantity, holds aside."""
+        """Return the units left of the included quantity, without regard to reserved units."""
         return max(0, included - self.consumed)
 
     def remaining(self, included: int | None) -> int:
-        """Return what is left of the included quantity for new work; 0 if unlimited."""
+        """Return the units left of the included quantity for new work; 0 if it is unlimited."""
         if included is None:
             return 0
         return max(0, included - self.consumed - self.reserved)
@@ -75,7 +75,7 @@ class Counter:
         return included is not None and self.consumed > included
 
     def grace_ends_at(self, included: int | None, grace_period: timedelta) -> datetime | None:
-        """Return when the grace ends that the first crossing began; None while nothing is exceeded."""
+        """Return when the grace ends, which begins as the included quantity is exceeded; None while it is not."""
         if self.exceeded_at is None or not self.is_exceeded(included):
             return None
         return self.exceeded_at + grace_period
@@ -89,17 +89,17 @@ class RateWindow:
     admitted: int
 
     def is_over(self, limit: parts.RateLimit, now: datetime) -> bool:
-        """Say whether the next check opens a new one."""
+        """Say whether the next check opens a new window."""
         return now >= self.start + limit.window
 
     def room(self, limit: parts.RateLimit, now: datetime) -> int:
-        """Return how many more checks it admits; until it is over, that only shrinks."""
+        """Return how many more checks the window admits; the number only falls until the window is over."""
         return limit.requests if self.is_over(limit, now) else max(0, limit.requests - self.admitted)
 
 
 @dataclass(slots=True)
 class RateRequests:
-    """Checks of one account that ask to be admitted by its rate limit; `is_first`: it has no window yet."""
+    """Checks of an account to be counted against its rate limit; `is_first`: the account has no window yet."""
 
     limit: parts.RateLimit
     is_first: bool
@@ -109,11 +109,11 @@ class RateRequests:
 
 @values.value
 class Decision:
-    """The answer to "may it take `units` now?", with what it rests on."""
+    """Whether an account may take some units now, and why."""
 
     allowed: bool
     reason: Reason
-    # How many of the units asked for lie beyond the included quantity, and what Stripe will charge for them.
+    # How many of the units lie beyond the included quantity, and what Stripe will charge for them.
     units_beyond: int = 0
     projected_cost: Decimal = Decimal(0)
     grace_ends_at: datetime | None = None
@@ -126,7 +126,7 @@ _FITS = Decision(allowed=True, reason=Reason.NONE)
 def decide(
     allowance: terms.Allowance, counter: Counter, units: int, grace_period: timedelta, now: datetime
 ) -> Decision:
-    """Decide on `units` more."""
+    """Decide whether `units` more may be taken."""
     limit, included = allowance.limit, allowance.included
     if limit is None:
         return Decision(allowed=False, reason=Reason.NOT_IN_PLAN, units_beyond=units)
@@ -146,9 +146,9 @@ def decide(
 
 
 def count(allowance: terms.Allowance, counter: Counter, units: int, now: datetime) -> Counter:
-    """Return the counter with `units` more. Usage is a fact: it is counted whatever the limit says.
+    """Return the counter with `units` more. Usage has happened, so it is counted even beyond the limit.
 
-    Beyond the included quantity it is billable only where the limit charges; a meter outside the plan is not.
+    Units beyond the included quantity are billable if the limit charges; those of a meter outside the plan never are.
     """
     included = allowance.included
     if counter.level is not None:
@@ -161,14 +161,14 @@ def count(allowance: terms.Allowance, counter: Counter, units: int, now: datetim
             used=counter.used + units, reserved=counter.reserved, billable=billable, exceeded_at=counter.exceeded_at
         )
     if not after.is_exceeded(included):
-        # A bigger plan or an override has ended the excess, and with it the grace.
+        # A larger plan or an override has ended the excess, and with it the grace.
         return after if after.exceeded_at is None else replace(after, exceeded_at=None)
     is_crossing = after.exceeded_at is None or not counter.is_exceeded(included)
     return replace(after, exceeded_at=now) if is_crossing else after
 
 
 def raise_peak(allowance: terms.Allowance, counter: Counter) -> Counter:
-    """Return a gauge's counter with its peak at its level or above; a period opens by this, and nothing lowers it."""
+    """Return a gauge's counter with the peak raised to its level; nothing lowers the peak of a period."""
     level = counter.level or 0
     excess = _peak_excess(counter, level, allowance.included or 0)
     return replace(
@@ -179,22 +179,22 @@ def raise_peak(allowance: terms.Allowance, counter: Counter) -> Counter:
 
 
 def correct(counter: Counter, units: int, included: int | None) -> Counter:
-    """Return a consumable's counter with `units` less; what was charged is taken back first.
+    """Return a consumable's counter with `units` less; billable units are taken back first.
 
-    Where that ends the excess, it ends the grace: the next crossing begins another one.
+    If that ends the excess, it ends the grace: the next excess begins a new grace.
     """
     after = replace(counter, used=counter.used - units, billable=counter.billable - min(units, counter.billable))
     return after if after.is_exceeded(included) else replace(after, exceeded_at=None)
 
 
 def rate_limited(limit: parts.RateLimit, opened_at: datetime, now: datetime) -> Decision:
-    """Return the denial by a rate window that is full."""
+    """Return the denial of a check whose rate window is full."""
     retry_after = max(timedelta(), opened_at + limit.window - now)
     return Decision(allowed=False, reason=Reason.RATE_LIMITED, retry_after=retry_after)
 
 
 def allowing_plans(catalog: model.Catalog, current: terms.EffectiveTerms, meter: str, units: int) -> tuple[str, ...]:
-    """Return the catalog's plans that can be bought and whose fresh period would allow `units`, in its order."""
+    """Return the plans on sale whose new period would allow `units`, in the catalog's order."""
     return tuple(
         name
         for name, plan in catalog.plans.items()

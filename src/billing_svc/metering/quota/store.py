@@ -1,4 +1,4 @@
-"""What a decision reads, in one statement: standing and counters, for any number of accounts and meters at once."""
+"""What a decision reads in one statement: account states and counters, for any number of accounts and meters."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.metering.quota import rules, terms
 from billing_svc.platform.database import bulk, direct, select_list, tables
 
-# A period lasts 31 days at the most, and counts late events until half an hour after its end: what started or ended
-# before this cannot matter any more. It bounds what is read, however long the history is.
+# A period lasts 31 days at the most and takes late events until half an hour after its end, so periods and
+# subscriptions that ended before this are not needed. It bounds what is read, however long the history is.
 HORIZON = timedelta(days=33)
 
 _ASKED = bulk.arrays("asked", "n integer, account_id text, meter text")
@@ -107,7 +107,7 @@ def _select_facts(*, is_alone: bool, levels: bool, windows: bool) -> direct.Prep
     """)  # noqa: S608 - constants of this file
 
 
-# In key order, so that processes cannot deadlock. What was there before the update is what the lock found.
+# In key order, so that processes cannot deadlock. `old` is the row as the lock found it, before the update.
 _ADMIT = direct.PreparedStatement(f"""
     UPDATE rate_windows w
        SET window_start = CASE WHEN old.is_over THEN CAST(:now AS timestamptz) ELSE old.window_start END,
@@ -125,13 +125,13 @@ _ADMIT = direct.PreparedStatement(f"""
 _OPEN_WINDOWS = direct.PreparedStatement(
     bulk.insert_missing(tables.rate_windows, ("account_id", "window_start", "admitted")).text
 )
-# For the transaction that it begins: its commit does not wait for the disk.
+# The commit of the transaction that this begins does not wait for the disk.
 _WITHOUT_WAITING = direct.PreparedStatement("SELECT set_config('synchronous_commit', 'off', true)")
 
 
 @dataclass(slots=True)
 class MeterFacts:
-    """All that the store knows about one account and meter; counters by the start of their period."""
+    """What is stored of an account and meter; counters by the start of their period."""
 
     standing: terms.AccountState
     override: terms.Override | None
@@ -146,8 +146,8 @@ async def read_facts(
 ) -> list[MeterFacts]:
     """Return the facts of each (account, meter), in the order asked, from one snapshot.
 
-    Without `levels` a gauge seems to be at 0, without `windows` no rate window to be open. Raises LookupError if no
-    catalog was ever published.
+    Without `levels` the level of a gauge is returned as 0, without `windows` no rate window is returned. Raises
+    LookupError if no catalog was ever published.
     """
     statement = _select_facts(is_alone=len(asked) == 1, levels=levels, windows=windows)
     (found,) = await direct.fetch_each(conn, (statement, _parameters(asked, now)))
@@ -157,7 +157,7 @@ async def read_facts(
 async def read_standings(
     conn: AsyncConnection, asked: Sequence[tuple[str, str]], now: datetime, *beside: direct.Call
 ) -> tuple[list[MeterFacts], list[list[direct.Row]]]:
-    """Return the facts without what was used and counted, and what other statements read in the same round trip."""
+    """Return facts without counters, levels and windows, and the rows of other statements of the same round trip."""
     statement = _SELECT_STANDING if len(asked) == 1 else _SELECT_STANDINGS
     found, *others = await direct.fetch_each(conn, (statement, _parameters(asked, now)), *beside)
     return _each(len(asked), found), others
@@ -181,7 +181,7 @@ def _each(number: int, rows: Sequence[direct.Row]) -> list[MeterFacts]:
 
 
 def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
-    """Return what the rows of one asked say: subscriptions times counters, whose repeats collapse by their keys."""
+    """Return the facts in the rows of a question, of which there is one for each pair of subscription and counter."""
     first = rows[0]
     if first[_NEWEST_CATALOG] is None:
         raise LookupError("no catalog was published")
@@ -212,7 +212,7 @@ async def admit(
 ) -> dict[str, tuple[int, datetime]]:
     """Count checks against rate limits; returns how many of each account's were admitted, and when its window opened.
 
-    Holds across processes: the row's own lock decides. One round trip for all.
+    Processes cannot admit too many together: the row is locked. One round trip for all accounts.
     """
     return _admitted((await direct.fetch_each(conn, *_admissions(wanted, now)))[-1])
 
@@ -222,8 +222,8 @@ async def admit_at_once(
 ) -> dict[str, tuple[int, datetime]]:
     """Do the same in a transaction of its own, outside of any other.
 
-    It does not wait for the disk: when the database's machine crashes, the rate windows of its last moment may be
-    forgotten. If the connection is lost meanwhile, the repetition counts twice.
+    Its commit does not wait for the disk: if the database's machine crashes, checks of the last moment may be
+    forgotten. If the connection is lost meanwhile, the repeat counts the checks twice.
     """
     return _admitted((await direct.fetch_each(conn, (_WITHOUT_WAITING, {}), *_admissions(wanted, now)))[-1])
 

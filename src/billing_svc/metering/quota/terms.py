@@ -1,7 +1,7 @@
 """Terms: which plan holds for an account at an instant, and for which period.
 
-Derived afresh for every decision from the account's subscriptions and the clock; nothing is remembered, so a quota
-resets on time even when Stripe's renewal event is late.
+They are derived for every decision from the account's subscriptions and the clock, so a quota resets on time even if
+Stripe's renewal event is late.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,7 +34,7 @@ class PlanSubscription:
 
 @values.value
 class AccountState:
-    """What an account is, before the clock is asked. `created_at` is None for an account that was never written."""
+    """The stored state of an account, from which its terms follow. `created_at` is None until the account is stored."""
 
     newest_catalog: int
     created_at: datetime | None
@@ -46,13 +46,13 @@ class AccountState:
     metered_only: PlanSubscription | None = None
 
     def catalog_versions(self) -> Iterable[int]:
-        """Return the numbers of all catalogs that its terms may come from."""
+        """Return the versions of all catalogs that the terms may come from."""
         return {self.newest_catalog, *(subscription.catalog_version for subscription in self.subscriptions)}
 
 
 @values.value
 class Override:
-    """What an account has of one meter in place of what its plan includes; `included` None: unlimited."""
+    """The included quantity of a meter that an account has instead of its plan's; `included` None: unlimited."""
 
     included: int | None
     expires_at: datetime | None
@@ -67,13 +67,13 @@ class Override:
 
 @values.value
 class Allowance:
-    """How much of one meter there is, and what happens beyond. Without a limit the meter is not in the plan."""
+    """The included quantity of a meter, and what happens beyond it. Without a limit the meter is not in the plan."""
 
     limit: parts.Limit | None
     # None: unlimited.
     included: int | None
     overridden: bool = False
-    # The most that may be charged in a period; None without a cap.
+    # The most units that may be charged in a period; None without a cap.
     charged_units_max: int | None = None
 
     @property
@@ -82,13 +82,13 @@ class Allowance:
         return self.limit is not None and self.limit.beyond == "charge"
 
 
-# An override of a meter outside the plan gives just its quantity.
+# An override of a meter outside the plan gives its quantity, and nothing beyond it.
 _NOTHING_BEYOND = parts.Limit(included=0, beyond="deny")
 
 
 @values.value
 class EffectiveTerms:
-    """What holds for an account at one instant."""
+    """The terms that are in force for an account at an instant."""
 
     catalog_version: int
     catalog: model.Catalog
@@ -112,7 +112,7 @@ class EffectiveTerms:
         return self.subscription is not None and self.subscription.status == "past_due"
 
     def allowance(self, meter: str, override: Override | None, at: datetime) -> Allowance:
-        """Return what there is of a meter at `at`. Overrides are for the whole account, not for each seat."""
+        """Return the allowance of a meter at `at`. An override is for the whole account, not for each seat."""
         limit = self.plan.limit(meter, pay_as_you_go=self.pay_as_you_go)
         if override is not None and override.holds(at):
             return Allowance(
@@ -138,8 +138,8 @@ class EffectiveTerms:
 def at_instant(standing: AccountState, catalogs: Mapping[int, model.Catalog], at: datetime) -> EffectiveTerms:
     """Return the terms of an account at `at`.
 
-    With several subscriptions in force the latest one decides; without one, the default plan of the newest catalog
-    does. Going from one to another, or to none, ends the old period at that instant.
+    The latest of several subscriptions in force decides; without a subscription, the default plan of the newest
+    catalog. When another subscription begins to decide, or none is left, the old period ends at that instant.
     """
     subscription = _deciding(standing, at)
     version = standing.newest_catalog if subscription is None else subscription.catalog_version
@@ -163,15 +163,15 @@ def _pay_as_you_go(
 ) -> PlanSubscription | None:
     """Return the subscription that carries pay-as-you-go at `at`; None while it is off.
 
-    On a bought plan that is the plan's own one, on the default plan a metered-only one: a plan that is bought or that
-    ends leaves it off by the clock alone, however late its event is.
+    On a bought plan that is the plan's own subscription, on the default plan a metered-only subscription. So buying or
+    ending a plan switches pay-as-you-go off at the right instant, however late Stripe's event is.
     """
     if plan.pay_as_you_go is None:
         return None
     if subscription is not None:
         return subscription if subscription.subscription_id == standing.pay_as_you_go_under else None
     carrier = standing.metered_only
-    # Its prices are those of the plan that was the default one when it was made.
+    # The metered-only subscription has the prices of the plan that was the default when it was made.
     return carrier if carrier is not None and carrier.plan == plan.key and carrier.covers(at) else None
 
 
@@ -188,7 +188,7 @@ def _deciding(standing: AccountState, at: datetime) -> PlanSubscription | None:
 def _tenure(
     standing: AccountState, deciding_now: PlanSubscription | None, at: datetime
 ) -> tuple[datetime | None, datetime | None]:
-    """Return since when and until when the same subscription decides as at `at`; None: as far as one knows."""
+    """Return since when and until when the subscription of `at` decides; None: the bound is not known."""
     if not standing.subscriptions:
         return None, None
     if deciding_now is not None and len(standing.subscriptions) == 1:  # as nearly always
@@ -220,6 +220,6 @@ def _month(
         return periods.anchored_month(subscription.anchor, at)
     if catalog.free_period == "calendar_month":
         return periods.calendar_month(at)
-    # What an account brings along from before its beginning counts in its first period.
+    # Usage from before the account's beginning counts in its first period.
     signup = standing.created_at or accounts_rules.signup(at)
     return periods.anchored_month(signup, max(at, signup))

@@ -1,4 +1,4 @@
-"""Reserving, releasing and expiring, each for a batch in the caller's transaction.
+"""Reserving, releasing and expiring units, each for a batch in the caller's transaction.
 
 Locks are taken in the order that `metering` gives.
 """
@@ -20,13 +20,13 @@ from billing_svc.metering.reservations import store
 from billing_svc.platform import errors
 from billing_svc.platform.database import transactions
 
-# Counters that a sweep relieves in one transaction.
+# How many counters a sweep handles in one transaction.
 SWEEP_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseOutcome:
-    """What a release found: `released` says whether this call did it; `reserved` is what the meter still holds."""
+    """The outcome of a release; `released`: this call closed it; `reserved`: the units still held on the meter."""
 
     reservation: holds.Reservation
     released: bool
@@ -39,7 +39,7 @@ async def reserve(
     questions: Sequence[check_quota.QuotaQuestion],
     now: datetime,
 ) -> list[check_quota.QuotaAnswer | errors.BillingError]:
-    """Decide questions and hold what is allowed; the same request id is given the same reservation.
+    """Decide questions and hold the units that are allowed; a repeated request id gets its first reservation.
 
     Raises RetryTransaction when another transaction took one of the request ids meanwhile.
     """
@@ -51,7 +51,7 @@ async def reserve(
             first.setdefault(key, n)
     asked = [question.asked for question in questions]
     known = await lookup.read(conn, catalogs, asked, now)
-    # What even a counter at zero refuses leaves no trace.
+    # A question that even a counter at zero denies creates neither the counter nor the account.
     outcomes = {n: refused for n in first.values() if (refused := _refused_at_once(known[n], questions[n], now))}
     going = [n for n in first.values() if n not in outcomes]
     new = await _locked(conn, {n: one for n in going if isinstance(one := known[n], lookup.MeterState)}, now)
@@ -59,7 +59,7 @@ async def reserve(
     for n, one in new.items():
         outcomes[n] = holds_made.answer(one, questions[n])
     denied = {keys[n] for n in new if not _is_held(outcomes[n])}
-    # What used the quota up while this one waited for the counter may have been its own first sending.
+    # While this call waited for the counter, an earlier sending of the same request may have taken the units.
     if denied and await store.find_by_request(conn, denied):
         raise transactions.RetryTransaction
     await _write(conn, holds_made, now)
@@ -74,7 +74,7 @@ async def reserve(
 async def release(
     conn: AsyncConnection, keys: Sequence[tuple[str, str]], now: datetime
 ) -> list[ReleaseOutcome | errors.BillingError]:
-    """Give back what (account, reservation id) hold; one that is closed already is told as it is."""
+    """Give back the units of each (account, reservation id); a closed reservation is returned in its state."""
     found = await store.find(conn, set(keys))
     locked = await counters_store.lock_counters(conn, {one.counter_key for one in found.values()}) if found else {}
     closing = {key: one for key, one in found.items() if one.state is holds.HoldState.HELD}
@@ -101,7 +101,7 @@ async def release(
 
 
 async def sweep(conn: AsyncConnection, now: datetime) -> int:
-    """Close holds whose time is over, and return on how many counters. They stood in nobody's way before."""
+    """Close reservations whose time is over, and return on how many counters. Decisions ignore them already."""
     keys = await store.overdue_counters(conn, SWEEP_MAX, now)
     if keys:
         await counters_store.lock_counters(conn, keys)
@@ -112,7 +112,7 @@ async def sweep(conn: AsyncConnection, now: datetime) -> int:
 async def expire(
     conn: AsyncConnection, keys: Sequence[counters_store.CounterKey], now: datetime
 ) -> dict[counters_store.CounterKey, int]:
-    """Close the holds of locked counters whose time is over; returns the units that each counter got back."""
+    """Close the reservations of locked counters whose time is over; returns the units that each counter got back."""
     back: dict[counters_store.CounterKey, int] = {}
     for key, _, units in await store.expire(conn, keys, now):
         back[key] = back.get(key, 0) + units
@@ -124,7 +124,7 @@ async def expire(
 def _refused_at_once(
     known: lookup.MeterState | errors.BillingError, question: check_quota.QuotaQuestion, now: datetime
 ) -> check_quota.QuotaAnswer | errors.BillingError | None:
-    """Return the answer to a question that no lock can change: unfit, or denied where nothing was used yet."""
+    """Return the answer that needs no lock: an error, or the denial of a counter that does not exist yet; else None."""
     checked = check_quota.answer(known, question, now)
     if isinstance(checked, errors.BillingError):
         return checked
@@ -139,7 +139,7 @@ def _is_held(outcome: check_quota.QuotaAnswer | errors.BillingError) -> bool:
 async def _locked(
     conn: AsyncConnection, known: Mapping[int, lookup.MeterState], now: datetime
 ) -> dict[int, lookup.MeterState]:
-    """Lock the counters (and levels) of new holds, and return what is known of each as of now."""
+    """Lock the counters (and levels) of new holds, and return the meter states with what the locked rows say."""
     if not known:
         return {}
     under = {n: one.terms_at(now) for n, one in known.items()}
@@ -155,7 +155,7 @@ async def _locked(
     levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
     holding = [key for key, row in locked.items() if row.counter.reserved]
     back = await expire(conn, holding, now) if holding else {}
-    # After all locks, so that who waits for one of them holds none that we wait for.
+    # After all locks, so that a transaction that waits for these new rows holds no lock that we wait for.
     if missing:
         locked |= await counters_store.open_counters(conn, missing, unknown, now)
     fresh = {}
@@ -170,11 +170,11 @@ async def _locked(
 
 
 class _NewHolds:
-    """What is held and admitted while the questions of a batch are answered, one after the other."""
+    """The units held and the checks admitted while the questions of a batch are answered one after the other."""
 
     def __init__(self, now: datetime) -> None:
         self._now = now
-        # How many checks each account's rate window has room for.
+        # How many more checks each account's rate window admits.
         self._room: dict[str, int] = {}
         self.held: dict[counters_store.CounterKey, int] = {}
         self.wanted: dict[str, quota_rules.RateRequests] = {}
@@ -183,7 +183,7 @@ class _NewHolds:
     def answer(
         self, known: lookup.MeterState, question: check_quota.QuotaQuestion
     ) -> check_quota.QuotaAnswer | errors.BillingError:
-        """Decide one question after those before it, and hold what is allowed."""
+        """Decide a question, given the holds of those before it, and hold its units if it is allowed."""
         start = known.terms_at(self._now).period.start
         key = (question.asked.account_id, known.meter, start)
         counter = known.facts.counters[start]
@@ -227,7 +227,7 @@ class _NewHolds:
 
 
 async def _write(conn: AsyncConnection, holds_made: _NewHolds, now: datetime) -> None:
-    """Write what was held. Raises RetryTransaction if a rate window or a request id was taken meanwhile."""
+    """Write the new holds. Raises RetryTransaction if another transaction filled a rate window or took a request id."""
     if not holds_made.made:
         return
     admitted = await quota_store.admit(conn, holds_made.wanted, now) if holds_made.wanted else {}
@@ -282,7 +282,7 @@ def _sent(question: check_quota.QuotaQuestion) -> holds.SentHold:
 
 
 def _closed_state(reservation: holds.Reservation, now: datetime) -> holds.HoldState:
-    """Return what releasing makes of a held reservation: one whose time is over has expired."""
+    """Return the state that a release gives to a held reservation: EXPIRED if its time is over."""
     return holds.HoldState.EXPIRED if reservation.state_at(now) is holds.HoldState.EXPIRED else holds.HoldState.RELEASED
 
 

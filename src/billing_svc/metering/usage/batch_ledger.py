@@ -1,4 +1,4 @@
-"""The books of a batch of events: counters, levels and holds while its events are taken, one after the other."""
+"""The ledger of a batch of events: counters, levels and holds while the events are counted one after the other."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from billing_svc.platform.database import transactions
 
 @dataclass(slots=True)
 class EventAnswer:
-    """An event that is stored: by this call, or by an earlier one (`duplicate`)."""
+    """The answer to a stored event; `duplicate`: an earlier call stored it."""
 
     recorded: rules.RecordedEvent
     duplicate: bool
@@ -34,7 +34,7 @@ EventOutcome: TypeAlias = EventAnswer | rules.DeniedEvent | errors.BillingError
 
 @dataclass(slots=True)
 class TargetPeriod:
-    """Where events of one account and meter count that happened at one instant, and under which terms."""
+    """The period in which events of an account and meter count that happened at one instant, and its terms."""
 
     known: lookup.MeterState
     under: terms.EffectiveTerms
@@ -46,24 +46,24 @@ class TargetPeriod:
     def at(
         cls, known: lookup.MeterState, under: terms.EffectiveTerms, now: datetime, *, is_gauge: bool
     ) -> "TargetPeriod":
-        """Return where events count under some terms."""
+        """Return the period of some terms."""
         key = (known.asked.account_id, known.meter, under.period.start)
         return cls(known, under, known.allowance(under, now), key, is_gauge)
 
     @property
     def gauge_key(self) -> gauges_store.GaugeKey:
-        """Which level the events move, if the meter is a gauge."""
+        """The key of the level that the events change, if the meter is a gauge."""
         return self.key[:2]
 
     @property
     def is_of_unknown(self) -> bool:
-        """Say whether this will be the account's beginning."""
+        """Say whether the account does not exist yet."""
         return self.known.facts.standing.created_at is None
 
 
 @dataclass(slots=True)
 class PlacedEvent:
-    """A new event with the counter that it goes to."""
+    """A new event with the period in which it counts; `n`: its place in the batch."""
 
     n: int
     event: rules.NewEvent
@@ -72,7 +72,7 @@ class PlacedEvent:
 
 
 class BatchLedger:
-    """What a batch has locked, and what becomes of it."""
+    """The locked rows of a batch, and what its events change in them."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class BatchLedger:
         self._rows = dict(locked)
         self._now = now
         self._reservations = dict(reservations)
-        # What each counter holds for work in progress, as of now.
+        # The reserved units of each counter so far.
         self._reserved = {key: row.counter.reserved for key, row in locked.items()}
         self._closings: list[tuple[reservations_rules.Reservation, reservations_rules.HoldState, str | None]] = []
         self.levels = dict(levels)
@@ -93,7 +93,7 @@ class BatchLedger:
         self.alerts: list[tuple[counters_store.CounterKey, alerts_rules.Alert]] = []
 
     async def expire(self, conn: AsyncConnection) -> None:
-        """Close the holds whose time is over, so that they do not stand in the way of an admission."""
+        """Close the reservations whose time is over, so that they take up no room in decisions on events with REJECT."""
         holding = [key for key, reserved in self._reserved.items() if reserved]
         if not holding:
             return
@@ -104,7 +104,7 @@ class BatchLedger:
         }
 
     async def settle(self, conn: AsyncConnection) -> None:
-        """Write what became of the reservations that events named."""
+        """Write the new states of the reservations that events named."""
         if not self._closings:
             return
         if await reservations_store.close(conn, self._closings, self._now) < len(self._closings):
@@ -115,7 +115,7 @@ class BatchLedger:
         await counters_store.add_reserved(conn, back, self._now)
 
     def take(self, placed: PlacedEvent) -> EventOutcome:
-        """Decide on one event and count it; raises what makes it unfit, and then nothing has changed."""
+        """Decide on an event and count it. Raises the error of an invalid event, and then changes nothing."""
         event, landing = placed.event, placed.landing
         key, known, under, allowance = landing.key, landing.known, landing.under, landing.allowance
         row = self._row(landing)
@@ -128,7 +128,7 @@ class BatchLedger:
         reservation = self._reservations.get(event.reservation_key) if self._reservations else None
         outcome = _outcome(reservation, known.meter, self._now) if event.reservation_id else None
         own = reservation.units if reservation is not None and self._is_held(reservation, key, outcome) else 0
-        # Holds of others stand in the way of an admission, not of a fact.
+        # Other reservations take up room when an event may be rejected, not when it is only counted.
         basis = before.holding(before.reserved - own if event.reject else 0)
         decision = quota_rules.decide(allowance, basis, units, under.catalog.grace_period, self._now)
         if event.reject and units > 0 and not decision.allowed:
@@ -167,7 +167,7 @@ class BatchLedger:
         return EventAnswer(recorded, duplicate=False)
 
     def _row(self, landing: TargetPeriod) -> counters_store.LockedCounter:
-        """Return the counter as it was locked, or as it is opened."""
+        """Return the locked counter, or a new counter at zero."""
         row = self._rows.get(landing.key)
         if row is None:
             row = self._rows[landing.key] = counters_store.LockedCounter.opened(landing.under, landing.allowance)
@@ -175,7 +175,7 @@ class BatchLedger:
         return row
 
     def _move(self, placed: PlacedEvent, level: gauges_rules.Level, units: int) -> bool:
-        """Move a gauge's level; returns whether the event is a set that came too late to count."""
+        """Change a gauge's level; returns whether a later absolute level supersedes the event's."""
         is_set = placed.event.sent.level is not None and not placed.event.retry_attempt
         superseded = is_set and level.is_newer_than(placed.occurred_at)
         moved = level.changed(units)
@@ -190,7 +190,7 @@ class BatchLedger:
         key: counters_store.CounterKey,
         outcome: reservations_rules.SettlementOutcome | None,
     ) -> bool:
-        """Say whether a reservation still counts in the event's own counter."""
+        """Say whether a reservation is held on the event's own counter."""
         return outcome is reservations_rules.SettlementOutcome.SETTLED and reservation.counter_key == key
 
     def _close(
@@ -199,7 +199,7 @@ class BatchLedger:
         outcome: reservations_rules.SettlementOutcome | None,
         event: rules.NewEvent,
     ) -> None:
-        """Give back what a reservation holds, whatever was used: the first event that names it settles it."""
+        """Give back all units of a reservation, however many were used: the first event that names it settles it."""
         if (
             outcome is reservations_rules.SettlementOutcome.UNKNOWN
             or reservation.state is not reservations_rules.HoldState.HELD
@@ -215,7 +215,7 @@ class BatchLedger:
 def _outcome(
     reservation: reservations_rules.Reservation | None, meter: str, now: datetime
 ) -> reservations_rules.SettlementOutcome:
-    """Return what an event finds of the reservation that it names."""
+    """Return the settlement outcome of the reservation that an event names."""
     if reservation is None or reservation.meter != meter:
         return reservations_rules.SettlementOutcome.UNKNOWN
     match reservation.state_at(now):

@@ -1,7 +1,7 @@
-"""Recording a batch of usage events in the caller's transaction: look up and lock, place, count, write.
+"""Recording a batch of usage events in the caller's transaction: look up and lock, find each period, count, write.
 
-Two round trips, whatever the size of the batch; holds and gauges have their own. Locks are taken in the order that
-`metering` gives.
+A batch of any size costs two round trips; holds and gauges cost more. Locks are taken in the order that `metering`
+gives.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,21 +28,21 @@ from billing_svc.platform.database import direct, transactions
 async def record(
     conn: AsyncConnection, catalogs: versions.CatalogCache, events: Sequence[rules.NewEvent], now: datetime
 ) -> list[batch_ledger.EventOutcome]:
-    """Record events and return an outcome for each, in order; one bad event harms no other.
+    """Record events and return an outcome for each, in order; the error of one event does not affect the others.
 
-    Raises RetryTransaction when another transaction stored one of the ids meanwhile: done again, it is a duplicate.
+    Raises RetryTransaction when another transaction stored one of the ids meanwhile; the repeat finds a duplicate.
     """
     keys = [event.key for event in events]
     names = [
         lookup.MeterQuery(event.account_id, event.sent.meter or "", event.sent.operation or "") for event in events
     ]
-    # Events of the same meter of an account share what is read.
+    # Events of the same account and meter share what is read.
     asked = list(dict.fromkeys(names))
     named = {event.reservation_key for event in events if event.reservation_id}
     reservations = await reservations_store.find(conn, named) if named else {}
 
     def beside(pairs: Collection[tuple[str, str]]) -> Iterable[direct.Call]:
-        # Wherever an event lands, its counter is among those that matter still; and a hold may be in an older one.
+        # An event counts in a period within the horizon; the reservation that it names may be in an older period.
         since = dict.fromkeys(pairs, now - quota_store.HORIZON)
         for one in reservations.values():
             pair = (one.account_id, one.meter)
@@ -63,7 +63,7 @@ async def record(
         placed = _place([(n, events[n], known[names[n]]) for n in first.values()], outcomes, now)
         if placed:
             await _count(conn, catalogs, placed, counters_store.to_counters(counters), reservations, outcomes, now)
-    if len(outcomes) < len(events):  # within a batch the first one wins
+    if len(outcomes) < len(events):  # within a batch the first event of an id is recorded
         for n, key in enumerate(keys):
             if n not in outcomes:
                 outcomes[n] = _repeated_in_batch(events[n], events[first[key]], outcomes[first[key]])
@@ -75,7 +75,7 @@ def _place(
     outcomes: dict[int, batch_ledger.EventOutcome],
     now: datetime,
 ) -> list[batch_ledger.PlacedEvent]:
-    """Find the counter of each event; one that has none gets its error as its outcome."""
+    """Find the period of each event; an invalid event gets its error as its outcome."""
     placed: list[batch_ledger.PlacedEvent] = []
     landings: dict[tuple[int, datetime], batch_ledger.TargetPeriod] = {}
     begun: set[gauges_store.GaugeKey] = set()
@@ -91,7 +91,7 @@ def _place(
         except errors.BillingError as error:
             outcomes[n] = error
             continue
-        # A level is not of the past: it counts in the present period, whenever it was measured.
+        # A level counts in the present period, whenever it was measured.
         lands_at = now if is_gauge else occurred_at
         landing = landings.get((id(found), lands_at))
         if landing is None:
@@ -102,7 +102,8 @@ def _place(
             landing = batch_ledger.TargetPeriod.at(found, under, now, is_gauge=is_gauge)
             landings[id(found), lands_at] = landing
         one = batch_ledger.PlacedEvent(n, event, occurred_at, landing)
-        # A gauge is made before its event is taken. After another event of the batch it is not at zero any more.
+        # The gauge's row is created before its event is decided; a refused first event of an unknown account must not
+        # do so.
         if is_gauge and landing.is_of_unknown and landing.gauge_key not in begun:
             refused = _refused_at_once(one, now)
             if refused is not None:
@@ -114,7 +115,7 @@ def _place(
 
 
 def _refused_at_once(one: batch_ledger.PlacedEvent, now: datetime) -> batch_ledger.EventOutcome | None:
-    """Return why an event is refused even by a gauge at zero: then neither that nor the account is made for it."""
+    """Return the refusal of an event by a gauge at zero, which creates neither gauge nor account; None if not refused."""
     batch = batch_ledger.BatchLedger({}, {one.landing.gauge_key: gauges_rules.Level(0, None)}, {}, now)
     try:
         outcome = batch.take(one)
@@ -132,10 +133,10 @@ async def _count(
     outcomes: dict[int, batch_ledger.EventOutcome],
     now: datetime,
 ) -> None:
-    """Take the events one after the other, and write them with their counters, which are locked if they exist.
+    """Count the events one after the other, and write them with their counters, which are locked if they exist.
 
-    A counter that nobody has yet is opened here and written with its totals, and so is an account: whoever creates one
-    of them meanwhile makes us begin anew.
+    Missing counters and accounts are inserted. If another transaction inserts one of them first, this transaction is
+    repeated.
     """
     landings = list({id(one.landing): one.landing for one in placed}.values())
     for landing in landings:
@@ -152,7 +153,7 @@ async def _count(
         except errors.BillingError as error:
             outcomes[one.n] = error
     refused = {one.event.key for one in placed if not isinstance(outcomes[one.n], batch_ledger.EventAnswer)}
-    # What used the quota up while this one waited for the counter may have been its own first sending.
+    # While this call waited for the counter, an earlier sending of the same event may have been recorded.
     if refused and await store.find_events(conn, refused):
         raise transactions.RetryTransaction
     if not batch.events:
@@ -174,7 +175,7 @@ async def _keep_terms(
     row: counters_store.LockedCounter,
     now: datetime,
 ) -> None:
-    """Let the terms of a past period be the last ones that were kept on its counter."""
+    """Use the terms stored with the counter of a past period."""
     catalog = await catalogs.get(conn, row.catalog_version)
     landing.under = replace(
         landing.under,

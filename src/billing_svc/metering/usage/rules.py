@@ -1,4 +1,4 @@
-"""Where and when a usage event counts. Pure: no I/O, `now` is an argument."""
+"""In which period and under which terms a usage event counts. Pure: no I/O, `now` is an argument."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -10,13 +10,13 @@ from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.metering.quota import terms
 from billing_svc.platform import errors, values
 
-# A past period takes late events for this long; then they count in the current one.
+# A past period takes late events for this long; after that they count in the current period.
 LATE_GRACE = timedelta(minutes=30)
-# Clocks of callers may run ahead by this much.
+# The clock of a caller may be ahead by this much.
 FUTURE_TOLERANCE = timedelta(minutes=5)
-# What happened longer ago than this is refused: its period's invoice is long paid.
+# Events older than this are refused: the invoice of their period is long paid.
 RETENTION = timedelta(days=400)
-# One event takes at most this many units, so that millions of them fit an int64 counter.
+# The most units of an event; millions of such events fit an int64 counter.
 UNITS_MAX = 10**12
 
 
@@ -33,38 +33,38 @@ class SentEvent:
 
     @property
     def quantity_or_one(self) -> int:
-        """Return the quantity that was meant: left out, it is 1."""
+        """Return the quantity; 1 if it was left out."""
         return 1 if self.quantity is None else self.quantity
 
 
 @values.value
 class NewEvent:
-    """A usage event that asks to be recorded. With `reject`, only if the quota allows it."""
+    """A usage event to be recorded; with `reject`, only if the quota allows it."""
 
     account_id: str
     event_id: str
     sent: SentEvent
     retry_attempt: int
     reject: bool
-    # Empty: it settles none.
+    # Empty: it settles no reservation.
     reservation_id: str
     caller: str
     request_id: str
 
     @property
     def key(self) -> tuple[str, str]:
-        """Return what identifies it for good."""
+        """Return the key of the event."""
         return (self.account_id, self.event_id)
 
     @property
     def reservation_key(self) -> tuple[str, str]:
-        """Return what identifies the reservation that it settles."""
+        """Return the key of the reservation that the event settles."""
         return (self.account_id, self.reservation_id)
 
 
 @values.value
 class RecordedEvent:
-    """The answer to a recorded event; a repeat is given the same numbers again."""
+    """The answer to a recorded event; a repeat gets the same numbers again."""
 
     meter: str
     units: int
@@ -98,7 +98,7 @@ class DeniedEvent:
 
 
 def check_kind(sent: SentEvent, meter: parts.Meter) -> None:
-    """Raise if a meter cannot take what was sent."""
+    """Raise InvalidRequest if an event does not fit the kind of its meter."""
     if meter.kind == "gauge":
         return
     if sent.level is not None:
@@ -108,12 +108,12 @@ def check_kind(sent: SentEvent, meter: parts.Meter) -> None:
 
 
 def units(event: NewEvent, level: gauges_rules.Level | None, meter: str, asked: int, occurred_at: datetime) -> int:
-    """Return the units that an event takes; of a gauge the change of its level. Raises what makes them unfit.
+    """Return the units of an event; of a gauge the change of its level. Raises InvalidRequest if they are out of range.
 
-    `asked` is what its quantity comes to, an operation's cost included.
+    `asked` is its quantity in the meter's units, an operation's cost included.
     """
     if event.retry_attempt:
-        # A retry of something that was recorded already is kept, counted as nothing and never denied.
+        # A retry of work that was recorded already is stored with 0 units and never denied.
         return 0
     if level is None:
         if asked > UNITS_MAX:
@@ -132,7 +132,7 @@ def units(event: NewEvent, level: gauges_rules.Level | None, meter: str, asked: 
 
 
 def check_occurred_at(occurred_at: datetime | None, now: datetime) -> datetime:
-    """Return when the event happened: now, if it does not say. Raises InvalidRequest outside the tolerance."""
+    """Return when the event happened; now if it does not say. Raises InvalidRequest outside the tolerance."""
     if occurred_at is None:
         return now
     if occurred_at > now + FUTURE_TOLERANCE:
@@ -149,8 +149,7 @@ def landing(
 ) -> terms.EffectiveTerms:
     """Return the terms, and with them the period, under which an event counts.
 
-    It counts where it happened; but a past period is closed to it once `LATE_GRACE` has gone by since its end, and then
-    it counts in the current one.
+    That is the period in which it happened, until `LATE_GRACE` after that period's end; after that, the current period.
     """
     then = terms.at_instant(standing, catalogs, occurred_at)
     if now < then.period.end + LATE_GRACE:

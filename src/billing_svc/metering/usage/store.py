@@ -1,4 +1,4 @@
-"""Usage events in Postgres. Every function takes a batch and costs one round trip for all of it."""
+"""Usage events in Postgres. Every function takes a batch and costs one round trip."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -75,17 +75,17 @@ _SELECT_EVENTS = direct.PreparedStatement(f"""
 async def find_events(
     conn: AsyncConnection, keys: Collection[tuple[str, str]]
 ) -> dict[tuple[str, str], tuple[rules.SentEvent, rules.RecordedEvent]]:
-    """Return what was sent and what was answered for each (account, event id) that is stored."""
+    """Return what was sent and what was answered for each stored (account, event id)."""
     return to_events((await direct.fetch_each(conn, finding(keys)))[0])
 
 
 def finding(keys: Collection[tuple[str, str]]) -> direct.Call:
-    """Return what looks events up by (account, event id)."""
+    """Return the call that looks events up by (account, event id)."""
     return _SELECT_EVENTS, bulk.to_arrays(_KEY_COLUMNS, keys)
 
 
 def to_events(rows: Sequence[direct.Row]) -> dict[tuple[str, str], tuple[rules.SentEvent, rules.RecordedEvent]]:
-    """Return what `finding` found."""
+    """Return what was sent and what was answered, from the rows that `finding` fetched."""
     return {row[_KEY]: (rules.SentEvent(*row[_SENT]), _to_recorded(row[_RECORDED])) for row in rows}
 
 
@@ -97,9 +97,9 @@ def write(
     unknown: Collection[str],
     now: datetime,
 ) -> None:
-    """Insert events, the counters that they open and the accounts that nobody knew, and update locked counters.
+    """Insert events, new counters and unknown accounts, and update locked counters.
 
-    All of it together with COMMIT, in one round trip.
+    All statements travel with COMMIT, in one round trip.
     """
     calls = counters_store.insertions(opened, unknown, now)
     if counters:

@@ -1,1 +1,1 @@
-"""Statements: what an account used in a quota period, the present one or a past one."""
+"""Usage summaries: what an account used in a quota period, the present period or a past period."""

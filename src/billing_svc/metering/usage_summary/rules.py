@@ -1,4 +1,4 @@
-"""What a statement says, and which period it is of. Pure: no I/O, `now` is an argument."""
+"""The content of a usage summary, and its period. Pure: no I/O, `now` is an argument."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from billing_svc.metering.quota import rules as quota_rules
 
 @dataclass(frozen=True, slots=True)
 class OperationShare:
-    """What one operation used of a meter on one day (UTC), less corrections; the operation is "" for the meter itself.
+    """What an operation used of a meter on a day (UTC), less corrections; the operation is "" for the meter itself.
 
-    A correction counts for the operation and the day of the event that it corrects: a day's bar then shows what is left
-    of that day's work, and no day is negative because another one was mended on it.
+    A correction counts for the operation and the day of the event that it corrects, so that no day becomes negative
+    because an event of another day was corrected on it.
     """
 
     meter: str
@@ -42,7 +42,7 @@ class KeptCounter:
 
 @dataclass(frozen=True, slots=True)
 class MeterSummary:
-    """Where one meter stands."""
+    """The usage of a meter in a period, with its terms."""
 
     meter: str
     definition: parts.Meter
@@ -55,14 +55,14 @@ class MeterSummary:
 
     @property
     def matters(self) -> bool:
-        """Say whether the plan has the meter, or it was used nevertheless."""
+        """Say whether the plan has the meter, or it was used although the plan does not."""
         counter = self.counter
         return self.allowance.limit is not None or any((counter.used, counter.level, counter.reserved))
 
 
 @dataclass(frozen=True, slots=True)
 class UsageSummary:
-    """What an account used in one period, one line for each meter asked; `under`: the last terms in it."""
+    """What an account used in a period, with an entry for each meter asked for; `under`: the last terms in it."""
 
     under: terms.EffectiveTerms
     lines: tuple[MeterSummary, ...]
@@ -77,9 +77,9 @@ def past_period(
 ) -> periods.Period:
     """Return the period before `current` that contains `at`.
 
-    The counters know better than today's terms, which may be others than those of then. But a counter keeps the end
-    that was foreseen when it was last written, and where a subscription began or ended meanwhile, the period did too.
-    Where no counter covers the instant, today's terms say which period it would have been.
+    The stored counters decide, because the terms of today may differ from those of then. A counter keeps the end that
+    was expected when it was last written; if a subscription began or ended before that, the period ended there too. If
+    no counter covers the instant, the period follows from today's terms.
     """
     breaks = [current.start]
     for subscription in standing.subscriptions:
@@ -108,7 +108,7 @@ def _summed(shares: Iterable[OperationShare], *, by_day: bool) -> list[Operation
         so_far = sums.get(key)
         used, events = (so_far.used, so_far.events) if so_far is not None else (0, 0)
         sums[key] = OperationShare(one.meter, one.operation, one.day, used + one.used, events + one.events)
-    # Of a repetition by retry_attempt alone nothing is to be shown.
+    # Events with a retry_attempt count as nothing, so an entry made of them alone is left out.
     return [one for one in sums.values() if one.used or one.events]
 
 

@@ -1,9 +1,8 @@
-"""What statements read in Postgres, beside what every decision reads.
+"""What usage summaries read in Postgres, beside what every decision reads.
 
-The cost is bounded: counters are probed by key, one account and meter at a time and no further back than a period can
-reach. The split reads the events of one account and period, nothing of other periods, by ix_usage_events_period; they
-are summed where they lie, so what travels is a row for each operation and day, and statement_timeout ends what takes
-too long.
+The cost is bounded. Counters are found by key, for one account and meter at a time, no further back than a period can
+reach. The split by operation and day reads the events of one account and period by ix_usage_events_period; Postgres
+sums them, so a row for each operation and day is fetched, and statement_timeout ends a query that takes too long.
 """
 
 from collections.abc import Collection
@@ -30,7 +29,7 @@ _SELECT_KEPT = sa.text(f"""
        AND c.period_start > :horizon AND c.period_start <= :at
 """)  # noqa: S608 - constants of this file
 
-# The corrected event is looked up by its key for each correction; as a join it might be read together with all others.
+# The corrected event is looked up by its key for each correction; a join might be planned to read all events.
 _SELECT_SHARES = sa.text("""
     SELECT split.meter, split.operation, split.day, sum(split.units),
            count(*) FILTER (WHERE split.retry_attempt = 0 AND split.corrects_event_id IS NULL)

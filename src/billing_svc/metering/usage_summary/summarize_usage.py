@@ -1,4 +1,4 @@
-"""Drawing up a statement: of the present period from the terms in force, of a past one from its counters."""
+"""Making a usage summary: of the present period from the terms in force, of a past period from its counters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from billing_svc.platform import errors
 
 @dataclass(frozen=True, slots=True)
 class SummaryQuery:
-    """Which statement is asked for: `at` None, the present one; without `meters`, of all in the newest catalog."""
+    """Which summary is asked for; `at` None: the present period; no `meters`: all of the newest catalog."""
 
     account_id: str
     at: datetime | None = None
@@ -27,9 +27,9 @@ class SummaryQuery:
 async def draw(
     conn: AsyncConnection, catalogs: versions.CatalogCache, query: SummaryQuery, now: datetime
 ) -> rules.UsageSummary:
-    """Return a statement with its lines in catalog order. Raises MeterNotFound and, on `at`, InvalidRequest.
+    """Return a usage summary in catalog order. Raises MeterNotFound, and InvalidRequest if `at` is out of range.
 
-    One statement of SQL for the present period, two more for a past one, one more for the shares.
+    Costs one SQL statement for the present period, two more for a past period, one more for the shares.
     """
     at = _checked(query.at, now)
     known = await _read(conn, catalogs, query, now)
@@ -37,20 +37,20 @@ async def draw(
     if at >= current.period.start:
         statement = present(list(known.values()), now)
     else:
-        # What was in force then may have ended too long ago to matter now.
+        # Subscriptions of a past period may have ended before the horizon of today's read.
         known = await _read(conn, catalogs, query, at)
         statement = await _past(conn, catalogs, query.account_id, known, current, at)
     return await _with_shares(conn, query.account_id, statement) if query.with_shares else statement
 
 
 def present(known: Sequence[lookup.MeterState], now: datetime) -> rules.UsageSummary:
-    """Return the statement of the present period of one account, from what is known of each of its meters."""
+    """Return the usage summary of an account's present period, from the states of its meters."""
     current = known[0].terms_at(now)
     return rules.UsageSummary(current, tuple(_present(one, current, now) for one in known))
 
 
 def _checked(at: datetime | None, now: datetime) -> datetime:
-    """Return the instant asked for; a caller's clock may run ahead a little."""
+    """Return the instant asked for, which may lie ahead by the clock tolerance."""
     if at is None:
         return now
     if at > now + usage_rules.FUTURE_TOLERANCE:
@@ -65,12 +65,12 @@ def _checked(at: datetime | None, now: datetime) -> datetime:
 async def _read(
     conn: AsyncConnection, catalogs: versions.CatalogCache, query: SummaryQuery, at: datetime
 ) -> dict[str, lookup.MeterState]:
-    """Return what is known of each meter since before `at`, in catalog order."""
+    """Return the state of each meter as of the horizon before `at`, in catalog order."""
     while True:
         catalog = await catalogs.latest(conn)
         asked = [lookup.MeterQuery(query.account_id, meter, "") for meter in query.meters or catalog.meters]
         found = await lookup.read(conn, catalogs, asked, at)
-        # Reading may have met a newer catalog, with other meters.
+        # The read may have loaded a newer catalog, which has other meters.
         if query.meters or await catalogs.latest(conn) is catalog:
             break
     known = {}
@@ -96,7 +96,7 @@ async def _past(
 ) -> rules.UsageSummary:
     first = next(iter(known.values()))
     derived = first.terms_at(at)
-    # Of all meters, also where few are asked for: it is the account that has a period.
+    # Counters of all meters, even if few are asked for, because the period is the account's.
     kept = await store.kept_counters(conn, account_id, first.newest.meters, at)
     period = rules.past_period(kept, first.facts.standing, derived.period, current.period, at)
     rows = sorted((one for one in kept if one.period.start == period.start), key=lambda one: one.updated_at)
@@ -127,7 +127,7 @@ def _past_line(
     under: terms.EffectiveTerms,
     catalogs: Mapping[int, model.Catalog],
 ) -> rules.MeterSummary:
-    """Return the line of a meter on the terms that its counter kept; without one, on the last terms of the period."""
+    """Return a meter's entry under the terms stored with its counter; without one, under the period's last terms."""
     if row is not None:
         under = _terms_of(row, under, catalogs)
     allowance = under.allowance(known.meter, None, under.period.start)
@@ -158,7 +158,7 @@ def _line(
 
 
 async def _with_shares(conn: AsyncConnection, account_id: str, statement: rules.UsageSummary) -> rules.UsageSummary:
-    """Add the shares of consumables; a level is not made up of events."""
+    """Add the shares of consumables; the level of a gauge is no sum of events."""
     meters = [line.meter for line in statement.lines if line.definition.kind == "consumable"]
     shares: Sequence[rules.OperationShare] = ()
     if meters:
