@@ -107,7 +107,7 @@ async def lock_counters(conn: AsyncConnection, keys: Collection[CounterKey]) -> 
 
 
 def locking(since: Mapping[tuple[str, str], datetime]) -> direct.Call:
-    """Return the call that locks, in key order, counters of (account, meter) with periods begun at an instant or later."""
+    """Return the call that locks, in key order, counters of (account, meter) whose periods began since an instant."""
     rows = [(*key, since[key]) for key in sorted(since)]
     return _LOCK_COUNTERS_SINCE, bulk.to_arrays(_KEY_COLUMNS, rows)
 

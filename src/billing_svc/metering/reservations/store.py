@@ -1,5 +1,6 @@
-"""Reservations in Postgres. A transaction that changes a reservation holds the lock of its counter; updates check the
-state all the same.
+"""Reservations in Postgres.
+
+A transaction that changes a reservation holds the lock of its counter; updates check the state all the same.
 """
 
 from collections.abc import Collection, Iterable, Sequence

@@ -93,7 +93,7 @@ class BatchLedger:
         self.alerts: list[tuple[counters_store.CounterKey, alerts_rules.Alert]] = []
 
     async def expire(self, conn: AsyncConnection) -> None:
-        """Close the reservations whose time is over, so that they take up no room in decisions on events with REJECT."""
+        """Close reservations whose time is over, so that they take up no room in decisions on events with REJECT."""
         holding = [key for key, reserved in self._reserved.items() if reserved]
         if not holding:
             return

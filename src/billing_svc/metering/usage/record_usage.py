@@ -115,7 +115,7 @@ def _place(
 
 
 def _refused_at_once(one: batch_ledger.PlacedEvent, now: datetime) -> batch_ledger.EventOutcome | None:
-    """Return the refusal of an event by a gauge at zero, which creates neither gauge nor account; None if not refused."""
+    """Return the refusal of an event by a gauge at zero, which creates neither gauge nor account; else None."""
     batch = batch_ledger.BatchLedger({}, {one.landing.gauge_key: gauges_rules.Level(0, None)}, {}, now)
     try:
         outcome = batch.take(one)
