@@ -140,7 +140,7 @@ class Account:
         overrides = [expires_at for _, expires_at in self.overrides.values() if expires_at is not None]
         return [end, *(at + LATE for at in (end, *ended)), *graces, *overrides]
 
-    def landing(self, meter: str, occurred_at: datetime) -> tuple[tuple[str, datetime], Terms]:
+    def target(self, meter: str, occurred_at: datetime) -> tuple[tuple[str, datetime], Terms]:
         """Return the counter that an event counts in, and under which terms."""
         start, end = self.period(occurred_at)
         if self.now >= end + LATE:
@@ -186,7 +186,7 @@ class Account:
         return counter
 
     def record(self, event_id: str, meter: str, units: int, occurred_at: datetime, *, reject: bool) -> Told:
-        key, terms = self.landing(meter, occurred_at)
+        key, terms = self.target(meter, occurred_at)
         before = self.counters.get(key) or Counter(terms)
         if reject and units > 0 and not self.allows(meter, before, terms, units):
             return Told(allowed=False, used=before.used, billable=0, units=0)
@@ -205,7 +205,7 @@ class Account:
         self, event_id: str, meter: str, occurred_at: datetime, *, to: int | None, by: int, reject: bool
     ) -> Told | None:
         """Set a level or change it; None where the change is refused as unfit."""
-        key, terms = self.landing(meter, self.now)
+        key, terms = self.target(meter, self.now)
         before = self.counters.get(key) or Counter(terms)
         level, set_at = self.levels.get(meter, (0, None))
         after = Counter(terms, before.used, before.billable, before.exceeded_at)
@@ -227,7 +227,7 @@ class Account:
         """Open the present period of gauges that have a level."""
         for meter in offers.GAUGES:
             if self.level(meter):
-                key, terms = self.landing(meter, self.now)
+                key, terms = self.target(meter, self.now)
                 counter = self.counters.setdefault(key, Counter(terms))
                 counter.terms = terms
                 _raise_peak(counter, terms, self.level(meter))

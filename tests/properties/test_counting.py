@@ -324,7 +324,7 @@ class Counting(stateful.RuleBasedStateMachine):
         self, request: usage_pb2.RecordUsageRequest, meter: str, units: int, age: timedelta | None, *, reject: bool
     ) -> "stateful.MultipleResults[str] | str":
         request, at = self._sendable(request, age, reject=reject)
-        key, terms = self.account.landing(meter, at)
+        key, terms = self.account.target(meter, at)
         expected = self.account.record(request.event_id, meter, units, at, reject=reject)
         answer = self._run(self._billing.usage.RecordUsage(request))
         assert _told(answer) == expected
@@ -345,7 +345,7 @@ class Counting(stateful.RuleBasedStateMachine):
         reject: bool,
     ) -> None:
         request, at = self._sendable(request, age, reject=reject)
-        key, terms = self.account.landing(meter, self.account.now)
+        key, terms = self.account.target(meter, self.account.now)
         expected = self.account.move_level(request.event_id, meter, at, to=to, by=by, reject=reject)
         call = self._billing.usage.RecordUsage(request)
         if expected is None:

@@ -23,7 +23,7 @@ class Summary:
     """An account at a glance; `subscriptions`: every plan subscription of it, the latest first."""
 
     account: accounts_store.Account
-    standing: terms.AccountState
+    account_state: terms.AccountState
     statement: statements_rules.UsageSummary
     subscriptions: Sequence[subscriptions_store.SubscriptionRecord]
 
@@ -56,7 +56,7 @@ async def summaries(
     return [
         Summary(
             account,
-            known[account.account_id][0].facts.standing,
+            known[account.account_id][0].facts.account_state,
             summarize_usage.present(known[account.account_id], now),
             subscriptions.get(account.account_id, ()),
         )

@@ -207,7 +207,7 @@ async def test_a_decision_reads_each_fact_from_its_column(engine: AsyncEngine, p
         await conn.execute(sa.insert(tables.rate_windows).values(account_id="org_1", window_start=_at(0), admitted=29))
     asked = [("org_1", "runs")]
     expected = quota_store.MeterFacts(
-        standing=terms.AccountState(
+        account_state=terms.AccountState(
             newest_catalog=published_catalog,
             created_at=_at(30),
             pay_as_you_go_under="sub_1",

@@ -68,7 +68,7 @@ def to_proto_summary(summary: account_overview.Summary, now: datetime) -> admin_
         account_id=summary.account.account_id,
         created_at=fields.to_proto_instant(summary.account.created_at),
         subscription=subscriptions_conversions.to_proto_subscription(
-            statement.under, summary.standing, summary.subscriptions, now
+            statement.under, summary.account_state, summary.subscriptions, now
         ),
         usage=[usage_summary.to_proto_meter_usage(line) for line in statement.lines if line.matters],
     )

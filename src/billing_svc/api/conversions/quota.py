@@ -195,7 +195,7 @@ def to_proto_explanation(checked: check_quota.QuotaAnswer) -> quota_pb2.Explanat
             counter.exceeded_at if counter.is_exceeded(allowance.included) else None
         ),
     )
-    anchor = subscription.anchor if subscription else known.facts.standing.created_at
+    anchor = subscription.anchor if subscription else known.facts.account_state.created_at
     if message.quota_period != plan_pb2.QUOTA_PERIOD_CALENDAR_MONTH and anchor is not None:
         message.quota_period_anchor.FromDatetime(anchor)
     if allowance.overridden and known.facts.override is not None:

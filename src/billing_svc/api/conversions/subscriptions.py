@@ -56,7 +56,10 @@ def to_proto_checkout(page: checkouts_store.CheckoutPage) -> subscription_pb2.Cr
 
 
 def to_proto_subscription(
-    under: terms.EffectiveTerms, standing: terms.AccountState, rows: Sequence[store.SubscriptionRecord], now: datetime
+    under: terms.EffectiveTerms,
+    account_state: terms.AccountState,
+    rows: Sequence[store.SubscriptionRecord],
+    now: datetime,
 ) -> subscription_pb2.Subscription:
     """Return the plan in force and how the plan subscription stands that gives it; if none does, the latest one."""
     in_force = under.subscription.subscription_id if under.subscription else None
@@ -74,7 +77,7 @@ def to_proto_subscription(
         past_due=under.past_due,
         catalog_version=under.catalog_version,
         pay_as_you_go_offered=under.plan.pay_as_you_go is not None,
-        pay_as_you_go_pending=_is_pending(under, standing, rows),
+        pay_as_you_go_pending=_is_pending(under, account_state, rows),
     )
     if row is None:
         return message
@@ -101,10 +104,10 @@ def to_proto_subscription(
 
 
 def _is_pending(
-    under: terms.EffectiveTerms, standing: terms.AccountState, rows: Sequence[store.SubscriptionRecord]
+    under: terms.EffectiveTerms, account_state: terms.AccountState, rows: Sequence[store.SubscriptionRecord]
 ) -> bool:
     """Say whether pay-as-you-go was switched on under a subscription that is not known here yet."""
-    switched = standing.pay_as_you_go_under
+    switched = account_state.pay_as_you_go_under
     if switched is None or under.subscription is not None or under.plan.pay_as_you_go is None:
         return False
-    return standing.metered_only is None and switched not in {row.subscription_id for row in rows}
+    return account_state.metered_only is None and switched not in {row.subscription_id for row in rows}

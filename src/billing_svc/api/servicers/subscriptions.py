@@ -178,11 +178,11 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         now = self._clock.now()
 
         async def work(conn: AsyncConnection) -> tuple[lookup.MeterState, list[store.SubscriptionRecord]]:
-            known = await lookup.read_standing(conn, self._catalogs, account_id, now)
+            known = await lookup.read_account_state(conn, self._catalogs, account_id, now)
             return known, await store.plan_subscriptions(conn, account_id)
 
         known, rows = await self._database.read(work)
-        return subscriptions.to_proto_subscription(known.terms_at(now), known.facts.standing, rows, now)
+        return subscriptions.to_proto_subscription(known.terms_at(now), known.facts.account_state, rows, now)
 
 
 def _origin(context: interceptors.Context) -> audit_store.Origin:

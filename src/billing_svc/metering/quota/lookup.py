@@ -33,11 +33,11 @@ class MeterState:
     @property
     def newest(self) -> model.Catalog:
         """The catalog that says which meters and operations there are."""
-        return self.catalogs[self.facts.standing.newest_catalog]
+        return self.catalogs[self.facts.account_state.newest_catalog]
 
     def terms_at(self, at: datetime) -> terms.EffectiveTerms:
         """Return the terms in force at an instant."""
-        return terms.at_instant(self.facts.standing, self.catalogs, at)
+        return terms.at_instant(self.facts.account_state, self.catalogs, at)
 
     @property
     def is_gauge(self) -> bool:
@@ -84,7 +84,7 @@ async def read(
     return known
 
 
-async def read_standings(
+async def read_account_states(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
     asked: Sequence[MeterQuery],
@@ -97,7 +97,7 @@ async def read_standings(
     """
     catalog = await catalogs.latest(conn)
     keys = _keys(catalog, asked)
-    facts, others = await store.read_standings(conn, keys, now, *beside(keys))
+    facts, others = await store.read_account_states(conn, keys, now, *beside(keys))
     return await _known(conn, catalogs, catalog, asked, keys, facts), others
 
 
@@ -109,12 +109,12 @@ async def _known(
     keys: Sequence[tuple[str, str]],
     facts: Sequence[store.MeterFacts],
 ) -> list[MeterState | errors.BillingError]:
-    newest = facts[0].standing.newest_catalog  # one statement reads one snapshot, so it is the same for all
+    newest = facts[0].account_state.newest_catalog  # one statement reads one snapshot, so it is the same for all
     if await catalogs.get(conn, newest) is not catalog:
         raise transactions.RetryTransaction
     loaded = {newest: catalog}
     for one in facts:
-        for sold in one.standing.subscriptions:
+        for sold in one.account_state.subscriptions:
             if sold.catalog_version not in loaded:
                 loaded[sold.catalog_version] = await catalogs.get(conn, sold.catalog_version)
     return [
@@ -123,12 +123,12 @@ async def _known(
     ]
 
 
-async def read_standing(
+async def read_account_state(
     conn: AsyncConnection, catalogs: versions.CatalogCache, account_id: str, now: datetime
 ) -> MeterState:
     """Return the state of an account without any meter."""
     (facts,) = await store.read_facts(conn, [(account_id, "")], now, levels=False, windows=False)
-    loaded = {version: await catalogs.get(conn, version) for version in facts.standing.catalog_versions()}
+    loaded = {version: await catalogs.get(conn, version) for version in facts.account_state.catalog_versions()}
     return MeterState(MeterQuery(account_id, "", ""), "", facts, loaded)
 
 

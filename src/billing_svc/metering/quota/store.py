@@ -20,24 +20,24 @@ _ASKED_ALONE = "(SELECT 0 AS n, CAST(:account_id AS text) AS account_id, CAST(:m
 _WANTED = "account_id text, wanted bigint, requests bigint, over_before timestamptz"
 
 # What every decision reads of an account, and where its values stand in a row.
-_STANDING = select_list.SelectList()
-_N = _STANDING.add("asked.n")
-_ACCOUNT = _STANDING.add_fields(
+_ACCOUNT_STATE = select_list.SelectList()
+_N = _ACCOUNT_STATE.add("asked.n")
+_ACCOUNT = _ACCOUNT_STATE.add_fields(
     terms.AccountState,
     "a",
     newest_catalog="(SELECT max(version) FROM catalog_versions)",
     # Filled from the rows, of which there is one for each subscription.
     without=("subscriptions", "metered_only"),
 )
-_NEWEST_CATALOG = _STANDING.index("(SELECT max(version) FROM catalog_versions)")
-_SUBSCRIPTION = _STANDING.add_fields(terms.PlanSubscription, "s")
-_IS_PLAN = _STANDING.add("s.is_plan")
-_OVERRIDE = _STANDING.add_fields(terms.Override, "o")
-_SUBSCRIPTION_ID, _OVERRIDE_SET_AT = (_STANDING.index(name) for name in ("s.subscription_id", "o.set_at"))
+_NEWEST_CATALOG = _ACCOUNT_STATE.index("(SELECT max(version) FROM catalog_versions)")
+_SUBSCRIPTION = _ACCOUNT_STATE.add_fields(terms.PlanSubscription, "s")
+_IS_PLAN = _ACCOUNT_STATE.add("s.is_plan")
+_OVERRIDE = _ACCOUNT_STATE.add_fields(terms.Override, "o")
+_SUBSCRIPTION_ID, _OVERRIDE_SET_AT = (_ACCOUNT_STATE.index(name) for name in ("s.subscription_id", "o.set_at"))
 
 # Each table is looked into by key for each question: OFFSET 0 keeps the planner from reading all of it instead. Only
 # the columns that are needed are named: preparing a whole row takes longer than finding it.
-_STANDING_TABLES = """
+_ACCOUNT_STATE_TABLES = """
       LEFT JOIN LATERAL (
            SELECT created_at, pay_as_you_go_under FROM accounts WHERE account_id = asked.account_id OFFSET 0
            ) AS a ON TRUE
@@ -55,8 +55,8 @@ _STANDING_TABLES = """
            ) AS o ON TRUE
 """
 # A lone question is answered without an array, in nine tenths of the time.
-_SELECT_STANDINGS = direct.PreparedStatement(f"SELECT {_STANDING} FROM {_ASKED} {_STANDING_TABLES}")  # noqa: S608 - as above
-_SELECT_STANDING = direct.PreparedStatement(f"SELECT {_STANDING} FROM {_ASKED_ALONE} {_STANDING_TABLES}")  # noqa: S608
+_SELECT_ACCOUNT_STATES = direct.PreparedStatement(f"SELECT {_ACCOUNT_STATE} FROM {_ASKED} {_ACCOUNT_STATE_TABLES}")  # noqa: S608 - as above
+_SELECT_ACCOUNT_STATE = direct.PreparedStatement(f"SELECT {_ACCOUNT_STATE} FROM {_ASKED_ALONE} {_ACCOUNT_STATE_TABLES}")  # noqa: S608
 _LEVELS = """
       LEFT JOIN LATERAL (
            SELECT level FROM gauge_levels WHERE account_id = asked.account_id AND meter = asked.meter OFFSET 0
@@ -81,8 +81,8 @@ _RESERVED = """
                  AND account_id = asked.account_id AND meter = asked.meter AND period_start = c.period_start
               ) END
 """
-# What follows the columns of `_STANDING` where usage is read as well.
-_FACTS = _STANDING.copy()
+# What follows the columns of `_ACCOUNT_STATE` where usage is read as well.
+_FACTS = _ACCOUNT_STATE.copy()
 _LEVEL = _FACTS.add("g.level")
 _WINDOW = _FACTS.add_fields(rules.RateWindow, "w", start="w.window_start")
 _PERIOD_START = _FACTS.add("c.period_start")
@@ -96,7 +96,7 @@ def _select_facts(*, is_alone: bool, levels: bool, windows: bool) -> direct.Prep
     """Return the statement that reads levels and rate windows if asked; each of them takes a tenth of its time."""
     return direct.PreparedStatement(f"""
         SELECT {_FACTS}
-          FROM {_ASKED_ALONE if is_alone else _ASKED} {_STANDING_TABLES}
+          FROM {_ASKED_ALONE if is_alone else _ASKED} {_ACCOUNT_STATE_TABLES}
                {_LEVELS if levels else _NO_LEVELS}
                {_WINDOWS if windows else _NO_WINDOWS}
           LEFT JOIN LATERAL (
@@ -133,7 +133,7 @@ _WITHOUT_WAITING = direct.PreparedStatement("SELECT set_config('synchronous_comm
 class MeterFacts:
     """What is stored of an account and meter; counters by the start of their period."""
 
-    standing: terms.AccountState
+    account_state: terms.AccountState
     override: terms.Override | None
     # A gauge's present level; 0 where none was recorded, and on consumables.
     level: int
@@ -154,11 +154,11 @@ async def read_facts(
     return _each(len(asked), found)
 
 
-async def read_standings(
+async def read_account_states(
     conn: AsyncConnection, asked: Sequence[tuple[str, str]], now: datetime, *beside: direct.Call
 ) -> tuple[list[MeterFacts], list[list[direct.Row]]]:
     """Return facts without counters, levels and windows, and the rows of other statements of the same round trip."""
-    statement = _SELECT_STANDING if len(asked) == 1 else _SELECT_STANDINGS
+    statement = _SELECT_ACCOUNT_STATE if len(asked) == 1 else _SELECT_ACCOUNT_STATES
     found, *others = await direct.fetch_each(conn, (statement, _parameters(asked, now)), *beside)
     return _each(len(asked), found), others
 
@@ -194,12 +194,12 @@ def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
         metered_only = next(
             (terms.PlanSubscription(*row[_SUBSCRIPTION]) for row in rows if row[_IS_PLAN] is False), None
         )
-    standing = terms.AccountState(*first[_ACCOUNT], subscriptions, metered_only)  # type: ignore[call-arg]  # the slice is of three
+    account_state = terms.AccountState(*first[_ACCOUNT], subscriptions, metered_only)  # type: ignore[call-arg]  # the slice is of three
     override = None if first[_OVERRIDE_SET_AT] is None else terms.Override(*first[_OVERRIDE])
-    if len(first) == len(_STANDING):
-        return MeterFacts(standing, override, 0, None, {})
+    if len(first) == len(_ACCOUNT_STATE):
+        return MeterFacts(account_state, override, 0, None, {})
     return MeterFacts(
-        standing,
+        account_state,
         override,
         level=first[_LEVEL] or 0,
         window=None if first[_WINDOW_START] is None else rules.RateWindow(*first[_WINDOW]),

@@ -135,17 +135,17 @@ class EffectiveTerms:
         return int(Decimal(overlay.overage_cap) // limit.unit_price_exact) if limit.beyond == "charge" else None
 
 
-def at_instant(standing: AccountState, catalogs: Mapping[int, model.Catalog], at: datetime) -> EffectiveTerms:
+def at_instant(account_state: AccountState, catalogs: Mapping[int, model.Catalog], at: datetime) -> EffectiveTerms:
     """Return the terms of an account at `at`.
 
     The latest of several subscriptions in force decides; without a subscription, the default plan of the newest
     catalog. When another subscription begins to decide, or none is left, the old period ends at that instant.
     """
-    subscription = _deciding(standing, at)
-    version = standing.newest_catalog if subscription is None else subscription.catalog_version
+    subscription = _deciding(account_state, at)
+    version = account_state.newest_catalog if subscription is None else subscription.catalog_version
     catalog = catalogs[version]
     plan = catalog.default if subscription is None else catalog.plan(subscription.plan)
-    carrier = _pay_as_you_go(standing, plan, subscription, at)
+    carrier = _pay_as_you_go(account_state, plan, subscription, at)
     return EffectiveTerms(
         catalog_version=version,
         catalog=catalog,
@@ -153,13 +153,15 @@ def at_instant(standing: AccountState, catalogs: Mapping[int, model.Catalog], at
         subscription=subscription,
         quantity=1 if subscription is None else subscription.quantity,
         pay_as_you_go=carrier is not None,
-        period=_month(standing, catalog, plan, subscription, at).clipped(*_tenure(standing, subscription, at)),
+        period=_month(account_state, catalog, plan, subscription, at).clipped(
+            *_tenure(account_state, subscription, at)
+        ),
         metered_only=None if carrier is subscription else carrier,
     )
 
 
 def _pay_as_you_go(
-    standing: AccountState, plan: parts.Plan, subscription: PlanSubscription | None, at: datetime
+    account_state: AccountState, plan: parts.Plan, subscription: PlanSubscription | None, at: datetime
 ) -> PlanSubscription | None:
     """Return the subscription that carries pay-as-you-go at `at`; None while it is off.
 
@@ -169,35 +171,35 @@ def _pay_as_you_go(
     if plan.pay_as_you_go is None:
         return None
     if subscription is not None:
-        return subscription if subscription.subscription_id == standing.pay_as_you_go_under else None
-    carrier = standing.metered_only
+        return subscription if subscription.subscription_id == account_state.pay_as_you_go_under else None
+    carrier = account_state.metered_only
     # The metered-only subscription has the prices of the plan that was the default when it was made.
     return carrier if carrier is not None and carrier.plan == plan.key and carrier.covers(at) else None
 
 
-def _deciding(standing: AccountState, at: datetime) -> PlanSubscription | None:
-    if len(standing.subscriptions) == 1:  # as nearly always
-        only = standing.subscriptions[0]
+def _deciding(account_state: AccountState, at: datetime) -> PlanSubscription | None:
+    if len(account_state.subscriptions) == 1:  # as nearly always
+        only = account_state.subscriptions[0]
         return only if only.covers(at) else None
-    covering = [subscription for subscription in standing.subscriptions if subscription.covers(at)]
+    covering = [subscription for subscription in account_state.subscriptions if subscription.covers(at)]
     if len(covering) > 1:
         return max(covering, key=lambda one: (one.effective_from, one.subscription_id))
     return covering[0] if covering else None
 
 
 def _tenure(
-    standing: AccountState, deciding_now: PlanSubscription | None, at: datetime
+    account_state: AccountState, deciding_now: PlanSubscription | None, at: datetime
 ) -> tuple[datetime | None, datetime | None]:
     """Return since when and until when the subscription of `at` decides; None: the bound is not known."""
-    if not standing.subscriptions:
+    if not account_state.subscriptions:
         return None, None
-    if deciding_now is not None and len(standing.subscriptions) == 1:  # as nearly always
+    if deciding_now is not None and len(account_state.subscriptions) == 1:  # as nearly always
         return deciding_now.effective_from, deciding_now.effective_until
-    bounds = {one.effective_from for one in standing.subscriptions}
-    bounds |= {one.effective_until for one in standing.subscriptions if one.effective_until is not None}
+    bounds = {one.effective_from for one in account_state.subscriptions}
+    bounds |= {one.effective_until for one in account_state.subscriptions if one.effective_until is not None}
     before, changes = None, []
     for bound in sorted(bounds):
-        deciding = _deciding(standing, bound)
+        deciding = _deciding(account_state, bound)
         if deciding is not before:
             changes.append(bound)
         before = deciding
@@ -208,7 +210,7 @@ def _tenure(
 
 
 def _month(
-    standing: AccountState,
+    account_state: AccountState,
     catalog: model.Catalog,
     plan: parts.Plan,
     subscription: PlanSubscription | None,
@@ -221,5 +223,5 @@ def _month(
     if catalog.free_period == "calendar_month":
         return periods.calendar_month(at)
     # Usage from before the account's beginning counts in its first period.
-    signup = standing.created_at or accounts_rules.signup(at)
+    signup = account_state.created_at or accounts_rules.signup(at)
     return periods.anchored_month(signup, max(at, signup))

@@ -149,7 +149,7 @@ async def _locked(
         for n, one in known.items()
         if under[n].period.start not in one.facts.counters
     }
-    unknown = {one.asked.account_id for one in known.values() if one.facts.standing.created_at is None}
+    unknown = {one.asked.account_id for one in known.values() if one.facts.account_state.created_at is None}
     locked = await counters_store.lock_counters(conn, set(keys.values()) - missing.keys())
     gauges = {keys[n][:2] for n, one in known.items() if one.is_gauge}
     levels = await gauges_store.lock(conn, gauges, now) if gauges else {}

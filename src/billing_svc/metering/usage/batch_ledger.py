@@ -58,7 +58,7 @@ class TargetPeriod:
     @property
     def is_of_unknown(self) -> bool:
         """Say whether the account does not exist yet."""
-        return self.known.facts.standing.created_at is None
+        return self.known.facts.account_state.created_at is None
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class PlacedEvent:
     n: int
     event: rules.NewEvent
     occurred_at: datetime
-    landing: TargetPeriod
+    target: TargetPeriod
 
 
 class BatchLedger:
@@ -116,11 +116,11 @@ class BatchLedger:
 
     def take(self, placed: PlacedEvent) -> EventOutcome:
         """Decide on an event and count it. Raises the error of an invalid event, and then changes nothing."""
-        event, landing = placed.event, placed.landing
-        key, known, under, allowance = landing.key, landing.known, landing.under, landing.allowance
-        row = self._row(landing)
+        event, target = placed.event, placed.target
+        key, known, under, allowance = target.key, target.known, target.under, target.allowance
+        row = self._row(target)
         before = self.counters.get(key, row).counter.holding(self._reserved[key])
-        level = self.levels.get(landing.gauge_key) if self.levels else None
+        level = self.levels.get(target.gauge_key) if self.levels else None
         if level is not None:
             before = quota_rules.raise_peak(allowance, replace(before, level=level.level))
         asked = known.units(under, event.sent.quantity_or_one)
@@ -166,12 +166,12 @@ class BatchLedger:
         self.events.append(store.StoredEvent(event, placed.occurred_at, self._now, recorded))
         return EventAnswer(recorded, duplicate=False)
 
-    def _row(self, landing: TargetPeriod) -> counters_store.LockedCounter:
+    def _row(self, target: TargetPeriod) -> counters_store.LockedCounter:
         """Return the locked counter, or a new counter at zero."""
-        row = self._rows.get(landing.key)
+        row = self._rows.get(target.key)
         if row is None:
-            row = self._rows[landing.key] = counters_store.LockedCounter.opened(landing.under, landing.allowance)
-            self._reserved[landing.key] = 0
+            row = self._rows[target.key] = counters_store.LockedCounter.opened(target.under, target.allowance)
+            self._reserved[target.key] = 0
         return row
 
     def _move(self, placed: PlacedEvent, level: gauges_rules.Level, units: int) -> bool:
@@ -179,7 +179,7 @@ class BatchLedger:
         is_set = placed.event.sent.level is not None and not placed.event.retry_attempt
         superseded = is_set and level.is_newer_than(placed.occurred_at)
         moved = level.changed(units)
-        self.levels[placed.landing.gauge_key] = (
+        self.levels[placed.target.gauge_key] = (
             replace(moved, set_at=placed.occurred_at) if is_set and not superseded else moved
         )
         return superseded

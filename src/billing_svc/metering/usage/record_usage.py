@@ -49,7 +49,7 @@ async def record(
             since[pair] = min(one.period_start, since.get(pair, one.period_start))
         return store.finding(set(keys)), counters_store.locking(since)
 
-    read, (found, counters) = await lookup.read_standings(conn, catalogs, asked, now, beside)
+    read, (found, counters) = await lookup.read_account_states(conn, catalogs, asked, now, beside)
     known = dict(zip(asked, read, strict=True))
     stored = store.to_events(found)
     outcomes: dict[int, batch_ledger.EventOutcome] = {}
@@ -77,7 +77,7 @@ def _place(
 ) -> list[batch_ledger.PlacedEvent]:
     """Find the period of each event; an invalid event gets its error as its outcome."""
     placed: list[batch_ledger.PlacedEvent] = []
-    landings: dict[tuple[int, datetime], batch_ledger.TargetPeriod] = {}
+    targets: dict[tuple[int, datetime], batch_ledger.TargetPeriod] = {}
     begun: set[gauges_store.GaugeKey] = set()
     for n, event, found in events:
         if isinstance(found, errors.BillingError):
@@ -92,31 +92,31 @@ def _place(
             outcomes[n] = error
             continue
         # A level counts in the present period, whenever it was measured.
-        lands_at = now if is_gauge else occurred_at
-        landing = landings.get((id(found), lands_at))
-        if landing is None:
-            standing = found.facts.standing
-            if standing.created_at is None:
-                standing = replace(standing, created_at=accounts_rules.signup(now))
-            under = rules.landing(standing, found.catalogs, lands_at, now)
-            landing = batch_ledger.TargetPeriod.at(found, under, now, is_gauge=is_gauge)
-            landings[id(found), lands_at] = landing
-        one = batch_ledger.PlacedEvent(n, event, occurred_at, landing)
+        counts_at = now if is_gauge else occurred_at
+        target = targets.get((id(found), counts_at))
+        if target is None:
+            account_state = found.facts.account_state
+            if account_state.created_at is None:
+                account_state = replace(account_state, created_at=accounts_rules.signup(now))
+            under = rules.terms_of_event(account_state, found.catalogs, counts_at, now)
+            target = batch_ledger.TargetPeriod.at(found, under, now, is_gauge=is_gauge)
+            targets[id(found), counts_at] = target
+        one = batch_ledger.PlacedEvent(n, event, occurred_at, target)
         # The gauge's row is created before its event is decided; a refused first event of an unknown account must not
         # do so.
-        if is_gauge and landing.is_of_unknown and landing.gauge_key not in begun:
+        if is_gauge and target.is_of_unknown and target.gauge_key not in begun:
             refused = _refused_at_once(one, now)
             if refused is not None:
                 outcomes[n] = refused
                 continue
-            begun.add(landing.gauge_key)
+            begun.add(target.gauge_key)
         placed.append(one)
     return placed
 
 
 def _refused_at_once(one: batch_ledger.PlacedEvent, now: datetime) -> batch_ledger.EventOutcome | None:
     """Return the refusal of an event by a gauge at zero, which creates neither gauge nor account; else None."""
-    batch = batch_ledger.BatchLedger({}, {one.landing.gauge_key: gauges_rules.Level(0, None)}, {}, now)
+    batch = batch_ledger.BatchLedger({}, {one.target.gauge_key: gauges_rules.Level(0, None)}, {}, now)
     try:
         outcome = batch.take(one)
     except errors.BillingError as error:
@@ -138,11 +138,11 @@ async def _count(
     Missing counters and accounts are inserted. If another transaction inserts one of them first, this transaction is
     repeated.
     """
-    landings = list({id(one.landing): one.landing for one in placed}.values())
-    for landing in landings:
-        if landing.under.period.end <= now and landing.key in locked:
-            await _keep_terms(conn, catalogs, landing, locked[landing.key], now)
-    gauges = {one.gauge_key: one.under.period.end for one in landings if one.is_gauge}
+    targets = list({id(one.target): one.target for one in placed}.values())
+    for target in targets:
+        if target.under.period.end <= now and target.key in locked:
+            await _keep_terms(conn, catalogs, target, locked[target.key], now)
+    gauges = {one.gauge_key: one.under.period.end for one in targets if one.is_gauge}
     levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
     batch = batch_ledger.BatchLedger(locked, levels, reservations, now)
     if any(one.event.reject for one in placed):
@@ -164,21 +164,21 @@ async def _count(
     await alerts_store.raise_alerts(conn, batch.alerts, now)
     known = {key: one for key, one in batch.counters.items() if key in locked}
     opened = {key: one for key, one in batch.counters.items() if key not in locked}
-    unknown = {one.key[0] for one in landings if one.is_of_unknown and one.key in opened}
+    unknown = {one.key[0] for one in targets if one.is_of_unknown and one.key in opened}
     store.write(conn, batch.events, known, opened, unknown, now)
 
 
 async def _keep_terms(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
-    landing: batch_ledger.TargetPeriod,
+    target: batch_ledger.TargetPeriod,
     row: counters_store.LockedCounter,
     now: datetime,
 ) -> None:
     """Use the terms stored with the counter of a past period."""
     catalog = await catalogs.get(conn, row.catalog_version)
-    landing.under = replace(
-        landing.under,
+    target.under = replace(
+        target.under,
         catalog_version=row.catalog_version,
         catalog=catalog,
         plan=catalog.plan(row.plan),
@@ -190,7 +190,7 @@ async def _keep_terms(
         if row.overridden
         else None
     )
-    landing.allowance = landing.under.allowance(landing.known.meter, override, now)
+    target.allowance = target.under.allowance(target.known.meter, override, now)
 
 
 def _repeated(event: rules.NewEvent, sent: rules.SentEvent, recorded: rules.RecordedEvent) -> batch_ledger.EventOutcome:

@@ -144,14 +144,14 @@ def check_occurred_at(occurred_at: datetime | None, now: datetime) -> datetime:
     return occurred_at
 
 
-def landing(
-    standing: terms.AccountState, catalogs: Mapping[int, model.Catalog], occurred_at: datetime, now: datetime
+def terms_of_event(
+    account_state: terms.AccountState, catalogs: Mapping[int, model.Catalog], occurred_at: datetime, now: datetime
 ) -> terms.EffectiveTerms:
     """Return the terms, and with them the period, under which an event counts.
 
     That is the period in which it happened, until `LATE_GRACE` after that period's end; after that, the current period.
     """
-    then = terms.at_instant(standing, catalogs, occurred_at)
+    then = terms.at_instant(account_state, catalogs, occurred_at)
     if now < then.period.end + LATE_GRACE:
         return then
-    return terms.at_instant(standing, catalogs, now)
+    return terms.at_instant(account_state, catalogs, now)

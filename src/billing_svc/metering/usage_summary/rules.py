@@ -70,7 +70,7 @@ class UsageSummary:
 
 def past_period(
     kept: Sequence[KeptCounter],
-    standing: terms.AccountState,
+    account_state: terms.AccountState,
     derived: periods.Period,
     current: periods.Period,
     at: datetime,
@@ -82,7 +82,7 @@ def past_period(
     no counter covers the instant, the period follows from today's terms.
     """
     breaks = [current.start]
-    for subscription in standing.subscriptions:
+    for subscription in account_state.subscriptions:
         if subscription.effective_from != subscription.effective_until:
             breaks += [one for one in (subscription.effective_from, subscription.effective_until) if one is not None]
     covering = [one for one in kept if one.period.start <= at < _ended(one.period, breaks).end]

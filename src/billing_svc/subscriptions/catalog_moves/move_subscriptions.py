@@ -200,12 +200,14 @@ def _moved(
     known: lookup.MeterState, subscription_id: str, version: int, newest: model.Catalog, now: datetime
 ) -> terms.EffectiveTerms:
     """Return the terms as they would be now after the move."""
-    standing = known.facts.standing
+    account_state = known.facts.account_state
     subscriptions = tuple(
         replace(one, catalog_version=version) if one.subscription_id == subscription_id else one
-        for one in standing.subscriptions
+        for one in account_state.subscriptions
     )
-    return terms.at_instant(replace(standing, subscriptions=subscriptions), {**known.catalogs, version: newest}, now)
+    return terms.at_instant(
+        replace(account_state, subscriptions=subscriptions), {**known.catalogs, version: newest}, now
+    )
 
 
 def _charged(plan: parts.Plan) -> dict[tuple[str, bool], Decimal]:

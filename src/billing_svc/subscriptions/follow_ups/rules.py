@@ -36,13 +36,13 @@ class FollowUpState:
     switched_on: bool
 
 
-def wanted(standing: FollowUpState) -> WantedState:
+def wanted(state: FollowUpState) -> WantedState:
     """Return how it should stand. Pay-as-you-go ends when a plan is bought, and with its period when switched off."""
-    if standing.superfluous:
+    if state.superfluous:
         return WantedState.CREDITED
-    if standing.plan_in_force:
+    if state.plan_in_force:
         return WantedState.ENDED
-    return WantedState.KEPT if standing.switched_on else WantedState.ENDING
+    return WantedState.KEPT if state.switched_on else WantedState.ENDING
 
 
 def is_so(want: WantedState, *, is_over: bool, will_end: bool) -> bool:

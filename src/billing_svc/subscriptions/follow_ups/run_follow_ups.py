@@ -225,13 +225,13 @@ async def _read(conn: AsyncConnection, account_id: str, subscription_id: str, no
     rows = await subscriptions_store.subscriptions(conn, account_id)
     under = await accounts_store.pay_as_you_go_under(conn, account_id)
     row = next((row for row in rows if row.subscription_id == subscription_id), None)
-    standing = rules.FollowUpState(
+    state = rules.FollowUpState(
         superfluous=row is not None and row.superfluous,
         plan_in_force=any(one.gives_plan(now) for one in rows),
         switched_on=under == subscription_id,
     )
     plan = next((one.plan for one in rows if one.gives_plan(now) and not one.superfluous), None)
-    wanted = rules.wanted(standing)
+    wanted = rules.wanted(state)
     # One that is over stays over, whatever reaches Stripe.
     contested = (
         row is not None

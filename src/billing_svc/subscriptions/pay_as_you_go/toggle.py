@@ -102,7 +102,7 @@ class PayAsYouGoToggle:
         if not switch.enabled:
             await self._set(conn, switch, None, origin, now)
             return None
-        under = (await lookup.read_standing(conn, self._catalogs, switch.account_id, now)).terms_at(now)
+        under = (await lookup.read_account_state(conn, self._catalogs, switch.account_id, now)).terms_at(now)
         if under.plan.pay_as_you_go is None:
             message = f"plan {under.plan.key} has no pay-as-you-go"
             raise errors.PayAsYouGoNotOffered(message, {"plan": under.plan.key})

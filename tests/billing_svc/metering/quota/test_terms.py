@@ -35,43 +35,45 @@ def _standing(*subscriptions: terms.PlanSubscription, created_at: datetime | Non
     return terms.AccountState(1, created_at, None, subscriptions)
 
 
-def _period(standing: terms.AccountState, at: datetime, catalog: model.Catalog = NYQST) -> tuple[str, periods.Period]:
-    found = terms.at_instant(standing, {1: catalog}, at)
+def _period(
+    account_state: terms.AccountState, at: datetime, catalog: model.Catalog = NYQST
+) -> tuple[str, periods.Period]:
+    found = terms.at_instant(account_state, {1: catalog}, at)
     return found.plan.key, found.period
 
 
 def test_months_of_a_subscription_follow_its_anchor_and_the_clock() -> None:
-    standing = _standing(_subscription(_at("2026-01-31")))
+    account_state = _standing(_subscription(_at("2026-01-31")))
     for start, end in (("2026-01-31", "2026-02-28"), ("2026-02-28", "2026-03-31"), ("2026-03-31", "2026-04-30")):
         expected = ("pro", periods.Period(_at(start), _at(end)))
-        assert _period(standing, _at(start)) == expected
-        assert _period(standing, _at(end) - TICK) == expected
+        assert _period(account_state, _at(start)) == expected
+        assert _period(account_state, _at(end) - TICK) == expected
 
 
 def test_buying_a_plan_ends_the_free_period_and_losing_it_begins_another() -> None:
-    standing = _standing(_subscription(_at("2026-03-10"), _at("2026-04-20")))
-    assert _period(standing, _at("2026-03-05")) == ("free", periods.Period(_at("2026-03-01"), _at("2026-03-10")))
-    assert _period(standing, _at("2026-03-10")) == ("pro", periods.Period(_at("2026-03-10"), _at("2026-04-10")))
-    assert _period(standing, _at("2026-04-15")) == ("pro", periods.Period(_at("2026-04-10"), _at("2026-04-20")))
-    assert _period(standing, _at("2026-04-20")) == ("free", periods.Period(_at("2026-04-20"), _at("2026-05-01")))
+    account_state = _standing(_subscription(_at("2026-03-10"), _at("2026-04-20")))
+    assert _period(account_state, _at("2026-03-05")) == ("free", periods.Period(_at("2026-03-01"), _at("2026-03-10")))
+    assert _period(account_state, _at("2026-03-10")) == ("pro", periods.Period(_at("2026-03-10"), _at("2026-04-10")))
+    assert _period(account_state, _at("2026-04-15")) == ("pro", periods.Period(_at("2026-04-10"), _at("2026-04-20")))
+    assert _period(account_state, _at("2026-04-20")) == ("free", periods.Period(_at("2026-04-20"), _at("2026-05-01")))
 
 
 def test_a_subscription_that_never_gave_anything_ends_no_period() -> None:
     instant = _at("2026-03-10")
-    standing = _standing(_subscription(instant, instant))
-    assert _period(standing, instant) == ("free", periods.Period(_at("2026-03-01"), _at("2026-04-01")))
+    account_state = _standing(_subscription(instant, instant))
+    assert _period(account_state, instant) == ("free", periods.Period(_at("2026-03-01"), _at("2026-04-01")))
 
 
 def test_a_plan_may_count_calendar_months() -> None:
-    standing = _standing(_subscription(_at("2026-03-10"), plan="basic"))
+    account_state = _standing(_subscription(_at("2026-03-10"), plan="basic"))
     for start, end in (("2026-03-10", "2026-04-01"), ("2026-04-01", "2026-05-01")):
-        assert _period(standing, _at(start), AUTOMATION) == ("basic", periods.Period(_at(start), _at(end)))
+        assert _period(account_state, _at(start), AUTOMATION) == ("basic", periods.Period(_at(start), _at(end)))
 
 
 def test_free_periods_may_be_counted_from_signup() -> None:
-    standing = _standing(created_at=_at("2026-01-31T08:00"))
+    account_state = _standing(created_at=_at("2026-01-31T08:00"))
     expected = ("solo", periods.Period(_at("2026-02-28T08:00"), _at("2026-03-31T08:00")))
-    assert _period(standing, _at("2026-03-01"), ORGS) == expected
+    assert _period(account_state, _at("2026-03-01"), ORGS) == expected
 
 
 def test_what_happened_before_signup_counts_in_the_first_period() -> None:
@@ -110,15 +112,15 @@ DAYS = [_at("2026-01-05") + timedelta(days=9 * n) for n in range(12)]
 INSTANTS = st.datetimes(datetime(2025, 1, 1), datetime(2027, 6, 1), timezones=st.just(UTC))  # noqa: DTZ001 - as above
 
 
-def _assert_tiled(standing: terms.AccountState, at: datetime, catalog: model.Catalog) -> None:
-    found = _period(standing, at, catalog)
+def _assert_tiled(account_state: terms.AccountState, at: datetime, catalog: model.Catalog) -> None:
+    found = _period(account_state, at, catalog)
     period = found[1]
     assert period.start <= at < period.end
-    assert _period(standing, period.start, catalog) == found
-    assert _period(standing, period.end - TICK, catalog) == found
-    assert _period(standing, period.end, catalog)[1].start == period.end
+    assert _period(account_state, period.start, catalog) == found
+    assert _period(account_state, period.end - TICK, catalog) == found
+    assert _period(account_state, period.end, catalog)[1].start == period.end
     middle = period.start + (period.end - period.start) / 2
-    assert _period(standing, middle, catalog) == found
+    assert _period(account_state, middle, catalog) == found
 
 
 @pytest.mark.parametrize("catalog", [NYQST, AUTOMATION], ids=["billing months", "calendar months"])
