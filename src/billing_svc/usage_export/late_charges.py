@@ -16,7 +16,7 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
-from billing_svc.stripe import client, intents, leases
+from billing_svc.stripe import client, intents, leases, subscription_records
 from billing_svc.usage_export import rules, store
 
 _log = structlog.get_logger(__name__)
@@ -113,7 +113,7 @@ class LateUsage:
             price = pricing_rules.metered_price(catalog, report.plan, report.meter)
             if price is None:  # it was sealed under this very price
                 raise LookupError(f"plan {report.plan} of version {report.catalog_version} has no price for its usage")
-            held = await store.subscriptions(conn, report.account_id)
+            held = await subscription_records.of_account(conn, report.account_id)
             bills = next((one for one in held if one.subscription_id == report.subscription_id), None)
             so_far = await store.charged(conn, report)
             amount = pricing_rules.late_amount(
@@ -136,7 +136,7 @@ class LateUsage:
 
         async def note(conn: AsyncConnection) -> None:
             await self._hold(conn, lease)
-            held = await store.subscriptions(conn, report.account_id)
+            held = await subscription_records.of_account(conn, report.account_id)
             next_invoice = item_id is None or store.will_be_invoiced(held, report.customer_id)
             values = {"state": "invoiced", "closed_at": now} if next_invoice else {"state": "itemised"}
             if not await store.write(conn, report, {**values, "amount": amount, "invoice_item_id": item_id}):
