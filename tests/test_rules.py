@@ -18,6 +18,7 @@ import billing_svc
 from billing.v1 import errors_pb2
 from billing_svc.api import access
 from billing_svc.platform import errors
+from billing_svc.platform.database import tables
 
 SRC = Path(__file__).resolve().parent.parent / "src"
 OURS = {"billing", "billing_svc", "webhook_gateway", "stripe_sandbox"}
@@ -59,6 +60,35 @@ AREAS = (
     ("platform",),
 )
 LEVELS = {area: level for level, line in enumerate(AREAS) for area in line}
+
+# The module of billing_svc that writes each table. The second writers are exceptions: ADR 0016 has their reasons.
+WRITERS = {
+    "account_overrides": {"metering.overrides.store"},
+    "accounts": {"platform.accounts.store"},
+    "audit_log": {"platform.audit.store"},
+    "catalog_versions": {"catalog.versions"},
+    "change_requests": {"platform.request_ids.store"},
+    "checkouts": {"subscriptions.checkouts.store"},
+    "gauge_levels": {"metering.gauges.store"},
+    "invoices": {"subscriptions.invoices.store"},
+    "rate_windows": {"metering.quota.store"},
+    "reader_accounts": set(),  # an operator writes it
+    "reservations": {"metering.reservations.store"},
+    "stripe_customers": {"customers.store"},
+    "stripe_events": {"inbox.store"},
+    "stripe_objects": {"stripe.leases"},
+    "stripe_prices": {"stripe.prices"},
+    "stripe_requests": {"stripe.intents"},
+    "subscription_duties": {"subscriptions.records.follow_up_queue"},
+    "subscriptions": {"stripe.subscription_records"},
+    "usage_alerts": {"metering.alerts.store"},
+    "usage_counters": {"metering.counters.store", "usage_export.counters"},
+    "usage_events": {"metering.usage.store", "metering.corrections.store"},
+    "usage_reports": {"usage_export.store"},
+}
+# What follows these words is a table, or `SET` and `OF`, which are none.
+SQL_WRITE = re.compile(r"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO|TRUNCATE|COPY)\s+(?:ONLY\s+)?(\w+)")
+BUILDS_WRITE = re.compile("insert|update|delete")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +199,30 @@ def cycles(pairs: Iterable[tuple[str, str]]) -> list[str]:
 
 def is_rule(module: str) -> bool:
     return module.startswith("billing_svc.") and f"{module.rpartition('.')[2]}.py" in RULES
+
+
+def written_tables(module: ast.Module) -> Iterator[str]:
+    """Yield each table that a module inserts into, updates or deletes from; `line ...` where it cannot be told."""
+
+    def table(node: ast.expr) -> str | None:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tables":
+            return node.attr if node.attr in tables.metadata.tables else None
+        return named.get(node.id) if isinstance(node, ast.Name) else None
+
+    named: dict[str, str | None] = {}
+    for node in ast.walk(module):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            named.setdefault(node.targets[0].id, table(node.value))
+    for node in ast.walk(module):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from set(SQL_WRITE.findall(node.value)) & tables.metadata.tables.keys()
+        if isinstance(node, ast.Call):
+            of, _, name = ast.unparse(node.func).rpartition(".")
+            # `sa.update(table)` and `table.update()`.
+            asked = [*node.args[:1], *([node.func.value] if isinstance(node.func, ast.Attribute) else [])]
+            known = [found for one in asked if (found := table(one)) is not None]
+            if BUILDS_WRITE.search(name) and (known or of in {"sa", "postgresql", "bulk"}):
+                yield known[0] if known else f"line {node.lineno}"
 
 
 def modules_below(package: ModuleType) -> Iterator[ModuleType]:
@@ -301,6 +355,32 @@ def state_written_in(node: ast.AST) -> Iterator[str]:
             yield "item"
         case ast.Attribute(attr="state", ctx=ast.Store()):
             yield "attribute"
+
+
+def test_every_way_to_write_a_table_would_be_found() -> None:
+    source = """
+_CHECKOUTS = tables.checkouts
+insert(_CHECKOUTS).values(x=1)
+sa.update(tables.accounts).values(x=1)
+bulk.insert_missing(tables.invoices, ())
+tables.audit_log.delete()
+sa.text("WITH gone AS (DELETE FROM reservations r RETURNING 1) SELECT 1 FOR UPDATE OF r")
+direct.PreparedStatement(f"UPDATE rate_windows SET {x}")
+sa.update(table_that_came_as_an_argument)
+store.insert(conn, tables)
+sa.select(tables.usage_events)
+"""
+    found = {"checkouts", "accounts", "invoices", "audit_log", "reservations", "rate_windows", "line 9"}
+    assert set(written_tables(ast.parse(source))) == found
+
+
+def test_a_store_writes_only_its_own_tables() -> None:
+    writers: dict[str, set[str]] = {name: set() for name in tables.metadata.tables}
+    for file in files("billing_svc"):
+        if "migrations" not in file.parts:
+            for table in written_tables(tree(file)):
+                writers.setdefault(table, set()).add(module_of(file).removeprefix("billing_svc."))
+    assert writers == WRITERS
 
 
 def test_only_the_edge_touches_grpc() -> None:

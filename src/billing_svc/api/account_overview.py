@@ -15,7 +15,7 @@ from billing_svc.metering.usage_summary import rules as statements_rules
 from billing_svc.metering.usage_summary import summarize_usage
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
-from billing_svc.subscriptions.records import store as subscriptions_store
+from billing_svc.stripe import subscription_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Summary:
     account: accounts_store.Account
     account_state: terms.AccountState
     statement: statements_rules.UsageSummary
-    subscriptions: Sequence[subscriptions_store.SubscriptionRecord]
+    subscriptions: Sequence[subscription_records.SubscriptionRecord]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ async def summaries(
         # A meter that a newer catalog has just dropped is none to show.
         if not isinstance(one, errors.BillingError):
             known.setdefault(one.asked.account_id, []).append(one)
-    subscriptions = await subscriptions_store.plan_subscriptions_of(conn, ids)
+    subscriptions = await subscription_records.plan_subscriptions_of(conn, ids)
     return [
         Summary(
             account,

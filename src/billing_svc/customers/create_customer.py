@@ -5,6 +5,7 @@ from typing import Any
 
 from billing_svc.customers import store
 from billing_svc.platform import clock
+from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, intents
@@ -27,7 +28,7 @@ class Customers:
 
         Raises StripeUnavailable, StripeRefused and LostRace.
         """
-        known = await self._database.read(lambda conn: store.customer_of_account(conn, account_id))
+        known = await self._database.read(lambda conn: accounts_store.customer_of(conn, account_id))
         if known is not None:
             return known
 

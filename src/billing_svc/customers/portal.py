@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.customers import store as customers_store
 from billing_svc.platform import clock, errors
+from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.stripe import client, intents
@@ -50,7 +50,7 @@ class Portal:
         now = self._clock.now()
 
         async def begin(conn: AsyncConnection) -> tuple[str, str | None]:
-            customer_id = await customers_store.customer_of_account(conn, visit.account_id)
+            customer_id = await accounts_store.customer_of(conn, visit.account_id)
             if customer_id is None:
                 message = "the account has never been a customer at Stripe; CreateCheckout makes it one"
                 raise errors.NoStripeCustomer(message, {"account_id": visit.account_id})

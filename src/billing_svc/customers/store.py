@@ -40,7 +40,7 @@ async def link(
     """Remember the account's customer, with an audit row; returns the one that counts, which is the first."""
     await accounts_store.insert_missing(conn, {account_id}, now)
     if not await link_customer(conn, account_id, customer_id, now):
-        return await customer_of_account(conn, account_id) or customer_id
+        return await accounts_store.customer_of(conn, account_id) or customer_id
     changes = {"customer": customer_id}
     await audit_store.append(conn, origin, account_id, "customer.linked", changes, now)
     return customer_id
@@ -49,12 +49,6 @@ async def link(
 async def account_of_customer(conn: AsyncConnection, customer_id: str) -> str | None:
     """Return the account that a customer at Stripe belongs to; None if it is not ours."""
     query = sa.select(_CUSTOMERS.c.account_id).where(_CUSTOMERS.c.customer_id == customer_id)
-    return (await conn.execute(query)).scalar_one_or_none()
-
-
-async def customer_of_account(conn: AsyncConnection, account_id: str) -> str | None:
-    """Return the account's customer at Stripe; None if it has none."""
-    query = sa.select(tables.accounts.c.customer_id).where(tables.accounts.c.account_id == account_id)
     return (await conn.execute(query)).scalar_one_or_none()
 
 
@@ -68,10 +62,14 @@ async def link_customer(conn: AsyncConnection, account_id: str, customer_id: str
         .values(customer_id=customer_id, account_id=account_id, linked_at=now)
         .on_conflict_do_nothing()
     )
-    account = tables.accounts.c
-    linked = await conn.execute(
-        sa.update(tables.accounts)
-        .where(account.account_id == account_id, account.customer_id.is_(None))
-        .values(customer_id=customer_id)
+    return await accounts_store.set_customer(conn, account_id, customer_id)
+
+
+async def mark_deleted(conn: AsyncConnection, customer_id: str, now: datetime) -> bool:
+    """Note that a customer was deleted at Stripe; returns whether that is new. Whose it was stays known."""
+    deleted = await conn.execute(
+        sa.update(_CUSTOMERS)
+        .where(_CUSTOMERS.c.customer_id == customer_id, _CUSTOMERS.c.deleted_at.is_(None))
+        .values(deleted_at=now)
     )
-    return linked.rowcount == 1
+    return deleted.rowcount == 1

@@ -2,12 +2,11 @@
 
 from datetime import datetime
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing_svc.customers import store
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
-from billing_svc.platform.database import tables
 
 
 async def unlink(
@@ -18,17 +17,8 @@ async def unlink(
     Whose it was stays known: its subscriptions' last events are still to come.
     """
     await accounts_store.lock(conn, account_id)
-    customers, accounts = tables.stripe_customers.c, tables.accounts.c
-    deleted = await conn.execute(
-        sa.update(tables.stripe_customers)
-        .where(customers.customer_id == customer_id, customers.deleted_at.is_(None))
-        .values(deleted_at=now)
-    )
-    unlinked = await conn.execute(
-        sa.update(tables.accounts)
-        .where(accounts.account_id == account_id, accounts.customer_id == customer_id)
-        .values(customer_id=None)
-    )
-    if deleted.rowcount:
+    is_new = await store.mark_deleted(conn, customer_id, now)
+    was_present = await accounts_store.clear_customer(conn, account_id, customer_id)
+    if is_new:
         await audit_store.append(conn, origin, account_id, "customer.unlinked", {"customer": customer_id}, now)
-    return bool(unlinked.rowcount)
+    return was_present

@@ -10,9 +10,9 @@ from billing_svc.customers import store as customers_store
 from billing_svc.customers import unlink_customer
 from billing_svc.inbox import handler, rules
 from billing_svc.platform.database import transactions
-from billing_svc.stripe import client
+from billing_svc.stripe import client, subscription_records
 from billing_svc.subscriptions.checkouts import store as checkouts_store
-from billing_svc.subscriptions.records import apply_subscription, refresh_subscription, store
+from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
 
 _log = structlog.get_logger(__name__)
 
@@ -45,10 +45,17 @@ class CustomerHandler:
 
     async def _end_subscriptions(self, customer_id: str, events: Sequence[rules.Event]) -> None:
         """Bring its subscriptions up to date: Stripe has ended them with it."""
-        living = await self._database.read(lambda conn: store.living_of_customer(conn, customer_id))
-        for subscription_id in living:
+        for subscription_id in await self._database.read(lambda conn: _living(conn, customer_id)):
             try:
                 await self._refresher.refresh(subscription_id, handler.origin(events))
             except (client.NotAtStripe, apply_subscription.CannotApply, apply_subscription.NotOurs) as error:
                 # Its own event ends it, or says what is wrong with it.
                 _log.warning("subscription_left", subscription=subscription_id, error=str(error))
+
+
+async def _living(conn: AsyncConnection, customer_id: str) -> list[str]:
+    """Return the subscriptions of a customer that are not over; none if it is not ours."""
+    account_id = await customers_store.account_of_customer(conn, customer_id)
+    if account_id is None:
+        return []
+    return await subscription_records.living_of_customer(conn, account_id, customer_id)

@@ -15,8 +15,7 @@ from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.reconciliation import discrepancies, repair
-from billing_svc.stripe import client, parse
-from billing_svc.stripe import subscriptions as stripe_subscriptions
+from billing_svc.stripe import client, parse, subscription_records
 from billing_svc.usage_export import counters, rules, states, store
 
 ACCOUNTS_PAGE = 100
@@ -34,7 +33,7 @@ class _AccountUsage:
     account_id: str
     totals: Sequence[counters.UnreportedCounter]
     reports: Sequence[rules.UsageReport]
-    subscriptions: Sequence[store.BillableSubscription]
+    subscriptions: Sequence[subscription_records.SubscriptionRecord]
 
     def was_trial(self, counter: counters.UnreportedCounter) -> bool:
         return any(
@@ -51,9 +50,7 @@ class _AccountUsage:
     def is_open_at(self, subscription_id: str) -> Callable[[datetime], bool]:
         """Return what says of an instant whether it lies in the period that the subscription has not invoiced yet."""
         row = next((one for one in self.subscriptions if one.subscription_id == subscription_id), None)
-        if row is None or row.status in stripe_subscriptions.OVER:
-            return lambda _at: False
-        return lambda at: row.billing_period_start <= at < row.billing_period_end
+        return (lambda _at: False) if row is None or row.is_over else row.in_billing_period
 
     def sent(self, subscription_id: str, name: str) -> list[rules.UsageReport]:
         """Return what one meter of a subscription was sent, in whatever quota periods."""
@@ -119,7 +116,7 @@ class UsageReconciliation:
                 account_id,
                 [one for one in await counters.billed(conn, account_id) if one.period_start >= since],
                 await store.all_of_account(conn, account_id, since - _PERIOD_MAX),
-                await store.subscriptions(conn, account_id),
+                await subscription_records.of_account(conn, account_id),
             )
 
         return await self._database.run(read)

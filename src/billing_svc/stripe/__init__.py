@@ -1,4 +1,4 @@
-"""Stripe: the client, stored intents, leases, prices, catalog sync, and the reading of Stripe's objects.
+"""Stripe: the client, stored intents, leases, prices, stored subscriptions, catalog sync, and the reading of objects.
 
 May import the catalog and the platform.
 """

@@ -10,18 +10,16 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import model, versions
 from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables, transactions
-from billing_svc.stripe import catalog_objects, client, intents
+from billing_svc.stripe import catalog_objects, client, intents, prices
 
 # One catalog is published at a time: the newest version and the current prices must be of the same one. Any number
 # that nothing else in the database takes for an advisory lock.
@@ -31,7 +29,6 @@ _NO_ACCOUNT = ""
 # The intent that made a catalog's configuration also remembers its id, which never changes.
 _PORTAL_PURPOSE = "portal_configuration:"
 
-_PRICES = tables.stripe_prices
 _REQUESTS = tables.stripe_requests
 
 
@@ -90,7 +87,7 @@ async def apply(
     async def publish(conn: AsyncConnection) -> tuple[int, bool, list[str]]:
         await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(PUBLISH_LOCK_KEY)))
         version, is_new = await versions.publish(conn, catalog, actor, now.now())
-        replaced = await _keep_prices(conn, wanted, sync.prices, version, now.now())
+        replaced = await prices.keep(conn, wanted, sync.prices, version, now.now())
         if is_new:
             changes = {"catalog": catalog.name, "version": version}
             await audit_store.append(
@@ -205,44 +202,3 @@ async def _harmless() -> client.Data | None:
 
 def _digest(params: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16]
-
-
-async def _keep_prices(
-    conn: AsyncConnection,
-    wanted: list[catalog_objects.WantedObject],
-    ids: Mapping[str, str],
-    version: int,
-    now: datetime,
-) -> list[str]:
-    """Remember what each price stands for, for ever; a lookup key stands for its newest one. Returns the others."""
-    if not wanted:
-        return []
-    await conn.execute(
-        sa.update(_PRICES)
-        .where(_PRICES.c.lookup_key.in_(ids), _PRICES.c.price_id.not_in(ids.values()), _PRICES.c.is_current)
-        .values(is_current=False)
-    )
-    rows = [
-        {
-            "price_id": ids[one.lookup_key],
-            "lookup_key": one.lookup_key,
-            "product_id": one.product_id,
-            "catalog_version": version,
-            "plan": one.plan,
-            "price": one.price,
-            "meter": one.meter,
-            "pay_as_you_go": one.pay_as_you_go,
-            "stripe_event_name": one.lookup_key if one.is_metered else None,
-            "is_current": True,
-            "created_at": now,
-        }
-        for one in wanted
-    ]
-    await conn.execute(
-        postgresql.insert(_PRICES).on_conflict_do_update(
-            index_elements=[_PRICES.c.price_id], set_={"is_current": True}
-        ),
-        rows,
-    )
-    replaced = sa.select(_PRICES.c.price_id).where(_PRICES.c.lookup_key.in_(ids), ~_PRICES.c.is_current)
-    return list((await conn.execute(replaced.order_by(_PRICES.c.created_at, _PRICES.c.price_id))).scalars())

@@ -1,12 +1,15 @@
 """Every price ever made at Stripe, in Postgres: which plan, meter and catalog version it stands for."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.database import select_list, tables
+from billing_svc.stripe import catalog_objects
 
 _PRICES = tables.stripe_prices
 
@@ -41,3 +44,44 @@ async def prices_of_version(conn: AsyncConnection, lookup_keys: Collection[str],
     )
     # The last one of a key stays.
     return {row.lookup_key: row.price_id for row in rows}
+
+
+async def keep(
+    conn: AsyncConnection,
+    wanted: Sequence[catalog_objects.WantedObject],
+    ids: Mapping[str, str],
+    version: int,
+    now: datetime,
+) -> list[str]:
+    """Remember what each price stands for, for ever; a lookup key stands for its newest one. Returns the others."""
+    if not wanted:
+        return []
+    await conn.execute(
+        sa.update(_PRICES)
+        .where(_PRICES.c.lookup_key.in_(ids), _PRICES.c.price_id.not_in(ids.values()), _PRICES.c.is_current)
+        .values(is_current=False)
+    )
+    rows = [
+        {
+            "price_id": ids[one.lookup_key],
+            "lookup_key": one.lookup_key,
+            "product_id": one.product_id,
+            "catalog_version": version,
+            "plan": one.plan,
+            "price": one.price,
+            "meter": one.meter,
+            "pay_as_you_go": one.pay_as_you_go,
+            "stripe_event_name": one.lookup_key if one.is_metered else None,
+            "is_current": True,
+            "created_at": now,
+        }
+        for one in wanted
+    ]
+    await conn.execute(
+        postgresql.insert(_PRICES).on_conflict_do_update(
+            index_elements=[_PRICES.c.price_id], set_={"is_current": True}
+        ),
+        rows,
+    )
+    replaced = sa.select(_PRICES.c.price_id).where(_PRICES.c.lookup_key.in_(ids), ~_PRICES.c.is_current)
+    return list((await conn.execute(replaced.order_by(_PRICES.c.created_at, _PRICES.c.price_id))).scalars())

@@ -10,8 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
 from billing_svc.platform import clock, errors
+from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
+from billing_svc.stripe import subscription_records
 from billing_svc.usage_export import counters, rules, states, store
 
 _log = structlog.get_logger(__name__)
@@ -107,8 +109,8 @@ async def seal(
     locked = await counters.lock_unsealed(conn, account_id)
     if not locked:
         return 0
-    customer_id = await store.customer_of_account(conn, account_id)
-    held = await store.subscriptions(conn, account_id)
+    customer_id = await accounts_store.customer_of(conn, account_id)
+    held = await subscription_records.of_account(conn, account_id)
     written = 0
     for counter in locked:
         last = await store.lock_last(conn, account_id, counter.meter, counter.period_start)
@@ -126,7 +128,7 @@ async def _billed(
     catalogs: versions.CatalogCache,
     counter: counters.UnreportedCounter,
     last: rules.UsageReport | None,
-    held: list[store.BillableSubscription],
+    held: list[subscription_records.SubscriptionRecord],
     customer_id: str | None,
 ) -> _Billed | None:
     """Return what a counter is charged under now; if its present plan does not charge, what it was charged under."""
@@ -161,7 +163,7 @@ async def _charge(
     catalogs: versions.CatalogCache,
     counter: counters.UnreportedCounter,
     terms: rules.PlanVersion | None,
-    held: list[store.BillableSubscription],
+    held: list[subscription_records.SubscriptionRecord],
     customer_id: str | None,
 ) -> rules.Charge | None:
     if terms is None:
@@ -178,8 +180,8 @@ async def _charge(
 
 
 def _bills(
-    counter: counters.UnreportedCounter, plan: str, held: list[store.BillableSubscription]
-) -> store.BillableSubscription | None:
+    counter: counters.UnreportedCounter, plan: str, held: list[subscription_records.SubscriptionRecord]
+) -> subscription_records.SubscriptionRecord | None:
     """Return the subscription that bills a counter: its own, or the metered-only one that carries pay-as-you-go."""
     if counter.subscription_id is not None:
         return next((one for one in held if one.subscription_id == counter.subscription_id), None)

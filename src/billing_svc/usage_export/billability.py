@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from billing_svc.stripe import parse
+from billing_svc.stripe import parse, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.usage_export import rules
 
@@ -53,30 +53,18 @@ class NextStep:
 
 
 @dataclass(frozen=True, slots=True)
-class BillingSubscription:
-    """What is known here of the subscription that bills a slice; `event_names` are of the meters that it carries."""
+class ReportBilling:
+    """The subscription that bills a slice, as stored; `event_names` are of the meters that it carries."""
 
-    status: str
-    billing_period_start: datetime
-    billing_period_end: datetime
-    ended_at: datetime | None
+    subscription: subscription_records.SubscriptionRecord
     event_names: Collection[str]
     # A change of it is under way: Stripe may have made it, and it is not known here yet.
     is_changing: bool = False
 
-    @property
-    def is_over(self) -> bool:
-        """Say whether it has ended for good."""
-        return self.status in stripe_subscriptions.OVER
 
-    def period_holds(self, at: datetime) -> bool:
-        """Say whether `at` lies in the billing period that it was in when it was last seen."""
-        return self.billing_period_start <= at < self.billing_period_end
-
-
-def next_step(report: rules.UsageReport, subscription: BillingSubscription | None, now: datetime) -> NextStep:
+def next_step(report: rules.UsageReport, billing: ReportBilling | None, now: datetime) -> NextStep:
     """Return what to do with a sealed slice, as far as can be told from here."""
-    found = _meter_open(report, subscription, now)
+    found = _meter_open(report, billing, now)
     if report.first_attempt_at is None:
         return found
     is_known = report.refused_at is None and now < report.first_attempt_at + IDENTIFIER_TRUSTED_FOR
@@ -89,21 +77,22 @@ def unknown(report: rules.UsageReport, now: datetime) -> NextStep:
     return NextStep(Step.LOOK) if now >= ready_at else NextStep(Step.WAIT, ready_at)
 
 
-def _meter_open(report: rules.UsageReport, subscription: BillingSubscription | None, now: datetime) -> NextStep:
-    if subscription is None:
+def _meter_open(report: rules.UsageReport, billing: ReportBilling | None, now: datetime) -> NextStep:
+    if billing is None:
         return NextStep(Step.CHARGE_LATE, why="no subscription bills it")
+    subscription = billing.subscription
     if now - report.reported_for > AGE_MAX:
         return NextStep(Step.CHARGE_LATE, why="too old for its meter")
-    current = subscription.period_holds(report.reported_for)
+    current = subscription.in_billing_period(report.reported_for)
     ended_early = subscription.ended_at is None or subscription.ended_at < subscription.billing_period_end
     if subscription.is_over and current and ended_early:
         return NextStep(Step.CHARGE_LATE, why="its subscription has ended")
-    if current and report.stripe_event_name not in subscription.event_names:
+    if current and report.stripe_event_name not in billing.event_names:
         return NextStep(Step.CHARGE_LATE, why="its subscription has no such item any more")
     if report.reported_for < subscription.billing_period_start:
         return NextStep(Step.ASK)  # its quota period may go on: it need not be the billing period
     end = subscription.billing_period_end if current else report.period_end
-    return NextStep(Step.ASK if now >= end or subscription.is_over or subscription.is_changing else Step.SEND)
+    return NextStep(Step.ASK if now >= end or subscription.is_over or billing.is_changing else Step.SEND)
 
 
 def at_stripe(

@@ -15,7 +15,7 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
-from billing_svc.stripe import client, intents, leases
+from billing_svc.stripe import client, intents, leases, subscription_records
 from billing_svc.usage_export import rules, states, store
 
 _log = structlog.get_logger(__name__)
@@ -112,7 +112,7 @@ class LateUsage:
             price = pricing_rules.metered_price(catalog, report.plan, report.meter)
             if price is None:  # it was sealed under this very price
                 raise LookupError(f"plan {report.plan} of version {report.catalog_version} has no price for its usage")
-            held = await store.subscriptions(conn, report.account_id)
+            held = await subscription_records.of_account(conn, report.account_id)
             bills = next((one for one in held if one.subscription_id == report.subscription_id), None)
             so_far = await store.charged(conn, report)
             amount = pricing_rules.late_amount(
@@ -135,7 +135,7 @@ class LateUsage:
 
         async def note(conn: AsyncConnection) -> None:
             await self._hold(conn, lease)
-            held = await store.subscriptions(conn, report.account_id)
+            held = await subscription_records.of_account(conn, report.account_id)
             if item_id is None or store.will_be_invoiced(held, report.customer_id):
                 change = states.invoiced(now, amount, item_id)
             else:

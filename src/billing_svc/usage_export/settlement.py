@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
-from billing_svc.stripe import client, parse
+from billing_svc.stripe import client, parse, subscription_records
 from billing_svc.usage_export import rules, states, store
 
 _log = structlog.get_logger(__name__)
@@ -95,7 +95,7 @@ class Settlement:
 
 async def _sent(conn: AsyncConnection, account_id: str, subscription_id: str) -> list[rules.UsageReport]:
     """Return what was sent for the subscription's last billing period; what was used in a trial is free."""
-    held = await store.subscriptions(conn, account_id)
+    held = await subscription_records.of_account(conn, account_id)
     row = next((one for one in held if one.subscription_id == subscription_id), None)
     if row is None:
         return []
@@ -109,7 +109,7 @@ async def _sent(conn: AsyncConnection, account_id: str, subscription_id: str) ->
 
 async def _waiting(conn: AsyncConnection, account_id: str, subscription_id: str) -> list[rules.UsageReport]:
     """Return the slices whose items may have waited for an invoice of the subscription, if nothing else brings one."""
-    held = await store.subscriptions(conn, account_id)
+    held = await subscription_records.of_account(conn, account_id)
     row = next((one for one in held if one.subscription_id == subscription_id), None)
     if row is None or store.will_be_invoiced(held, row.customer_id):
         return []

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.database import tables
-from billing_svc.stripe import subscriptions as stripe_subscriptions
+from billing_svc.stripe import subscription_records
 from billing_svc.usage_export import rules, states
 from billing_svc.usage_export.states import ReportState
 
@@ -17,34 +17,10 @@ from billing_svc.usage_export.states import ReportState
 OPEN_MAX = 200
 
 _REPORTS = tables.usage_reports
-_SUBSCRIPTIONS = tables.subscriptions
 _PRICES = tables.stripe_prices
 
 _UNITS = _REPORTS.c.to_units - _REPORTS.c.from_units
 _COLUMNS = [_REPORTS.c[name] for name in rules.UsageReport.__dataclass_fields__]
-
-
-@dataclass(frozen=True, slots=True)
-class BillableSubscription:
-    """A subscription of the account, as far as billing usage needs it."""
-
-    subscription_id: str
-    customer_id: str
-    plan: str
-    catalog_version: int
-    status: str
-    is_plan: bool
-    billing_period_start: datetime
-    billing_period_end: datetime
-    trial_end: datetime | None
-    ended_at: datetime | None
-    effective_from: datetime
-    effective_until: datetime | None
-    superfluous: bool
-
-    def was_trial(self, at: datetime) -> bool:
-        """Say whether its trial went on at an instant: what is used in it is free."""
-        return self.trial_end is not None and self.effective_from <= at < self.trial_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +32,9 @@ class ChargedUnits:
     by_items: int
 
 
-def will_be_invoiced(held: Sequence[BillableSubscription], customer_id: str) -> bool:
+def will_be_invoiced(held: Sequence[subscription_records.SubscriptionRecord], customer_id: str) -> bool:
     """Say whether a customer's pending invoice items come with the next invoice of a subscription."""
-    return any(one.customer_id == customer_id and one.status in stripe_subscriptions.GIVING for one in held)
+    return any(one.customer_id == customer_id and one.is_giving for one in held)
 
 
 async def due_accounts(conn: AsyncConnection, most: int, now: datetime) -> list[str]:
@@ -233,14 +209,6 @@ async def charged(conn: AsyncConnection, report: rules.UsageReport) -> ChargedUn
     return ChargedUnits(int(row[0]), int(row[1]), int(row[2]))
 
 
-async def subscriptions(conn: AsyncConnection, account_id: str) -> list[BillableSubscription]:
-    """Return the account's subscriptions, the latest first."""
-    columns = [_SUBSCRIPTIONS.c[name] for name in BillableSubscription.__dataclass_fields__]
-    query = sa.select(*columns).where(_SUBSCRIPTIONS.c.account_id == account_id)
-    rows = await conn.execute(query.order_by(_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id))
-    return [BillableSubscription(*row) for row in rows]
-
-
 async def is_changing(conn: AsyncConnection, account_id: str, since: datetime) -> bool:
     """Say whether a request to change or end what the account bought was begun since then and is not closed."""
     requests = tables.change_requests.c
@@ -251,12 +219,6 @@ async def is_changing(conn: AsyncConnection, account_id: str, since: datetime) -
         requests.created_at >= since,
     )
     return (await conn.execute(query.limit(1))).first() is not None
-
-
-async def customer_of_account(conn: AsyncConnection, account_id: str) -> str | None:
-    """Return the account's customer at Stripe; None if it has none."""
-    query = sa.select(tables.accounts.c.customer_id).where(tables.accounts.c.account_id == account_id)
-    return (await conn.execute(query)).scalar_one_or_none()
 
 
 async def price_ids(conn: AsyncConnection, event_name: str) -> set[str]:

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.catalog import versions
 from billing_svc.platform import clock
 from billing_svc.platform.database import transactions
-from billing_svc.stripe import client
+from billing_svc.stripe import client, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.usage_export import billability, pacing, rules, store
 
@@ -32,8 +32,8 @@ class StripeLookups:
         self._clock = now
         self._pace = pace
 
-    async def subscription(self, report: rules.UsageReport) -> billability.BillingSubscription | None:
-        """Return the subscription that a slice is billed by, as we hold it."""
+    async def subscription(self, report: rules.UsageReport) -> billability.ReportBilling | None:
+        """Return the subscription that a slice is billed by, as we hold it; None without one."""
         return await self._database.read(lambda conn: self._held(conn, report))
 
     async def period(self, report: rules.UsageReport) -> billability.NextStep:
@@ -60,18 +60,16 @@ class StripeLookups:
         meters = (await self._stripe.meter_ids()).get(report.stripe_event_name, [])
         return await self._stripe.meter_total(meters, report.customer_id, start, end)
 
-    async def _held(self, conn: AsyncConnection, report: rules.UsageReport) -> billability.BillingSubscription | None:
-        held = await store.subscriptions(conn, report.account_id)
-        found = next((one for one in held if one.subscription_id == report.subscription_id), None)
+    async def _held(self, conn: AsyncConnection, report: rules.UsageReport) -> billability.ReportBilling | None:
+        if report.subscription_id is None:
+            return None
+        found = await subscription_records.find(conn, report.account_id, report.subscription_id)
         if found is None:
             return None
         catalog = await self._catalogs.get(conn, found.catalog_version)
         prices = catalog.plan(found.plan).metered_prices
-        return billability.BillingSubscription(
-            status=found.status,
-            billing_period_start=found.billing_period_start,
-            billing_period_end=found.billing_period_end,
-            ended_at=found.ended_at,
+        return billability.ReportBilling(
+            found,
             event_names={one.lookup_key for one in prices},
             is_changing=await store.is_changing(conn, report.account_id, self._clock.now() - CHANGES_LAST),
         )

@@ -10,7 +10,7 @@ from billing_svc.api.conversions import catalog as plans_conversions
 from billing_svc.api.conversions import quota as quota_conversions
 from billing_svc.api.conversions import subscriptions as subscriptions_conversions
 from billing_svc.api.conversions import usage_summary
-from billing_svc.subscriptions.records import store as subscriptions_store
+from billing_svc.stripe import subscription_records
 
 # What one answer lists; an account with more has them in the database.
 SUBSCRIPTIONS_MAX = 100
@@ -87,7 +87,7 @@ def to_proto_details(details: account_overview.Details, now: datetime) -> admin_
     )
 
 
-def _to_proto_held(row: subscriptions_store.SubscriptionRecord, now: datetime) -> subscription_pb2.Subscription:
+def _to_proto_held(row: subscription_records.SubscriptionRecord, now: datetime) -> subscription_pb2.Subscription:
     """Return a subscription by itself, whatever is in force now."""
     message = subscription_pb2.Subscription(
         plan=row.plan,

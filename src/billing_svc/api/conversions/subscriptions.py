@@ -7,8 +7,8 @@ from billing.v1 import subscription_pb2
 from billing_svc.api import fields
 from billing_svc.api.conversions import catalog as plans_conversions
 from billing_svc.metering.quota import terms
+from billing_svc.stripe import subscription_records
 from billing_svc.subscriptions.checkouts import store as checkouts_store
-from billing_svc.subscriptions.records import store
 
 
 def from_proto_get(request: subscription_pb2.GetSubscriptionRequest) -> str:
@@ -58,7 +58,7 @@ def to_proto_checkout(page: checkouts_store.CheckoutPage) -> subscription_pb2.Cr
 def to_proto_subscription(
     under: terms.EffectiveTerms,
     account_state: terms.AccountState,
-    rows: Sequence[store.SubscriptionRecord],
+    rows: Sequence[subscription_records.SubscriptionRecord],
     now: datetime,
 ) -> subscription_pb2.Subscription:
     """Return the plan in force and how the plan subscription stands that gives it; if none does, the latest one."""
@@ -104,7 +104,9 @@ def to_proto_subscription(
 
 
 def _is_pending(
-    under: terms.EffectiveTerms, account_state: terms.AccountState, rows: Sequence[store.SubscriptionRecord]
+    under: terms.EffectiveTerms,
+    account_state: terms.AccountState,
+    rows: Sequence[subscription_records.SubscriptionRecord],
 ) -> bool:
     """Say whether pay-as-you-go was switched on under a subscription that is not known here yet."""
     switched = account_state.pay_as_you_go_under

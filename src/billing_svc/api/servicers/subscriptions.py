@@ -19,12 +19,12 @@ from billing_svc.metering.quota import lookup
 from billing_svc.platform import clock, settings
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
+from billing_svc.stripe import subscription_records
 from billing_svc.subscriptions.changes import cancel_subscription, change_plan
 from billing_svc.subscriptions.checkouts import open_checkout
 from billing_svc.subscriptions.invoices import store as invoices_store
 from billing_svc.subscriptions.pay_as_you_go import toggle
 from billing_svc.subscriptions.previews import preview_cost
-from billing_svc.subscriptions.records import store
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +177,11 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     async def _subscription(self, account_id: str) -> subscription_pb2.Subscription:
         now = self._clock.now()
 
-        async def work(conn: AsyncConnection) -> tuple[lookup.MeterState, list[store.SubscriptionRecord]]:
+        async def work(
+            conn: AsyncConnection,
+        ) -> tuple[lookup.MeterState, list[subscription_records.SubscriptionRecord]]:
             known = await lookup.read_account_state(conn, self._catalogs, account_id, now)
-            return known, await store.plan_subscriptions(conn, account_id)
+            return known, await subscription_records.plan_subscriptions(conn, account_id)
 
         known, rows = await self._database.read(work)
         return subscriptions.to_proto_subscription(known.terms_at(now), known.facts.account_state, rows, now)

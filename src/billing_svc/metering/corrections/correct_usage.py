@@ -55,7 +55,7 @@ async def correct(
     )
     if not await store.insert(conn, correction, answer, row, now):
         raise transactions.RetryTransaction
-    await store.update_counter(conn, key, after, now)
+    await counters_store.update_totals(conn, key, after, now)
     return answer
 
 

@@ -13,7 +13,6 @@ from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.platform.database import select_list, tables
 
 _EVENTS = tables.usage_events
-_COUNTERS = tables.usage_counters
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +102,6 @@ async def insert(
         .returning(_EVENTS.c.event_id)
     )
     return inserted.scalar_one_or_none() is not None
-
-
-async def update_counter(
-    conn: AsyncConnection, key: counters_store.CounterKey, after: quota_rules.Counter, now: datetime
-) -> None:
-    """Write the totals of a locked counter, without its terms."""
-    account_id, meter, period_start = key
-    await conn.execute(
-        sa.update(_COUNTERS)
-        .where(
-            _COUNTERS.c.account_id == account_id, _COUNTERS.c.meter == meter, _COUNTERS.c.period_start == period_start
-        )
-        .values(used=after.used, billable=after.billable, exceeded_at=after.exceeded_at, updated_at=now)
-    )
 
 
 def _is(account_id: str, event_id: str) -> tuple[sa.ColumnElement[bool], ...]:

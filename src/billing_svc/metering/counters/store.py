@@ -15,6 +15,8 @@ from billing_svc.metering.quota import terms
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.database import bulk, direct, select_list, tables, transactions
 
+_COUNTERS = tables.usage_counters
+
 # Account, meter, start of the period.
 CounterKey: TypeAlias = tuple[str, str, datetime]
 
@@ -143,6 +145,18 @@ def updating(counters: Mapping[CounterKey, CounterUpdate], now: datetime) -> dir
 async def update_counters(conn: AsyncConnection, counters: Mapping[CounterKey, CounterUpdate], now: datetime) -> None:
     """Write the totals and the terms of locked counters."""
     await direct.fetch(conn, *updating(counters, now))
+
+
+async def update_totals(conn: AsyncConnection, key: CounterKey, after: quota_rules.Counter, now: datetime) -> None:
+    """Write the totals of a locked counter; the terms that it is kept under stay."""
+    account_id, meter, period_start = key
+    await conn.execute(
+        sa.update(_COUNTERS)
+        .where(
+            _COUNTERS.c.account_id == account_id, _COUNTERS.c.meter == meter, _COUNTERS.c.period_start == period_start
+        )
+        .values(used=after.used, billable=after.billable, exceeded_at=after.exceeded_at, updated_at=now)
+    )
 
 
 def insertions(

@@ -16,7 +16,11 @@ from billing_svc.platform.accounts import rules as accounts_rules
 
 @values.value
 class PlanSubscription:
-    """A plan subscription, as far as a decision needs it; in force in [effective_from, effective_until)."""
+    """A plan subscription, as far as a decision needs it; in force in [effective_from, effective_until).
+
+    A type of its own beside `SubscriptionRecord`: every decision reads and makes one, so it has only the eight columns
+    that a decision needs, in the order in which the statement in `store.py` names them.
+    """
 
     subscription_id: str
     status: str

@@ -67,6 +67,32 @@ async def lock_shared(conn: AsyncConnection, account_ids: Collection[str]) -> No
     await conn.execute(_LOCK_SHARED, {"account_ids": list(account_ids)})
 
 
+async def customer_of(conn: AsyncConnection, account_id: str) -> str | None:
+    """Return the account's customer at Stripe; None if it has none."""
+    query = sa.select(_ACCOUNTS.c.customer_id).where(_ACCOUNTS.c.account_id == account_id)
+    return (await conn.execute(query)).scalar_one_or_none()
+
+
+async def set_customer(conn: AsyncConnection, account_id: str, customer_id: str) -> bool:
+    """Give an account its customer at Stripe; returns whether it had none before. The first one stays."""
+    linked = await conn.execute(
+        sa.update(_ACCOUNTS)
+        .where(_ACCOUNTS.c.account_id == account_id, _ACCOUNTS.c.customer_id.is_(None))
+        .values(customer_id=customer_id)
+    )
+    return linked.rowcount == 1
+
+
+async def clear_customer(conn: AsyncConnection, account_id: str, customer_id: str) -> bool:
+    """Take an account's customer from it; returns whether that was its present one."""
+    cleared = await conn.execute(
+        sa.update(_ACCOUNTS)
+        .where(_ACCOUNTS.c.account_id == account_id, _ACCOUNTS.c.customer_id == customer_id)
+        .values(customer_id=None)
+    )
+    return cleared.rowcount == 1
+
+
 async def pay_as_you_go_under(conn: AsyncConnection, account_id: str) -> str | None:
     """Return the subscription under which pay-as-you-go was switched on; None: off."""
     query = sa.select(_ACCOUNTS.c.pay_as_you_go_under).where(_ACCOUNTS.c.account_id == account_id)

@@ -56,7 +56,7 @@ catalog_versions = sa.Table(
     sa.Column("created_by", sa.Text, nullable=False),
 )
 
-# What we know of a Stripe subscription, as of the last fetch. Never written but by `subscriptions.store.save`.
+# What we know of a Stripe subscription, as of the last fetch. Written in `stripe/subscription_records.py` alone.
 subscriptions = sa.Table(
     "subscriptions",
     metadata,

@@ -4,13 +4,11 @@ Stripe is not asked and not told: it goes on charging the prices that were sold.
 in the newest version stays where it is; those are changed at Stripe, by a change of its plan.
 """
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import model, parts, versions
@@ -19,14 +17,11 @@ from billing_svc.metering.quota import lookup, terms
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
-from billing_svc.platform.database import tables, transactions
-from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.subscriptions.records import store as subscriptions_store
+from billing_svc.platform.database import transactions
+from billing_svc.stripe import subscription_records
 
 # Subscriptions looked at in one transaction.
 PAGE_SIZE = 100
-
-_SUBSCRIPTIONS = tables.subscriptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +60,8 @@ async def preview(
     after = ("", "")
 
     async def page(conn: AsyncConnection) -> list[Move]:
-        rows = await conn.execute(_outdated(newest, account_id, after))
-        return [await _move(conn, catalogs, row, newest, now) for row in rows.mappings().all()]
+        rows = await subscription_records.outdated(conn, newest, account_id, after, PAGE_SIZE)
+        return [await _move(conn, catalogs, row, newest, now) for row in rows]
 
     while moves := await database.read(page):
         for move in moves:
@@ -85,18 +80,13 @@ async def apply(
 
     async def work(conn: AsyncConnection) -> Move | None:
         await accounts_store.lock(conn, seen.account_id)
-        query = _outdated(seen.to_version, seen.account_id, ("", ""))
-        found = await conn.execute(query.where(_SUBSCRIPTIONS.c.subscription_id == seen.subscription_id))
-        row = found.mappings().one_or_none()
-        if row is None:
+        row = await subscription_records.find(conn, seen.account_id, seen.subscription_id)
+        if row is None or not row.is_plan or row.is_over or row.catalog_version >= seen.to_version:
             return None
         move = await _move(conn, catalogs, row, seen.to_version, now)
         if move.refusal:
             return move
-        keys = {"account_id", "subscription_id", "updated_at"}
-        values = {name: value for name, value in row.items() if name not in keys}
-        values["catalog_version"] = move.to_version
-        await subscriptions_store.save(conn, move.account_id, move.subscription_id, values, now)
+        await subscription_records.save(conn, replace(row, catalog_version=move.to_version), now)
         await gauges_store.reopen(conn, move.account_id, now)
         changes = {
             "subscription": move.subscription_id,
@@ -110,34 +100,21 @@ async def apply(
     return await database.run(work)
 
 
-def _outdated(version: int, account_id: str | None, after: tuple[str, str]) -> sa.Select[Any]:
-    """Select subscriptions that are not over and older than a version, in key order, after a key."""
-    key = (_SUBSCRIPTIONS.c.account_id, _SUBSCRIPTIONS.c.subscription_id)
-    query = (
-        sa.select(_SUBSCRIPTIONS)
-        .where(
-            _SUBSCRIPTIONS.c.is_plan,
-            _SUBSCRIPTIONS.c.catalog_version < version,
-            _SUBSCRIPTIONS.c.status.not_in(stripe_subscriptions.OVER),
-            sa.tuple_(*key) > sa.tuple_(*(sa.literal(part) for part in after)),
-        )
-        .order_by(*key)
-        .limit(PAGE_SIZE)
-    )
-    return query if account_id is None else query.where(_SUBSCRIPTIONS.c.account_id == account_id)
-
-
 async def _move(
-    conn: AsyncConnection, catalogs: versions.CatalogCache, row: Mapping[str, Any], version: int, now: datetime
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    row: subscription_records.SubscriptionRecord,
+    version: int,
+    now: datetime,
 ) -> Move:
-    sold, newest = await catalogs.get(conn, row["catalog_version"]), await catalogs.get(conn, version)
-    refusals = _refusals(sold, newest, row["plan"], row["price"])
+    sold, newest = await catalogs.get(conn, row.catalog_version), await catalogs.get(conn, version)
+    refusals = _refusals(sold, newest, row.plan, row.price)
     refusal = next(refusals, "")
     return Move(
-        account_id=row["account_id"],
-        subscription_id=row["subscription_id"],
-        plan=row["plan"],
-        from_version=row["catalog_version"],
+        account_id=row.account_id,
+        subscription_id=row.subscription_id,
+        plan=row.plan,
+        from_version=row.catalog_version,
         to_version=version,
         refusal=refusal,
         over=() if refusal else await _over(conn, catalogs, row, newest, version, now),
@@ -170,22 +147,22 @@ def _refusals(sold: model.Catalog, newest: model.Catalog, plan_key: str, price_k
 async def _over(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
-    row: Mapping[str, Any],
+    row: subscription_records.SubscriptionRecord,
     newest: model.Catalog,
     version: int,
     now: datetime,
 ) -> tuple[Over, ...]:
     """Return the meters of which the present period has used more than it would include after the move."""
-    asked = [lookup.MeterQuery(row["account_id"], meter, "") for meter in newest.meters]
+    asked = [lookup.MeterQuery(row.account_id, meter, "") for meter in newest.meters]
     over = []
     for known in await lookup.read(conn, catalogs, asked, now):
         # A version that is newer still may have taken a meter away meanwhile.
         if isinstance(known, errors.BillingError):
             continue
         under = known.terms_at(now)
-        if under.subscription is None or under.subscription.subscription_id != row["subscription_id"]:
+        if under.subscription is None or under.subscription.subscription_id != row.subscription_id:
             continue
-        after = _moved(known, row["subscription_id"], version, newest, now).allowance(
+        after = _moved(known, row.subscription_id, version, newest, now).allowance(
             known.meter, known.facts.override, now
         )
         used = known.counter_of(under).consumed

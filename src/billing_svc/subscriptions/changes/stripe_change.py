@@ -9,10 +9,9 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
-from billing_svc.stripe import client, intents
+from billing_svc.stripe import client, intents, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import refresh_subscription
-from billing_svc.subscriptions.records import store as subscriptions_store
 from billing_svc.usage_export import export_now
 
 
@@ -83,14 +82,14 @@ class StripeChange:
         await self.database.run(lambda conn: request_ids.close(conn, asked, now))
 
 
-async def held(conn: AsyncConnection, account_id: str, now: datetime) -> subscriptions_store.SubscriptionRecord:
+async def held(conn: AsyncConnection, account_id: str, now: datetime) -> subscription_records.SubscriptionRecord:
     """Return the plan subscription that is meant: the one that gives the plan, else one that is not over.
 
     Raises NotSubscribed.
     """
     rows = [
         row
-        for row in await subscriptions_store.plan_subscriptions(conn, account_id)
+        for row in await subscription_records.plan_subscriptions(conn, account_id)
         if not row.is_over and not row.superfluous
     ]
     found = next((row for row in rows if row.gives_plan(now)), rows[0] if rows else None)

@@ -23,10 +23,9 @@ from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
-from billing_svc.stripe import client, intents, prices
+from billing_svc.stripe import client, intents, prices, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.checkouts import close_checkout, store
-from billing_svc.subscriptions.records import store as subscriptions_store
 
 # Each round closes one page that stands in the way; more than a few mean that callers fight over the account.
 ROUNDS_MAX = 4
@@ -91,7 +90,7 @@ class Checkout:
         await accounts_store.lock(conn, order.account_id)
         asked = request_ids.CallerRequest(order.account_id, order.request_id, "checkout", order.content)
         known = await request_ids.find(conn, asked) if order.request_id else None
-        bought = await subscriptions_store.plan_subscriptions(conn, order.account_id)
+        bought = await subscription_records.plan_subscriptions(conn, order.account_id)
         held = next((one for one in bought if not one.is_over), None)
         if held is not None:
             raise errors.AlreadySubscribed(
@@ -166,7 +165,7 @@ class Checkout:
             "catalog_version": str(page.catalog_version),
         }
         # A plan is tried once, however often it is bought.
-        is_first = not await subscriptions_store.plan_subscriptions(conn, account_id)
+        is_first = not await subscription_records.plan_subscriptions(conn, account_id)
         trial = {"trial_period_days": plan.trial_days} if plan.trial_days and is_first else {}
         return {
             "mode": "subscription",

@@ -17,10 +17,9 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
-from billing_svc.stripe import client, intents, prices
+from billing_svc.stripe import client, intents, prices, subscription_records
 from billing_svc.subscriptions.follow_ups import rules
 from billing_svc.subscriptions.records import apply_subscription, follow_up_queue, refresh_subscription
-from billing_svc.subscriptions.records import store as subscriptions_store
 from billing_svc.usage_export import export_now
 from billing_svc.usage_export import settlement as usage_settlement
 
@@ -43,7 +42,7 @@ class _Case:
     """
 
     duty: follow_up_queue.FollowUp
-    row: subscriptions_store.SubscriptionRecord | None
+    row: subscription_records.SubscriptionRecord | None
     wanted: rules.WantedState
     plan: str | None
     contested: bool
@@ -145,7 +144,7 @@ class FollowUps:
         else:
             await self._database.run(lambda conn: follow_up_queue.close(conn, case.duty))
 
-    async def _has_settled(self, duty: follow_up_queue.FollowUp, row: subscriptions_store.SubscriptionRecord) -> bool:
+    async def _has_settled(self, duty: follow_up_queue.FollowUp, row: subscription_records.SubscriptionRecord) -> bool:
         """Look whether all that was used is charged; False while it is too early to tell."""
         if row.superfluous or row.ended_at is None:
             return True  # the one that stays charges what was used
@@ -156,7 +155,7 @@ class FollowUps:
         await self._settlement.settle(duty.account_id, row.subscription_id)
         return True
 
-    async def _write(self, case: _Case, row: subscriptions_store.SubscriptionRecord) -> None:
+    async def _write(self, case: _Case, row: subscription_records.SubscriptionRecord) -> None:
         if case.wanted in {rules.WantedState.ENDED, rules.WantedState.CREDITED}:
             await self._flush.flush(case.duty.account_id)
         operation, params = _call(row, case.wanted)
@@ -170,7 +169,7 @@ class FollowUps:
             _log.info("duty_found_it_gone", subscription=row.subscription_id)
 
     async def _stop_metering(
-        self, row: subscriptions_store.SubscriptionRecord, plan: str | None, intent: intents.Intent
+        self, row: subscription_records.SubscriptionRecord, plan: str | None, intent: intents.Intent
     ) -> None:
         """Take the metered prices off what was bought twice, if the one that stays has them too.
 
@@ -203,7 +202,7 @@ async def _not_yet(_since: datetime) -> client.Data | None:
     return None
 
 
-def _call(row: subscriptions_store.SubscriptionRecord, wanted: rules.WantedState) -> tuple[str, Mapping[str, Any]]:
+def _call(row: subscription_records.SubscriptionRecord, wanted: rules.WantedState) -> tuple[str, Mapping[str, Any]]:
     """Return the call that brings a subscription to how it should stand."""
     named = {"subscription": row.subscription_id}
     match wanted:
@@ -222,7 +221,7 @@ async def _read(conn: AsyncConnection, account_id: str, subscription_id: str, no
     duty = await follow_up_queue.find(conn, account_id, subscription_id)
     if duty is None:
         return None
-    rows = await subscriptions_store.subscriptions(conn, account_id)
+    rows = await subscription_records.of_account(conn, account_id)
     under = await accounts_store.pay_as_you_go_under(conn, account_id)
     row = next((row for row in rows if row.subscription_id == subscription_id), None)
     state = rules.FollowUpState(

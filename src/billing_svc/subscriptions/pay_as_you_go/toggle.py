@@ -23,11 +23,10 @@ from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.request_ids import store as request_ids
-from billing_svc.stripe import client, intents, prices
+from billing_svc.stripe import client, intents, prices, subscription_records
 from billing_svc.subscriptions.changes import stripe_change
 from billing_svc.subscriptions.follow_ups import run_follow_ups
 from billing_svc.subscriptions.records import follow_up_queue
-from billing_svc.subscriptions.records import store as subscriptions_store
 
 _log = structlog.get_logger(__name__)
 
@@ -109,7 +108,7 @@ class PayAsYouGoToggle:
         if under.subscription is not None:
             await self._set(conn, switch, under.subscription.subscription_id, origin, now)
             return None
-        rows = [row for row in await subscriptions_store.subscriptions(conn, switch.account_id) if not row.is_plan]
+        rows = [row for row in await subscription_records.of_account(conn, switch.account_id) if not row.is_plan]
         living = next((row for row in rows if row.goes_on(now) and row.plan == under.plan.key), None)
         if living is not None:
             await self._set(conn, switch, living.subscription_id, origin, now)
@@ -123,7 +122,7 @@ class PayAsYouGoToggle:
         before = await accounts_store.pay_as_you_go_under(conn, switch.account_id)
         await request_ids.close(conn, switch.asked, now)
         changed = await accounts_store.set_pay_as_you_go(conn, switch.account_id, under)
-        for row in await subscriptions_store.subscriptions(conn, switch.account_id):
+        for row in await subscription_records.of_account(conn, switch.account_id):
             concerned = not row.is_plan and not row.is_over and row.subscription_id in {before, under}
             # Its end may have been scheduled in the portal; on means that it goes on.
             if concerned and (changed or (under is not None and row.will_end)):
@@ -187,7 +186,7 @@ class PayAsYouGoToggle:
 
 
 async def _needed(
-    conn: AsyncConnection, under: terms.EffectiveTerms, rows: list[subscriptions_store.SubscriptionRecord]
+    conn: AsyncConnection, under: terms.EffectiveTerms, rows: list[subscription_records.SubscriptionRecord]
 ) -> _Needed:
     """Return what has to be made. Raises PlanNotApplied."""
     keys = [one.lookup_key for one in under.plan.charged(pay_as_you_go=True)]

@@ -12,8 +12,8 @@ from billing_svc.metering.usage_summary import rules as statements_rules
 from billing_svc.metering.usage_summary import summarize_usage
 from billing_svc.platform import errors
 from billing_svc.pricing import rules
+from billing_svc.stripe import subscription_records
 from billing_svc.subscriptions.previews import rules as preview_rules
-from billing_svc.subscriptions.records import store as subscriptions_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ async def _basis(
     subscription = statement.under.subscription
     own_price = ""
     if subscription is not None:
-        rows = await subscriptions_store.plan_subscriptions(conn, request.account_id)
+        rows = await subscription_records.plan_subscriptions(conn, request.account_id)
         own_price = next((row.price for row in rows if row.subscription_id == subscription.subscription_id), "")
     return _Basis(newest_version, newest, statement, own_price)
 

@@ -1,1 +1,1 @@
-"""Subscriptions as Stripe has them: fetched, applied, stored."""
+"""Bringing subscriptions to what Stripe has, and what follows for the account's others."""

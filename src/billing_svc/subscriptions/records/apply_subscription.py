@@ -1,6 +1,6 @@
 """Bringing a subscription row to what Stripe has: the one way in which they change, for events and RPCs alike."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 
 import structlog
@@ -11,9 +11,9 @@ from billing_svc.customers import store as customers_store
 from billing_svc.metering.gauges import store as gauges_store
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
-from billing_svc.stripe import prices
+from billing_svc.stripe import prices, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.subscriptions.records import consequences, follow_up_queue, rules, store
+from billing_svc.subscriptions.records import consequences, follow_up_queue, rules
 from billing_svc.usage_export import settlement
 
 _log = structlog.get_logger(__name__)
@@ -54,8 +54,9 @@ async def apply(
         _log.warning("unknown_subscription_status", status=fetched.status, subscription=fetched.subscription_id)
     await accounts_store.insert_missing(conn, {account_id}, now)
     await accounts_store.lock(conn, account_id)
-    previous = await store.find(conn, account_id, fetched.subscription_id)
-    interval = rules.effective(fetched, previous.interval if previous else None, item.period_end, now)
+    previous = await subscription_records.find(conn, account_id, fetched.subscription_id)
+    given = None if previous is None else rules.Interval(previous.effective_from, previous.effective_until)
+    interval = rules.effective(fetched, given, item.period_end, now)
     superfluous = previous is not None and previous.superfluous
     if superfluous:
         interval = rules.Interval(interval.start, interval.start)
@@ -63,35 +64,30 @@ async def apply(
     if previous is not None and (previous.plan, previous.price) == (price.plan, price.price):
         # It may have been moved to a newer version since, which Stripe does not know of.
         version = max(version, previous.catalog_version)
-    changed = await store.save(
-        conn,
-        account_id,
-        fetched.subscription_id,
-        {
-            "customer_id": fetched.customer_id,
-            "status": fetched.status,
-            "plan": price.plan,
-            "price": price.price,
-            "catalog_version": version,
-            "is_plan": bool(price.price),
-            "quantity": item.quantity,
-            "anchor": fetched.anchor,
-            "billing_period_start": item.period_start,
-            "billing_period_end": item.period_end,
-            "trial_end": fetched.trial_end,
-            "cancel_at_period_end": fetched.cancel_at_period_end,
-            "cancel_at": fetched.cancel_at,
-            "ended_at": fetched.ended_at,
-            "effective_from": interval.start,
-            "effective_until": interval.end,
-            "checkout_id": fetched.metadata.get("checkout_id"),
-            "superfluous": superfluous,
-            "schedule_id": fetched.schedule_id,
-            **await _pending(conn, fetched, price, item.quantity),
-        },
-        now,
+    record = subscription_records.SubscriptionRecord(
+        account_id=account_id,
+        subscription_id=fetched.subscription_id,
+        customer_id=fetched.customer_id,
+        status=fetched.status,
+        is_plan=bool(price.price),
+        plan=price.plan,
+        price=price.price,
+        catalog_version=version,
+        quantity=item.quantity,
+        anchor=fetched.anchor,
+        billing_period_start=item.period_start,
+        billing_period_end=item.period_end,
+        trial_end=fetched.trial_end,
+        cancel_at_period_end=fetched.cancel_at_period_end,
+        cancel_at=fetched.cancel_at,
+        ended_at=fetched.ended_at,
+        effective_from=interval.start,
+        effective_until=interval.end,
+        checkout_id=fetched.metadata.get("checkout_id"),
+        superfluous=superfluous,
+        schedule_id=fetched.schedule_id,
     )
-    if not changed:
+    if not await subscription_records.save(conn, await _with_pending_change(conn, record, fetched.next_phase), now):
         return account_id
     await gauges_store.reopen(conn, account_id, now)
     changes = {
@@ -111,25 +107,24 @@ async def apply(
     return account_id
 
 
-async def _pending(
-    conn: AsyncConnection, fetched: stripe_subscriptions.StripeSubscription, present: prices.SoldPrice, quantity: int
-) -> Mapping[str, object]:
-    """Return the columns of the change that the subscription's schedule is going to make, if it is one of ours."""
-    phase = fetched.next_phase
-    sold = await prices.sold_prices(conn, list(phase.prices)) if phase is not None and not fetched.is_over else {}
+async def _with_pending_change(
+    conn: AsyncConnection, record: subscription_records.SubscriptionRecord, phase: stripe_subscriptions.Phase | None
+) -> subscription_records.SubscriptionRecord:
+    """Return a record with the change that the subscription's schedule is going to make, if it is one of ours."""
+    sold = await prices.sold_prices(conn, list(phase.prices)) if phase is not None and not record.is_over else {}
     base = next((one for one in sold.values() if one.price), None)
-    none = dict.fromkeys(("pending_plan", "pending_price", "pending_quantity", "pending_at"))
     if phase is None or base is None:
-        return none
+        return record
     coming = phase.prices[base.price_id]
-    if (base.plan, base.price, coming) == (present.plan, present.price, quantity):
-        return none
-    return {
-        "pending_plan": base.plan,
-        "pending_price": base.price,
-        "pending_quantity": coming,
-        "pending_at": phase.starts_at,
-    }
+    if (base.plan, base.price, coming) == (record.plan, record.price, record.quantity):
+        return record
+    return replace(
+        record,
+        pending_plan=base.plan,
+        pending_price=base.price,
+        pending_quantity=coming,
+        pending_at=phase.starts_at,
+    )
 
 
 async def _sold_version(

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
-from billing_svc.subscriptions.records import follow_up_queue, store
+from billing_svc.stripe import subscription_records
+from billing_svc.subscriptions.records import follow_up_queue
 
 _log = structlog.get_logger(__name__)
 
@@ -22,14 +23,14 @@ SWITCHING = timedelta(minutes=1)
 
 async def draw(conn: AsyncConnection, origin: audit_store.Origin, account_id: str, now: datetime) -> None:
     """Mark what was bought twice, end what a plan replaces, and leave what is to be done at Stripe as duties."""
-    rows = await store.subscriptions(conn, account_id)
+    rows = await subscription_records.of_account(conn, account_id)
     for row in _bought_twice(rows):
-        await store.mark_superfluous(conn, account_id, row.subscription_id, now)
+        await subscription_records.mark_superfluous(conn, account_id, row.subscription_id, now)
         await follow_up_queue.add(conn, account_id, row.subscription_id, now, now)
         _log.warning("bought_twice", account=account_id, subscription=row.subscription_id)
         changes = {"subscription": row.subscription_id, "plan": row.plan, "checkout": row.checkout_id}
         await audit_store.append(conn, origin, account_id, "subscription.superfluous", changes, now)
-        rows = await store.subscriptions(conn, account_id)
+        rows = await subscription_records.of_account(conn, account_id)
     under = await accounts_store.pay_as_you_go_under(conn, account_id)
     has_plan = any(row.gives_plan(now) for row in rows)
     switched = next((row for row in rows if row.subscription_id == under), None)
@@ -47,7 +48,9 @@ async def draw(conn: AsyncConnection, origin: audit_store.Origin, account_id: st
             await follow_up_queue.add(conn, account_id, row.subscription_id, now + SWITCHING, now)
 
 
-def _bought_twice(rows: Sequence[store.SubscriptionRecord]) -> list[store.SubscriptionRecord]:
+def _bought_twice(
+    rows: Sequence[subscription_records.SubscriptionRecord],
+) -> list[subscription_records.SubscriptionRecord]:
     """Return those from a checkout page that began while an earlier one gave its plan, and gives it still."""
     giving = [row for row in rows if row.is_plan and row.is_giving and not row.superfluous]
     first = min(giving, key=lambda row: (row.effective_from, row.subscription_id), default=None)

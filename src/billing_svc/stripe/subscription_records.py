@@ -1,33 +1,40 @@
-"""Subscription rows in Postgres."""
+"""Subscriptions in Postgres: each row is what was known at the last fetch, and what that means for the account's plan.
 
-from collections.abc import Collection, Mapping
+`subscriptions/` works out the rows and calls `save`. Other areas read them by the functions here; only the decision's
+read, which is one statement, and a reconciliation's comparison select from the table themselves.
+"""
+
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.customers import store as customers_store
 from billing_svc.platform.database import tables
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.subscriptions.records import rules
 
 _SUBSCRIPTIONS = tables.subscriptions
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionRecord:
-    """A subscription as stored."""
+    """A subscription as stored: every column but `updated_at`; `platform/database/tables.py` explains them.
 
+    Of what was fetched it has the base item alone. A decision needs fewer columns: `PlanSubscription` has those.
+    """
+
+    account_id: str
     subscription_id: str
+    customer_id: str
     status: str
     is_plan: bool
     plan: str
     price: str
     catalog_version: int
     quantity: int
+    anchor: datetime
     billing_period_start: datetime
     billing_period_end: datetime
     trial_end: datetime | None
@@ -39,10 +46,10 @@ class SubscriptionRecord:
     checkout_id: str | None
     superfluous: bool
     schedule_id: str | None
-    pending_plan: str | None
-    pending_price: str | None
-    pending_quantity: int | None
-    pending_at: datetime | None
+    pending_plan: str | None = None
+    pending_price: str | None = None
+    pending_quantity: int | None = None
+    pending_at: datetime | None = None
 
     @property
     def is_over(self) -> bool:
@@ -68,55 +75,48 @@ class SubscriptionRecord:
         in_time = self.effective_from <= at and (self.effective_until is None or at < self.effective_until)
         return self.is_plan and self.is_giving and in_time
 
+    def in_billing_period(self, at: datetime) -> bool:
+        """Say whether `at` lies in the billing period that it was in when it was last fetched."""
+        return self.billing_period_start <= at < self.billing_period_end
 
-@dataclass(frozen=True, slots=True)
-class KnownSubscription:
-    """What was known of a subscription before a fetch."""
+    def was_trial(self, at: datetime) -> bool:
+        """Say whether its trial went on at `at`: what is used in it is free."""
+        return self.trial_end is not None and self.effective_from <= at < self.trial_end
 
-    plan: str
-    price: str
-    catalog_version: int
-    interval: rules.Interval
-    superfluous: bool
+
+_COLUMNS = [_SUBSCRIPTIONS.c[name] for name in SubscriptionRecord.__dataclass_fields__]
+_KEY = (_SUBSCRIPTIONS.c.account_id, _SUBSCRIPTIONS.c.subscription_id)
+_LATEST_FIRST = (_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id)
+
+
+async def of_account(conn: AsyncConnection, account_id: str) -> list[SubscriptionRecord]:
+    """Return the account's subscriptions, the latest first; metered-only ones and those that are over as well."""
+    query = sa.select(*_COLUMNS).where(_SUBSCRIPTIONS.c.account_id == account_id).order_by(*_LATEST_FIRST)
+    return [SubscriptionRecord(*row) for row in await conn.execute(query)]
 
 
 async def plan_subscriptions(conn: AsyncConnection, account_id: str) -> list[SubscriptionRecord]:
     """Return the account's plan subscriptions, the latest first; those that are over as well."""
-    return [row for row in await subscriptions(conn, account_id) if row.is_plan]
+    return [row for row in await of_account(conn, account_id) if row.is_plan]
 
 
 async def plan_subscriptions_of(
     conn: AsyncConnection, account_ids: Collection[str]
 ) -> dict[str, list[SubscriptionRecord]]:
     """Return the plan subscriptions of many accounts, the latest first; an account without one is missing."""
-    columns = [_SUBSCRIPTIONS.c[name] for name in SubscriptionRecord.__dataclass_fields__]
     rows = await conn.execute(
-        sa.select(_SUBSCRIPTIONS.c.account_id, *columns)
+        sa.select(*_COLUMNS)
         .where(_SUBSCRIPTIONS.c.account_id.in_(account_ids), _SUBSCRIPTIONS.c.is_plan)
-        .order_by(_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id)
+        .order_by(*_LATEST_FIRST)
     )
     found: dict[str, list[SubscriptionRecord]] = {}
-    for account_id, *values in rows:
-        found.setdefault(account_id, []).append(SubscriptionRecord(*values))
+    for row in rows:
+        found.setdefault(row.account_id, []).append(SubscriptionRecord(*row))
     return found
 
 
-async def subscriptions(conn: AsyncConnection, account_id: str) -> list[SubscriptionRecord]:
-    """Return the account's subscriptions, the latest first; metered-only ones and those that are over as well."""
-    columns = [_SUBSCRIPTIONS.c[name] for name in SubscriptionRecord.__dataclass_fields__]
-    rows = await conn.execute(
-        sa.select(*columns)
-        .where(_SUBSCRIPTIONS.c.account_id == account_id)
-        .order_by(_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id)
-    )
-    return [SubscriptionRecord(*row) for row in rows]
-
-
-async def living_of_customer(conn: AsyncConnection, customer_id: str) -> list[str]:
-    """Return the subscriptions of a customer that are not over; none if it is not ours."""
-    account_id = await customers_store.account_of_customer(conn, customer_id)
-    if account_id is None:
-        return []
+async def living_of_customer(conn: AsyncConnection, account_id: str, customer_id: str) -> list[str]:
+    """Return the account's subscriptions under one customer that are not over."""
     query = sa.select(_SUBSCRIPTIONS.c.subscription_id).where(
         _SUBSCRIPTIONS.c.account_id == account_id,
         _SUBSCRIPTIONS.c.customer_id == customer_id,
@@ -125,29 +125,39 @@ async def living_of_customer(conn: AsyncConnection, customer_id: str) -> list[st
     return list((await conn.execute(query)).scalars())
 
 
-async def find(conn: AsyncConnection, account_id: str, subscription_id: str) -> KnownSubscription | None:
-    """Return what is stored of a subscription; None if it is new."""
-    columns = ("plan", "price", "catalog_version", "effective_from", "effective_until", "superfluous")
-    query = sa.select(*(_SUBSCRIPTIONS.c[name] for name in columns)).where(*_is(account_id, subscription_id))
-    row = (await conn.execute(query)).one_or_none()
-    if row is None:
-        return None
-    interval = rules.Interval(row.effective_from, row.effective_until)
-    return KnownSubscription(row.plan, row.price, row.catalog_version, interval, row.superfluous)
+async def outdated(
+    conn: AsyncConnection, version: int, account_id: str | None, after: tuple[str, str], most: int
+) -> list[SubscriptionRecord]:
+    """Return plan subscriptions that are not over and were sold under an older catalog version: a page of them.
+
+    In the order of their keys (account, subscription), beginning behind one; of one account, or of all.
+    """
+    query = sa.select(*_COLUMNS).where(
+        _SUBSCRIPTIONS.c.is_plan,
+        _SUBSCRIPTIONS.c.catalog_version < version,
+        _SUBSCRIPTIONS.c.status.not_in(stripe_subscriptions.OVER),
+        sa.tuple_(*_KEY) > sa.tuple_(*(sa.literal(part) for part in after)),
+    )
+    if account_id is not None:
+        query = query.where(_SUBSCRIPTIONS.c.account_id == account_id)
+    return [SubscriptionRecord(*row) for row in await conn.execute(query.order_by(*_KEY).limit(most))]
 
 
-async def save(
-    conn: AsyncConnection, account_id: str, subscription_id: str, values: Mapping[str, Any], now: datetime
-) -> bool:
+async def find(conn: AsyncConnection, account_id: str, subscription_id: str) -> SubscriptionRecord | None:
+    """Return a subscription; None if it is new."""
+    row = (await conn.execute(sa.select(*_COLUMNS).where(*_is(account_id, subscription_id)))).one_or_none()
+    return None if row is None else SubscriptionRecord(*row)
+
+
+async def save(conn: AsyncConnection, record: SubscriptionRecord, now: datetime) -> bool:
     """Write a subscription as of the last fetch; returns whether that changed anything."""
-    row = {"account_id": account_id, "subscription_id": subscription_id, **values, "updated_at": now}
+    values = {column.name: getattr(record, column.name) for column in _COLUMNS}
+    row = {**values, "updated_at": now}
     changed = sa.or_(*(_SUBSCRIPTIONS.c[name].is_distinct_from(value) for name, value in values.items()))
     result = await conn.execute(
         postgresql.insert(_SUBSCRIPTIONS)
         .values(row)
-        .on_conflict_do_update(
-            index_elements=[_SUBSCRIPTIONS.c.account_id, _SUBSCRIPTIONS.c.subscription_id], set_=row, where=changed
-        )
+        .on_conflict_do_update(index_elements=_KEY, set_=row, where=changed)
         .returning(_SUBSCRIPTIONS.c.subscription_id)
     )
     return result.scalar_one_or_none() is not None
