@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.inbox import rules
-from billing_svc.platform.database import tables
+from billing_svc.platform.database import select_list, tables
 
 # An object's events that are applied together; the rest follow in the next round.
 EVENTS_MAX = 500
@@ -131,7 +131,7 @@ async def pending(conn: AsyncConnection, object_id: str) -> list[Pending]:
     None if none waits. What one fresh fetch serves it serves for all, so a new event tries the failed ones again.
     """
     query = (
-        sa.select(*(_EVENTS.c[name] for name in Pending.__dataclass_fields__))
+        sa.select(*select_list.columns(Pending, _EVENTS))
         .where(_EVENTS.c.object_id == object_id, _EVENTS.c.state.in_(("waiting", "failed")))
         .order_by(_EVENTS.c.state.desc(), _EVENTS.c.received_at, _EVENTS.c.event_id)
         .limit(EVENTS_MAX)
@@ -158,7 +158,7 @@ async def list_events(
     conn: AsyncConnection, choice: EventFilter, after: Position | None, most: int
 ) -> list[InboxEvent]:
     """Return events, newest first; those after a position."""
-    query = sa.select(*(_EVENTS.c[name] for name in InboxEvent.__dataclass_fields__)).where(*choice.conditions())
+    query = sa.select(*select_list.columns(InboxEvent, _EVENTS)).where(*choice.conditions())
     order = (_EVENTS.c.received_at, _EVENTS.c.event_id)
     if after is not None:
         query = query.where(sa.tuple_(*order) < sa.tuple_(*(sa.literal(one) for one in after)))

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.platform.database import tables
+from billing_svc.platform.database import select_list, tables
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 
 _SUBSCRIPTIONS = tables.subscriptions
@@ -84,7 +84,7 @@ class SubscriptionRecord:
         return self.trial_end is not None and self.effective_from <= at < self.trial_end
 
 
-_COLUMNS = [_SUBSCRIPTIONS.c[name] for name in SubscriptionRecord.__dataclass_fields__]
+_COLUMNS = select_list.columns(SubscriptionRecord, _SUBSCRIPTIONS)
 _KEY = (_SUBSCRIPTIONS.c.account_id, _SUBSCRIPTIONS.c.subscription_id)
 _LATEST_FIRST = (_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id)
 

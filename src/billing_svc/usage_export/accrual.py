@@ -211,7 +211,7 @@ async def _write(
         counter.sealed,
         counter.billable,
         billed.charge,
-        await store.standing(conn, counter.account_id, counter.meter, counter.period_start)
+        await store.accrued(conn, counter.account_id, counter.meter, counter.period_start)
         if counter.billable < counter.sealed
         else (),
         billed.owed,
@@ -274,7 +274,7 @@ async def _owed(
     """
     owed = rules.billed_by_terms(await counters.billed_units(conn, counter))
     owed.pop(present.terms, None)
-    for one in await store.standing(conn, counter.account_id, counter.meter, counter.period_start):
+    for one in await store.accrued(conn, counter.account_id, counter.meter, counter.period_start):
         if one.charge.terms in owed:
             owed[one.charge.terms] -= one.units
     return owed

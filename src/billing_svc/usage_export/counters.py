@@ -6,7 +6,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.platform.database import tables
+from billing_svc.platform.database import select_list, tables
 
 # An account's counters that are sealed in one transaction: a few meters, two periods.
 COUNTERS_MAX = 200
@@ -31,7 +31,7 @@ class UnreportedCounter:
     subscription_id: str | None
 
 
-_COLUMNS = [_COUNTERS.c[name] for name in UnreportedCounter.__dataclass_fields__]
+_COLUMNS = select_list.columns(UnreportedCounter, _COUNTERS)
 
 
 async def unsealed_accounts(conn: AsyncConnection, after: str, most: int) -> list[str]:

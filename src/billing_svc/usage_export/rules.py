@@ -127,12 +127,12 @@ def billed_by_terms(entries: Iterable[tuple[str, int, int]]) -> dict[PlanVersion
 
 
 def split_into_reports(
-    sealed: int, billable: int, present: Charge, standing: Sequence[AccruedUnits], owed: Sequence[AccruedUnits] = ()
+    sealed: int, billable: int, present: Charge, accrued: Sequence[AccruedUnits], owed: Sequence[AccruedUnits] = ()
 ) -> list[Piece]:
     """Cut the way from `sealed` to `billable` into pieces.
 
     More goes to the present charge, but for what is still owed to earlier ones. Less is taken back from what was sealed
-    last (`standing` has the newest first), so that no meter is ever asked to go below zero: a correction after a
+    last (`accrued` has the newest first), so that no meter is ever asked to go below zero: a correction after a
     change of plan lowers the bill of the plan that charged.
     """
     pieces: list[Piece] = []
@@ -144,7 +144,7 @@ def split_into_reports(
             position += units
     if position < billable:
         return [*pieces, Piece(present, position, billable)]
-    for one in standing:
+    for one in accrued:
         units = min(one.units, position - billable)
         if units > 0:
             pieces.append(Piece(one.charge, position, position - units))

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.platform.database import tables
+from billing_svc.platform.database import select_list, tables
 from billing_svc.stripe import subscription_records
 from billing_svc.usage_export import rules, states
 from billing_svc.usage_export.states import ReportState
@@ -20,7 +20,7 @@ _REPORTS = tables.usage_reports
 _PRICES = tables.stripe_prices
 
 _UNITS = _REPORTS.c.to_units - _REPORTS.c.from_units
-_COLUMNS = [_REPORTS.c[name] for name in rules.UsageReport.__dataclass_fields__]
+_COLUMNS = select_list.columns(rules.UsageReport, _REPORTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +85,18 @@ async def lock_last(
     return None if row is None else _report(row)
 
 
-async def standing(
+async def accrued(
     conn: AsyncConnection, account_id: str, meter: str, period_start: datetime
 ) -> list[rules.AccruedUnits]:
     """Return what is sealed of a counter under each charge, the newest first."""
-    columns = (
-        _REPORTS.c.plan,
-        _REPORTS.c.catalog_version,
-        _REPORTS.c.stripe_event_name,
-        _REPORTS.c.customer_id,
-        _REPORTS.c.subscription_id,
-    )
+    columns = select_list.columns(rules.Charge, _REPORTS, event_name=_REPORTS.c.stripe_event_name)
     query = (
-        sa.select(*columns, sa.cast(sa.func.sum(_UNITS), sa.BigInteger))
+        sa.select(sa.cast(sa.func.sum(_UNITS), sa.BigInteger), *columns)
         .where(*_of_counter(account_id, meter, period_start))
         .group_by(*columns)
         .order_by(sa.func.max(_REPORTS.c.slice).desc())
     )
-    return [rules.AccruedUnits(rules.Charge(*row[:5]), row[5]) for row in await conn.execute(query)]
+    return [rules.AccruedUnits(rules.Charge(*charge), units) for units, *charge in await conn.execute(query)]
 
 
 async def last_added_at(
@@ -123,7 +117,7 @@ async def last_added_at(
 
 async def insert(conn: AsyncConnection, report: rules.UsageReport) -> None:
     """Store a new slice."""
-    values = {name: getattr(report, name) for name in rules.UsageReport.__dataclass_fields__}
+    values = {name: getattr(report, name) for name in select_list.field_names(rules.UsageReport)}
     await conn.execute(sa.insert(_REPORTS).values(**values))
 
 
@@ -194,10 +188,9 @@ async def charged(conn: AsyncConnection, report: rules.UsageReport) -> ChargedUn
     own = _REPORTS.c.report_id != report.report_id
     sent, priced = _REPORTS.c.state == ReportState.SENT, sa.and_(_REPORTS.c.amount.is_not(None), own)
     query = sa.select(
-        *(
-            sa.func.coalesce(sa.func.sum(what).filter(which), 0)
-            for what, which in ((_UNITS, sent), (_UNITS, priced), (_REPORTS.c.amount, priced))
-        )
+        _total(_UNITS, sent).label("on_the_meter"),
+        _total(_UNITS, priced).label("on_items"),
+        _total(_REPORTS.c.amount, priced).label("by_items"),
     ).where(
         *_of_counter(report.account_id, report.meter, report.period_start),
         _REPORTS.c.plan == report.plan,
@@ -205,8 +198,7 @@ async def charged(conn: AsyncConnection, report: rules.UsageReport) -> ChargedUn
         _REPORTS.c.stripe_event_name == report.stripe_event_name,
         _REPORTS.c.subscription_id.is_not_distinct_from(report.subscription_id),
     )
-    row = (await conn.execute(query)).one()
-    return ChargedUnits(int(row[0]), int(row[1]), int(row[2]))
+    return ChargedUnits(**(await conn.execute(query)).mappings().one())
 
 
 async def is_changing(conn: AsyncConnection, account_id: str, since: datetime) -> bool:
@@ -260,6 +252,10 @@ async def find(conn: AsyncConnection, account_id: str, report_id: str) -> rules.
     query = sa.select(*_COLUMNS).where(_REPORTS.c.account_id == account_id, _REPORTS.c.report_id == report_id)
     row = (await conn.execute(query)).one_or_none()
     return None if row is None else _report(row)
+
+
+def _total(column: sa.ColumnElement[int], where: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+    return sa.cast(sa.func.coalesce(sa.func.sum(column).filter(where), 0), sa.BigInteger)
 
 
 def _report(row: sa.Row[Any]) -> rules.UsageReport:

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.platform.database import tables, transactions
+from billing_svc.platform.database import select_list, tables, transactions
 
 _CHECKOUTS = tables.checkouts
 _OPEN = ("opening", "open")
@@ -65,7 +65,7 @@ class CheckoutPage:
 
 async def find_open(conn: AsyncConnection, account_id: str) -> CheckoutPage | None:
     """Return the page that is open, as far as is known here; its time may be over."""
-    columns = [_CHECKOUTS.c[name] for name in CheckoutPage.__dataclass_fields__ if name != "is_new"]
+    columns = select_list.columns(CheckoutPage, _CHECKOUTS, without=("is_new",))
     query = sa.select(*columns).where(_CHECKOUTS.c.account_id == account_id, _CHECKOUTS.c.state.in_(_OPEN))
     row = (await conn.execute(query)).one_or_none()
     return None if row is None else CheckoutPage(*row)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.platform.database import tables
+from billing_svc.platform.database import select_list, tables
 from billing_svc.subscriptions.invoices import rules
 
 _INVOICES = tables.invoices
@@ -119,7 +119,7 @@ async def list_invoices(
     conn: AsyncConnection, choice: InvoiceFilter, after: Position | None, most: int
 ) -> list[InvoiceRecord]:
     """Return invoices, newest first; those after a position."""
-    query = sa.select(*(_INVOICES.c[name] for name in InvoiceRecord.__dataclass_fields__))
+    query = sa.select(*select_list.columns(InvoiceRecord, _INVOICES))
     if choice.account_id:
         query = query.where(_INVOICES.c.account_id == choice.account_id)
     if choice.status == rules.UNKNOWN:

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.platform.database import tables
+from billing_svc.platform.database import select_list, tables
 
 # Whoever takes a duty has it for so long: a few calls to Stripe and a few transactions.
 TAKEN_FOR = timedelta(seconds=60)
@@ -100,7 +100,7 @@ async def take(conn: AsyncConnection, account_id: str, subscription_id: str, now
 
 async def find(conn: AsyncConnection, account_id: str, subscription_id: str) -> FollowUp | None:
     """Return the duty about a subscription; None if there is none."""
-    columns = [_DUTIES.c[name] for name in FollowUp.__dataclass_fields__]
+    columns = select_list.columns(FollowUp, _DUTIES)
     row = (await conn.execute(sa.select(*columns).where(*_is(account_id, subscription_id)))).one_or_none()
     return None if row is None else FollowUp(*row)
 
