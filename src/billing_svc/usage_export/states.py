@@ -91,7 +91,7 @@ def sent(now: datetime) -> Change:
 
 
 def too_late(now: datetime, why: str) -> Change:
-    """Leave to an invoice item what is certain not to be at Stripe, and what its meter cannot bill any more."""
+    """Leave to an invoice item what is certain not to be at Stripe: its meter cannot bill it any more."""
     return _to(Transition.TOO_LATE, now, error=why)
 
 
