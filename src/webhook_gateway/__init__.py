@@ -1,1 +1,1 @@
-"""The sidecar that Stripe calls: verifies the signature, forwards the event over gRPC, answers."""
+"""The sidecar that receives Stripe's webhooks: verifies the signature, forwards the event over gRPC, answers."""

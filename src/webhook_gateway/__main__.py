@@ -14,16 +14,16 @@ from webhook_gateway import app, channel, forwarding, metrics, serving, settings
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT (exit 0); exit 2 with one sentence if the settings are not usable."""
+    """Run until SIGTERM or SIGINT (exit 0); exit 2 with a sentence on stderr if the settings cannot be used."""
     if "--help" in sys.argv[1:]:
-        print(settings.__doc__)  # noqa: T201 - for whoever asks
+        print(settings.__doc__)  # noqa: T201 - the help is for stdout
         return
     try:
         configuration = settings.read()
     except settings.SettingsError as error:
         _refuse(str(error))
     _configure_logging()
-    # uvicorn raises the signal anew once it has shut down; that ends the process here, in order.
+    # uvicorn raises the signal again after its shutdown; these handlers then end the process with exit code 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
     try:
@@ -42,13 +42,13 @@ async def _serve(configuration: settings.Settings) -> None:
             try:
                 await stack.enter_async_context(metrics.told(counted, *configuration.metrics))
             except OSError as error:
-                _refuse(f"GATEWAY_METRICS_LISTEN: cannot be listened on ({error.strerror})")
+                _refuse(f"GATEWAY_METRICS_LISTEN: cannot listen there ({error.strerror})")
         application = app.create_app(configuration.webhook_secrets, forwarder, metrics=counted)
         await serving.build_server(application, configuration.host, configuration.port).serve()
 
 
 def _refuse(sentence: str) -> NoReturn:
-    print(f"webhook-gateway: {sentence}", file=sys.stderr)  # noqa: T201 - for whoever starts it
+    print(f"webhook-gateway: {sentence}", file=sys.stderr)  # noqa: T201 - for the operator who starts it
     sys.exit(2)
 
 
@@ -57,7 +57,7 @@ def _exit(_number: int, _frame: FrameType | None) -> None:
 
 
 def _configure_logging() -> None:
-    """One JSON object a line on stdout, from structlog and from uvicorn alike."""
+    """Write a JSON object per line on stdout, for the lines of structlog and of uvicorn."""
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,

@@ -1,4 +1,4 @@
-"""The HTTP side: receive, verify, forward, answer."""
+"""The HTTP application: receives a webhook, verifies it, forwards it and answers."""
 
 import contextlib
 import logging
@@ -21,16 +21,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from webhook_gateway import body, event, forwarding, signature
 from webhook_gateway import metrics as metrics_module
 
-RETRY_AFTER_SECONDS = 5  # for whoever repeats by hand or through a proxy; Stripe keeps its own schedule
+RETRY_AFTER_SECONDS = 5  # for people and proxies that repeat a request; Stripe has its own schedule
 
-_ANSWER_KEY = "webhook_gateway.answer"  # where in the ASGI scope the log line finds what was answered
+_ANSWER_KEY = "webhook_gateway.answer"  # the key of the `Answer` in the ASGI scope, which `RequestLog` reads
 
 _log = structlog.get_logger("webhook_gateway")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request is told and what is logged of it. `event_id` is there only once the signature was verified."""
+    """The answer to a request, and the values for its log line. `event_id` is set only after the signature matched."""
 
     status: HTTPStatus
     reason: str
@@ -43,14 +43,14 @@ _ANSWERS: Mapping[forwarding.Outcome, tuple[HTTPStatus, str, int]] = {
     forwarding.Outcome.STORED: (HTTPStatus.OK, "stored", logging.INFO),
     forwarding.Outcome.DUPLICATE: (HTTPStatus.OK, "duplicate", logging.INFO),
     forwarding.Outcome.REFUSED: (HTTPStatus.BAD_REQUEST, "refused_by_service", logging.WARNING),
-    # Our own mistake: Stripe must repeat until somebody has mended it, and somebody must hear of it.
+    # The gateway's own settings are wrong: Stripe must repeat until an operator, who sees the error log, corrects them.
     forwarding.Outcome.MISCONFIGURED: (HTTPStatus.SERVICE_UNAVAILABLE, "gateway_misconfigured", logging.ERROR),
     forwarding.Outcome.AWAY: (HTTPStatus.SERVICE_UNAVAILABLE, "service_unavailable", logging.WARNING),
 }
 
 
 class Gateway:
-    """The endpoints, around one forwarder."""
+    """The HTTP endpoints; they share a forwarder."""
 
     def __init__(self, secrets: Sequence[bytes], forwarder: forwarding.Forwarder, body_seconds_max: float) -> None:
         self._secrets = secrets
@@ -58,7 +58,7 @@ class Gateway:
         self._forwarder = forwarder
 
     async def receive_webhook(self, request: Request) -> ASGIApp:
-        """Answer 200 once the event is stored, and never before."""
+        """Answer 200 only after the service has stored the event."""
         answer = await self._judge(request)
         response = _respond(request, answer)
         return body.AnswerThenDiscard(response) if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else response
@@ -68,7 +68,7 @@ class Gateway:
             raw = await body.read(request, self._body_seconds_max)
         except body.BodyRefusedError as refusal:
             return Answer(refusal.status, refusal.reason)
-        # A repeated header counts as one list, as HTTP has it; then its second timestamp makes it malformed.
+        # Repeated headers are joined to a single list, as HTTP says; a second timestamp then makes it malformed.
         header = b",".join(value for name, value in request.scope["headers"] if name == b"stripe-signature")
         fault = signature.find_fault(raw, header, self._secrets, datetime.now(UTC))
         if fault is not None:
@@ -82,18 +82,18 @@ class Gateway:
         return Answer(status, reason, level, event_id, delivery.code)
 
     async def answer_alive(self, request: Request) -> ASGIApp:
-        """Say that this process answers; nothing about the service."""
+        """Answer that this process is alive; says nothing about the service."""
         return _respond(request, Answer(HTTPStatus.OK, "alive", logging.DEBUG))
 
     async def answer_ready(self, request: Request) -> ASGIApp:
-        """Say whether a delivery would find the service serving."""
+        """Answer whether the service is serving, so that a delivery can succeed."""
         if await self._forwarder.is_service_serving():
             return _respond(request, Answer(HTTPStatus.OK, "ready", logging.DEBUG))
         return _respond(request, Answer(HTTPStatus.SERVICE_UNAVAILABLE, "service_unavailable", logging.WARNING))
 
 
 class RequestLog:
-    """Counts each request and writes one line for it: no body, header, path or secret, at any level."""
+    """Counts each request and writes a log line for it, without body, header, path or secret at any log level."""
 
     def __init__(self, app: ASGIApp, metrics: metrics_module.Metrics) -> None:
         self._app = app
@@ -103,7 +103,7 @@ class RequestLog:
         """Run the request, then count and log it."""
         started = time.monotonic()
         try:
-            # Bytes behind the request broke the connection, which was answered for that: no defect of ours to log.
+            # Raised if bytes after the request broke the connection, which was answered with an error: no defect here.
             with contextlib.suppress(h11.LocalProtocolError):
                 await self._app(scope, receive, send)
         finally:
@@ -129,7 +129,7 @@ def create_app(
     body_seconds_max: float = body.READ_SECONDS_MAX,
     metrics: metrics_module.Metrics | None = None,
 ) -> ASGIApp:
-    """Build the application. The forwarder stays its builder's, to be closed after the last request."""
+    """Build the application. The caller closes the forwarder after the last request."""
     gateway = Gateway(secrets, forwarder, body_seconds_max)
     app = Starlette(
         routes=[
@@ -140,7 +140,7 @@ def create_app(
         middleware=[Middleware(RequestLog, metrics or metrics_module.Metrics())],
         exception_handlers={HTTPException: _answer_no_route, Exception: _answer_defect},
     )
-    app.router.redirect_slashes = False  # any other path is a 404, and Stripe counts a redirect as a failure
+    app.router.redirect_slashes = False  # every other path is a 404; Stripe counts a redirect as a failure
     return app
 
 
@@ -151,7 +151,7 @@ def _respond(request: Request, answer: Answer) -> JSONResponse:
     if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     if answer.status == HTTPStatus.REQUEST_TIMEOUT:
-        headers["connection"] = "close"  # the rest of that body must not be read as the next request
+        headers["connection"] = "close"  # the rest of the body must not be read as the next request
     return JSONResponse(content, answer.status, headers)
 
 
@@ -160,7 +160,7 @@ async def _answer_no_route(request: Request, error: Exception) -> JSONResponse:
         raise error
     reasons = {404: "not_found", 405: "method_not_allowed"}
     response = _respond(request, Answer(HTTPStatus(error.status_code), reasons.get(error.status_code, "refused")))
-    response.headers.update(error.headers or {})  # a 405 names the methods that are
+    response.headers.update(error.headers or {})  # a 405 names the allowed methods
     return response
 
 

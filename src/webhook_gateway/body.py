@@ -1,4 +1,4 @@
-"""The request's body: read within a size and a time, or refused without being kept."""
+"""Reads a request's body within limits of size and time, or refuses it."""
 
 import asyncio
 from http import HTTPStatus
@@ -7,13 +7,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-BYTES_MAX = 256 * 1024  # Stripe's largest events stay well below; times the concurrent requests, it bounds the memory
-READ_SECONDS_MAX = 10  # for all of it, whatever its pace: Stripe sends at once, and waits 20 s for the answer at most
-DISCARDED_BYTES_MAX = 8 * BYTES_MAX  # what is read and dropped so that an honest client gets to see its 413
+BYTES_MAX = 256 * 1024  # Stripe's largest events are far smaller; times the concurrent requests, it bounds the memory
+READ_SECONDS_MAX = 10  # for the whole body: Stripe sends it at once, and waits at most 20 s for the answer
+DISCARDED_BYTES_MAX = 8 * BYTES_MAX  # how much is read and dropped, so that a client can read its 413
 
 
 class BodyRefusedError(Exception):
-    """A body that was not read to its end; `status` and `reason` are the answer."""
+    """The body was not read to its end; `status` and `reason` are the answer."""
 
     def __init__(self, status: HTTPStatus, reason: str) -> None:
         super().__init__(reason)
@@ -22,8 +22,8 @@ class BodyRefusedError(Exception):
 
 
 async def read(request: Request, seconds_max: float) -> bytes:
-    """Return the whole body; keeps at most BYTES_MAX of it. Raises BodyRefusedError."""
-    # h11 lets only digits through as a content-length; a chunked body has none and is counted as it comes.
+    """Return the whole body, at most BYTES_MAX bytes. Raises BodyRefusedError."""
+    # h11 accepts only digits as content-length. A chunked body has no content-length; its bytes are counted below.
     if int(request.headers.get("content-length", "0")) > BYTES_MAX:
         raise BodyRefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large")
     body = bytearray()
@@ -41,10 +41,10 @@ async def read(request: Request, seconds_max: float) -> bytes:
 
 
 class AnswerThenDiscard:
-    """Sends the whole answer at once, then drops what the client is still sending, then closes the connection.
+    """Sends the whole answer at once, then drops the bytes that the client still sends, then closes the connection.
 
-    Closing with unread bytes would reset the connection, and a client that writes before it reads would never learn
-    that its body was too large. Bounded in bytes and in time.
+    Closing with unread bytes would reset the connection, and a client that writes before it reads would never see
+    that its body was too large. The discarding has limits of bytes and time.
     """
 
     def __init__(self, answer: Response) -> None:

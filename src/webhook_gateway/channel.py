@@ -1,4 +1,4 @@
-"""The channel to the service: plain, or TLS with what the files say, taken anew when they change."""
+"""The channel to the service: plain text, or TLS with certificates from files, which are read again after a change."""
 
 import asyncio
 import ssl
@@ -10,32 +10,32 @@ import grpc
 import grpc.aio
 import structlog
 
-LOOK_SECONDS = 5.0  # a renewed certificate is overlapped by the old one for hours; looking costs three system calls
-FILE_BYTES_MAX = 1024 * 1024  # a bundle of authorities; what is larger is another file
+LOOK_SECONDS = 5.0  # the old certificate stays valid for hours after a renewal; a check costs three system calls
+FILE_BYTES_MAX = 1024 * 1024  # enough for a bundle of authorities; a larger file is something else
 
 _log = structlog.get_logger("webhook_gateway")
 
 
 class CertificateError(Exception):
-    """Files that do not make a certificate with its key, or no authorities; the text names no content."""
+    """The files contain no usable certificate with its key, or no authorities; the message quotes no content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """What TLS to the service needs: its authorities, and for mutual TLS the gateway's certificate and key."""
+    """The files for TLS to the service: its authorities, and for mutual TLS the gateway's certificate and key."""
 
     ca: Path
     cert: Path | None = None
     key: Path | None = None
 
     def stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """Return what changes with the files."""
+        """Return inode, size and time of each file; a change of a file changes them."""
         return tuple(_stamp(path) for path in (self.ca, self.cert, self.key) if path is not None)
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Read the files. Raises CertificateError."""
         try:
-            # gRPC would find out at the first handshake only, and say nothing.
+            # gRPC would find a wrong certificate only at the first handshake, and report nothing.
             context = ssl.create_default_context(cafile=self.ca)
             if self.cert is not None:
                 context.load_cert_chain(self.cert, self.key, password=lambda: "")
@@ -46,16 +46,16 @@ class Files:
             )
         except (OSError, ValueError) as error:  # SSLError is an OSError; its text quotes no key
             reason = error.reason if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)
-            raise CertificateError(f"not usable together ({reason or 'unreadable'})") from None
+            raise CertificateError(f"cannot be used together ({reason or 'unreadable'})") from None
 
 
 class Channels:
-    """The present channel. gRPC for Python cannot change a channel's certificate, so a new channel replaces the old."""
+    """The current channel. gRPC for Python cannot change a channel's certificate, so a new channel replaces it."""
 
     def __init__(
         self, target: str, options: Sequence[tuple[str, int]], files: Files | None, grace_seconds: float
     ) -> None:
-        """`grace_seconds` is what calls under way are given when their channel is replaced. Raises CertificateError."""
+        """`grace_seconds` is how long calls may finish after their channel is replaced. Raises CertificateError."""
         self._target = target
         self._options = options
         self._files = files
@@ -75,7 +75,7 @@ class Channels:
         return self._channel
 
     async def close(self) -> None:
-        """Close them all; calls under way may finish."""
+        """Close all channels; calls under way may finish."""
         await asyncio.gather(self._channel.close(grace=self._grace_seconds), *self._closing)
 
     def _renew(self, stamps: tuple[tuple[int, int, int] | None, ...]) -> None:

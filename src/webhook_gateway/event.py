@@ -1,16 +1,16 @@
-"""What a verified body must be before it is worth forwarding: a JSON object with an id. Pure."""
+"""Checks that a verified body is a JSON object with an id before it is forwarded. Pure."""
 
 import json
 import re
 from typing import NoReturn
 
-DEPTH_MAX = 64  # Stripe's events nest about ten deep; what reads them after us must not run out of stack
+DEPTH_MAX = 64  # Stripe's events have about ten levels; deeper nesting could overflow a later reader's stack
 
 _EVENT_ID = re.compile(r"[!-~]{1,255}")  # Stripe: an object's id has at most 255 characters
 
 
 class NotAnEventError(Exception):
-    """A signed body that is no Stripe event; `reason` is one of a fixed set of words and quotes nothing of it."""
+    """A signed body is not a Stripe event; `reason` comes from a fixed set of words and quotes nothing of the body."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -22,7 +22,7 @@ def read_id(body: bytes) -> str:
     try:
         text = body.decode()
     except UnicodeDecodeError:
-        # `from None` throughout: these exceptions hold the body.
+        # `from None` here and below: these exceptions contain the body.
         raise NotAnEventError("body_not_utf8") from None
     try:
         document = json.loads(text, parse_constant=_refuse_constant)
@@ -41,7 +41,7 @@ def read_id(body: bytes) -> str:
 
 
 def _refuse_constant(_name: str) -> NoReturn:
-    """Refuse NaN and Infinity, which Python reads and JSON (and Postgres) does not know."""
+    """Refuse NaN and Infinity: Python's parser accepts them, but JSON and Postgres do not."""
     raise ValueError
 
 

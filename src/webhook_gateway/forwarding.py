@@ -1,4 +1,4 @@
-"""The gRPC client of the billing service, and the only place here that knows its stubs."""
+"""The gRPC client of the billing service, and the only module of the gateway that uses its stubs."""
 
 import enum
 from collections.abc import AsyncIterator
@@ -12,31 +12,31 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from billing.v1 import stripe_event_pb2, stripe_event_pb2_grpc
 from webhook_gateway import channel
 
-FORWARD_SECONDS_MAX = 5.0  # storing takes milliseconds; with reading the body it stays within Stripe's patience
-HEALTH_SECONDS_MAX = 2.0  # whoever asks for readiness asks again
+FORWARD_SECONDS_MAX = 5.0  # storing takes milliseconds; with the body's 10 s it stays below Stripe's time-out of 20 s
+HEALTH_SECONDS_MAX = 2.0  # a readiness probe is repeated anyway
 
 _CHANNEL_OPTIONS = (
-    # Short steps, so that the first delivery after the service's return finds it: one gateway is no herd.
+    # Short pauses, so that the first delivery after the service's return finds it. A few gateways cause little load.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),  # also how long one attempt to connect may take
+    ("grpc.min_reconnect_backoff_ms", 1_000),  # also the time limit of an attempt to connect
     ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # a service that moved is found as quickly
-    # No call lasts long enough for a ping, so no server can take offence at too many; what these two switch on is the
-    # kernel's TCP_USER_TIMEOUT: a connection whose peer vanished without a word dies within the call that finds out.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # finds a service that moved to another address
+    # No call lasts long enough for a ping, so the server cannot get too many. These two options switch on the kernel's
+    # TCP_USER_TIMEOUT: if the peer vanished without closing the connection, the connection ends within the next call.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.enable_http_proxy", 0),  # the token and the events go to the service and through nobody's proxy
+    ("grpc.enable_http_proxy", 0),  # the token and the events must not pass through a proxy
 )
 
 
 class Outcome(enum.Enum):
-    """What became of a forwarded event."""
+    """The result of forwarding an event."""
 
     STORED = enum.auto()
-    DUPLICATE = enum.auto()  # it was stored already
-    REFUSED = enum.auto()  # the service will never take these bytes
-    MISCONFIGURED = enum.auto()  # the service does not take them from us, as we are set up
-    AWAY = enum.auto()  # unreachable, shedding, too slow or failing: may or may not be stored, so it must come again
+    DUPLICATE = enum.auto()  # the event was stored before
+    REFUSED = enum.auto()  # the service will never accept these bytes
+    MISCONFIGURED = enum.auto()  # the service refuses the gateway, because of its settings
+    AWAY = enum.auto()  # unreachable, overloaded, too slow or failing: it is unknown whether the event was stored
 
 
 _OUTCOMES = {
@@ -56,7 +56,7 @@ class Delivery:
 
 
 class Forwarder:
-    """Calls of the service; built by `connect`."""
+    """Calls the service; built by `connect`."""
 
     def __init__(self, channels: channel.Channels, token: str | None, seconds_max: float) -> None:
         self._channels = channels
@@ -64,7 +64,7 @@ class Forwarder:
         self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
 
     async def forward(self, body: bytes, event_id: str) -> Delivery:
-        """Hand a verified body to the service. Safe to repeat: the service stores an event id once."""
+        """Send a verified body to the service. Safe to repeat: the service stores an event id only once."""
         request = stripe_event_pb2.AcceptStripeEventRequest(payload=body, event_id=event_id)
         try:
             events = stripe_event_pb2_grpc.StripeEventServiceStub(self._channels.current())
@@ -72,7 +72,7 @@ class Forwarder:
                 request, timeout=self._seconds_max, metadata=self._metadata, wait_for_ready=False
             )
         except grpc.aio.AioRpcError as error:
-            # The status's text stays here: what another process wrote into it is not ours to log.
+            # Only the code is returned: the status's text comes from another process and must not be logged.
             return Delivery(_OUTCOMES.get(error.code(), Outcome.AWAY), error.code().name)
         return Delivery(Outcome.DUPLICATE if response.duplicate else Outcome.STORED, grpc.StatusCode.OK.name)
 
@@ -91,9 +91,9 @@ class Forwarder:
 async def connect(
     target: str, token: str | None, seconds_max: float = FORWARD_SECONDS_MAX, files: channel.Files | None = None
 ) -> AsyncIterator[Forwarder]:
-    """Open the channel, lazily: the service may come later. Closing it lets calls under way finish.
+    """Open the channel. It connects at the first call, so the service may start later. Closing lets calls finish.
 
-    Without `files` it is in plain text. Raises `channel.CertificateError` when they are of no use.
+    Without `files` the channel is in plain text. Raises `channel.CertificateError` if the files cannot be used.
     """
     channels = channel.Channels(target, _CHANNEL_OPTIONS, files, seconds_max)
     try:

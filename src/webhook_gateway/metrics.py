@@ -1,4 +1,4 @@
-"""What the gateway counts, and the port where it tells: not the one that Stripe reaches."""
+"""The gateway's metrics, and the port that answers them, which is not the port that Stripe calls."""
 
 import asyncio
 import contextlib
@@ -11,15 +11,15 @@ from prometheus_client import registry as registries
 
 CONNECTIONS_MAX = 32  # some scrapers
 STOP_SECONDS_MAX = 1
-# Up to the gateway's own patience with a slow body and a slow service.
+# Up to the gateway's time limits for a slow body and a slow service together.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0)
 
-# Each would double a metric, to tell when it was first counted.
+# A `_created` series would double each metric, only to tell when it was first counted.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """Requests by outcome. Labels are the fixed words of `app.Answer`, so that their number is bounded."""
+    """Requests by outcome. Label values are the fixed words of `app.Answer`, so the number of series is bounded."""
 
     def __init__(self) -> None:
         self.registry = registries.CollectorRegistry()
@@ -38,7 +38,7 @@ class Metrics:
 
 
 class _Server(uvicorn.Server):
-    """A second server, which leaves the signals to the first."""
+    """A second uvicorn server, which leaves the signals to the first server."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -47,7 +47,7 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def told(metrics: Metrics, host: str, port: int) -> AsyncIterator[int]:
-    """Answer /metrics meanwhile (any path, in fact), and yield the port. Raises OSError when it cannot be had."""
+    """Answer metrics on every path during the context, and yield the port. Raises OSError if it cannot listen."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listener:
         server = _Server(

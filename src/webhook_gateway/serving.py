@@ -1,7 +1,7 @@
-"""The server around the application: uvicorn with bounds on what the application never sees.
+"""The server around the application: uvicorn with limits on connections and on requests that are not complete.
 
-What is left to a proxy in front: TLS, limits by address, and a cap on open connections; a flood of them is answered
-with 503 here, real deliveries included, until the deadline below has cleared it.
+A proxy in front has to provide TLS, limits by address, and a maximum of open connections. A flood of connections is
+answered with 503 here, and so are real deliveries, until the deadline below has closed the flood's connections.
 """
 
 import asyncio
@@ -13,19 +13,19 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from webhook_gateway import body, forwarding
 
-HEAD_SECONDS_MAX = 10.0  # to get a request's head over, or the rest of a body that was answered early
-HEAD_BYTES_MAX = 16 * 1024  # of a head that arrives in pieces; Stripe's take about one
+HEAD_SECONDS_MAX = 10.0  # for sending a request's head, or the rest of a body that was answered early
+HEAD_BYTES_MAX = 16 * 1024  # of a head that arrives in pieces; Stripe's heads have about 1 KiB
 CONCURRENT_MAX = 128  # connections or requests, each with a body of 256 KiB at most: 32 MiB
-KEEP_ALIVE_SECONDS = 5  # a reused connection saves Stripe a handshake; more only keeps a place occupied
-SHUTDOWN_SECONDS_MAX = round(body.READ_SECONDS_MAX + forwarding.FORWARD_SECONDS_MAX) + 1  # the longest honest request
+KEEP_ALIVE_SECONDS = 5  # a reused connection saves Stripe a handshake; an idle connection counts as concurrent
+SHUTDOWN_SECONDS_MAX = round(body.READ_SECONDS_MAX + forwarding.FORWARD_SECONDS_MAX) + 1  # the longest valid request
 
 
 class PatientOnlySoLong(H11Protocol):
-    """uvicorn's HTTP/1.1, which by itself waits for a request's head for ever, with a deadline.
+    """uvicorn's HTTP/1.1 with a deadline for a request's head; uvicorn itself waits for a head without limit.
 
-    The deadline runs while no request is with the application: from the connection or the first byte after an answer
-    until the next head is complete. Bytes that trickle in do not extend it. Silence after an answer is uvicorn's
-    keep-alive to end.
+    The deadline runs while the application has no request: from the start of the connection, or the first byte after an
+    answer, until the next head is complete. Slowly arriving bytes do not extend it. A connection that is silent after
+    an answer is closed by uvicorn's keep-alive.
     """
 
     head_seconds_max = HEAD_SECONDS_MAX
@@ -37,12 +37,12 @@ class PatientOnlySoLong(H11Protocol):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Stop the deadline if these bytes completed a head, start it if they begin one."""
+        """Stop the deadline if these bytes complete a head; start it if they begin a head."""
         super().data_received(data)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Drop the deadline, which would keep this connection's objects alive."""
+        """Cancel the deadline, which would keep this connection's objects alive."""
         super().connection_lost(exc)
         if self._deadline is not None:
             self._deadline.cancel()
@@ -57,7 +57,7 @@ class PatientOnlySoLong(H11Protocol):
 
 
 def build_server(app: ASGIApp, host: str, port: int, head_seconds_max: float = HEAD_SECONDS_MAX) -> uvicorn.Server:
-    """Return the server, not yet listening. It stops at SIGTERM or SIGINT once what is under way was answered."""
+    """Return the server; it does not listen yet. At SIGTERM or SIGINT it answers the requests under way, then stops."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -68,7 +68,7 @@ def build_server(app: ASGIApp, host: str, port: int, head_seconds_max: float = H
             lifespan="off",
             interface="asgi3",
             log_config=None,
-            access_log=False,  # the application writes its own line, without the path
+            access_log=False,  # the application writes its own log line, without the path
             server_header=False,
             proxy_headers=False,
             limit_concurrency=CONCURRENT_MAX,

@@ -2,13 +2,13 @@
 
 | variable | default | meaning |
 |---|---|---|
-| `STRIPE_WEBHOOK_SECRETS` | (required) | signing secrets, comma-separated; several while one is being rolled |
+| `STRIPE_WEBHOOK_SECRETS` | (required) | signing secrets, comma-separated; several during a rotation |
 | `BILLING_GRPC_TOKEN` | (required without a certificate) | sent to the service as `authorization: Bearer <token>` |
 | `BILLING_GRPC_TARGET` | `127.0.0.1:50051` | the service's gRPC address |
 | `BILLING_GRPC_CA_FILE` | (none: plain text) | the authorities (PEM) of the service's certificate |
 | `BILLING_GRPC_CERT_FILE`, `BILLING_GRPC_KEY_FILE` | (none) | the gateway's own certificate and key (PEM) |
-| `GATEWAY_LISTEN` | `127.0.0.1:8080` | the address to listen on, `host:port`; port 0 takes a free one |
-| `GATEWAY_METRICS_LISTEN` | (none) | where Prometheus is answered, `host:port`; not for the world |
+| `GATEWAY_LISTEN` | `127.0.0.1:8080` | the address to listen on, `host:port`; port 0 takes a free port |
+| `GATEWAY_METRICS_LISTEN` | (none) | the address for Prometheus, `host:port`; must not be public |
 | `BILLING_DEV` | `0` | `1` allows the well-known secret and token of `billing-svc dev` |
 """
 
@@ -20,20 +20,20 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from webhook_gateway import channel
 
-SECRETS_MAX = 8  # each costs one HMAC over the body of any request, signed or not
-DEV_SECRET = "whsec_dev"  # noqa: S105 - known to everyone, which is why it is refused outside dev
+SECRETS_MAX = 8  # each secret costs an HMAC over the body of every request, signed or not
+DEV_SECRET = "whsec_dev"  # noqa: S105 - public, so it is refused outside of dev
 DEV_TOKEN = "dev-token"  # noqa: S105 - as above
 _PORT_MAX = 65535
 _OWN_HOSTS = {"127.0.0.1", "::1", "localhost"}
 
 
 class SettingsError(Exception):
-    """Settings that the gateway must not start with; the text names the variable and never quotes a secret."""
+    """The gateway cannot start with these settings; the message names the variable and never quotes a secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that the gateway can be told."""
+    """All settings of the gateway."""
 
     host: str
     port: int
@@ -45,7 +45,7 @@ class Settings:
 
 
 class _Environment(BaseSettings):
-    """The variables as they stand; absence and emptiness are judged below, in sentences."""
+    """The variables as they are set; missing and empty values get their error messages below."""
 
     model_config = SettingsConfigDict(hide_input_in_errors=True, env_ignore_empty=True, frozen=True)
 
@@ -61,16 +61,16 @@ class _Environment(BaseSettings):
 
 
 def read() -> Settings:
-    """Return the settings of this process's environment; raises SettingsError with one sentence."""
+    """Return the settings of this process's environment; raises SettingsError with a single sentence."""
     try:
         environment = _Environment()
     except ValidationError as error:
-        # Only the place and the rule: pydantic's own text could quote the value.
+        # Only the variable and the rule: pydantic's own text could quote the value.
         problems = "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors(include_input=False))
-        raise SettingsError(f"The settings are not usable: {problems}.") from None
+        raise SettingsError(f"The settings cannot be used: {problems}.") from None
     host, port = _read_listen("GATEWAY_LISTEN", environment.listen)
     if environment.dev and host not in _OWN_HOSTS:
-        raise SettingsError("BILLING_DEV=1 believes what everyone knows: only where GATEWAY_LISTEN is 127.0.0.1.")
+        raise SettingsError("BILLING_DEV=1 accepts a public secret: allowed only if GATEWAY_LISTEN is 127.0.0.1.")
     metrics_listen = environment.metrics_listen
     return Settings(
         host=host,
@@ -87,10 +87,10 @@ def read() -> Settings:
 
 def _read_tls(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> channel.Files | None:
     if (cert_file is None) != (key_file is None):
-        raise SettingsError("BILLING_GRPC_CERT_FILE and BILLING_GRPC_KEY_FILE belong together: set both or none.")
+        raise SettingsError("BILLING_GRPC_CERT_FILE and BILLING_GRPC_KEY_FILE must be set together: set both or none.")
     if ca_file is None:
         if cert_file is not None:
-            raise SettingsError("BILLING_GRPC_CERT_FILE needs BILLING_GRPC_CA_FILE, whom the service is believed by.")
+            raise SettingsError("BILLING_GRPC_CERT_FILE needs BILLING_GRPC_CA_FILE, which verifies the service.")
         return None
     return channel.Files(ca_file, cert_file, key_file)
 
@@ -101,12 +101,12 @@ def _read_secrets(text: str, *, dev: bool) -> tuple[bytes, ...]:
     secrets = [secret.strip() for secret in text.split(",")]
     if not all(secrets):
         raise SettingsError(
-            "STRIPE_WEBHOOK_SECRETS has an empty entry: an empty secret verifies what anyone can forge."
+            "STRIPE_WEBHOOK_SECRETS has an empty entry: anyone can forge a signature for an empty secret."
         )
     if len(secrets) > SECRETS_MAX:
         raise SettingsError(f"STRIPE_WEBHOOK_SECRETS has more than {SECRETS_MAX} entries.")
     if DEV_SECRET in secrets and not dev:
-        raise SettingsError(f"STRIPE_WEBHOOK_SECRETS has {DEV_SECRET}, which everyone knows: only for BILLING_DEV=1.")
+        raise SettingsError(f"STRIPE_WEBHOOK_SECRETS has {DEV_SECRET}, which is public: only for BILLING_DEV=1.")
     return tuple(secret.encode() for secret in secrets)
 
 
@@ -115,13 +115,11 @@ def _read_token(text: str, *, dev: bool, optional: bool) -> str | None:
     if not token and optional:
         return None
     if not token:
-        raise SettingsError(
-            "BILLING_GRPC_TOKEN is missing: set it to the token that the billing service gave the gateway."
-        )
+        raise SettingsError("BILLING_GRPC_TOKEN is missing: set it to the gateway's token at the billing service.")
     if not (token.isascii() and token.isprintable()):
         raise SettingsError("BILLING_GRPC_TOKEN has characters that a gRPC header cannot carry: use printable ASCII.")
     if token == DEV_TOKEN and not dev:
-        raise SettingsError(f"BILLING_GRPC_TOKEN is {DEV_TOKEN}, which everyone knows: only for BILLING_DEV=1.")
+        raise SettingsError(f"BILLING_GRPC_TOKEN is {DEV_TOKEN}, which is public: only for BILLING_DEV=1.")
     return token
 
 

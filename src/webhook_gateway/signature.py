@@ -1,8 +1,8 @@
-"""Stripe's webhook signature, decided from the raw bytes alone. Pure, and total: no input makes it raise.
+"""Verifies Stripe's webhook signature on the raw bytes. Pure, and no input makes it raise.
 
 The scheme (Stripe's documentation, "Verify webhook signatures manually"): the header is `t=<seconds>,v1=<hex>,...`, and
-each `v1` is the HMAC-SHA256 of `<seconds>.<body>`. There is one `v1` for each secret that is valid at the moment; other
-schemes may stand beside it and mean nothing to us.
+each `v1` is the HMAC-SHA256 of `<seconds>.<body>`. There is a `v1` for each secret that is valid at the moment; items
+of other schemes are ignored.
 """
 
 import enum
@@ -12,16 +12,16 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
-TOLERANCE_SECONDS = 300  # Stripe's own; here it holds in both directions, or a captured request could be dated ahead
-HEADER_BYTES_MAX = 2048  # Stripe sends about 150 for each secret, and secrets overlap for a day at most
-SIGNATURES_MAX = 8  # bounds the comparisons; as many secrets as nobody rolls in one day
+TOLERANCE_SECONDS = 300  # the default of Stripe's SDKs; applied to the future too, so no request is valid for longer
+HEADER_BYTES_MAX = 2048  # Stripe sends about 150 bytes for each secret, and secrets overlap for a day at most
+SIGNATURES_MAX = 8  # bounds the comparisons; more secrets than are rotated in a day
 
-# Twelve digits reach the year 33658; Stripe writes plain ASCII digits, and int() alone would take much more than that.
+# Twelve digits reach the year 33658. Stripe writes ASCII digits; int() alone would also accept other characters.
 _TIMESTAMP = re.compile(rb"[0-9]{1,12}")
 
 
 class Fault(enum.StrEnum):
-    """Why a request is not Stripe's."""
+    """Why a signature is refused."""
 
     MISSING = "signature_missing"
     HEADER_TOO_LONG = "signature_header_too_long"
@@ -33,9 +33,9 @@ class Fault(enum.StrEnum):
 
 
 def find_fault(body: bytes, header: bytes, secrets: Sequence[bytes], now: datetime) -> Fault | None:
-    """Return why `header` does not sign `body` under any of `secrets` at `now`; None means that Stripe sent it.
+    """Return why `header` is no valid signature of `body` for any of `secrets` at `now`; None means Stripe sent it.
 
-    An empty header counts as missing. The secrets must not be empty: an empty one verifies what anyone can forge.
+    An empty header counts as missing. No secret may be empty: anyone can forge a signature for an empty secret.
     """
     parsed = _parse(header)
     if isinstance(parsed, Fault):
@@ -76,9 +76,9 @@ def _any_matches(timestamp: bytes, body: bytes, signatures: Sequence[bytes], sec
     for secret in secrets:
         mac = hmac.new(secret, timestamp + b".", hashlib.sha256)
         mac.update(body)
-        # Hex digits are compared as sent: decoding them first would let altered bytes (a capital letter) pass.
+        # The hex digits are compared as sent: decoding them first would accept altered bytes (a capital letter).
         expected = mac.hexdigest().encode()
         for signature in signatures:
-            # Every candidate is compared, so that the time taken does not tell which secret or place matched.
+            # Every candidate is compared, so that the time taken does not reveal which secret or position matched.
             matches |= hmac.compare_digest(expected, signature)
     return matches

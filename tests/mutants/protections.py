@@ -71,7 +71,8 @@ PROTECTIONS = (
     Protection(
         "what lost its connection at COMMIT is not repeated",
         f"{_SVC}/platform/database/transactions.py",
-        "                    # It may have been committed: only the caller's id tells, so only the caller may repeat.\n"
+        "                    # The transaction may have been committed. "
+        "Only the caller, with the same id, can repeat it safely.\n"
         "                    raise _away() from error\n",
         "                    raise _ConnectionLost from error\n",
         (

@@ -1,4 +1,4 @@
-"""The gRPC edge: the only place that touches the generated messages.
+"""The gRPC edge: the only area that uses the generated messages.
 
 May import every area but programs.
 """

@@ -1,4 +1,4 @@
-"""Who may call what. Closed by default: an RPC without an entry here, and a caller without its group, is refused."""
+"""Which caller may call which RPC. A call is refused if its RPC has no entry here or its caller lacks the group."""
 
 import enum
 import hashlib
@@ -9,7 +9,7 @@ from billing_svc.platform import errors
 
 
 class Group(enum.StrEnum):
-    """What a caller can be given."""
+    """A group of RPCs, which the callers' file gives to a caller."""
 
     CHECK = "check"
     RECORD = "record"
@@ -19,11 +19,11 @@ class Group(enum.StrEnum):
 
 
 class Open(enum.Enum):
-    """RPCs that belong to no group."""
+    """Access to RPCs that belong to no group."""
 
-    # Probes carry no token, and learn nothing but whether the service serves.
+    # Health checks: probes have no token, and learn only whether the service serves.
     ANYONE = enum.auto()
-    # The shape of the API, to any caller with a token.
+    # Reflection: the shape of the API, for every caller with a token.
     ANY_CALLER = enum.auto()
 
 
@@ -35,7 +35,7 @@ def _rpcs(service: str, group: Group, *names: str) -> dict[str, Group | Open]:
 ENTRIES: Mapping[str, Group | Open] = {
     **_rpcs("QuotaService", Group.CHECK, "CheckQuota", "ReleaseReservation"),
     **_rpcs("UsageService", Group.RECORD, "RecordUsage", "BatchRecordUsage"),
-    # It takes money back, so it is not for whoever may record.
+    # A correction lowers what is charged, so the right to record usage is not enough.
     **_rpcs("UsageService", Group.ADMIN, "CorrectUsage"),
     **_rpcs("UsageService", Group.SUBSCRIPTION, "GetUsage"),
     **_rpcs(
@@ -76,7 +76,7 @@ ENTRIES: Mapping[str, Group | Open] = {
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated caller, the groups that it was given, and the prefix of its accounts (none: all accounts)."""
+    """An authenticated caller, its groups, and the prefix of its accounts (None: all accounts)."""
 
     name: str
     groups: frozenset[Group]
@@ -87,19 +87,19 @@ ANONYMOUS = Caller("anonymous", frozenset())
 
 
 class Tokens:
-    """The callers by what proves them: bearer tokens, kept as SHA-256 only, and names in client certificates."""
+    """Finds callers by bearer tokens, stored as SHA-256 only, and by names in client certificates."""
 
     def __init__(
         self,
         callers: Iterable[tuple[Caller, Iterable[str]]],
         certificates: Iterable[tuple[Caller, Iterable[str]]] = (),
     ) -> None:
-        """Take each caller with the hex SHA-256 of its tokens, and with its URIs and names in certificates."""
+        """Store each caller with the hex SHA-256 of its tokens, and with its URIs and names in certificates."""
         self._callers = {bytes.fromhex(digest): caller for caller, digests in callers for digest in digests}
         self._by_certificate = {name: caller for caller, names in certificates for name in names}
 
     def take_over(self, other: "Tokens") -> None:
-        """Know from now on whom `other` knows, and nobody else."""
+        """Replace all callers by those of `other`."""
         self._callers, self._by_certificate = other._callers, other._by_certificate  # noqa: SLF001 - of this class
 
     @property
@@ -108,29 +108,31 @@ class Tokens:
         return bool(self._by_certificate)
 
     def caller(self, authorization: str | None) -> Caller:
-        """Return whose token an `authorization` value carries. Raises Unauthenticated."""
+        """Return the caller whose token an `authorization` value has. Raises Unauthenticated."""
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise errors.Unauthenticated("send a token as `authorization: Bearer <token>`")
         digest = hashlib.sha256(token.strip().encode()).digest()
-        # A look-up by digest leaks no timing of use: nobody can choose a token by the prefix of its hash.
+        # The time of a look-up by digest reveals nothing useful: a token cannot be chosen by the prefix of its digest.
         caller = self._callers.get(digest)
         if caller is None:
             raise errors.Unauthenticated("the token is not known")
         return caller
 
     def caller_of_certificate(self, names: Iterable[str]) -> Caller:
-        """Return whom a verified client certificate names. Raises Unauthenticated, also if it names two."""
+        """Return the caller that a verified client certificate names. Raises Unauthenticated for none or several."""
         found = {caller for name in names if (caller := self._by_certificate.get(name)) is not None}
         if len(found) != 1:
-            raise errors.Unauthenticated("send a token, or show a certificate that names one known caller")
+            raise errors.Unauthenticated(
+                "send a token, or use a client certificate that names exactly one known caller"
+            )
         return found.pop()
 
 
 def authorize(method: str, authorization: str | None, tokens: Tokens, certificate: Iterable[str] = ()) -> Caller:
     """Return the caller of an RPC, or raise Unauthenticated or RpcNotAllowed.
 
-    `certificate` are the names in a verified client certificate. Where a token was sent, it alone decides.
+    `certificate` has the names in a verified client certificate. If a token was sent, only the token counts.
     """
     entry = ENTRIES.get(method)
     if entry is Open.ANYONE:
@@ -142,6 +144,6 @@ def authorize(method: str, authorization: str | None, tokens: Tokens, certificat
     if entry is not Open.ANY_CALLER and entry not in caller.groups:
         group = entry.value if isinstance(entry, Group) else ""
         raise errors.RpcNotAllowed(
-            f"caller {caller.name!r} was not given this RPC", {"caller": caller.name, "group": group}
+            f"caller {caller.name!r} lacks the group of this RPC", {"caller": caller.name, "group": group}
         )
     return caller

@@ -1,4 +1,4 @@
-"""What operators see of accounts, read as decisions read it."""
+"""Accounts as operators see them, read by the same functions as decisions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from billing_svc.stripe import subscription_records
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """An account at a glance; `subscriptions`: every plan subscription of it, the latest first."""
+    """An account's summary. `subscriptions` has all its plan subscriptions, the latest first."""
 
     account: accounts_store.Account
     account_state: terms.AccountState
@@ -30,7 +30,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """All about an account."""
+    """An account's summary, overrides, and numbers of open alerts and held reservations."""
 
     summary: Summary
     overrides: Sequence[tuple[str, terms.Override]]
@@ -41,7 +41,7 @@ class Details:
 async def summaries(
     conn: AsyncConnection, catalogs: versions.CatalogCache, accounts: Sequence[accounts_store.Account], now: datetime
 ) -> list[Summary]:
-    """Return the accounts with plan, status and present usage; two statements, however many they are."""
+    """Return the accounts with plan, status and current usage; the number of statements does not depend on theirs."""
     if not accounts:
         return []
     catalog = await catalogs.latest(conn)
@@ -49,7 +49,7 @@ async def summaries(
     asked = [lookup.MeterQuery(account_id, meter, "") for account_id in ids for meter in catalog.meters]
     known: dict[str, list[lookup.MeterState]] = {}
     for one in await lookup.read(conn, catalogs, asked, now):
-        # A meter that a newer catalog has just dropped is none to show.
+        # An error is a meter that a newer catalog has just removed; it is not shown.
         if not isinstance(one, errors.BillingError):
             known.setdefault(one.asked.account_id, []).append(one)
     subscriptions = await subscription_records.plan_subscriptions_of(conn, ids)
@@ -65,7 +65,7 @@ async def summaries(
 
 
 async def details(conn: AsyncConnection, catalogs: versions.CatalogCache, account_id: str, now: datetime) -> Details:
-    """Return all about an account. Raises AccountNotFound."""
+    """Return an account's details. Raises AccountNotFound."""
     account = await accounts_store.find(conn, account_id)
     if account is None:
         raise errors.AccountNotFound(f"account_id: there is no account {account_id!r}", {"account_id": account_id})

@@ -1,4 +1,4 @@
-"""The callers' file: who there is, by which proofs, with which rights. Followed while the service runs."""
+"""The callers' file: each caller's name, tokens, certificates and rights. It is read again when it changes."""
 
 import asyncio
 import collections
@@ -17,16 +17,16 @@ from billing_svc.platform import settings
 
 _log = structlog.get_logger("callers")
 
-# A token that was revoked is refused within this time; looking costs one system call.
+# A revoked token is refused within this time; a check of the file costs a system call.
 POLL_SECONDS = 2.0
-# Thousands of callers. What is larger is another file.
+# Enough for thousands of callers; a larger file is something else.
 FILE_BYTES_MAX = 1024 * 1024
-# A token is rolled by having the old and the new one for a while; more is a mistake.
+# During a rotation the old and the new token are both valid; many more proofs are a mistake.
 PROOFS_MAX = 16
 
 _SHA256 = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
 _CERTIFICATE_NAME = Annotated[str, pydantic.Field(pattern="^[!-~]{1,255}$")]
-# Trailing separators and the like are `scope`'s business.
+# `scope` defines the meaning of separators at a prefix's end.
 _PREFIX = Annotated[str, pydantic.Field(pattern="^[!-~]{1,128}$")]
 
 
@@ -35,7 +35,7 @@ class _CallerEntry(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    # It reaches logs, the audit log and error messages.
+    # The name is written to logs, the audit log and error messages.
     name: Annotated[str, pydantic.Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     groups: frozenset[access.Group]
     token_sha256: Annotated[tuple[_SHA256, ...], pydantic.Field(max_length=PROOFS_MAX)] = ()
@@ -45,10 +45,10 @@ class _CallerEntry(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         if not self.token_sha256 and not self.certificates:
-            raise ValueError("needs token_sha256 or certificates, or nobody could be this caller")
+            raise ValueError("needs token_sha256 or certificates; without either the caller cannot authenticate")
         if self.account_prefix is not None:
             if access.Group.WEBHOOK in self.groups:
-                raise ValueError("Stripe's events concern all accounts: no account_prefix beside the group webhook")
+                raise ValueError("Stripe's events concern all accounts: group webhook cannot have an account_prefix")
             scope.check_prefix(self.account_prefix)
         return self
 
@@ -71,16 +71,16 @@ class _CallersFile(pydantic.BaseModel):
 
 
 def read(options: settings.Settings) -> access.Tokens:
-    """Return the callers that the settings name; in `dev`, one with the well-known token. Raises SettingsError."""
+    """Return the callers of the callers' file, and in `dev` the caller with the public token. Raises SettingsError."""
     entries = () if options.callers_file is None else _read(options.callers_file)
     tokens = [(entry.caller(), entry.token_sha256) for entry in entries]
     dev_digest = hashlib.sha256(settings.DEV_TOKEN.encode()).hexdigest()
     if options.dev:
         tokens.append((access.Caller("dev", frozenset(access.Group)), (dev_digest,)))
     elif any(dev_digest in digests for _, digests in tokens):
-        raise settings.SettingsError("BILLING_CALLERS_FILE: the token of `dev` is known to everyone; choose another")
+        raise settings.SettingsError("BILLING_CALLERS_FILE: the token of `dev` is public; choose another token")
     if not tokens:
-        raise settings.SettingsError("BILLING_CALLERS_FILE is not set: nobody could call")
+        raise settings.SettingsError("BILLING_CALLERS_FILE is not set or has no callers: every call would be refused")
     return access.Tokens(tokens, [(entry.caller(), entry.certificates) for entry in entries])
 
 
@@ -101,7 +101,7 @@ def _read(path: Path) -> tuple[_CallerEntry, ...]:
 
 
 class _Stamp(NamedTuple):
-    """What tells one state of a file from another without reading it; a new link has a new inode."""
+    """Shows a change of a file without reading it; a replaced file or link has a new inode."""
 
     inode: int
     size: int
@@ -109,27 +109,27 @@ class _Stamp(NamedTuple):
 
 
 class Followed:
-    """Callers that are as their file says, also after it has changed."""
+    """The callers of the callers' file, updated when the file changes."""
 
     def __init__(self, options: settings.Settings) -> None:
         """Read the callers. Raises SettingsError."""
         self._options = options
-        # Taken before reading: a change in between is found by the next look.
+        # Taken before the read, so that the next check finds a change during the read.
         self._stamp = _stamp(options.callers_file)
         self.tokens = read(options)
-        # The file as it is now cannot be used; who was known before still is.
+        # True while the current file cannot be used; the callers read before stay in force.
         self.is_stale = False
 
     async def follow(self, stop: asyncio.Event) -> None:
-        """Look at the file again and again until `stop`."""
+        """Check the file every POLL_SECONDS until `stop`."""
         while not stop.is_set():
-            # In a thread: a network file system may take its time.
+            # In a thread: a network file system can be slow.
             await asyncio.to_thread(self.look)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), POLL_SECONDS)
 
     def look(self) -> None:
-        """Read the file if it has changed. One that cannot be used changes nothing and is logged, once."""
+        """Read the file if it has changed. A file that cannot be used is logged once and changes nothing."""
         stamp = _stamp(self._options.callers_file)
         if stamp == self._stamp:
             return

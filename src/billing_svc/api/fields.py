@@ -1,6 +1,6 @@
-"""Fields that many messages share: their checks on the way in, their form on the way out.
+"""Checks and conversions of fields that many messages share.
 
-A request is read through one `Fields`, which collects every violation, so that one answer names them all.
+A request is checked with a `Fields` object, which collects every violation, so that the answer names all of them.
 """
 
 import base64
@@ -25,18 +25,18 @@ PAGE_TOKEN_LENGTH_MAX = 512
 PROPERTIES_MAX = 50
 PROPERTY_KEY_BYTES_MAX = 64
 PROPERTY_VALUE_BYTES_MAX = 512
-# Far above any team; times any price of the catalog it fits an int64 of minor units.
+# Far above any team's size; multiplied by any price of a catalog it fits an int64 of minor units.
 SEATS_MAX = 100_000
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 _NAME_LENGTH_MAX = 64
 _EMAIL = re.compile(r"[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f]+")
-# Of a Timestamp: 0001-01-01 to 9999-12-31; what lies outside is no datetime.
+# The range of Timestamp, 0001-01-01 to 9999-12-31, which is also the range of datetime.
 _SECONDS_MIN, _SECONDS_MAX = -62_135_596_800, 253_402_300_799
 
 
 def _is_printable(text: str) -> bool:
-    # A third of what a pattern takes, for each id of each call.
+    # Takes a third of the time of a regular expression; it runs for each id of each call.
     return text.isascii() and text.isprintable() and " " not in text
 
 
@@ -46,7 +46,7 @@ def _is_name(text: str) -> bool:
 
 
 class Fields:
-    """Collects what is wrong with a request; `done` raises it all at once."""
+    """Collects the violations of a request; `done` raises them all at once."""
 
     def __init__(self, prefix: str = "") -> None:
         """`prefix` stands before every field's name, as in `events[3].`."""
@@ -54,7 +54,7 @@ class Fields:
         self._violations: list[errors.FieldViolation] = []
 
     def refuse(self, field: str, description: str) -> None:
-        """Note that a field breaks a rule."""
+        """Record that a field breaks a rule."""
         self._violations.append(errors.FieldViolation(self._prefix + field, description))
 
     def done(self) -> None:
@@ -67,7 +67,7 @@ class Fields:
         return self.identifier("account_id", value, ACCOUNT_ID_LENGTH_MAX)
 
     def identifier(self, field: str, value: str, length_max: int = ID_LENGTH_MAX) -> str:
-        """Check a required id of the caller's own."""
+        """Check a required id that the caller chooses."""
         if not value:
             self.refuse(field, "is required")
         elif len(value) > length_max:
@@ -84,7 +84,7 @@ class Fields:
         """Check a required name of the catalog."""
         if not value:
             self.refuse(field, "is required")
-        # Its length first: what is looked up is kept.
+        # The length is checked first, because `_is_name` caches its argument.
         elif len(value) > _NAME_LENGTH_MAX or not _is_name(value):
             limit = f"1 to {_NAME_LENGTH_MAX} characters, a-z, 0-9 and _, beginning with a letter"
             self.refuse(field, f"must be {limit}")
@@ -108,13 +108,13 @@ class Fields:
         return value
 
     def seats(self, value: int) -> int:
-        """Check the field `quantity`: how many of a plan are bought."""
+        """Check the field `quantity`: the number of seats."""
         if not 1 <= value <= SEATS_MAX:
             self.refuse("quantity", f"is {value}; must be 1 to {SEATS_MAX}")
         return value
 
     def text(self, field: str, value: str, length_max: int) -> str:
-        """Check a text for people that may be left out."""
+        """Check an optional free text."""
         if len(value) > length_max:
             self.refuse(field, f"is {len(value)} characters long; at most {length_max} are allowed")
         elif "\0" in value:
@@ -122,21 +122,21 @@ class Fields:
         return value
 
     def instant(self, field: str, value: timestamp_pb2.Timestamp) -> datetime:
-        """Return a timestamp as UTC, cut to microseconds."""
+        """Return a timestamp as UTC, truncated to microseconds."""
         if not (_SECONDS_MIN <= value.seconds <= _SECONDS_MAX and 0 <= value.nanos < 10**9):
-            self.refuse(field, "is no valid timestamp")
+            self.refuse(field, "is not a valid timestamp")
             return datetime.min.replace(tzinfo=UTC)
         return value.ToDatetime(tzinfo=UTC)
 
     def duration(self, field: str, value: duration_pb2.Duration) -> timedelta:
-        """Return a duration, cut to microseconds."""
+        """Return a duration, truncated to microseconds."""
         if not (abs(value.seconds) <= _SECONDS_MAX and abs(value.nanos) < 10**9):
-            self.refuse(field, "is no valid duration")
+            self.refuse(field, "is not a valid duration")
             return timedelta()
         return value.ToTimedelta()
 
     def properties(self, field: str, value: Mapping[str, str]) -> dict[str, str]:
-        """Check the caller's own properties: at most 50, keys to 64 bytes, values to 512."""
+        """Check an event's properties: at most 50, keys of at most 64 bytes, values of at most 512 bytes."""
         if not value:
             return {}
         if len(value) > PROPERTIES_MAX:
@@ -157,7 +157,7 @@ class Fields:
             self.refuse(field, f"is longer than {URL_LENGTH_MAX} characters")
             return value
         if not _is_printable(value) or "\\" in value:
-            self.refuse(field, "is no URL")
+            self.refuse(field, "is not a URL")
             return value
         try:
             parts = urlsplit(value)
@@ -172,25 +172,25 @@ class Fields:
         return value
 
     def email(self, field: str, value: str) -> str:
-        """Check an e-mail address as far as that can be done here; Stripe has the last word."""
+        """Check the form of an e-mail address; Stripe may still refuse it."""
         if value and (len(value) > EMAIL_LENGTH_MAX or not _EMAIL.fullmatch(value)):
-            self.refuse(field, "is no e-mail address")
+            self.refuse(field, "is not an e-mail address")
         return value
 
 
 def to_page_token(after: str) -> str:
-    """Return the opaque token of the page that comes after an entry."""
+    """Return the opaque token of the page that follows an entry."""
     return base64.urlsafe_b64encode(after.encode()).decode().rstrip("=")
 
 
 def from_page_token(token: str) -> str:
-    """Return the entry that a page comes after; "" for the first page. Raises InvalidPageToken."""
+    """Return the entry that a page follows; "" for the first page. Raises InvalidPageToken."""
     if len(token) > PAGE_TOKEN_LENGTH_MAX:
         raise errors.InvalidPageToken(f"page_token: is longer than {PAGE_TOKEN_LENGTH_MAX} characters")
     try:
         return base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
     except ValueError:
-        raise errors.InvalidPageToken("page_token: is none that this service gave out") from None
+        raise errors.InvalidPageToken("page_token: was not issued by this service") from None
 
 
 def origin(url: str) -> str:
@@ -200,20 +200,20 @@ def origin(url: str) -> str:
 
 
 def to_proto_instant(value: datetime | None) -> timestamp_pb2.Timestamp | None:
-    """Return an instant as a message, to be copied into another one; None stays unset."""
+    """Return an instant as a message for copying into another message; None leaves the field unset."""
     return None if value is None else to_proto_timestamp(value)
 
 
-# Every answer tells the bounds of a period, and most accounts share them.
+# Cached: every answer has the bounds of a period, and most accounts share them.
 @functools.lru_cache(maxsize=4096)
 def to_proto_timestamp(value: datetime) -> timestamp_pb2.Timestamp:
-    """Return an instant as a message that is shared: to be copied, never changed."""
+    """Return an instant as a message. The message is shared: copy it, never change it."""
     message = timestamp_pb2.Timestamp()
     message.FromDatetime(value)
     return message
 
 
 def to_proto_money(amount: Decimal, currency: str) -> money_pb2.Money:
-    """Return an exact amount in major units, with at least the digits that its currency is written with."""
+    """Return an exact amount in major units, with at least the decimal places of its currency."""
     places = max(money.EXPONENTS[currency], money.decimal_places(amount))
     return money_pb2.Money(currency=currency, amount=f"{amount:.{places}f}")

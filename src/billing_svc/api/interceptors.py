@@ -1,7 +1,7 @@
-"""What every RPC passes through, outermost first: see `server.routing` for the order and its reasons.
+"""The layers that every RPC passes through; `routing` in `programs/server.py` has their order, with reasons.
 
-A layer is a function that takes a method's name and the handler inside it, and returns the handler around it. They are
-composed once for each method, not once for each call.
+A layer is a function that takes a method's name and the inner handler, and returns the outer handler. Layers are
+composed once for each method, not for each call.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from billing_svc.api.transport import calls, serving
 from billing_svc.platform import deadlines, errors
 from billing_svc.platform.monitoring import metrics
 
-# What servicers are handed, as generated code names its type. In quotes: it takes parameters in the type checker alone.
+# The type of a servicer's context in the generated code. In quotes: only the type checker accepts its parameters.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 MethodHandler: TypeAlias = serving.MethodHandler
 Handler: TypeAlias = serving.Handler
@@ -29,53 +29,53 @@ Layer: TypeAlias = Callable[[str, Handler], Handler]
 
 REQUEST_ID_KEY = "x-request-id"
 REQUEST_ID_LENGTH_MAX = 128
-# Longer than any transaction's budget, so that what is cut off here hangs.
+# Longer than any transaction's budget, so that only calls that hang are cancelled.
 SERVER_DEADLINE_SECONDS = 15.0
-# Watches of the service's health by those who balance and supervise, which need no token, and reflection.
+# Streams: reflection, and watches of the service's health by load balancers and supervisors, which need no token.
 STREAMS_AT_ONCE = 100
-# The same for its checks: a stranger may send megabytes in place of one, or never finish.
+# Calls without a token (health checks) under way at once: a stranger may send megabytes, or never finish a request.
 OPEN_CALLS_AT_ONCE = 100
 
 _log = structlog.get_logger("rpc")
 
-# Of a call without an id: it need be unique, not secret, and each call has one.
+# The beginning of the request ids that this process makes. They must be unique, but need not be secret.
 _PROCESS = secrets.token_hex(8)
 _numbers = itertools.count()
 
 
 class CallState(calls.Call):
-    """A call under way, with what is known of it."""
+    """A call under way, with its caller and the values for its log line."""
 
     __slots__ = ("account_id", "caller", "headers", "reason", "refusal", "request_id", "started")
 
-    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - as its base takes them
+    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - the base class's arguments
         super().__init__(*arguments)
         self.started = time.perf_counter()
-        # The first one of each name.
+        # The first value of each name.
         self.headers: Mapping[str, str | bytes] = dict(reversed(self.metadata))
-        # The caller's own, if it sent a fit one.
+        # The id that the caller sent, if it is valid; otherwise a new id.
         self.request_id = _request_id(self.headers.get(REQUEST_ID_KEY))
         self.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
         self.caller = access.ANONYMOUS
-        # Why it may not even be read.
+        # Set if the call is refused before its request is read.
         self.refusal: errors.BillingError | None = None
-        # What it is about, and why it ended as it did, for the log.
+        # The account and the reason of the call's end, for the log.
         self.account_id = ""
         self.reason = ""
 
     def end_overdue(self) -> None:
-        """Cut it off."""
+        """Cancel the call, because its deadline has passed."""
         if self.task is not None:
             self.task.cancel()
 
 
 def call_of(context: Context) -> CallState:
-    """Return the call that a servicer was handed, for what of it generated code does not know."""
+    """Return a servicer's context as the `CallState` that it is; the generated code does not know that type."""
     return cast("CallState", context)
 
 
 class Interceptors:
-    """Runs every handler inside the layers, counts each call and gives it its log line; the `Routing` of a server."""
+    """Runs every handler inside the layers, counts each call and writes its log line. Is the `Routing` of a server."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Interceptors:
         tokens: access.Tokens,
         counted: metrics.Calls,
     ) -> None:
-        """Take the layers, outermost first, also for RPCs that anyone may call, and the callers that are known."""
+        """Layers are given the outermost first: for unary RPCs, for open RPCs (no token), and for streams."""
         self._layers = layers
         self._open_layers = open_layers
         self._stream_layers = stream_layers
@@ -94,17 +94,17 @@ class Interceptors:
         self._counts: dict[str, Callable[[str, str, float], None]] = {}
 
     def begin(self, core: Any, metadata: calls.Metadata, serialize: calls.Serializer) -> CallState:  # noqa: ANN401 - Cython's
-        """Return a call that has just come."""
+        """Return the state of a new call."""
         return CallState(core, metadata, serialize)
 
     def route(self, method: str, handler: MethodHandler) -> serving.Route:
-        """Return how a method is answered."""
+        """Return a method's route: its handler inside the layers, and its refusal."""
         self._counts[method] = self._counted.of(method)
-        # Only the standard services stream (health, reflection).
+        # Only the standard services have streams (health, reflection).
         if handler.response_streaming:
             run = _within(self._stream_layers, method, _parse_and_stream(handler))
         else:
-            # Parsed inside the layers, so that what does not parse is refused in our words.
+            # Requests are parsed inside the layers, so that a malformed request gets our error message.
             is_open = access.ENTRIES.get(method) is access.Open.ANYONE
             run = _within(self._open_layers if is_open else self._layers, method, _parse(method, handler))
         serialize: Any = handler.response_serializer
@@ -112,9 +112,9 @@ class Interceptors:
         return serving.Route(method, run, refuse, serialize, streams_requests=handler.request_streaming)
 
     def admits(self, method: str, call: calls.Call) -> bool:
-        """Find out who calls, and say whether that is somebody who may.
+        """Authenticate and authorize the caller; returns False if the call is refused.
 
-        Before anything of the request is read: a stranger's megabytes, and those that never come, take nothing.
+        Runs before the request is read, so that a stranger's large or endless request uses no memory.
         """
         call = cast("CallState", call)
         sent = call.headers.get("authorization")
@@ -153,24 +153,24 @@ def _within(layers: Sequence[Layer], method: str, run: Handler) -> Handler:
 
 
 async def _refuse(_request: object, call: CallState) -> None:
-    raise call.refusal or errors.Unauthenticated("nobody knows who calls")
+    raise call.refusal or errors.Unauthenticated("the caller is not known")
 
 
 def map_errors(method: str, inner: Handler) -> Handler:
-    """Turn what a handler raises into a status with details. No exception's own text reaches a caller."""
+    """Turn an exception of a handler into a status with details. The text of a defect never reaches a caller."""
 
     async def run(request: Any, call: CallState) -> Any:  # noqa: ANN401 - any message
         try:
             return await inner(request, call)
-        except grpc.aio.AbortError:  # already a status; it is an Exception
+        except grpc.aio.AbortError:  # a status already; must not be caught as an Exception below
             raise
         except errors.NotAvailableYet as error:
             await _abort(call, errors.NotAvailableYet(error.message, {"rpc": method}))
         except errors.BillingError as error:
             await _abort(call, error)
-        except NotImplementedError:  # what a generated servicer's methods raise until they are written
+        except NotImplementedError:  # raised by a generated servicer's method that is not implemented
             await _abort(call, errors.NotAvailableYet("this RPC is not available yet", {"rpc": method}))
-        except Exception:  # noqa: BLE001 - the last resort: logged in full, answered with a fixed text
+        except Exception:  # noqa: BLE001 - a defect: logged in full, answered with a fixed text
             call.reason = "INTERNAL"
             _log.exception("handler failed", method=method, request_id=call.request_id)
             await call.abort(grpc.StatusCode.INTERNAL, f"internal error; request {call.request_id}")
@@ -185,9 +185,9 @@ async def _abort(call: CallState, error: errors.BillingError) -> None:
 
 
 def limit(calls_max: int, seconds_max: float | None = None) -> Layer:
-    """Return the layer that sheds calls past `calls_max` under way in this process, all methods together.
+    """Return the layer that refuses calls while `calls_max` calls of all methods are under way in this process.
 
-    It also bounds the time of each, whether or not the client set a deadline; None for calls that last.
+    It also cancels a call after `seconds_max`, also if the client set no deadline; None for streams without a limit.
     """
     under_way: deadlines.Overdue[CallState] = deadlines.Overdue(seconds_max, CallState.end_overdue)
 
@@ -227,15 +227,15 @@ def _parse(method: str, handler: MethodHandler) -> Handler:
 
 
 def _parse_and_stream(handler: MethodHandler) -> Handler:
-    """Return a handler that writes its answers instead of returning them, so that the layers fit around it."""
+    """Return a handler that writes its answers and returns None, so that the layers can wrap it."""
     answer: Any = handler.stream_stream or handler.unary_stream
 
-    async def run(request: Any, call: CallState) -> None:  # noqa: ANN401 - bytes to come, or a stream of them
+    async def run(request: Any, call: CallState) -> None:  # noqa: ANN401 - an awaitable or a stream of bytes
         parsed = (
             _messages(handler, request, call) if handler.request_streaming else _message(handler, await request, call)
         )
         answers = answer(parsed, call)
-        if inspect.isawaitable(answers):  # it writes by itself
+        if inspect.isawaitable(answers):  # the servicer writes its answers itself
             await answers
             return
         async for one in answers:
@@ -247,7 +247,7 @@ def _parse_and_stream(handler: MethodHandler) -> Handler:
 def _message(handler: MethodHandler, request: bytes | None, call: CallState) -> Any:  # noqa: ANN401 - any message
     deserialize: Any = handler.request_deserializer
     if request is None:
-        if call.is_over:  # its caller has gone, or it was too large for the core, which has said so by itself
+        if call.is_over:  # the caller has gone, or gRPC's core has refused the request because of its size
             raise asyncio.CancelledError
         raise errors.MalformedMessage("the call has no request")
     try:
@@ -262,7 +262,7 @@ async def _messages(handler: MethodHandler, requests: AsyncIterator[bytes], call
 
 
 def _request_id(sent: str | bytes | None) -> str:
-    # What is not ASCII cannot be sent back.
+    # Only ASCII can be sent back in trailing metadata.
     if sent and isinstance(sent, str) and len(sent) <= REQUEST_ID_LENGTH_MAX and sent.isascii() and sent.isprintable():
         return sent
     return f"{_PROCESS}{next(_numbers):016x}"

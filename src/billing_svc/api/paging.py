@@ -1,7 +1,7 @@
-"""Pages of lists: opaque tokens that say where the next page begins.
+"""Pages of lists: opaque tokens that contain the position where the next page begins.
 
-A token belongs to one list with its filters: another list's, or an altered one, is refused. It carries no right; what a
-caller may see is decided anew for each page.
+A token belongs to a list with its filters: a token of another list, and an altered token, are refused. A token gives no
+rights; each page checks again which accounts the caller may see.
 """
 
 import hashlib
@@ -22,29 +22,32 @@ T = TypeVar("T")
 
 
 class Request(Protocol):
-    """What every request for a list has."""
+    """The fields that every request for a list has."""
 
     @property
     def page_size(self) -> int:
-        """How many rows; 0: left out."""
+        """The number of rows; 0: the default."""
         ...
 
     @property
     def page_token(self) -> str:
-        """What the page before gave out; empty: the first page."""
+        """The token from the page before; empty: the first page."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Which part of a list is asked for; `after`: the position of the last row before it, None on the first page."""
+    """The requested page. `after` is the position of the last row before the page; None for the first page."""
 
     size: int
     after: tuple[Any, ...] | None
     scope: str
 
     def cut(self, rows: Sequence[T], position: Callable[[T], Sequence[object]]) -> tuple[Sequence[T], str]:
-        """Return the rows of this page and the token of the next one; `rows` has one more where there is a next."""
+        """Return this page's rows and the next page's token ("" on the last page).
+
+        `rows` has `size` + 1 rows if there is a next page.
+        """
         shown = rows[: self.size]
         if len(rows) <= self.size:
             return shown, ""
@@ -53,9 +56,9 @@ class Page:
 
 
 def from_proto(request: Request, check: fields.Fields, scope: Sequence[object], *kinds: Callable[[str], Any]) -> Page:
-    """Return the page that is asked for; ends the checks of its request.
+    """Return the requested page. Calls `check.done()`, so it must be the last check of the request.
 
-    `scope` is the list's name and its filters, `kinds` read the parts of a position. Raises InvalidRequest and
+    `scope` is the list's name and its filters; `kinds` parse the parts of a position. Raises InvalidRequest and
     InvalidPageToken.
     """
     if not 0 <= request.page_size <= SIZE_MAX:
@@ -66,28 +69,28 @@ def from_proto(request: Request, check: fields.Fields, scope: Sequence[object], 
     if not request.page_token:
         return Page(size, None, named)
     seal, _, text = fields.from_page_token(request.page_token).partition(" ")
-    # The seal is no secret, so what it holds is checked as well.
+    # The seal has no secret key, so a client could make a token; its contents are checked too.
     try:
         parts = json.loads(text)
         if seal == _seal(named, text) and all(part.isprintable() for part in parts):
             return Page(size, tuple(kind(part) for kind, part in zip(kinds, parts, strict=True)), named)
     except (ValueError, TypeError, AttributeError, RecursionError):
         pass
-    raise errors.InvalidPageToken("page_token: is none that this list gave out with these filters")
+    raise errors.InvalidPageToken("page_token: was not issued for this list with these filters")
 
 
 def instant(text: str) -> datetime:
     """Return the instant in a position. Raises ValueError."""
     at = datetime.fromisoformat(text)
     if at.tzinfo is None:
-        raise ValueError("no instant")
+        raise ValueError("not an instant")
     return at
 
 
 def small_number(text: str) -> int:
-    """Return the number in a position; it fits into any column. Raises ValueError."""
+    """Return the number in a position; it fits an integer column. Raises ValueError."""
     if not text.isdecimal() or len(text) > _DIGITS_MAX:
-        raise ValueError("no number of ours")
+        raise ValueError("not a small number")
     return int(text)
 
 

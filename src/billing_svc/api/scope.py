@@ -1,8 +1,7 @@
-"""Which accounts a limited caller may touch, enforced once for every RPC, between parsing and the servicer.
+"""Which accounts a limited caller may use; checked for every RPC, between parsing and the servicer.
 
-Closed by default: a request that does not say which account it is about, in a field that is known here, is refused to a
-limited caller. Page tokens carry no right: whatever they say, the request's account is what was checked, and servicers
-read no other.
+Closed by default: a limited caller's request is refused unless it names its account in a field that is known here. Page
+tokens give no rights: only the request's account is checked, and servicers read no other account.
 """
 
 from collections.abc import Awaitable, Callable
@@ -14,46 +13,46 @@ from billing.v1 import errors_pb2, usage_pb2
 from billing_svc.api import access, fields
 from billing_svc.platform import errors
 
-# An id goes on below another one after these ("org_1:team_2"), so a prefix opens them.
+# Separators before a sub-account's part of an id ("org_1:team_2"): prefix `org_1` opens these sub-accounts.
 _BELOW = (":", "/")
-# A prefix that ends in one of these opens whatever begins with it. One that ends in a letter or a digit does not, or
-# `org_1` would open `org_10`.
+# A prefix that ends in one of these opens every id that begins with it. A prefix that ends in a letter or a digit does
+# not, because `org_1` must not open `org_10`.
 _ENDS = (*_BELOW, ".", "-", "_", "|")
-# RPCs that tell no account's data unless they name the account.
+# RPCs that return no account's data unless their request names an account.
 _ACCOUNTLESS = frozenset({"/billing.v1.SubscriptionService/ListPlans", "/billing.v1.SubscriptionService/PreviewCost"})
 # PERMISSION_DENIED, for an event of a batch.
 _PERMISSION_DENIED = 7
 
-# As a servicer's method, and the same with the caller before the request.
+# The signature of a servicer's method, and the same with the caller as first argument.
 Answer: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
 Confined: TypeAlias = Callable[[access.Caller, Any, Any], Awaitable[Any]]
 
 
 def check_prefix(prefix: str) -> None:
-    """Raise ValueError if a prefix could not be what anybody means."""
+    """Raise ValueError if a prefix has no letter or digit: it is probably a mistake."""
     if not any(character.isalnum() for character in prefix):
         raise ValueError("an account_prefix needs a letter or a digit")
 
 
 def opens(prefix: str, account_id: str) -> bool:
-    """Say whether a prefix opens an account: the one of that id, and those below it."""
+    """Say whether a prefix opens an account: the account with that id, and accounts below it."""
     return account_id == prefix or opens_all(prefix, account_id)
 
 
 def opens_all(prefix: str, beginning: str) -> bool:
-    """Say whether a prefix opens every account whose id begins so."""
+    """Say whether a prefix opens every account whose id begins with `beginning`."""
     ends = (prefix,) if prefix.endswith(_ENDS) else tuple(prefix + separator for separator in _BELOW)
     return beginning.startswith(ends)
 
 
 def confine(method: str, answer: Answer) -> Confined:
-    """Return what answers an RPC to limited callers; its requests are parsed.
+    """Return the function that answers an RPC's parsed requests from limited callers.
 
-    Raises AccountNotAllowed before the servicer could tell whether the account exists.
+    It raises AccountNotAllowed before the servicer runs, so the answer does not tell whether the account exists.
     """
     try:
         request_type = _request_type(method)
-    except KeyError:  # not of the contract: nobody can say which accounts it touches
+    except KeyError:  # not part of the contract, so it is unknown which accounts the RPC concerns
         return _refuse
     if request_type is None:
         return _pass_on(answer)
@@ -70,7 +69,7 @@ def confine(method: str, answer: Answer) -> Confined:
 
 
 def _request_type(method: str) -> descriptor.Descriptor | None:
-    """Return an RPC's request, None for health and reflection, which know no accounts. Raises KeyError."""
+    """Return an RPC's request type; None for health and reflection, which concern no accounts. Raises KeyError."""
     service, _, name = method.removeprefix("/").partition("/")
     if not service.startswith("billing."):
         return None
@@ -98,7 +97,7 @@ async def _refuse(caller: access.Caller, _request: Any, _context: Any) -> Any:  
 
 
 def _confine_batch(answer: Answer) -> Confined:
-    """Answer for each event beside the caller's accounts as the contract has it; the others are recorded."""
+    """Answer each event of a foreign account with an error, as the contract says; the other events are recorded."""
 
     async def run(
         caller: access.Caller, request: usage_pb2.BatchRecordUsageRequest, context: object
@@ -107,7 +106,7 @@ def _confine_batch(answer: Answer) -> Confined:
         within = [opens(prefix, event.account_id) for event in request.events]
         fit = [event for event, is_open in zip(request.events, within, strict=True) if is_open]
         answered = usage_pb2.BatchRecordUsageResponse()
-        # An empty batch has its own error.
+        # The servicer also gets an empty batch, and answers it with its error.
         if fit or not within:
             answered = await answer(usage_pb2.BatchRecordUsageRequest(events=fit), context)
         results = iter(answered.results)
@@ -140,5 +139,6 @@ def _refused_event(event: usage_pb2.RecordUsageRequest, caller: access.Caller) -
 
 def _not_allowed(caller: access.Caller) -> errors.AccountNotAllowed:
     return errors.AccountNotAllowed(
-        f"caller {caller.name!r} is limited to other accounts, and has to name one of its own", {"caller": caller.name}
+        f"caller {caller.name!r} is limited to other accounts, and must name an account of its own",
+        {"caller": caller.name},
     )

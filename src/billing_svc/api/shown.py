@@ -1,4 +1,4 @@
-"""The API's messages as operators see them in a terminal: as JSON, and their instants and statuses as text."""
+"""Shows the API's messages to operators in a terminal: messages as JSON, instants and statuses as text."""
 
 from datetime import UTC
 from typing import TypeAlias
@@ -9,13 +9,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from billing.v1 import admin_pb2, subscription_pb2, usage_pb2
 
-# Named here, so that commands need no generated module.
+# Aliases, so that commands need not import generated modules.
 AccountDetails: TypeAlias = admin_pb2.GetAccountResponse
 MeterUsage: TypeAlias = usage_pb2.MeterUsage
 
 
 def to_json(message: Message) -> str:
-    """Return a message as JSON under the contract's field names, zeros and empty values too."""
+    """Return a message as JSON with the contract's field names, including zeros and empty values."""
     return json_format.MessageToJson(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )

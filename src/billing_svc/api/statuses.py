@@ -1,4 +1,4 @@
-"""An error as a status with details, as callers and their tools read it."""
+"""Turns an error into a gRPC status with google.rpc details."""
 
 import functools
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from grpc_status import rpc_status
 from billing_svc.platform import errors
 
 ERROR_DOMAIN = "billing.internal"
-# Past about 8 KiB of trailers a status is destroyed in transit. The message travels twice: by itself, where a byte that
-# is not ASCII takes three, and within the details, which base64 makes a third longer. With these bounds both fit.
+# A status is lost in transit if its trailers exceed about 8 KiB. The message is sent twice: as text, where a byte that
+# is not ASCII takes three bytes, and in the details, which base64 makes a third longer. With these bounds both fit.
 MESSAGE_BYTES_MAX = 1024
 DETAILS_BYTES_MAX = 3072
 
 
 def to_status(error: errors.BillingError) -> grpc.Status:
     """Return code, text and details of an error."""
-    # Shedding has to cost less than what it sheds.
+    # Cached: refusing a call must cost much less than answering it.
     return _shedding(error.message, error.retry_after_seconds) if type(error) is errors.Overloaded else _status(error)
 
 
-@functools.lru_cache(maxsize=16)  # one for each bound; the texts are ours
+@functools.lru_cache(maxsize=16)  # the few Overloaded messages are fixed texts of this service
 def _shedding(message: str, retry_after_seconds: float) -> grpc.Status:
     return _status(errors.Overloaded(message, retry_after_seconds))
 
@@ -51,11 +51,11 @@ def _add(status: status_pb2.Status, detail: message.Message) -> None:
 
 
 def _bad_request(violations: Sequence[errors.FieldViolation], bytes_max: int) -> error_details_pb2.BadRequest:
-    """Return as many violations, from the first on, as fit."""
+    """Return the first violations, as many as fit into `bytes_max`."""
     bad = error_details_pb2.BadRequest()
     for one in violations:
         bad.field_violations.add(field=one.field, description=one.description)
-        # What packing adds: the type's name.
+        # Packing adds the type's name and a few bytes.
         if bad.ByteSize() + len(bad.DESCRIPTOR.full_name) + 64 > bytes_max:
             del bad.field_violations[-1]
             break

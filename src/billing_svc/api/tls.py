@@ -1,4 +1,4 @@
-"""TLS of the gRPC server: its certificate, and whose clients' it believes, as their files say at each connection."""
+"""TLS of the gRPC server: its certificate and its clients' authorities, read again when their files change."""
 
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,33 +11,33 @@ from billing_svc.platform import settings
 
 _log = structlog.get_logger("tls")
 
-# A certificate chain or a bundle of authorities; what is larger is another file.
+# Enough for a certificate chain or a bundle of authorities; a larger file is something else.
 FILE_BYTES_MAX = 1024 * 1024
 
 
 class Certificates:
-    """The server's key and certificate, and the authorities of its clients, as their files say."""
+    """The server's key and certificate, and the authorities of its clients, from their files."""
 
     def __init__(self, options: settings.Settings) -> None:
-        """Read the files. Raises SettingsError when they do not make a certificate with its key."""
+        """Read the files. Raises SettingsError if they contain no usable certificate with its key."""
         self._options = options
         self._stamp = self._stamps()
         self._current = self._load()
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Return what a port is secured with; each new connection gets what the files say then."""
+        """Return a port's credentials; each new connection uses the files' current contents."""
         return grpc.dynamic_ssl_server_credentials(
             self._current,
             self._renewed,  # type: ignore[arg-type]  # None is no change
-            # With authorities, who shows none of their certificates is not connected at all.
+            # If authorities are set, a client without a certificate of theirs cannot connect.
             require_client_authentication=self._options.tls_client_ca_file is not None,
         )
 
     def _renewed(self) -> "grpc.ServerCertificateConfiguration | None":
-        """Return the new configuration if the files have changed, else None: the old one stays.
+        """Return the new configuration if the files have changed, else None: the old configuration stays.
 
-        gRPC calls it in a thread of its own before each handshake. Files that do not fit, as in the middle of their
-        exchange, are looked at again when they have changed again.
+        gRPC calls this in its own thread before each handshake. If the files do not match (for example while they are
+        being replaced), they are read again after their next change.
         """
         stamp = self._stamps()
         if stamp == self._stamp:
@@ -53,7 +53,7 @@ class Certificates:
 
     def _load(self) -> "grpc.ServerCertificateConfiguration":
         cert_file, key_file, ca_file = self._files()
-        # gRPC would find out at the first handshake only, and say nothing.
+        # gRPC would find a wrong certificate only at the first handshake, and report nothing.
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(cert_file, key_file, password=lambda: "")
@@ -62,7 +62,7 @@ class Certificates:
         except (OSError, ValueError) as error:  # SSLError is an OSError; its text quotes no key
             reason = error.reason if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)
             raise settings.SettingsError(
-                f"BILLING_TLS_CERT_FILE, BILLING_TLS_KEY_FILE, BILLING_TLS_CLIENT_CA_FILE: not usable together "
+                f"BILLING_TLS_CERT_FILE, BILLING_TLS_KEY_FILE, BILLING_TLS_CLIENT_CA_FILE: cannot be used together "
                 f"({reason or 'unreadable'})"
             ) from None
         return grpc.ssl_server_certificate_configuration(
@@ -80,9 +80,9 @@ class Certificates:
 
 
 def names(auth_context: Mapping[str, Iterable[bytes]]) -> Iterator[str]:
-    """Yield what a verified client certificate is called: its URIs, its DNS names, or without any its common name.
+    """Yield the names of a verified client certificate: its URIs and DNS names; its common name if it has neither.
 
-    A common name beside other names counts for nothing, as for servers' certificates: authorities check it less.
+    A common name beside other names is ignored, as in servers' certificates: authorities check it less strictly.
     """
     found = [*auth_context.get("peer_uri", ()), *auth_context.get("peer_dns", ())]
     for name in found or auth_context.get("x509_common_name", ()):

@@ -1,4 +1,4 @@
-"""The catalog: meters, plans and policies, as a file defines them and as its versions keep them.
+"""The catalog: meters, plans and policies, defined in a file and stored as versions.
 
 May import the platform.
 """

@@ -1,4 +1,4 @@
-"""What `billing-svc catalog check` shows of a good catalog, and the JSON Schema for editors."""
+"""The summary that `billing-svc catalog check` shows of a valid catalog, and the JSON Schema for editors."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from billing_svc.catalog import model, parts
 
 @dataclass(frozen=True, slots=True)
 class SummaryRow:
-    """One plan's (or overlay's) terms for one meter, each cell as text; `plan` and what follows from it repeat."""
+    """The terms of a plan (or its overlay) for a meter, each cell as text. Each row repeats the plan's own cells."""
 
     plan: str
     prices: str
@@ -59,12 +59,12 @@ def _rate(rate: parts.RateLimit | None) -> str:
 
 class _EditorSchema(GenerateJsonSchema):
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
-        """Refuse also the names that do not match, which JSON Schema by itself lets pass."""
+        """Refuse names that do not match the pattern; JSON Schema allows them by default."""
         return {**super().dict_schema(schema), "additionalProperties": False}
 
 
 def json_schema_text() -> str:
-    """Return the JSON Schema of a catalog file, as `catalogs/catalog.schema.json` holds it."""
+    """Return the JSON Schema of a catalog file; `catalogs/catalog.schema.json` has this text."""
     schema = model.Catalog.model_json_schema(by_alias=True, schema_generator=_EditorSchema)
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
     return json.dumps(schema, indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""What a whole catalog must keep so that Stripe can charge it: currency, default plan, keys."""
+"""Rules about a whole catalog that Stripe's charging needs: currency, default plan, keys."""
 
 import decimal
 from collections.abc import Iterator, Mapping
@@ -8,14 +8,14 @@ from billing_svc.catalog import parts
 from billing_svc.catalog.notation import Problem
 from billing_svc.platform import money
 
-# Stripe's bound for the event name of a meter; a lookup key may be twice as long.
+# Stripe's maximum for the event name of a meter; a lookup key may be twice as long.
 STRIPE_NAME_LENGTH_MAX = 100
 
 
 def problems(
     plans: Mapping[str, parts.Plan], default_plan: str, currency: str, alert_percents: tuple[int, ...]
 ) -> Iterator[Problem]:
-    """Yield what the parts of a catalog cannot see for themselves."""
+    """Yield the broken rules that involve more than one part of a catalog."""
     yield from _alert_problems(alert_percents)
     yield from _offer_problems(plans, default_plan)
     yield from _key_problems(plans)
@@ -28,7 +28,7 @@ def problems(
 
 def _alert_problems(percents: tuple[int, ...]) -> Iterator[Problem]:
     if list(percents) != sorted(set(percents)):
-        yield Problem(("alert_percents",), "must rise, each once")
+        yield Problem(("alert_percents",), "must be in rising order, without duplicates")
 
 
 def _offer_problems(plans: Mapping[str, parts.Plan], default_plan: str) -> Iterator[Problem]:
@@ -36,20 +36,20 @@ def _offer_problems(plans: Mapping[str, parts.Plan], default_plan: str) -> Itera
         path = ("plans", key)
         if key != default_plan:
             if plan.sold and not plan.prices:
-                yield Problem(path, "needs prices to be bought (0 is one), or sold: false")
+                yield Problem(path, "needs prices (an amount of 0 is allowed), or sold: false")
             continue
-        # It is held without a subscription, so nothing of it can be paid and no anchor counts its months.
+        # Accounts have it without a subscription, so nothing can be charged, and there is no anchor for its months.
         if plan.prices:
-            yield Problem((*path, "prices"), "the default plan is held without paying; it has no prices")
+            yield Problem((*path, "prices"), "the default plan needs no subscription, so it cannot have prices")
         if plan.quota_period != "billing":
             yield Problem((*path, "quota_period"), "the default plan's period is the catalog's free_period")
         for charged in plan.charged(pay_as_you_go=False):
-            message = "charge on the default plan belongs into its pay_as_you_go: nobody has subscribed to it"
+            message = "charge needs a subscription, which the default plan has not: move it into pay_as_you_go"
             yield Problem((*path, "limits", charged.meter, "beyond"), message)
 
 
 def _key_problems(plans: Mapping[str, parts.Plan]) -> Iterator[Problem]:
-    """Yield where two things of Stripe's would share a name, as plan a_b with c does with plan a and b_c."""
+    """Yield the places where two names at Stripe would be equal, such as plan a_b with price c and plan a with b_c."""
     taken: dict[str, str] = {}
     for key, plan in plans.items():
         places = [(("plans", key, "prices", price), plan.base_lookup_key(price)) for price in plan.prices]
@@ -60,7 +60,7 @@ def _key_problems(plans: Mapping[str, parts.Plan]) -> Iterator[Problem]:
             if len(name) > STRIPE_NAME_LENGTH_MAX:
                 yield Problem(path, f"{name} is longer than the {STRIPE_NAME_LENGTH_MAX} characters that Stripe takes")
             if name in taken:
-                yield Problem(path, f"is {name} at Stripe, and so is {taken[name]}; rename one")
+                yield Problem(path, f"has the name {name} at Stripe, as {taken[name]} does; rename either")
             taken.setdefault(name, ".".join(path))
 
 
@@ -74,7 +74,7 @@ def _money_problems(path: tuple[str, ...], plan: parts.Plan, currency: str) -> I
         holder = ("pay_as_you_go", "limits") if metered.pay_as_you_go else ("limits",)
         unit = money.in_minor_units(metered.limit.unit_price_exact, currency)
         if money.decimal_places(unit) > money.UNIT_PRICE_PLACES_MAX:
-            message = f"one unit costs {unit:f} minor units: Stripe takes {money.UNIT_PRICE_PLACES_MAX} decimal places"
+            message = f"a unit costs {unit:f} minor units: Stripe takes {money.UNIT_PRICE_PLACES_MAX} decimal places"
             yield Problem((*path, *holder, metered.meter, "unit_price"), message)
         if unit > money.MINOR_UNITS_MAX:
             yield Problem((*path, *holder, metered.meter, "unit_price"), _too_much(currency))

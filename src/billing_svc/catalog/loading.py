@@ -1,4 +1,4 @@
-"""From a file, a text or a stored document to a catalog, or to all errors with their places."""
+"""Loads a catalog from a file, a text or a stored document, or reports all its errors with their places."""
 
 import json
 import re
@@ -16,15 +16,15 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from billing_svc.catalog import model, references
 
-# The shipped catalogs have 1 to 4 KiB; parsing is linear, and a few seconds for this much.
+# The shipped catalogs have 1 to 4 KiB. Parsing takes linear time, a few seconds for this size.
 FILE_BYTES_MAX = 256 * 1024
-# A catalog nests 7 levels, down to a value in a pay-as-you-go limit.
+# A catalog has 7 levels, down to a value in a pay-as-you-go limit.
 DEPTH_MAX = 16
-# A longer integer is wrong whatever the field; past 4,300 digits int() would raise.
+# A longer integer is wrong in every field; past 4,300 digits int() would raise.
 INTEGER_DIGITS_MAX = 30
-# Some screens; who has more of them mends the first ones first.
+# Some screens full; an author with more errors corrects these first.
 ERRORS_MAX = 100
-# What can stand in a path without quotes.
+# A name that needs no quotes in a path.
 _SIMPLE = re.compile(r"[A-Za-z0-9_-]{1,70}", re.ASCII)
 _YAML = "tag:yaml.org,2002:"
 
@@ -35,13 +35,13 @@ class CatalogError(Exception):
     """A catalog that cannot be used. `errors` are lines `file:line: path: message`, in the file's order."""
 
     def __init__(self, errors: Iterable[str]) -> None:
-        # What a line quotes comes from the file, and may be written to a terminal.
+        # Errors quote the file and may be written to a terminal, so control characters are replaced.
         self.errors = tuple("".join(sign if sign.isprintable() else "?" for sign in error) for error in errors)
         super().__init__("\n".join(self.errors))
 
 
 class _Located(NamedTuple):
-    """A broken rule with its line, None where there is no file."""
+    """A broken rule with its line; None if there is no file."""
 
     line: int | None
     path: _Path
@@ -79,10 +79,10 @@ def load_text(text: str, source_name: str) -> model.Catalog:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f":{mark.line + 1}"
-        problem = " ".join(str(error.problem or error.context or "is no YAML").split())
-        raise CatalogError([f"{source_name}{line}: is no YAML that is read here: {problem}"]) from error
+        problem = " ".join(str(error.problem or error.context or "syntax error").split())
+        raise CatalogError([f"{source_name}{line}: is not accepted as YAML: {problem}"]) from error
     except YAMLError as error:
-        raise CatalogError([f"{source_name}: is no YAML: {' '.join(str(error).split())}"]) from error
+        raise CatalogError([f"{source_name}: is not YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(node, MappingNode):
         raise CatalogError([f"{source_name}:1: the top level must be a mapping"])
     plain = document.read(node, ())
@@ -90,22 +90,22 @@ def load_text(text: str, source_name: str) -> model.Catalog:
 
 
 def load_document(document: Mapping[str, object], source_name: str = "stored catalog") -> model.Catalog:
-    """Load what `model_dump(mode="json", by_alias=True)` gave; raises CatalogError."""
+    """Load a document that `model_dump(mode="json", by_alias=True)` returned; raises CatalogError."""
     return _validated(document, source_name, _Document())
 
 
 class _Composer(Composer):
-    """A composer without anchors and aliases: a few lines of them can stand for gigabytes."""
+    """A composer that refuses anchors and aliases: with them, a few lines can expand to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401 - the library's signature
         event = self.parser.peek_event()
         if event.anchor is not None:
-            raise ComposerError(None, None, "anchors and aliases are refused; write it out", event.start_mark)
+            raise ComposerError(None, None, "anchors and aliases are refused; repeat the text", event.start_mark)
         return super().compose_node(parent, index)
 
 
 def _compose(text: str) -> Node | None:
-    """Return the tree with lines, not yet turned into objects: tags build nothing here."""
+    """Return the tree of nodes with their lines. No objects are constructed, so tags have no effect."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = _Composer
     yaml.max_depth = DEPTH_MAX
@@ -115,7 +115,7 @@ def _compose(text: str) -> Node | None:
 
 @dataclass(slots=True)
 class _Document:
-    """A tree turned into plain values, with the line of every path and what cannot be turned."""
+    """Converts a tree of nodes to plain values; keeps the line of every path, and the nodes that it cannot convert."""
 
     lines: dict[_Path, int] = field(default_factory=dict)
     problems: list[_Located] = field(default_factory=list)
@@ -156,9 +156,9 @@ class _Document:
                 digits = text.replace("_", "")
                 if len(digits) <= INTEGER_DIGITS_MAX and digits.lstrip("+-").isdecimal():
                     return int(digits)
-                message = f"{references.quoted(text)} must be written in decimal digits, and few of them"
+                message = f"{references.quoted(text)} must be at most {INTEGER_DIGITS_MAX} decimal digits"
             case "float":
-                # Which of the two it should be is the field's to say; the model refuses every float.
+                # The model refuses every float, and says whether the field takes an integer or a quoted amount.
                 return 0.5
             case _:
                 message = f"the tag {references.quoted(tag)} is refused"
@@ -167,17 +167,17 @@ class _Document:
 
 
 def _validated(plain: object, source: str, document: _Document) -> model.Catalog:
-    """Return the catalog, or raise all that the document, its names and the model have against it."""
+    """Return the catalog, or raise CatalogError with all problems of the document, its names and the model."""
     problems = list(document.problems)
     catalog = None
-    # As JSON, so that a file and a stored version are held to the same strictness.
+    # Validated as JSON, so that the same strict rules apply to a file and to a stored version.
     try:
         catalog = model.Catalog.model_validate_json(json.dumps(plain))
     except pydantic.ValidationError as error:
         problems += [_located(document, *_explained(one)) for one in error.errors(include_url=False)]
         if isinstance(plain, Mapping):
             problems += [_located(document, path, message) for path, message in references.problems(plain)]
-    # A value that could not be read is reported as such, not as missing too.
+    # A value that could not be read is reported once, and not also as missing.
     unreadable = {problem.path for problem in document.problems}
     kept = {problem: None for problem in problems if problem in document.problems or problem.path not in unreadable}
     if catalog is not None and not kept:
@@ -189,13 +189,13 @@ def _validated(plain: object, source: str, document: _Document) -> model.Catalog
 
 
 def _located(document: _Document, path: _Path, message: str) -> _Located:
-    """Return the problem with the line of its place, or of the nearest place around it that is in the file."""
+    """Return the problem with the line of its path, or of the nearest enclosing path that is in the file."""
     around = (path[:length] for length in range(len(path), -1, -1))
     return _Located(next((document.lines[part] for part in around if part in document.lines), None), path, message)
 
 
 def _explained(error: Any) -> tuple[_Path, str]:  # noqa: ANN401 - pydantic_core.ErrorDetails, whose ctx is untyped
-    """Return path and message of a pydantic error, in the words of a catalog."""
+    """Return the path of a pydantic error, and its message in the catalog's terms."""
     path: _Path = tuple(part for part in error["loc"] if part != "[key]")
     context: dict[str, Any] = error.get("ctx", {})
     match error["type"]:
@@ -238,7 +238,7 @@ def _keys_at(path: _Path) -> Iterator[str]:
 
 
 def _shown_path(path: _Path) -> str:
-    """Write a path as plans.free.limits, with anything that is not a name quoted, so that it stays on its line."""
+    """Write a path as plans.free.limits; a part that is not a name is quoted, so that the path is a single line."""
     shown = ""
     for part in path:
         if isinstance(part, int):

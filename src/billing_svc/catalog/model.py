@@ -1,6 +1,6 @@
-"""A catalog as a whole, typed; its parts are in `parts.py`. Frozen: a sold version never changes.
+"""A whole catalog, typed; its parts are in `parts.py`. Frozen: a sold version never changes.
 
-It refuses what Stripe could not charge or what contradicts itself, wherever it is made.
+The constructor refuses a catalog that contradicts itself or that Stripe cannot charge.
 """
 
 import functools
@@ -30,13 +30,13 @@ class Catalog(parts.Part):
     currency: str = Field(json_schema_extra={"enum": [*sorted(money.EXPONENTS)]})
     """ISO 4217, in lower case."""
     default_plan: Name
-    """The plan of an account without a subscription; none: a plan with nothing in it."""
+    """The plan of an account without a subscription; none: an empty plan."""
     free_period: FreePeriod = "calendar_month"
     """The quota period of an account without a subscription."""
     alert_percents: tuple[Percent, ...] = Field(default=(80, 100, 120), max_length=ALERTS_MAX)
-    """At which percentages of the included quantity an alert is raised, rising."""
+    """The percentages of the included quantity at which an alert is raised, in rising order."""
     grace_period: Duration = timedelta(hours=24)
-    """How long beyond: grace allows after the first crossing: 90s, 30m, 24h, 7d."""
+    """How long usage is allowed after it first exceeds a limit with beyond: grace. Written as 90s, 30m, 24h or 7d."""
     meters: Mapping[Name, parts.Meter] = Field(min_length=1, max_length=METERS_MAX)
     plans: Mapping[Name, parts.Plan] = Field(min_length=1, max_length=PLANS_MAX)
     """In the order in which a pricing page shows them."""
@@ -59,7 +59,7 @@ class Catalog(parts.Part):
 
     @functools.cached_property
     def default(self) -> parts.Plan:
-        """The plan of an account without a subscription; one with nothing in it if there is none."""
+        """The plan of an account without a subscription; an empty plan if the catalog names none."""
         return self.plans.get(self.default_plan) or self._nothing
 
     @functools.cached_property
@@ -69,11 +69,11 @@ class Catalog(parts.Part):
         return plan
 
     def plan(self, key: str) -> parts.Plan:
-        """Return a plan; raises KeyError if there is none of that name."""
+        """Return a plan by its key; raises KeyError if there is no such plan."""
         return self.default if key == self.default_plan else self.plans[key]
 
     def meter_of_operation(self, operation: str) -> tuple[str, int]:
-        """Return the meter that an operation counts in and what one costs; raises KeyError if unknown."""
+        """Return an operation's meter and its cost in that meter's units; raises KeyError if unknown."""
         return self._operations[operation]
 
     @functools.cached_property

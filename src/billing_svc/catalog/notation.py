@@ -18,16 +18,16 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from billing_svc.platform import money
 
-# Exact also as a double, for callers in JavaScript, and so far below int64 that no sum of a period can overflow.
+# Exact as a double, for callers in JavaScript, and so far below the maximum of int64 that no period's sum can overflow.
 QUANTITY_MAX = 10**15
-# A quantity of seats: with SCALED_INCLUDED_MAX, what is included stays within QUANTITY_MAX.
+# The largest number of seats. With SCALED_INCLUDED_MAX, the included quantity never exceeds QUANTITY_MAX.
 SEATS_MAX = 10**6
 SCALED_INCLUDED_MAX = QUANTITY_MAX // SEATS_MAX
-# A window counter is touched once per check; more than this is no limit but a benchmark.
+# Each check updates its window's counter; a higher limit would never be reached.
 RATE_REQUESTS_MAX = 10**6
-# Longer than any quota period is the same as `allow`.
+# A grace period longer than any quota period would be the same as `allow`.
 GRACE_PERIOD_MAX = timedelta(days=366)
-# Digits on each side of the point that are read at all; what Stripe can charge is checked per currency.
+# How many digits on each side of the point are accepted; the catalog checks what Stripe can charge by currency.
 AMOUNT_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,20})?$"
 DURATION_PATTERN = r"^[1-9][0-9]{0,9}[smhd]$"
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,63}$"
@@ -37,14 +37,14 @@ _QUOTED = 'must be a whole number or, for an amount of money, text in quotes suc
 
 
 class Problem(NamedTuple):
-    """A rule that a catalog breaks, and the path of the place that breaks it."""
+    """A broken rule: the path of its place in the catalog, and a message."""
 
     path: tuple[str | int, ...]
     message: str
 
 
 def refuse(title: str, problems: list[Problem]) -> None:
-    """Raise a ValidationError that carries all problems; none, no error."""
+    """Raise a ValidationError that has all problems; do nothing if there are none."""
     if problems:
         raise ValidationError.from_exception_data(
             title,
@@ -78,7 +78,7 @@ def _included(value: object) -> object:
 
 
 def _amount(value: object) -> object:
-    if isinstance(value, Decimal):  # from code; a file or a stored version cannot hold one
+    if isinstance(value, Decimal):  # from code; a file or a stored version cannot contain a Decimal
         value = format(value, "f")
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise _refused(_QUOTED)
@@ -91,7 +91,7 @@ def _amount(value: object) -> object:
 
 
 def write_amount(amount: Decimal) -> str:
-    """Write equal amounts equally: "0.50" and "0.5" are the same content."""
+    """Return an amount as text, without trailing zeros, so that equal amounts have equal texts."""
     return format(money.EXACT.create_decimal(amount).normalize(money.EXACT), "f")
 
 
@@ -107,14 +107,14 @@ def _duration(value: object) -> object:
 
 
 def write_duration(duration: timedelta) -> str:
-    """Write equal durations equally, in the largest unit that divides them."""
+    """Return a duration as text in the largest unit that divides it, so that equal durations have equal texts."""
     seconds = duration // timedelta(seconds=1)
     unit, length = next((unit, length) for unit, length in _SECONDS.items() if seconds % length == 0)
     return f"{seconds // length}{unit}"
 
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-# Stripe shows names on invoices and in checkout; longer ones are cut there.
+# Stripe shows names on invoices and in checkout, and cuts longer names.
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), AfterValidator(_text)]
 LongText = Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000), AfterValidator(_text)]
 Cost = Annotated[int, Field(ge=1, le=QUANTITY_MAX)]

@@ -1,6 +1,6 @@
 """The parts of a catalog, typed: meters, limits, prices, plans. Frozen: a sold version never changes.
 
-A limit and a plan refuse what Stripe could not charge or what contradicts itself, wherever they are made.
+The constructors refuse parts that contradict themselves or that Stripe cannot charge.
 Amounts are in major units of the catalog's currency, quantities in the meter's unit.
 """
 
@@ -24,12 +24,12 @@ Interval = Literal["month", "year"]
 RatePeriod = Literal["second", "minute", "hour"]
 QuotaPeriod = Literal["billing", "calendar_month"]
 
-# Bounds that no product comes near; they keep a catalog, and what is made of it at Stripe, in hand.
+# Bounds far above the needs of any product; they limit a catalog's size, and how many objects it needs at Stripe.
 METERS_MAX = 50
 OPERATIONS_MAX = 200
-# Stripe lists prices by at most 10 lookup keys at a time.
+# Stripe lists prices by at most 10 lookup keys in a call.
 PRICES_MAX = 10
-# A Stripe subscription holds 20 items, one of them the plan's own price.
+# A Stripe subscription has at most 20 items, one of them the plan's base price.
 CHARGED_METERS_MAX = 19
 TRIAL_DAYS_MAX = 730
 
@@ -45,37 +45,37 @@ class Part(BaseModel):
 
 
 class Meter(Part):
-    """What is counted."""
+    """A kind of usage that is counted."""
 
     unit: Text
-    """One of what is counted, in the singular: run, token, GB."""
+    """The unit's name in the singular: run, token, GB."""
     kind: MeterKind
     """consumable: adds up over a period. gauge: a level that no period resets; a period is charged for its peak."""
     display_name: Text | None = None
-    """What customers read; left out, the meter's name."""
+    """The name that customers read; default: the meter's key."""
     operations: Mapping[Name, Cost] = Field(default={}, max_length=OPERATIONS_MAX)
-    """Named calls and what each costs in this meter. A name belongs to one meter only."""
+    """Named calls and how many units each costs. An operation's name belongs to one meter only."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.kind == "gauge" and self.operations:
-            notation.refuse("Meter", [Problem(("operations",), "a gauge is a level, so no operation adds to it")])
+            notation.refuse("Meter", [Problem(("operations",), "a gauge has a level, so operations cannot add to it")])
         return self
 
 
 class Limit(Part):
-    """What a plan includes of a meter, and what happens beyond."""
+    """A meter's included quantity in a plan, and what happens beyond it."""
 
     included: Included
     """Units in a quota period (of a gauge: its level), or unlimited."""
     beyond: Beyond | None = None
-    """deny: hard. grace: allowed for the catalog's grace period. charge: billed. allow: only alerts."""
+    """deny: refused. grace: allowed for the catalog's grace period. charge: billed. allow: allowed, with alerts."""
     unit_price: Amount | None = None
     """With charge: the price of `per` units, in quotes."""
     per: Annotated[int, Field(ge=1, le=10**9)] = 1
-    """How many units `unit_price` buys; notation only, a single unit is charged as well."""
+    """How many units `unit_price` buys. Only a notation: each unit is charged at unit_price / per."""
     per_seat: bool = False
-    """Whether `included` is for each seat of the subscription."""
+    """Whether `included` is multiplied by the subscription's seats."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -102,12 +102,14 @@ class Limit(Part):
         elif self.beyond != "charge":
             yield Problem(("unit_price",), "only beyond: charge has a price")
         elif self.unit_price == 0:
-            yield Problem(("unit_price",), "must be > 0; what costs nothing is beyond: allow")
+            yield Problem(("unit_price",), "must be > 0; for free usage, write beyond: allow")
         else:
             try:
                 money.EXACT.divide(self.unit_price, Decimal(self.per))
             except decimal.Inexact:
-                yield Problem(("per",), f"{self.unit_price} / {self.per} has no end, so one unit has no exact price")
+                yield Problem(
+                    ("per",), f"{self.unit_price} / {self.per} has infinitely many digits: no exact unit price"
+                )
 
     def included_for(self, quantity: int) -> int | None:
         """Return the included units of a subscription with `quantity` seats; None if unlimited."""
@@ -117,16 +119,16 @@ class Limit(Part):
 
     @functools.cached_property
     def unit_price_exact(self) -> Decimal:
-        """The exact price of one unit; 0 where nothing is charged."""
+        """The exact price of a unit; 0 if nothing is charged."""
         return Decimal(0) if self.unit_price is None else money.EXACT.divide(self.unit_price, Decimal(self.per))
 
     def price_of(self, units: int) -> Decimal:
-        """Return what `units` beyond the included quantity cost, exact and unrounded; 0 where nothing is charged."""
+        """Return the price of `units` beyond the included quantity, exact and unrounded; 0 if nothing is charged."""
         return money.EXACT.multiply(self.unit_price_exact, Decimal(units))
 
 
 class RateLimit(Part):
-    """How many checks are admitted in a window, which opens with its first one."""
+    """How many checks are admitted in a window, which begins with its first check."""
 
     requests: Annotated[int, Field(ge=1, le=notation.RATE_REQUESTS_MAX)]
     per: RatePeriod
@@ -144,26 +146,26 @@ class Price(Part):
     """Major units: 20 or "19.99"."""
     interval: Interval
     per_seat: bool = False
-    """Whether the amount is for each seat, so that checkout takes a quantity."""
+    """Whether the amount is for each seat; then a checkout takes a quantity."""
 
 
 class PayAsYouGo(Part):
-    """What changes while an account has pay-as-you-go switched on: these limits and this rate, nothing else."""
+    """Limits and a rate limit that replace the plan's while an account has pay-as-you-go switched on."""
 
     name: Text
     limits: Mapping[Name, Limit] = Field(min_length=1, max_length=METERS_MAX)
-    """These limits take the place of the plan's; the others stay."""
+    """These limits replace the plan's limits of the same meters; the plan's other limits stay."""
     rate_limit: RateLimit | None = None
-    """Left out: the plan's."""
+    """Default: the plan's rate limit."""
     require_payment_method: bool = False
     """Whether switching on needs a payment method on file."""
     overage_cap: Amount | None = None
-    """The most that the overlay may charge in a quota period, in major units; denied beyond."""
+    """The most that the overlay may charge in a quota period, in major units; usage beyond it is denied."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeteredPrice:
-    """A price that multiplies reported overage: one Stripe price on a Stripe meter of its own."""
+    """A price for reported overage: a Stripe price with its own Stripe meter."""
 
     meter: str
     limit: Limit
@@ -176,19 +178,19 @@ class Plan(Part):
     """A named offer."""
 
     name: Text
-    """What customers read."""
+    """The name that customers read."""
     description: LongText = ""
     prices: Mapping[Name, Price] = Field(default={}, max_length=PRICES_MAX)
-    """Each buys the same plan; a checkout that names none takes the first."""
+    """Alternative prices of the plan; a checkout that names no price uses the first."""
     limits: Mapping[Name, Limit] = Field(default={}, max_length=METERS_MAX)
-    """A meter that is not here is not in the plan."""
+    """A meter without a limit here is not part of the plan."""
     rate_limit: RateLimit | None = None
     pay_as_you_go: PayAsYouGo | None = None
     trial_days: Annotated[int, Field(ge=0, le=TRIAL_DAYS_MAX)] = 0
     quota_period: QuotaPeriod = "billing"
     """billing: months from the subscription's anchor. calendar_month: from the first of each month."""
     sold: bool = True
-    """Whether it can be bought now. false keeps it for those who have it."""
+    """Whether the plan can be bought now. false: accounts that have the plan keep it."""
 
     _catalog: str = PrivateAttr("")
     _key: str = PrivateAttr("")
@@ -208,11 +210,11 @@ class Plan(Part):
             if limit.per_seat and not sold_by_seat:
                 yield Problem((*path, "per_seat"), "needs prices, all of them per_seat: true")
         if self.trial_days and not self.prices:
-            yield Problem(("trial_days",), "needs a price: only what is bought can be tried")
+            yield Problem(("trial_days",), "needs a price: only a plan that is bought can have a trial")
         if self.pay_as_you_go is not None:
             yield from self._overlay_problems(self.pay_as_you_go)
         if len(self.metered_prices) > CHARGED_METERS_MAX:
-            yield Problem(("limits",), f"at most {CHARGED_METERS_MAX} meters can be charged, pay_as_you_go included")
+            yield Problem(("limits",), f"at most {CHARGED_METERS_MAX} meters can be charged, including pay_as_you_go")
 
     def _overlay_problems(self, overlay: PayAsYouGo) -> Iterator[Problem]:
         if not any(limit.beyond == "charge" for limit in overlay.limits.values()):
@@ -220,7 +222,7 @@ class Plan(Part):
         if overlay.overage_cap == 0:
             yield Problem(("pay_as_you_go", "overage_cap"), "must be > 0; to charge nothing, leave pay_as_you_go out")
         for meter, limit in overlay.limits.items():
-            # A counter has one billable total, which goes to one Stripe meter.
+            # A counter has a single billable total, which is reported to a single Stripe meter.
             if limit.beyond == "charge" and meter in self.limits and self.limits[meter].beyond == "charge":
                 message = "the plan itself charges this meter already"
                 yield Problem(("pay_as_you_go", "limits", meter, "beyond"), message)
@@ -234,16 +236,16 @@ class Plan(Part):
 
     @functools.cached_property
     def key(self) -> str:
-        """The plan's name in the catalog."""
+        """The plan's key in the catalog."""
         return self._key
 
     @property
     def per_seat(self) -> bool:
-        """Whether it is sold by the seat, so that checkout takes a quantity."""
+        """Whether the plan is sold by the seat; then a checkout takes a quantity."""
         return any(price.per_seat for price in self.prices.values())
 
     def limit(self, meter: str, *, pay_as_you_go: bool) -> Limit | None:
-        """Return the limit in force for a meter; None if the plan does not have it."""
+        """Return the limit in force for a meter; None if the meter is not part of the plan."""
         overlay = self.pay_as_you_go.limits if pay_as_you_go and self.pay_as_you_go is not None else {}
         return overlay.get(meter) or self.limits.get(meter)
 
@@ -253,7 +255,7 @@ class Plan(Part):
         return overlay or self.rate_limit
 
     def base_lookup_key(self, price: str) -> str:
-        """Return the lookup key of one of the plan's prices."""
+        """Return the lookup key of a price of the plan."""
         return f"{self._catalog}_{self._key}_{price}"
 
     def metered_lookup_key(self, meter: str, *, pay_as_you_go: bool) -> str:
@@ -271,5 +273,5 @@ class Plan(Part):
 
     @property
     def metered_prices(self) -> tuple[MeteredPrice, ...]:
-        """All that a subscription to it carries beside its base price, the overlay's among them."""
+        """All metered prices of a subscription to the plan, including the overlay's."""
         return self.charged(pay_as_you_go=False) + self.charged(pay_as_you_go=True)

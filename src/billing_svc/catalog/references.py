@@ -1,4 +1,7 @@
-"""Names in a catalog that must fit together. On the plain document, so that a wrong number elsewhere hides none."""
+"""Checks that the names in a catalog fit together.
+
+It works on the plain document, so that it finds wrong names also if another value is invalid.
+"""
 
 import difflib
 import json
@@ -11,25 +14,25 @@ _SHOWN_LENGTH_MAX = 70
 
 
 def quoted(word: object) -> str:
-    """Show a word of the file in an error, on one line whatever it holds."""
+    """Return a word of the file for an error message, quoted and escaped, so that it stays on a single line."""
     text = word if isinstance(word, str) else str(word)
     return json.dumps(text if len(text) <= _SHOWN_LENGTH_MAX else text[:_SHOWN_LENGTH_MAX] + "...")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return what to append to an error about an unknown word: the nearest known one, or nothing."""
+    """Return the end of an error about an unknown word: the nearest known word, or nothing."""
     nearest = difflib.get_close_matches(word[:_SHOWN_LENGTH_MAX], known, n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def problems(document: Mapping[str, object]) -> Iterator[Problem]:
-    """Yield every name that is unknown, reserved or taken twice; what has not even the right shape is passed over."""
+    """Yield every name that is unknown, reserved or used twice; values of a wrong type are skipped."""
     meters, plans = _mapping(document.get("meters")), _mapping(document.get("plans"))
     default = document.get("default_plan")
     if isinstance(default, str) and default != "none" and default not in plans:
         yield Problem(("default_plan",), f"unknown plan {quoted(default)}{did_you_mean(default, plans)}")
     if "none" in plans:
-        yield Problem(("plans", "none"), "none is the word for no plan; choose another name")
+        yield Problem(("plans", "none"), "none is reserved and means no plan; choose another name")
     yield from _taken_operations(meters)
     for key, plan in plans.items():
         yield from _unknown_meters(("plans", key), plan, meters)
@@ -41,7 +44,7 @@ def _taken_operations(meters: Mapping[str, object]) -> Iterator[Problem]:
     for key, meter in meters.items():
         for operation in _mapping(_mapping(meter).get("operations")):
             if operation in taken:
-                message = f"{quoted(operation)} is an operation of {taken[operation]} already; it must name one meter"
+                message = f"{quoted(operation)} is already an operation of {taken[operation]}; choose another name"
                 yield Problem(("meters", key, "operations", operation), message)
             taken.setdefault(operation, key)
 

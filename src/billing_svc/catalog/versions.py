@@ -1,7 +1,7 @@
-"""Catalog versions in the database: each publishing of something new gets the next number and never changes.
+"""Catalog versions in the database: each published change gets the next number, and a version never changes.
 
-Sold subscriptions point to old versions for years, so a later release must still load what an earlier one stored: the
-model may gain optional fields and lose rules, but not the other way round.
+Sold subscriptions refer to old versions for years, so every release must load the versions that earlier releases
+stored: a release may add optional fields and remove rules, but must not remove fields or add rules.
 """
 
 import hashlib
@@ -20,19 +20,19 @@ _VERSIONS = tables.catalog_versions
 
 
 def canonical_text(catalog: model.Catalog) -> str:
-    """Return the content as JSON, defaults written out, amounts and durations in one notation.
+    """Return the content as JSON, with all defaults, and with a single notation for amounts and durations.
 
-    Keys stay in the file's order, because a plan's first price and the order of plans mean something.
+    Keys keep the file's order, because a plan's first price and the order of plans have a meaning.
     """
     return json.dumps(catalog.model_dump(mode="json", by_alias=True), separators=(",", ":"), ensure_ascii=False)
 
 
 async def publish(conn: AsyncConnection, catalog: model.Catalog, created_by: str, now: datetime) -> tuple[int, bool]:
-    """Keep a catalog as the newest version; returns its number and whether it is a new one.
+    """Store a catalog as the newest version; returns the version's number and whether it is new.
 
-    The same content as the newest version makes none; an older content again does. Of two publishers at once one
-    inserts; the other raises RetryTransaction, and then finds the content there, or takes the next number. Raises
-    CatalogError if a meter would change its kind.
+    Content equal to the newest version's makes no new version; content equal to an older version's does. If two
+    publishers run at once, the second raises RetryTransaction, and then finds the content or takes the next number.
+    Raises CatalogError if a meter would change its kind.
     """
     await refuse_other_kinds(conn, catalog)
     text = canonical_text(catalog)
@@ -57,14 +57,14 @@ async def publish(conn: AsyncConnection, catalog: model.Catalog, created_by: str
 
 
 async def refuse_other_kinds(conn: AsyncConnection, catalog: model.Catalog) -> None:
-    """Raise CatalogError if a meter was of another kind in any version: its counters would be misread.
+    """Raise CatalogError if a meter had another kind in any version: its stored counters would be misread.
 
-    A sum would pass for a peak, and what lies beyond it would never be billed.
+    A sum would be taken for a peak, and usage beyond it would never be billed.
     """
     query = sa.select(_VERSIONS.c.version, _VERSIONS.c.document["meters"]).order_by(_VERSIONS.c.version)
     problems = {
         key: f"{catalog.name}: meters.{key}.kind: was {before[key]['kind']} in version {version}; a meter keeps its"
-        " kind, so give the new one a name of its own"
+        " kind, so give the new meter another name"
         for version, before in await conn.execute(query)
         for key, meter in catalog.meters.items()
         if key in before and before[key]["kind"] != meter.kind
@@ -99,24 +99,24 @@ async def load(conn: AsyncConnection, version: int) -> model.Catalog:
 class CatalogCache:
     """Loaded catalogs by version.
 
-    A version never changes, so an entry never grows stale. Nothing is evicted: there are as many entries as versions
-    that were ever published, by hand and seldom, and subscriptions keep old ones in use.
+    A version never changes, so an entry never becomes stale. No entry is evicted: versions are published by hand and
+    seldom, and subscriptions keep old versions in use.
     """
 
     def __init__(self) -> None:
         self._catalogs: dict[int, model.Catalog] = {}
-        # Whether a plan of any of them has a rate limit.
+        # Whether any plan of a loaded catalog has a rate limit.
         self.limit_rates = False
 
     async def get(self, conn: AsyncConnection, version: int) -> model.Catalog:
-        """Return the catalog of a version, loaded at most once (or once each by callers that meet)."""
+        """Return the catalog of a version. It is loaded once; concurrent first callers may each load it."""
         if version not in self._catalogs:
             catalog = self._catalogs[version] = await load(conn, version)
             self.limit_rates = self.limit_rates or catalog.limits_rates
         return self._catalogs[version]
 
     async def latest(self, conn: AsyncConnection) -> model.Catalog:
-        """Return the newest catalog that this process has met; another process may have published a newer one.
+        """Return the newest catalog that this process has loaded; another process may have published a newer version.
 
         Raises LookupError if none was ever published.
         """

@@ -1,4 +1,4 @@
-"""The account's customer at Stripe: made, linked, unlinked, and its portal pages.
+"""The account's customer at Stripe: created, linked and unlinked, and its portal pages.
 
 May import stripe and what is below it; not pricing.
 """

@@ -1,4 +1,4 @@
-"""Making an account's customer at Stripe: one for each account, under any race."""
+"""Creates an account's customer at Stripe: a single customer for each account, also if calls race."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,12 +10,12 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, intents
 
-# Between our clock and Stripe's.
+# The largest difference assumed between our clock and Stripe's.
 CLOCKS_APART_MAX = timedelta(minutes=10)
 
 
 class Customers:
-    """Makes customers."""
+    """Creates customers."""
 
     def __init__(self, database: transactions.Transactions, stripe: client.Stripe, now: clock.Clock) -> None:
         self._database = database
@@ -24,7 +24,7 @@ class Customers:
         self._clock = now
 
     async def ensure(self, account_id: str, email: str, origin: audit_store.Origin) -> str:
-        """Return the account's customer at Stripe, made now if it has none, or if the last one was deleted there.
+        """Return the account's customer at Stripe. Creates the customer if there is none or it was deleted at Stripe.
 
         Raises StripeUnavailable, StripeRefused and LostRace.
         """
@@ -33,7 +33,7 @@ class Customers:
             return known
 
         async def look_up(since: datetime) -> client.Data | None:
-            # From the oldest attempt to the newest one that this key can have had.
+            # The time span of all attempts that can have used this idempotency key.
             made = await self._stripe.customers_of_account(
                 account_id, since - CLOCKS_APART_MAX, since + intents.KEY_TRUSTED_FOR + CLOCKS_APART_MAX
             )

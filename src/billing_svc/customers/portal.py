@@ -14,16 +14,16 @@ from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.stripe import client, intents
 
-# Stripe lets a page that nobody opened expire after five minutes; a repeat gets the same one only while it is fresh.
+# A page that nobody opens expires at Stripe after five minutes, so a repeat gets the same page only for a shorter time.
 FRESH = timedelta(minutes=3)
 
-# Returns the id of the portal's configuration; None: the Stripe account's default one.
+# Returns the id of the portal's configuration; None: the Stripe account's default configuration.
 ConfigurationOf = Callable[[AsyncConnection], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """Who wants to see the portal, and where the customer goes afterwards."""
+    """The account whose portal is opened, and the URL that the customer returns to afterwards."""
 
     account_id: str
     request_id: str
@@ -46,13 +46,13 @@ class Portal:
         self._configuration_of = portal_configuration_id
 
     async def open_page(self, visit: Visit) -> str:
-        """Return a page's address. Raises NoStripeCustomer, RequestIdReused, StripeUnavailable and StripeRefused."""
+        """Return a page's URL. Raises NoStripeCustomer, RequestIdReused, StripeUnavailable and StripeRefused."""
         now = self._clock.now()
 
         async def begin(conn: AsyncConnection) -> tuple[str, str | None]:
             customer_id = await accounts_store.customer_of(conn, visit.account_id)
             if customer_id is None:
-                message = "the account has never been a customer at Stripe; CreateCheckout makes it one"
+                message = "the account has no customer at Stripe; CreateCheckout creates it"
                 raise errors.NoStripeCustomer(message, {"account_id": visit.account_id})
             if visit.request_id:
                 asked = request_ids.CallerRequest(
@@ -68,7 +68,7 @@ class Portal:
             params["configuration"] = configuration_id
 
         async def look_up(_since: datetime) -> client.Data | None:
-            return None  # another page beside it does no harm
+            return None  # a second page does no harm, so the first is not looked up
 
         while_fresh = int(now.timestamp() // FRESH.total_seconds())
         purpose = f"portal:{visit.request_id}:{while_fresh}" if visit.request_id else f"portal:{uuid.uuid4().hex}"

@@ -1,4 +1,4 @@
-"""Which customer at Stripe an account has, in Postgres."""
+"""The link between accounts and their customers at Stripe, in Postgres."""
 
 from datetime import datetime
 
@@ -10,7 +10,7 @@ from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
 
-# A new customer follows each one that was deleted at Stripe; nobody deletes so many.
+# After a deletion at Stripe the account gets a new customer. More deletions than this are not expected.
 DELETIONS_MAX = 20
 
 _REQUESTS = tables.stripe_requests
@@ -18,7 +18,10 @@ _CUSTOMERS = tables.stripe_customers
 
 
 async def purpose(conn: AsyncConnection, account_id: str) -> str:
-    """Return for what the account's next customer is made: one for each time that it has none."""
+    """Return the purpose of the intent that creates the account's next customer.
+
+    The purpose is new after each deletion, so that each intent creates a single customer.
+    """
     found = "customer"
     for _ in range(DELETIONS_MAX):
         query = (
@@ -37,7 +40,7 @@ async def purpose(conn: AsyncConnection, account_id: str) -> str:
 async def link(
     conn: AsyncConnection, account_id: str, customer_id: str, origin: audit_store.Origin, now: datetime
 ) -> str:
-    """Remember the account's customer, with an audit row; returns the one that counts, which is the first."""
+    """Store the account's customer, with an audit row. Returns the account's customer: the first that was stored."""
     await accounts_store.insert_missing(conn, {account_id}, now)
     if not await link_customer(conn, account_id, customer_id, now):
         return await accounts_store.customer_of(conn, account_id) or customer_id
@@ -47,15 +50,15 @@ async def link(
 
 
 async def account_of_customer(conn: AsyncConnection, customer_id: str) -> str | None:
-    """Return the account that a customer at Stripe belongs to; None if it is not ours."""
+    """Return the account that a customer at Stripe belongs to; None if the customer is not ours."""
     query = sa.select(_CUSTOMERS.c.account_id).where(_CUSTOMERS.c.customer_id == customer_id)
     return (await conn.execute(query)).scalar_one_or_none()
 
 
 async def link_customer(conn: AsyncConnection, account_id: str, customer_id: str, now: datetime) -> bool:
-    """Remember the account's customer, in both directions; returns whether it had none before.
+    """Store the account's customer, in both directions; returns whether the account had no customer before.
 
-    The first one stays. One that came late is remembered as the account's all the same: its events are ours.
+    The account keeps its first customer. A second customer is mapped to the account too, because its events are ours.
     """
     await conn.execute(
         postgresql.insert(_CUSTOMERS)

@@ -1,4 +1,4 @@
-"""Parting an account from its customer at Stripe, which was deleted there: the next checkout makes a new one."""
+"""Unlinks an account from its customer that was deleted at Stripe: the next checkout creates a new customer."""
 
 from datetime import datetime
 
@@ -12,9 +12,9 @@ from billing_svc.platform.audit import store as audit_store
 async def unlink(
     conn: AsyncConnection, account_id: str, customer_id: str, origin: audit_store.Origin, now: datetime
 ) -> bool:
-    """Forget an account's customer, with the audit row; returns whether it was the account's present one.
+    """Unlink an account's customer, with the audit row; returns whether it was the account's current customer.
 
-    Whose it was stays known: its subscriptions' last events are still to come.
+    The customer stays mapped to its account, because the last events of its subscriptions may still arrive.
     """
     await accounts_store.lock(conn, account_id)
     is_new = await store.mark_deleted(conn, customer_id, now)

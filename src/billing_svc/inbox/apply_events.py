@@ -1,7 +1,7 @@
-"""Applying the inbox: one worker at a time for each Stripe object, one fresh fetch for all its waiting events.
+"""Applies the inbox: a single worker at a time for each Stripe object, and one fetch for all its waiting events.
 
-Fetched state decides, not the events' order: whatever came twice, late or mixed up ends in what Stripe has. A worker
-that was overtaken finds its lease gone and writes nothing.
+The fetched state decides, not the order of the events: events that arrive twice, late or out of order lead to Stripe's
+current state. A worker that was overtaken finds that its lease is lost, and writes nothing.
 """
 
 import asyncio
@@ -31,19 +31,19 @@ from billing_svc.subscriptions.records import apply_subscription, refresh_subscr
 
 _log = structlog.get_logger(__name__)
 
-# Objects taken in one round, and how many of them at a time: Stripe's sandbox admits 25 calls a second.
+# How many objects a round takes, and how many at the same time: Stripe's sandbox admits 25 calls a second.
 OBJECTS_MAX = 50
 OBJECTS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """Events of one object, of one kind, under its lease."""
+    """The events of an object, all of the same kind, and the object's lease."""
 
     lease: leases.Lease
     kind: rules.ObjectKind
     events: Sequence[rules.Event]
-    # How often those that wait were tried before.
+    # How often the waiting events were tried before.
     attempts: int
 
     @property
@@ -57,7 +57,7 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """What becomes of an event without a fetch."""
+    """The final state of an event that needs no fetch."""
 
     event_id: str
     state: str
@@ -65,7 +65,7 @@ class _Verdict:
 
 
 class Inbox:
-    """Applies what waits in the inbox."""
+    """Applies the waiting events of the inbox."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Inbox:
         *,
         livemode: bool = False,
     ) -> None:
-        """`livemode` is that of our own key: events of the other mode are ignored, also when replayed."""
+        """`livemode` is the mode of our own key: events of the other mode are ignored, also when replayed."""
         self._database = database
         self._clock = now
         self._livemode = livemode
@@ -90,10 +90,10 @@ class Inbox:
         }
 
     async def apply_due(self) -> int:
-        """Apply the events that are due, and return of how many objects.
+        """Apply the due events, and return the number of their objects.
 
-        Raises Unavailable when Postgres is away at the outset. Later on, an object that cannot be dealt with keeps its
-        lease until that runs out, and the others go on.
+        Raises Unavailable if Postgres cannot be reached at the start. If an object fails later, its lease stays until
+        it expires, and the other objects are still applied.
         """
         now = self._clock.now()
         due = await self._database.read(lambda conn: store.due_objects(conn, OBJECTS_MAX, now))
@@ -112,7 +112,7 @@ class Inbox:
         return sum(task.result() for task in tasks)
 
     async def _apply_object(self, object_id: str) -> bool:
-        """Apply what waits for an object; returns False if there is nothing to do or somebody else is at it."""
+        """Apply an object's waiting events; returns False if there are none or another worker has the lease."""
         taken = await self._take(object_id)
         if taken is None:
             return False
@@ -125,7 +125,7 @@ class Inbox:
         return True
 
     async def _take(self, object_id: str) -> tuple[leases.Lease, Sequence[store.Pending]] | None:
-        """Lease an object and note its waiting events: those are fetched for, and only those are marked."""
+        """Lease an object and read its pending events: only these are applied and marked."""
         now = self._clock.now()
 
         async def take(conn: AsyncConnection) -> tuple[leases.Lease, Sequence[store.Pending]] | None:
@@ -133,7 +133,7 @@ class Inbox:
             if lease is None:
                 return None
             pending = await store.pending(conn, object_id)
-            if not pending:  # another worker was just here
+            if not pending:  # another worker has just applied them
                 await leases.end(conn, lease, now)
                 return None
             return lease, pending
@@ -141,9 +141,10 @@ class Inbox:
         return await self._database.run(take)
 
     def _judge(self, lease: leases.Lease, pending: Sequence[store.Pending]) -> tuple[_Work | None, list[_Verdict]]:
-        """Part the events that are to be applied from those that need no fetch.
+        """Separate the events that are to be applied from the events that need no fetch.
 
-        Two kinds of one id are not Stripe's doing; the one that is due is taken, the other has its own time.
+        Stripe never uses an id for objects of two kinds. If it happens, the kind that is due is applied, and the other
+        kind when it is due.
         """
         now = self._clock.now()
         verdicts: list[_Verdict] = []
@@ -151,7 +152,7 @@ class Inbox:
         waiting: list[tuple[datetime, int, rules.ObjectKind]] = []
         for one in pending:
             try:
-                # The row's key is what is marked.
+                # The row's key identifies the event, because rows are marked by it.
                 event = replace(rules.parse(one.body, now), event_id=one.event_id)
             except errors.InvalidRequest as error:
                 verdicts.append(_Verdict(one.event_id, "failed", error.message))
@@ -194,13 +195,13 @@ class Inbox:
             await self._close(work, "failed", str(error))
         except (errors.Unavailable, errors.LostRace) as error:
             await self._postpone(work, error.message)
-        except Exception as error:  # noqa: BLE001 - logged and kept; one event must not stop the others
-            # A defect of ours: keep the event, say so, and go on with the others; a mended release applies it.
+        except Exception as error:  # noqa: BLE001 - logged and postponed; an event must not stop the others
+            # A defect of our code: the event stays in the inbox, and a corrected release applies it.
             _log.exception("event_crashed", object=work.object_id, events=work.event_ids)
             await self._postpone(work, f"internal error: {type(error).__name__}")
 
     async def _require_ours(self, events: Sequence[rules.Event]) -> None:
-        """Raise NotOurs if the payload names a customer that is none of ours: a read is too dear for a stranger's."""
+        """Raise NotOurs if the payload names a customer that is not ours, to save the fetch from Stripe."""
         customer_id = next((event.customer_id for event in events if event.customer_id), None)
         if customer_id is None:
             return

@@ -1,4 +1,4 @@
-"""Checkout pages that were left without buying."""
+"""Events of checkout pages that did not lead to a subscription."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,7 +11,7 @@ from billing_svc.subscriptions.records import apply_subscription
 
 
 class CheckoutHandler:
-    """Closes pages. A page that is over stays so: there is nothing to fetch."""
+    """Closes checkout pages. A closed page never opens again, so nothing is fetched."""
 
     async def prepare(self, events: Sequence[rules.Event]) -> handler.Apply:
         """See Handler."""
@@ -20,14 +20,14 @@ class CheckoutHandler:
             accounts = [await close_page(conn, event, now) for event in events]
             account_id = next((one for one in accounts if one), None)
             if account_id is None:
-                raise apply_subscription.NotOurs("the checkout is none that this service opened")
+                raise apply_subscription.NotOurs("this service did not open the checkout")
             return account_id
 
         return apply
 
 
 async def close_page(conn: AsyncConnection, event: rules.Event, now: datetime) -> str | None:
-    """Close the page that a session's event is about; returns its account, if it is one of ours."""
+    """Close the checkout page of a session's event; returns its account, or None if the page is not ours."""
     named = event.checkout
     if named is None:
         return None

@@ -1,4 +1,4 @@
-"""Customers: of one only its link to an account is kept here, so only a deletion changes anything."""
+"""Events of customers. Only a customer's link to its account is stored here, so only a deletion has an effect."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -18,7 +18,7 @@ _log = structlog.get_logger(__name__)
 
 
 class CustomerHandler:
-    """Parts an account from a customer that was deleted. That is final, so there is nothing to fetch of it."""
+    """Unlinks an account from a deleted customer. A deletion is final, so the customer is not fetched."""
 
     def __init__(self, database: transactions.Transactions, refresher: refresh_subscription.Refresher) -> None:
         self._database = database
@@ -36,7 +36,7 @@ class CustomerHandler:
             account_id = await customers_store.account_of_customer(conn, customer_id)
             if account_id is None:
                 raise apply_subscription.NotOurs(f"customer {customer_id} is not ours")
-            # Nobody can pay on a page of a customer that is gone.
+            # A checkout page of a deleted customer cannot be paid.
             if is_deleted and await unlink_customer.unlink(conn, account_id, customer_id, origin, now):
                 await checkouts_store.expire_open(conn, account_id, now)
             return account_id
@@ -44,12 +44,12 @@ class CustomerHandler:
         return apply
 
     async def _end_subscriptions(self, customer_id: str, events: Sequence[rules.Event]) -> None:
-        """Bring its subscriptions up to date: Stripe has ended them with it."""
+        """Refresh the customer's subscriptions: Stripe ended them when the customer was deleted."""
         for subscription_id in await self._database.read(lambda conn: _living(conn, customer_id)):
             try:
                 await self._refresher.refresh(subscription_id, handler.origin(events))
             except (client.NotAtStripe, apply_subscription.CannotApply, apply_subscription.NotOurs) as error:
-                # Its own event ends it, or says what is wrong with it.
+                # The subscription's own event will end it, or fail and be reported.
                 _log.warning("subscription_left", subscription=subscription_id, error=str(error))
 
 

@@ -1,4 +1,4 @@
-"""Invoices: of whatever happened to one, what it is now is kept."""
+"""Events of invoices: after every event, the invoice's current state is stored."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,7 +12,7 @@ from billing_svc.subscriptions.records import apply_subscription
 
 
 class InvoiceHandler:
-    """Fetches an invoice with its lines and applies it; one that is gone goes here as well."""
+    """Fetches an invoice with its lines and stores it; an invoice that was deleted at Stripe is deleted here too."""
 
     def __init__(self, stripe: client.Stripe) -> None:
         self._stripe = stripe

@@ -1,4 +1,4 @@
-"""What Stripe's meters could not take: told afterwards, in thin events that are fetched one by one."""
+"""Events about usage that Stripe's meters rejected. They are thin events: each error report must be fetched."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,14 +12,14 @@ from billing_svc.usage_export import meter_errors
 
 
 class MeterErrorHandler:
-    """Hands an error report to those who sent the usage."""
+    """Passes an error report to `usage_export`, which sent the usage."""
 
     def __init__(self, stripe: client.Stripe) -> None:
         self._stripe = stripe
 
     async def prepare(self, events: Sequence[rules.Event]) -> handler.Apply:
         """See Handler."""
-        # A thin event is its own object, so there is one.
+        # A thin event is its own object, so `events` has a single element.
         event_id = events[0].event_id
         try:
             report = meter_errors.from_stripe(await self._stripe.thin_event(event_id))
@@ -30,7 +30,7 @@ class MeterErrorHandler:
 
         async def apply(conn: AsyncConnection, now: datetime) -> str:
             accounts = await meter_errors.apply(conn, report, handler.origin(events), now)
-            # A report may be about several.
+            # A report may concern several accounts.
             return accounts[0] if len(accounts) == 1 else ""
 
         return apply

@@ -1,4 +1,4 @@
-"""Subscriptions, and the checkout pages that became one."""
+"""Events of subscriptions, and of checkout pages that led to a subscription."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -25,7 +25,7 @@ class SubscriptionHandler:
         origin = handler.origin(events)
 
         async def apply(conn: AsyncConnection, now: datetime) -> str:
-            # First, because it locks the account, as opening a checkout does before it looks at the page.
+            # The subscription first: this locks the account. Opening a checkout locks the account before the page too.
             account_id = await apply_subscription.apply(conn, self._catalogs, fetched, origin, now)
             for event in events:
                 if event.is_about_checkout:
@@ -37,11 +37,11 @@ class SubscriptionHandler:
     async def _fetch(self, events: Sequence[rules.Event]) -> stripe_subscriptions.StripeSubscription:
         subscription_id = next((event.subscription_id for event in events if event.subscription_id), None)
         if subscription_id is None:
-            raise apply_subscription.CannotApply("names no subscription")
+            raise apply_subscription.CannotApply("the event names no subscription")
         try:
             return await refresh_subscription.fetch(self._stripe, subscription_id)
         except client.NotAtStripe:
-            # Gone for good: its last word is in the event itself.
+            # The subscription was deleted at Stripe; the event of the deletion has its final state.
             last = next((event for event in reversed(events) if event.tells_of_deletion), None)
             if last is None:
                 raise apply_subscription.CannotApply(f"Stripe has no subscription {subscription_id}") from None

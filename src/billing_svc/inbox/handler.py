@@ -1,4 +1,4 @@
-"""What every handler does."""
+"""The interface of the handlers of Stripe's events."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
@@ -9,21 +9,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.inbox import rules
 from billing_svc.platform.audit import store as audit_store
 
-# Applies in a transaction, at an instant; returns the account, or "" if it is about none. May run several times.
+# Applies events in a transaction, at an instant. Returns the account, or "" if the events concern no single account.
+# May run several times.
 Apply: TypeAlias = Callable[[AsyncConnection, datetime], Awaitable[str]]
 
 
 class Handler(Protocol):
-    """Brings one kind of object up to date."""
+    """Updates the stored state of a kind of Stripe object."""
 
     async def prepare(self, events: Sequence[rules.Event]) -> Apply:
-        """Fetch, once for all of an object's events, and return what is to be done.
+        """Fetch the object once for all its events, and return the function that applies them.
 
-        Raises NotOurs if it is none of our business, CannotApply or StripeRefused if only somebody's repair helps, and
-        Unavailable or LostRace if it is worth another try by itself. So does what is returned.
+        Both raise NotOurs if the object belongs to no account of ours, CannotApply or StripeRefused if a person has to
+        repair the cause, and Unavailable or LostRace if a later attempt can succeed.
         """
 
 
 def origin(events: Sequence[rules.Event]) -> audit_store.Origin:
-    """Return who changes something, for the audit log: the last of the events."""
+    """Return the origin for the audit log: the last event."""
     return audit_store.Origin(f"stripe:{events[-1].event_id}")

@@ -1,4 +1,4 @@
-"""Letting stored events be applied again, once for each request id: its audit row is its memory."""
+"""Makes stored events wait to be applied again, once for each request id, which its audit row remembers."""
 
 import hashlib
 import json
@@ -12,16 +12,16 @@ from billing_svc.platform import errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 
-# One transaction's worth; the caller comes again for more.
+# How many events a transaction replays; the caller calls again for more.
 EVENTS_MAX = 10_000
 ACTION = "replay_stripe_events"
-# An inbox belongs to no account.
+# The inbox belongs to no account.
 _NO_ACCOUNT = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Which events: these, or those of a choice."""
+    """Which events to replay: the named events, or all that match `choice`."""
 
     event_ids: tuple[str, ...]
     choice: store.EventFilter
@@ -29,7 +29,7 @@ class Replay:
 
     @property
     def content(self) -> str:
-        """Return what a repeat must agree in."""
+        """Return a digest of the request; a repeat with the same request id must have the same digest."""
         text = json.dumps([sorted(self.event_ids), asdict(self.choice)], default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -43,13 +43,13 @@ class Replayed:
 
 
 async def preview(conn: AsyncConnection, replay: Replay) -> Replayed:
-    """Say what a replay would take, and change nothing. Raises StripeEventNotFound and StripeEventBodyDeleted."""
+    """Count the events of a replay without a change. Raises StripeEventNotFound and StripeEventBodyDeleted."""
     event_ids = await _event_ids(conn, replay)
     return Replayed(min(len(event_ids), EVENTS_MAX), len(event_ids) > EVENTS_MAX)
 
 
 async def run(conn: AsyncConnection, replay: Replay, origin: audit_store.Origin, now: datetime) -> Replayed:
-    """Let events wait again, with the audit row; a repeat says what the first call did.
+    """Make events wait again, with the audit row; a repeat returns the first call's result.
 
     Raises StripeEventNotFound, StripeEventBodyDeleted and RequestIdReused.
     """
@@ -70,13 +70,13 @@ async def run(conn: AsyncConnection, replay: Replay, origin: audit_store.Origin,
         "content": replay.content,
     }
     if not await audit_store.append_once(conn, origin, _NO_ACCOUNT, ACTION, changes, now):
-        # The same call at the same time was first.
+        # A concurrent call with the same request id was first; the next attempt finds its row.
         raise transactions.RetryTransaction
     return replayed
 
 
 async def _event_ids(conn: AsyncConnection, replay: Replay) -> list[str]:
-    """Return the events that are meant, at most one more than one call takes."""
+    """Return the ids of the events to replay, at most EVENTS_MAX + 1."""
     if not replay.event_ids:
         return await store.replayable(conn, replay.choice, EVENTS_MAX + 1)
     kept = await store.bodies_kept(conn, replay.event_ids)
@@ -84,6 +84,6 @@ async def _event_ids(conn: AsyncConnection, replay: Replay) -> list[str]:
         if event_id not in kept:
             raise errors.StripeEventNotFound(f"event_ids: there is no event {event_id!r}", {"event_id": event_id})
         if not kept[event_id]:
-            message = f"event_ids: what {event_id!r} carried was deleted, as its time was over"
+            message = f"event_ids: the body of {event_id!r} was deleted at the end of its retention period"
             raise errors.StripeEventBodyDeleted(message, {"event_id": event_id})
     return list(replay.event_ids)

@@ -1,4 +1,4 @@
-"""What an event is about, and when to try again. Pure: no I/O, `now` is an argument."""
+"""Which object an event concerns, and when to try again. Pure: no I/O, `now` is an argument."""
 
 import enum
 import json
@@ -11,10 +11,10 @@ from billing_svc.platform import backoff, errors
 
 ID_LENGTH_MAX = 255
 TYPE_LENGTH_MAX = 255
-# The gateway's own bound.
+# The same maximum as the gateway's.
 BODY_BYTES_MAX = 256 * 1024
 
-# Seconds since 1970, in the year 2242; what lies beyond is no time of an event.
+# Seconds since 1970, in the year 2242; a greater number is not an event's time.
 CREATED_MAX = 2**33
 
 RETRY_FIRST = timedelta(seconds=1)
@@ -22,10 +22,10 @@ RETRY_MOST = timedelta(minutes=5)
 
 
 class ObjectKind(enum.Enum):
-    """What an event brings up to date; each kind has its handler."""
+    """The kind of object that an event updates; each kind has its handler."""
 
     SUBSCRIPTION = enum.auto()
-    # A checkout page that became no subscription.
+    # A checkout page that did not lead to a subscription.
     CHECKOUT = enum.auto()
     INVOICE = enum.auto()
     CUSTOMER = enum.auto()
@@ -44,13 +44,13 @@ _TYPES: Mapping[str, ObjectKind] = {
     "v1.billing.meter.error_report_triggered": ObjectKind.METER_ERROR,
     "v1.billing.meter.no_meter_found": ObjectKind.METER_ERROR,
 }
-# Those of a family that carry nothing to fetch.
+# Types of these families that have no object to fetch.
 _WITHOUT_EFFECT: Mapping[str, str] = {"invoice.upcoming": "the invoice that it announces does not exist yet"}
 
 
 @dataclass(frozen=True, slots=True)
 class CheckoutEvent:
-    """Names a checkout page of ours."""
+    """The checkout of this service that an event's session belongs to."""
 
     account_id: str
     checkout_id: str
@@ -58,7 +58,7 @@ class CheckoutEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A webhook event, typed; `object` is what it carried, empty for a thin one."""
+    """A webhook event, typed; `object` is its payload's object, empty for a thin event."""
 
     event_id: str
     type: str
@@ -70,39 +70,39 @@ class Event:
 
     @property
     def kind(self) -> ObjectKind | None:
-        """Return what it brings up to date; None if events of this type change nothing here."""
+        """Return the kind of object that the event updates; None if events of this type have no effect here."""
         if self.type in _WITHOUT_EFFECT:
             return None
         family = next((kind for prefix, kind in _FAMILIES.items() if self.type.startswith(prefix)), None)
         kind = family or _TYPES.get(self.type)
-        # A page that was paid is closed together with the arrival of its subscription.
+        # A paid checkout page is closed in the transaction that stores its subscription.
         return ObjectKind.SUBSCRIPTION if kind is ObjectKind.CHECKOUT and self.subscription_id else kind
 
     @property
     def is_about_checkout(self) -> bool:
-        """Say whether it carries a checkout session."""
+        """Say whether the event's object is a checkout session."""
         return _TYPES.get(self.type) is ObjectKind.CHECKOUT
 
     @property
     def tells_of_deletion(self) -> bool:
-        """Say whether its object may be gone: then what it carries is the object's last word."""
+        """Say whether the event reports its object's deletion; its payload then has the object's final state."""
         return self.type.endswith(".deleted")
 
     @property
     def subscription_id(self) -> str | None:
-        """Return the subscription that the event is about, if it is about one."""
+        """Return the subscription that the event concerns; None if there is none."""
         if self.type.startswith("customer.subscription."):
             return self._own_id
         return _id(self.object.get("subscription")) if self.is_about_checkout else None
 
     @property
     def customer_id(self) -> str | None:
-        """Return the customer that its object belongs to, or is. An object never changes its customer."""
+        """Return the customer that the event's object is or belongs to. An object never changes its customer."""
         return self._own_id if _TYPES.get(self.type) is ObjectKind.CUSTOMER else _id(self.object.get("customer"))
 
     @property
     def checkout(self) -> "CheckoutEvent | None":
-        """Return which checkout of ours the event's session belongs to, as its metadata say; None if it is not ours."""
+        """Return our checkout that the event's session belongs to, from its metadata; None if it is not ours."""
         metadata = self.object.get("metadata")
         if not isinstance(metadata, Mapping):
             return None
@@ -113,9 +113,9 @@ class Event:
 
     @property
     def object_id(self) -> str:
-        """Return the Stripe object that applying the event refreshes; its own id if it names none.
+        """Return the id of the Stripe object that the event updates; the event's own id if it names no object.
 
-        One worker at a time works on an object.
+        A single worker at a time works on an object.
         """
         return self.subscription_id or self._own_id or self.event_id
 
@@ -124,7 +124,10 @@ class Event:
         return _id(self.object.get("id"))
 
     def ignored_because(self, *, livemode: bool) -> str | None:
-        """Return why it is kept without effect under a key of the given mode; None if it is to be applied."""
+        """Return why the event is stored but not applied; None if it is to be applied.
+
+        `livemode` is the mode of our own Stripe key.
+        """
         if self.livemode != livemode:
             return f"livemode is {self.livemode}, our key's is {livemode}"
         if self.kind is None:
@@ -133,15 +136,15 @@ class Event:
 
 
 def parse(body: bytes, now: datetime) -> Event:
-    """Read a verified body. Raises InvalidRequest if it is no event; unknown types and fields are welcome."""
+    """Parse a verified body. Raises InvalidRequest if it is not an event; unknown types and fields are accepted."""
     if len(body) > BODY_BYTES_MAX:
         raise _refused(f"is {len(body)} bytes long; at most {BODY_BYTES_MAX} are allowed")
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
-        raise _refused("is no JSON") from None
+        raise _refused("is not JSON") from None
     if not isinstance(data, dict):
-        raise _refused("is no JSON object")
+        raise _refused("is not a JSON object")
     event_id: object = data.get("id")
     type_: object = data.get("type")
     if not _is_text(event_id, ID_LENGTH_MAX):
@@ -168,7 +171,7 @@ def retry_at(attempts: int, now: datetime) -> datetime:
 
 
 def _id(value: object) -> str | None:
-    """Return the id of an object that may have come expanded; None if it is none."""
+    """Return the id from an id or an expanded object; None if the value is neither."""
     if isinstance(value, Mapping):
         value = value.get("id")
     return value if _is_text(value, ID_LENGTH_MAX) else None
@@ -179,7 +182,7 @@ def _is_text(value: object, length_max: int) -> TypeGuard[str]:
 
 
 def _created(value: object, now: datetime) -> datetime:
-    """Return when Stripe made it: seconds since 1970, or ISO text in thin events."""
+    """Return when Stripe created the event, from seconds since 1970, or ISO text in thin events; else `now`."""
     if isinstance(value, int) and 0 <= value < CREATED_MAX:
         return datetime.fromtimestamp(value, UTC)
     if isinstance(value, str):

@@ -14,21 +14,21 @@ from billing_svc.platform.database import select_list, tables
 
 # An object's events that are applied together; the rest follow in the next round.
 EVENTS_MAX = 500
-# Bodies deleted in one transaction; the loop comes again at once for more.
+# Bodies deleted in one transaction; the worker's loop calls again at once for more.
 BODIES_MAX = 500
-# What a note may hold; the contract says so.
+# The maximum length of a note, which the contract promises.
 NOTE_LENGTH_MAX = 1000
 
 _EVENTS = tables.stripe_events
 _OBJECTS = tables.stripe_objects
 
-# When it was received, and its id: where an event stands in a list.
+# The position of an event in a list: when it was received, and its id.
 Position: TypeAlias = tuple[datetime, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """An event that is to be applied: one that waits, or one that failed before."""
+    """An event to be applied: it is waiting, or it failed before."""
 
     event_id: str
     state: str
@@ -39,7 +39,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which events are meant; what is None or empty does not narrow it."""
+    """Which events to select; a field that is None or empty matches all events."""
 
     state: str = ""
     type: str = ""
@@ -49,7 +49,7 @@ class EventFilter:
     received_before: datetime | None = None
 
     def conditions(self) -> list[sa.ColumnElement[bool]]:
-        """Return what an event must fulfil."""
+        """Return the SQL conditions of the filter."""
         found = [
             _EVENTS.c[name] == value
             for name in ("state", "type", "object_id", "account_id")
@@ -82,12 +82,12 @@ class InboxEvent:
 
     @property
     def position(self) -> Position:
-        """Return its place in the list."""
+        """Return the event's position in a list."""
         return (self.received_at, self.event_id)
 
 
 async def insert(conn: AsyncConnection, event: rules.Event, ignored_because: str | None, now: datetime) -> bool:
-    """Keep an event under its id; returns whether it is new. One that is ignored waits for nothing."""
+    """Store an event under its id; returns whether it is new. With `ignored_because` it is closed at once."""
     inserted = await conn.execute(
         postgresql.insert(_EVENTS)
         .values(
@@ -105,14 +105,14 @@ async def insert(conn: AsyncConnection, event: rules.Event, ignored_because: str
             closed_at=None if ignored_because is None else now,
         )
         .on_conflict_do_nothing()
-        # An INSERT tells no row count otherwise.
+        # Without RETURNING, an INSERT reports no row count here.
         .returning(_EVENTS.c.event_id)
     )
     return inserted.scalar_one_or_none() is not None
 
 
 async def due_objects(conn: AsyncConnection, most: int, now: datetime) -> list[str]:
-    """Return the objects that have events to be applied now and that nobody works on, the longest waiting first."""
+    """Return the objects with due events that no worker has leased, the longest waiting first."""
     query = (
         sa.select(_EVENTS.c.object_id)
         .outerjoin(_OBJECTS, _OBJECTS.c.object_id == _EVENTS.c.object_id)
@@ -126,9 +126,9 @@ async def due_objects(conn: AsyncConnection, most: int, now: datetime) -> list[s
 
 
 async def pending(conn: AsyncConnection, object_id: str) -> list[Pending]:
-    """Return the events of an object that wait, in the order in which they came, and after them those that failed.
+    """Return an object's waiting events in the order of their arrival, and after them its failed events.
 
-    None if none waits. What one fresh fetch serves it serves for all, so a new event tries the failed ones again.
+    Empty if no event waits. A single fetch serves all events of an object, so a new event also retries failed events.
     """
     query = (
         sa.select(*select_list.columns(Pending, _EVENTS))
@@ -149,7 +149,7 @@ async def close(
 
 
 async def postpone(conn: AsyncConnection, event_ids: Collection[str], until: datetime, note: str) -> None:
-    """Let those events that wait do so for a later attempt."""
+    """Set the next attempt of the waiting events among `event_ids`."""
     values = {"next_attempt_at": until, "note": _cut(note)}
     await conn.execute(_in_state(event_ids, "waiting").values(attempts=_EVENTS.c.attempts + 1, **values))
 
@@ -157,7 +157,7 @@ async def postpone(conn: AsyncConnection, event_ids: Collection[str], until: dat
 async def list_events(
     conn: AsyncConnection, choice: EventFilter, after: Position | None, most: int
 ) -> list[InboxEvent]:
-    """Return events, newest first; those after a position."""
+    """Return events, newest first, that follow the position `after`."""
     query = sa.select(*select_list.columns(InboxEvent, _EVENTS)).where(*choice.conditions())
     order = (_EVENTS.c.received_at, _EVENTS.c.event_id)
     if after is not None:
@@ -167,22 +167,22 @@ async def list_events(
 
 
 async def bodies_kept(conn: AsyncConnection, event_ids: Collection[str]) -> dict[str, bool]:
-    """Return of each event that is known whether its body is still there."""
+    """Return for each known event whether its body is still stored."""
     query = sa.select(_EVENTS.c.event_id, _EVENTS.c.body.is_not(None)).where(_EVENTS.c.event_id.in_(event_ids))
     return {row[0]: row[1] for row in await conn.execute(query)}
 
 
 async def replayable(conn: AsyncConnection, choice: EventFilter, most: int) -> list[str]:
-    """Return the events of a choice whose body is still there, the longest stored first."""
+    """Return the ids of events that match `choice` and still have their body, the longest stored first."""
     query = sa.select(_EVENTS.c.event_id).where(*choice.conditions(), _EVENTS.c.body.is_not(None))
     return list((await conn.execute(query.order_by(_EVENTS.c.received_at, _EVENTS.c.event_id).limit(most))).scalars())
 
 
 async def replay(conn: AsyncConnection, event_ids: Sequence[str], now: datetime) -> int:
-    """Let events wait again, from now on; returns how many there were with their body."""
+    """Make events that still have their body wait again, due now; returns their number."""
     result = await conn.execute(
         sa.update(_EVENTS)
-        # One array, however many there are.
+        # A single array parameter, so that the statement's text does not depend on the number of events.
         .where(_EVENTS.c.event_id == sa.any_(sa.literal(list(event_ids), postgresql.ARRAY(sa.Text))))
         .where(_EVENTS.c.body.is_not(None))
         .values(state="waiting", attempts=0, next_attempt_at=now, note=None, closed_at=None)
@@ -191,7 +191,7 @@ async def replay(conn: AsyncConnection, event_ids: Sequence[str], now: datetime)
 
 
 async def forget_bodies(conn: AsyncConnection, closed_before: datetime, most: int = BODIES_MAX) -> int:
-    """Delete the bodies of events that were applied or ignored before an instant; returns of how many."""
+    """Delete the bodies of events that were applied or ignored before an instant; returns their number."""
     old = (
         sa.select(_EVENTS.c.event_id)
         .where(_EVENTS.c.body.is_not(None), _EVENTS.c.state.in_(("applied", "ignored")))
@@ -202,7 +202,7 @@ async def forget_bodies(conn: AsyncConnection, closed_before: datetime, most: in
     event_ids = list((await conn.execute(old)).scalars())
     if not event_ids:
         return 0
-    # The state again: meanwhile it may have been replayed.
+    # The state is checked again, because an event may have been replayed meanwhile.
     result = await conn.execute(_in_state(event_ids, "applied", "ignored").values(body=None))
     return result.rowcount
 

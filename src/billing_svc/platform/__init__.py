@@ -1,4 +1,4 @@
-"""What every area stands on: database, errors, settings, clock, logs, monitoring, audit, accounts.
+"""Shared by every area: database, errors, settings, clock, logs, monitoring, audit, accounts.
 
 Imports no other area.
 """

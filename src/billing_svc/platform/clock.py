@@ -1,4 +1,4 @@
-"""The service's clock. Nothing else asks the machine for the time; rules are given `now`."""
+"""The service's clock. No other module asks the machine for the time; rules get `now` as an argument."""
 
 import mmap
 from datetime import UTC, datetime, timedelta
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from billing_svc.platform import settings
 
-# One signed number of seconds, in the machine's own order.
+# A signed 64-bit number of seconds, in the machine's byte order.
 _OFFSET_BYTES = 8
 
 
 class Clock:
-    """UTC time, shifted by an offset (zero but in tests)."""
+    """UTC time, shifted by an offset, which is zero outside of tests."""
 
     def __init__(self, offset: timedelta = timedelta()) -> None:
         self._offset = offset
@@ -26,14 +26,17 @@ class Clock:
 
 
 class SharedClock(Clock):
-    """UTC time, shifted by the seconds in a file that the sandbox writes: all who read it move at the same instant."""
+    """UTC time, shifted by the seconds in a file that the sandbox writes.
+
+    All processes that read the file change their time at the same instant.
+    """
 
     def __init__(self, file: Path) -> None:
-        """Read the file from now on. Raises SettingsError when it is not there yet."""
+        """Map the file into memory. Raises SettingsError if the file does not exist or is not a clock."""
         super().__init__()
         try:
             with file.open("rb") as opened:
-                # Mapped, so that a look at the clock costs no call to the system.
+                # The file is mapped, so that `now` needs no system call.
                 self._seconds = memoryview(mmap.mmap(opened.fileno(), _OFFSET_BYTES, prot=mmap.PROT_READ)).cast("q")
         except (OSError, ValueError):
             raise settings.SettingsError(f"BILLING_CLOCK_FILE: {file} is not the sandbox's clock") from None
@@ -44,5 +47,5 @@ class SharedClock(Clock):
 
 
 def from_settings(options: settings.DatabaseSettings) -> Clock:
-    """Return the clock of this process: the machine's, but in `dev` beside the sandbox, which has one to move."""
+    """Return this process's clock: the machine's, or in `dev` the sandbox's, which the developer can move."""
     return Clock() if options.clock_file is None else SharedClock(options.clock_file)

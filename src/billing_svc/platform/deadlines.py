@@ -1,4 +1,4 @@
-"""A bound on the time of many things at once, each of which may take equally long."""
+"""A time limit for many items at once; the limit is the same for all of them."""
 
 import asyncio
 import contextvars
@@ -9,35 +9,35 @@ K = TypeVar("K")
 
 
 class Overdue(Generic[K]):
-    """What is under way, the oldest first; what lasts too long is handed to `cut_off`, once.
+    """The items under way, the oldest first. An item that exceeds the limit is passed to `cut_off` once.
 
-    One timer is set, for the oldest, and not one for each: nearly everything ends long before its time.
+    There is a single timer, for the oldest item, because nearly all items end long before the limit.
     """
 
     def __init__(self, seconds_max: float | None, cut_off: Callable[[K], object]) -> None:
-        """None: whatever it is may last."""
+        """Set the limit; None means no limit."""
         self._seconds_max = seconds_max
         self._cut_off = cut_off
         self._under_way: dict[K, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        """Return how much is under way."""
+        """Return the number of items under way."""
         return len(self._under_way)
 
     def begin(self, one: K) -> None:
-        """Watch it from now on."""
+        """Start the time of an item."""
         loop = asyncio.get_running_loop()
         self._under_way[one] = loop.time()
         if self._timer is None and self._seconds_max is not None:
             self._set(loop, self._seconds_max)
 
     def end(self, one: K) -> bool:
-        """Watch it no longer; False: it was cut off."""
+        """Stop watching an item. Returns False if it was cut off before."""
         return self._under_way.pop(one, None) is not None
 
     def _set(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        # In nobody's context, which would keep all that is in it alive.
+        # An empty context: the timer would otherwise keep the caller's context, and all objects in it, alive.
         self._timer = loop.call_later(seconds, self._look, loop, context=contextvars.Context())
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:

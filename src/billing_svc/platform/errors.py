@@ -1,8 +1,8 @@
 """Every error that a caller can meet, named after the situation.
 
-`code` is the gRPC status, `reason` the `ErrorReason` value without its prefix, `metadata` what a program may want to
-read. `statuses.py` turns them into a status with details, once; messages are written for the caller and never carry
-a driver's or the SDK's text.
+`code` is the gRPC status, `reason` the `ErrorReason` value without its prefix, and `metadata` holds the values that a
+calling program can use. `api/statuses.py` is the only module that turns an error into a gRPC status. Messages are
+written for the caller and never contain text of the database driver or of Stripe's SDK.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ class FieldViolation:
 
 
 class BillingError(Exception):
-    """What a caller is told; a subclass for each situation."""
+    """An error that is reported to the caller; each situation has its subclass."""
 
     code: ClassVar[grpc.StatusCode]
     reason: ClassVar[str]
@@ -33,7 +33,7 @@ class BillingError(Exception):
 
 
 class InvalidRequest(BillingError):
-    """The request breaks rules that do not depend on state; all of them are named."""
+    """The request breaks rules that do not depend on stored state; the error names every broken rule."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
     reason = "INVALID_REQUEST"
@@ -44,7 +44,7 @@ class InvalidRequest(BillingError):
 
 
 class MalformedMessage(BillingError):
-    """The bytes are no message of the RPC's type."""
+    """The bytes cannot be parsed as a message of the RPC's request type."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
     reason = "MALFORMED_MESSAGE"
@@ -58,28 +58,28 @@ class InvalidPageToken(BillingError):
 
 
 class Unauthenticated(BillingError):
-    """No token, or one that nobody was given."""
+    """The call has no token, or an unknown token."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
     reason = "UNAUTHENTICATED"
 
 
 class RpcNotAllowed(BillingError):
-    """A known caller without the RPC's group."""
+    """The caller is known, but does not have the RPC's group."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
     reason = "RPC_NOT_ALLOWED"
 
 
 class AccountNotAllowed(BillingError):
-    """A caller that is limited to other accounts; says nothing of whether the account exists."""
+    """The caller is limited to other accounts. The error does not tell whether the account exists."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
     reason = "ACCOUNT_NOT_ALLOWED"
 
 
 class AccountNotFound(BillingError):
-    """No such account, where default terms would be no answer."""
+    """The account does not exist, and the RPC cannot answer with the terms of the default plan."""
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "ACCOUNT_NOT_FOUND"
@@ -121,7 +121,7 @@ class PlanNotSold(BillingError):
 
 
 class AlreadySubscribed(BillingError):
-    """A checkout for an account whose plan subscription is not over."""
+    """A checkout was requested for an account whose plan subscription has not ended."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "ALREADY_SUBSCRIBED"
@@ -177,7 +177,7 @@ class PayAsYouGoNotOffered(BillingError):
 
 
 class LevelBelowZero(BillingError):
-    """A change that would take a gauge below 0."""
+    """The change would set a gauge's level below 0."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "LEVEL_BELOW_ZERO"
@@ -191,14 +191,14 @@ class EventNotFound(BillingError):
 
 
 class GaugeNotCorrectable(BillingError):
-    """A correction of a gauge: its level is set anew instead."""
+    """Usage of a gauge cannot be corrected; the caller sets the gauge's level again instead."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "GAUGE_NOT_CORRECTABLE"
 
 
 class CorrectionTooLarge(BillingError):
-    """A correction of more than is left of the event."""
+    """The correction takes back more units than the event still has."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "CORRECTION_TOO_LARGE"
@@ -212,7 +212,7 @@ class ReservationNotFound(BillingError):
 
 
 class RequestIdReused(BillingError):
-    """A known request id with other content."""
+    """The request id was used before with different content."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
     reason = "REQUEST_ID_REUSED"
@@ -240,28 +240,28 @@ class StripeEventNotFound(BillingError):
 
 
 class StripeEventBodyDeleted(BillingError):
-    """A Stripe event that was dealt with so long ago that only its row is left."""
+    """The Stripe event was handled so long ago that its body was deleted; only its row is left."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "STRIPE_EVENT_BODY_DELETED"
 
 
 class EventIdReused(BillingError):
-    """A known event id with other content."""
+    """The event id was used before with different content."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
     reason = "EVENT_ID_REUSED"
 
 
 class LostRace(BillingError):
-    """A concurrent change won every time; the same call may be sent again."""
+    """Concurrent changes won at every attempt; the same call may be sent again."""
 
     code = grpc.StatusCode.ABORTED
     reason = "LOST_RACE"
 
 
 class Unavailable(BillingError):
-    """Postgres is away or too slow; the same call may be sent again after `retry_after_seconds`."""
+    """Postgres cannot be reached or is too slow; the same call may be sent again after `retry_after_seconds`."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "DATABASE_UNAVAILABLE"
@@ -272,37 +272,37 @@ class Unavailable(BillingError):
 
 
 class StripeUnavailable(Unavailable):
-    """Stripe is away, too slow or refuses for now; the same call may be sent again."""
+    """Stripe cannot be reached, is too slow or refuses calls for now; the same call may be sent again."""
 
     reason = "STRIPE_UNAVAILABLE"
 
 
 class UsageNotReported(Unavailable):
-    """The account's usage must reach Stripe first, which is under way; the same call may be sent again."""
+    """The account's usage must reach Stripe first. It is being sent; the same call may be sent again."""
 
     reason = "USAGE_NOT_REPORTED"
 
     def __init__(self, account_id: str, retry_after_seconds: float = 2.0) -> None:
-        super().__init__("the account's usage is on its way to Stripe; send the same call again", retry_after_seconds)
+        super().__init__("the account's usage is being sent to Stripe; send the same call again", retry_after_seconds)
         self.metadata = {"account_id": account_id}
 
 
 class NotAvailableYet(BillingError):
-    """The contract has it, this version does not."""
+    """The contract defines the feature, but this version does not implement it."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
     reason = "NOT_IMPLEMENTED"
 
 
 class Overloaded(Unavailable):
-    """The server sheds load: the call was not begun, and may be sent again after `retry_after_seconds`."""
+    """The server is overloaded and did not begin the call; it may be sent again after `retry_after_seconds`."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "OVERLOADED"
 
 
 class DeadlineExceeded(BillingError):
-    """The server's own deadline passed. The outcome is unknown: repeat with the same id."""
+    """The server's own deadline passed. The outcome is unknown: the caller repeats the call with the same id."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"

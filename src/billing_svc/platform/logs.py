@@ -1,8 +1,8 @@
-"""How every process of the service writes its log: one JSON object a line, on stderr.
+"""How every process of the service writes its log: a JSON object on each line, on stderr.
 
-On stderr, because stdout belongs to a command's result and must stay fit for a pipe. What is a warning or worse is
-written at once; the lines of calls are written together, so that a crash may take those of a moment along, and an
-ordered end takes none. Bodies and keys never get here: what the libraries would say about them is turned off below.
+stdout is for a command's result, so that the result can be piped. Warnings and errors are written at once. The lines
+of calls are gathered and written together: a crash can lose the lines of the last moment, an orderly end loses none.
+Bodies and keys never reach the log: the libraries' messages that would contain them are turned off below.
 """
 
 import asyncio
@@ -19,28 +19,28 @@ import orjson
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
-# An error's first line says what happened. Postgres' next one (DETAIL) quotes the row.
+# Only an error's first line is logged: it says what happened. Postgres' second line (DETAIL) quotes the row.
 _ERROR_CHARACTERS_MAX = 500
-# Of each exception: the outermost and the innermost half of them.
+# Of each exception's frames, the outermost and the innermost half of this number are logged.
 _FRAMES_MAX = 30
-# Writing a line by itself costs as much as making it. Nobody who follows a log notices the wait.
+# A write for each line would cost as much as making the line. A person who reads the log does not notice the wait.
 _GATHER_SECONDS = 0.05
-# About a hundred KB: a pause of the event loop gathers no more.
+# About 100 KB; more lines than this are not gathered even if the event loop is blocked.
 _GATHERED_LINES_MAX = 512
-# Below warnings these speak of requests and their bodies, headers, rows or parameters; Alembic of its plugins.
+# Below the level of warnings these libraries log requests, bodies, headers, rows or parameters; Alembic its plugins.
 _DISCREET = ("alembic", "httpcore", "httpx", "sqlalchemy", "stripe")
 
 _traceback = ExceptionDictTransformer(show_locals=False, max_frames=_FRAMES_MAX, use_rich=False)
 
 
 def configure(level: str, *, dev: bool = False) -> None:
-    """Set the log up, once in a process and before gRPC and Stripe's SDK are imported.
+    """Set up the log. Called once in a process, before gRPC and Stripe's SDK are imported.
 
-    `level` is debug, info, warning or error. In `dev` the lines are for people if stderr is a terminal.
+    `level` is debug, info, warning or error. In `dev`, if stderr is a terminal, the lines are text and not JSON.
     """
-    # The SDK would print requests to stderr past every logger.
+    # With STRIPE_LOG set, the SDK prints requests to stderr and uses no logger.
     os.environ.pop("STRIPE_LOG", None)
-    # gRPC's core writes lines of its own shape; what matters arrives as an exception.
+    # gRPC's core writes lines that are not JSON; errors that matter arrive as exceptions.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
@@ -55,7 +55,7 @@ def configure(level: str, *, dev: bool = False) -> None:
     rendering = _for_people() if is_for_people else _for_machines()
     structlog.configure(
         processors=[*shared, *rendering] if is_for_people else [_to_line],
-        # Levels are compared here and not in a processor: what is below costs nothing.
+        # Levels are compared here and not in a processor, so that a line below the level costs nothing.
         wrapper_class=structlog.make_filtering_bound_logger(minimum),
         logger_factory=lambda *names: _Writer(names[0] if names else "", lines),
         cache_logger_on_first_use=True,
@@ -77,12 +77,12 @@ def configure(level: str, *, dev: bool = False) -> None:
 
 
 def _quotes_no_header(record: logging.LogRecord) -> bool:
-    """Leave out what gRPC says of a header that is not UTF-8: it quotes the value, which may be a token."""
+    """Drop gRPC's message about a header that is not UTF-8: it quotes the value, which may be a token."""
     return not str(record.msg).startswith("Invalid encoding")
 
 
 class _Lines:
-    """Lines on their way out; outside of an event loop each is written at once."""
+    """Gathers lines and writes them together; outside of an event loop each line is written at once."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -115,7 +115,7 @@ class _Lines:
 
 
 class _Writer:
-    """Writes lines; its name is what `structlog.get_logger` was given."""
+    """Writes lines; `name` is the argument of `structlog.get_logger`."""
 
     def __init__(self, name: str, lines: _Lines) -> None:
         self.name = name
@@ -138,12 +138,12 @@ def _for_machines() -> list[structlog.typing.Processor]:
 
 
 def _to_json(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:
-    # Every call writes a line, and the standard library's JSON would be a third of its cost.
+    # Every call writes a log line; the standard library's JSON encoder would take a third of the line's cost.
     return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z).decode()
 
 
 def _to_line(logger: Any, method: str, event: structlog.typing.EventDict) -> str:  # noqa: ANN401 - a `_Writer`
-    """Do at once what the shared processors and `_for_machines` do one after the other: half of a line's cost."""
+    """Do the work of the shared processors and of `_for_machines` in a single step, at half the cost of a line."""
     if "exc_info" in event:
         event = _render_exception(logger, method, event)
     event["level"] = method
@@ -158,7 +158,7 @@ def _add_time(_logger: object, _method: str, event: structlog.typing.EventDict) 
 
 
 def _for_people() -> list[structlog.typing.Processor]:
-    # Not the default formatter of exceptions, which shows local variables.
+    # The default formatter of exceptions would show local variables.
     return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
 
 

@@ -3,7 +3,7 @@
 import decimal
 from decimal import Decimal
 
-# Products of the largest amounts and quantities have fewer digits than this; what would be rounded raises instead.
+# Products of the largest amounts and quantities have fewer digits than this; a result that is not exact raises.
 EXACT = decimal.Context(
     prec=80, traps=[decimal.Inexact, decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow]
 )
@@ -26,24 +26,24 @@ UNIT_PRICE_PLACES_MAX = 12
 
 
 def in_minor_units(amount: Decimal, currency: str) -> Decimal:
-    """Return an amount of major units in minor ones, exact, so possibly with a fraction."""
+    """Return an amount of major units in minor units, exact, so possibly with a fraction."""
     return EXACT.scaleb(amount, EXPONENTS[currency])
 
 
 def whole_minor_units(amount: Decimal, currency: str) -> int:
-    """Return an amount of major units in minor ones; raises ValueError if it is no whole number of them."""
+    """Return an amount of major units in minor units; raises ValueError if that is not a whole number."""
     minor = in_minor_units(amount, currency)
     if minor != minor.to_integral_value():
-        raise ValueError(f"{amount} {currency} is no whole number of minor units")
+        raise ValueError(f"{amount} {currency} is not a whole number of minor units")
     return int(minor)
 
 
 def major_units(minor_units: int, currency: str) -> Decimal:
-    """Return a whole number of minor units in major ones, with the currency's places: 150 cents are 1.50."""
+    """Return minor units in major units, with the currency's decimal places: 150 cents are 1.50."""
     return EXACT.scaleb(Decimal(minor_units), -EXPONENTS[currency])
 
 
 def decimal_places(number: Decimal) -> int:
-    """Return how many places behind the point a number needs."""
+    """Return how many decimal places a number needs."""
     exponent = number.normalize(EXACT).as_tuple().exponent
     return max(0, -int(exponent))

@@ -13,7 +13,7 @@ from billing_svc.platform import money
 
 @dataclass(frozen=True, slots=True)
 class BaseLine:
-    """What the plan itself costs in one interval of its price."""
+    """The plan's own cost in an interval of its price."""
 
     plan: parts.Plan
     price: parts.Price
@@ -25,17 +25,17 @@ class BaseLine:
 def rounded(amount: Decimal, currency: str) -> Decimal:
     """Return the amount of an invoice line: rounded to minor units, half up, after price and quantity are multiplied.
 
-    That is what Stripe does ("Decimal amounts for pricing", section "Rounding"): 30 at 0.05 cents are 1.5, charged as
-    2 cents, and lines are rounded before they are summed up.
+    Stripe rounds the same way ("Decimal amounts for pricing", section "Rounding"): 30 units at 0.05 cents are 1.5
+    cents, charged as 2 cents, and lines are rounded before they are summed up.
     """
     return money.major_units(_half_up(money.in_minor_units(amount, currency)), currency)
 
 
 def charging_limit(plan: parts.Plan, meter: str, billable: int, *, pay_as_you_go: bool) -> parts.Limit | None:
-    """Return the limit of a plan whose price the billable units of a meter have; None if there is none.
+    """Return the limit of a plan whose price applies to a meter's billable units; None if there is no such limit.
 
-    Units that were charged stay charged when pay-as-you-go is switched off within the period, so what is billable
-    already finds its price also in the overlay that is no longer in force.
+    Billable units stay billable when pay-as-you-go is switched off within the period. So if `billable` is not 0, the
+    price is also looked up in the overlay that is no longer in force.
     """
     for switched_on in (pay_as_you_go, not pay_as_you_go) if billable else (pay_as_you_go,):
         limit = plan.limit(meter, pay_as_you_go=switched_on)
@@ -52,7 +52,7 @@ def base_line(plan: parts.Plan, price_name: str, seats: int, currency: str) -> B
 
 
 def metered_price(catalog: model.Catalog, plan: str, meter: str) -> parts.MeteredPrice | None:
-    """Return what a plan charges a meter by: by itself or in its pay-as-you-go, never both; None: it does not."""
+    """Return a plan's metered price of a meter, from the plan or its overlay (never both); None if it has none."""
     try:
         prices = catalog.plan(plan).metered_prices
     except KeyError:
@@ -61,20 +61,20 @@ def metered_price(catalog: model.Catalog, plan: str, meter: str) -> parts.Metere
 
 
 def unit_price_in_minor_units(catalog: model.Catalog, price: parts.MeteredPrice) -> Decimal:
-    """Return the exact price of one unit, as Stripe has it."""
+    """Return the exact price of a unit in minor units, as it is stored at Stripe."""
     return money.in_minor_units(price.limit.unit_price_exact, catalog.currency)
 
 
 def amount(unit_price: Decimal, units: int) -> int:
-    """Return what units cost in minor units, rounded once, as Stripe rounds an invoice's line: half up."""
+    """Return the price of units in minor units, rounded once, half up, as Stripe rounds an invoice line."""
     return _half_up(money.EXACT.multiply(unit_price, Decimal(units)))
 
 
 def late_amount(unit_price: Decimal, on_the_meter: int, on_items: int, charged_by_items: int, units: int) -> int:
-    """Return what an invoice item for `units` has to charge, so that nothing is rounded twice.
+    """Return the amount of an invoice item for `units`, in minor units, such that the total is rounded only once.
 
-    With the meter's line and the items before it, it comes to the price of all units together, rounded once. What is
-    lost or gained by rounding the parts is in the item; that makes it 0 for a few cheap units.
+    The item, the meter's line and the earlier items add up to the price of all units together, rounded once. The item
+    contains the rounding differences of the parts; for a few cheap units its amount can be 0.
     """
     whole = amount(unit_price, on_the_meter + on_items + units)
     return whole - amount(unit_price, on_the_meter) - charged_by_items

@@ -1,4 +1,4 @@
-"""What is started: the server, the worker, the commands, `dev`, and the processes that supervise them.
+"""The programs: the server, the worker, the commands, `dev`, and the processes that supervise them.
 
 May import every other area.
 """

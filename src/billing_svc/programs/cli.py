@@ -1,6 +1,6 @@
-"""The commands. Each reads its settings, sets up the log, and hands over."""
+"""The command line. Each command reads its settings, sets up the log, and calls the module that does the work."""
 
-# ruff: noqa: PLC0415 - imported inside the commands, so that --help and mistakes are answered at once
+# ruff: noqa: PLC0415 - imported inside the commands, so that --help and wrong options are answered at once
 
 import contextlib
 import importlib.metadata
@@ -16,18 +16,18 @@ from billing_svc.programs.commands import accounts, catalog, common, doctor, eve
 if TYPE_CHECKING:
     from billing_svc.platform.settings import DatabaseSettings
 
-# A mistake in the call or the settings; anything else that a person can mend.
+# Exit codes: for a mistake in the options or the settings, and for any other failure that a person can repair.
 _EXIT_USAGE, _EXIT_FAILED = 2, 1
-# What a port can be; 0 picks a free one.
+# The highest port; 0 picks a free port.
 _PORT_MAX = 65_535
-# As many as a large machine has cores; each has its own pool of connections.
+# As many as a large machine has cores; each worker has its own pool of connections.
 _WORKERS_MAX = 64
 
 app = typer.Typer(
     help="Quotas, usage and subscriptions, in agreement with Stripe.",
     no_args_is_help=True,
     add_completion=False,
-    # Its tracebacks would go past the log.
+    # typer's tracebacks would not be written to the log.
     pretty_exceptions_enable=False,
 )
 app.add_typer(catalog.app, name="catalog")
@@ -43,7 +43,7 @@ app.add_typer(sandbox_app, name="sandbox")
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Turn what a person can mend into sentences on stderr and an exit code; a defect stays an exception."""
+    """Turn errors that a person can repair into a sentence on stderr and an exit code; a defect stays an exception."""
     try:
         yield
     except Exception as error:
@@ -69,10 +69,10 @@ def _explained(error: Exception) -> tuple[str, int] | None:
         case common.Refusal() | loading.CatalogError() | errors.BillingError() | privileges.RolesMissingError():
             return str(error), _EXIT_FAILED
         case sa.exc.OperationalError():
-            # The driver's first line names host and user; the others are its guesses.
+            # The driver's first line names host and user; the other lines are guesses at the cause.
             return f"the database cannot be used: {str(error.orig).splitlines()[0]}", _EXIT_FAILED
         case serving.CannotListen():
-            return "BILLING_LISTEN: the address cannot be listened on; is another server running on it?", _EXIT_FAILED
+            return "BILLING_LISTEN: cannot listen on the address; does another server use it?", _EXIT_FAILED
         case _:
             return None
 
@@ -99,7 +99,7 @@ def _options(
 
 @app.command()
 def serve(
-    workers: Annotated[int, typer.Option(min=1, max=_WORKERS_MAX, help="Processes on one port; Linux.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=_WORKERS_MAX, help="Processes on one port; only on Linux.")] = 1,
     *,
     shared_port: Annotated[bool, typer.Option("--shared-port", hidden=True)] = False,
 ) -> None:
@@ -128,7 +128,7 @@ def serve(
 
 @app.command()
 def worker() -> None:
-    """Apply Stripe's events and do what is due, until SIGTERM or SIGINT. Any number of workers may run."""
+    """Apply Stripe's events, send usage and do other work that is due, until SIGTERM or SIGINT. Several may run."""
     from billing_svc.platform import logs, settings
 
     options = settings.read()
@@ -141,7 +141,7 @@ def worker() -> None:
 
 @app.command()
 def migrate() -> None:
-    """Bring the database's schema to this version. Needs DATABASE_URL alone; harmless when run again."""
+    """Bring the database's schema to this version. Needs only DATABASE_URL; running it again changes nothing."""
     from billing_svc.platform import logs, settings
 
     options = settings.read_database()
@@ -156,10 +156,10 @@ def dev(
     catalog: Annotated[Path, typer.Option(help="The catalog to sell from.")] = Path("catalogs/nyqst.yaml"),
     data_dir: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path(".dev"),
     *,
-    reset: Annotated[bool, typer.Option("--reset", help="Delete what the data folder holds, and begin anew.")] = False,
-    grpc_port: Annotated[int, typer.Option(min=0, max=_PORT_MAX, help="0 picks a free one.")] = 50_051,
-    gateway_port: Annotated[int, typer.Option(min=0, max=_PORT_MAX, help="0 picks a free one.")] = 8_080,
-    sandbox_port: Annotated[int, typer.Option(min=0, max=_PORT_MAX, help="0 picks a free one.")] = 12_111,
+    reset: Annotated[bool, typer.Option("--reset", help="Delete the contents of the data folder first.")] = False,
+    grpc_port: Annotated[int, typer.Option(min=0, max=_PORT_MAX, help="0 picks a free port.")] = 50_051,
+    gateway_port: Annotated[int, typer.Option(min=0, max=_PORT_MAX, help="0 picks a free port.")] = 8_080,
+    sandbox_port: Annotated[int, typer.Option(min=0, max=_PORT_MAX, help="0 picks a free port.")] = 12_111,
 ) -> None:
     """Run everything on this machine: Postgres, a stand-in for Stripe, server, worker and gateway."""
     from billing_svc.programs.dev import options, running
@@ -179,7 +179,7 @@ def sandbox_advance(
     sandbox_port: Annotated[int, typer.Option(min=1, max=_PORT_MAX, help="As given to `dev`.")] = 12_111,
     pause: Annotated[float | None, typer.Option(min=0, help="Seconds of real time after each event.")] = None,
 ) -> None:
-    """Move the clocks of a `billing-svc dev` that runs, Stripe's and ours, from one thing that is due to the next."""
+    """Move both clocks (Stripe's and ours) of a running `billing-svc dev` from each due event to the next."""
     from billing_svc.programs.dev import programs
 
     programs.become_sandbox_advance(duration, sandbox_port, pause)
@@ -192,6 +192,6 @@ async def _require_catalog(options: "DatabaseSettings") -> None:
     pool = engine.create_engine(common.database_url(options), pool_size=1)
     try:
         if await transactions.Transactions(pool).read(versions.newest) is None:
-            common.refuse("no catalog was ever put in force: run `billing-svc catalog apply FILE`")
+            common.refuse("no catalog was ever published: run `billing-svc catalog apply FILE`")
     finally:
         await pool.dispose()

@@ -1,4 +1,4 @@
-"""`serve --workers N`: server processes that share one port, and the parent that keeps their number."""
+"""`serve --workers N`: server processes that share one port, and the parent that restarts them."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from billing_svc.programs import server
 from billing_svc.programs.commands import common
 from billing_svc.programs.supervision import children, deaths
 
-# A worker drains by itself; who has not ended by so much later hangs.
+# A worker needs its drain time to stop; if it still runs this much later, it hangs and is killed.
 _STOP_SPARE_SECONDS = 5.0
 
 _log = structlog.get_logger("workers")
@@ -26,7 +26,7 @@ _log = structlog.get_logger("workers")
 async def run(settings: Settings, count: int) -> None:
     """Keep `count` servers on the port of `settings.listen` until SIGTERM or SIGINT, then drain them all.
 
-    Raises Refusal when the port cannot be had, or when a worker dies of something that starting it again does not mend.
+    Raises Refusal if the port cannot be used, or if a worker dies too often.
     """
     stop = processes.stop_event()
     stop_seconds_max = server.drain_seconds(settings) + _STOP_SPARE_SECONDS
@@ -52,7 +52,7 @@ async def run(settings: Settings, count: int) -> None:
 
 
 class _Worker:
-    """One of the servers, whichever process it is at present."""
+    """A server that is kept running; its process changes at each restart."""
 
     def __init__(self, number: int, environment: Mapping[str, str], stop_seconds_max: float) -> None:
         self._number = number
@@ -61,7 +61,10 @@ class _Worker:
         self._deaths = deaths.Deaths(f"worker {number}")
 
     async def keep(self, stop: asyncio.Event) -> None:
-        """Run it, again whenever it dies, until `stop`. Sets `stop` for the others before it raises Refusal."""
+        """Run the server until `stop`, and restart it whenever it dies.
+
+        Raises Refusal if it dies too often; before that it sets `stop`, so that the other workers stop.
+        """
         stopping = asyncio.create_task(stop.wait())
         try:
             while not stop.is_set():
@@ -80,12 +83,12 @@ class _Worker:
             await stopping
 
     async def _start(self) -> asyncio.subprocess.Process:
-        # In the main thread, as it must be: Linux ends a child when the *thread* that started it ends.
+        # Must run in the main thread: Linux ends a child when the *thread* that started it ends.
         process = await asyncio.create_subprocess_exec(
             *children.tied(sys.executable, "-m", "billing_svc", "serve", "--shared-port"),
             stdin=asyncio.subprocess.DEVNULL,
             env=self._environment,
-            # Ctrl-C in the terminal is for us, and we pass it on once.
+            # Ctrl-C in the terminal must not reach the workers directly; the parent stops them.
             start_new_session=True,
         )
         _log.info("worker_started", worker=self._number, pid=process.pid)
@@ -103,9 +106,9 @@ class _Worker:
 
 @contextlib.contextmanager
 def _held_port(listen: str) -> Iterator[str]:
-    """Take the port, so that none but our workers may listen there, and yield its address. Raises Refusal.
+    """Bind the port, so that only our workers can listen on it, and yield its address. Raises Refusal.
 
-    The socket never listens, so it gets no connection; it keeps strangers out also while no worker is alive.
+    This socket never listens, so it gets no connections. It keeps other programs from the port even if no worker runs.
     """
     if sys.platform != "linux":
         raise common.Refusal("--workers needs Linux, which spreads connections over the processes that share a port")
@@ -116,14 +119,14 @@ def _held_port(listen: str) -> Iterator[str]:
     except (OSError, ValueError):
         raise common.Refusal(f"BILLING_LISTEN: {listen!r} is not host:port, which --workers needs") from None
     with socket.socket(family, kind) as held:
-        # Alone: whoever listens there already, also one who would share, makes this fail. Connections that ended lately
-        # do not count.
+        # Without SO_REUSEPORT, binding fails if any program listens there, even if that program would share the port.
+        # With SO_REUSEADDR, connections that ended lately do not make it fail.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             held.bind(address)
         except OSError as error:
-            raise common.Refusal(f"BILLING_LISTEN: {listen} cannot be listened on: {error.strerror}") from None
-        # From here on shared with those who ask to share and are the same user: our workers.
+            raise common.Refusal(f"BILLING_LISTEN: cannot listen on {listen}: {error.strerror}") from None
+        # From now on, sockets of the same user that ask to share the port can bind it: our workers do.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound: int = held.getsockname()[1]

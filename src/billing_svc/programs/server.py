@@ -1,4 +1,4 @@
-"""The one place where the gRPC server's objects are built."""
+"""Builds all objects of the gRPC server, and runs it."""
 
 import asyncio
 from collections.abc import Sequence
@@ -36,34 +36,35 @@ from billing_svc.usage_export.settlement import Settlement
 
 _log = structlog.get_logger("server")
 
-# 5,000 events of a batch with their properties; the largest webhook body is a sixteenth of it.
+# Enough for a batch of 5,000 events with properties; the largest webhook body is a sixteenth of this.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
-# Calls under way at once in one process. Each batch queue has a tighter bound of its own; this one also covers what is
-# not batched.
+# Calls under way at once in a process. The queue of each batcher has a lower bound; this bound also covers calls that
+# are not batched.
 CALLS_AT_ONCE = 1_000
-# Calls that have reached the process and were not handed to Python yet, out of our sight. Refusing one in Python costs
-# more than half of answering it, so past this gRPC's core drops them, at next to no cost (CANCELLED): some from here
-# on, all from a quarter more on. A crowd of some hundreds that comes at once finds room.
+# Calls that have reached gRPC's core but not Python. To refuse a call in Python costs more than half of answering it,
+# so gRPC's core drops calls (CANCELLED) at almost no cost: some above this number, all above a quarter more. A burst of
+# some hundred calls is still accepted.
 CALLS_OUTSIDE_MAX = 512
-# A connection that has reached its age is told to go, and closed for good after this: longer than a call may take.
+# A connection that reaches its maximum age gets a GOAWAY, and is closed after this time: longer than a call may take.
 CONNECTION_AGE_GRACE_SECONDS = interceptors.SERVER_DEADLINE_SECONDS + 5.0
-# gRPC varies an age by a tenth by itself, so that connections of one moment do not end in one moment.
+# gRPC varies the maximum age by a tenth, so that connections which began together do not end together.
 CONNECTION_AGE_VARIES = 0.1
-# A client that vanished without a word is noticed after the two together.
+# A client that vanished without closing its connection is noticed after the sum of both.
 KEEPALIVE_SECONDS, KEEPALIVE_ANSWER_SECONDS = 60, 10
-# Clients may ask as often whether we are there, also between calls; gRPC's own bound of 5 minutes disconnects those
+# Clients may send keepalive pings this often, also between calls. gRPC's default of 5 minutes would disconnect clients
 # with common settings.
 CLIENT_PING_SECONDS_MIN = 10
 
 
 def routing(tokens: access.Tokens, counted: metrics.ServerMetrics | None = None) -> interceptors.Interceptors:
-    """Return what every call passes through once it is known who calls; the layers outermost first."""
-    # Before anything is spent on the call but the room for its request. Strangers find theirs apart: they may take none
-    # from callers. A watch of the service's health lasts, so its time is not limited.
+    """Return the interceptors that every call passes after its caller is authenticated, the outermost first."""
+    # The limits come first, so that a refused call costs only the memory of its request. Open RPCs, which need no
+    # token, have their own limit, so that strangers cannot use up the callers' limit. A stream that watches the
+    # service's health lasts, so it has no deadline.
     limited = interceptors.limit(CALLS_AT_ONCE, interceptors.SERVER_DEADLINE_SECONDS)
     open_limited = interceptors.limit(interceptors.OPEN_CALLS_AT_ONCE, interceptors.SERVER_DEADLINE_SECONDS)
     streams_limited = interceptors.limit(interceptors.STREAMS_AT_ONCE)
-    # Around all else, because all else may raise.
+    # Outermost, because every other layer may raise.
     outermost = interceptors.map_errors
     return interceptors.Interceptors(
         (outermost, limited),
@@ -76,28 +77,28 @@ def routing(tokens: access.Tokens, counted: metrics.ServerMetrics | None = None)
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that answers, and what it is made of."""
+    """A running server, and its parts."""
 
     server: serving.Server
     health: HealthServicer
     database: transactions.Transactions
     port: int
-    # What a stop takes at the most.
+    # The longest time that a stop takes.
     drain_seconds: float
 
-    async def set_serving(self, serving: bool) -> None:  # noqa: FBT001 - as `Readiness` tells it
-        """Tell health checks whether calls should come here. Once it stops, nothing changes that any more."""
+    async def set_serving(self, serving: bool) -> None:  # noqa: FBT001 - as `Readiness` calls it
+        """Set the answer of health checks. After `stop` has begun, the answer stays NOT_SERVING."""
         self.health.set_serving(serving)
 
     async def stop(self, grace_seconds: float | None = None) -> None:
-        """Turn unready, answer until all connections have gone, then stop."""
+        """Answer health checks with NOT_SERVING, answer calls until all connections are closed, then stop."""
         self.health.drain()
         await self.server.stop(self.drain_seconds if grace_seconds is None else grace_seconds)
         await self.database.drain()
 
 
 def drain_seconds(settings: Settings) -> float:
-    """Return what a stop takes at the most: every connection reaches its age, and its last call ends."""
+    """Return the longest time of a stop: every connection reaches its maximum age, and its last call ends."""
     return settings.connection_age_seconds * (1 + CONNECTION_AGE_VARIES) + CONNECTION_AGE_GRACE_SECONDS
 
 
@@ -111,7 +112,7 @@ async def start(
     counted: metrics.ServerMetrics | None = None,
     shared_port: bool = False,
 ) -> Running:
-    """Build the server and start to answer. Raises LookupError if no catalog was ever published.
+    """Build and start the server. Raises LookupError if no catalog was ever published.
 
     With `shared_port` several processes of one user may listen on the same port; the kernel spreads the connections.
     """

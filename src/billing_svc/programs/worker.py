@@ -1,4 +1,4 @@
-"""The worker's loops. Stateless: any number of workers may run; the database decides who does what."""
+"""The worker's loops. Stateless: any number of workers may run; locks and leases in Postgres share the work out."""
 
 import asyncio
 import contextlib
@@ -24,29 +24,29 @@ from billing_svc.usage_export import accrual, export_now, pacing, sending, settl
 
 _log = structlog.get_logger("worker")
 
-# A plan is in force within a second of its event; an idle poll costs one index probe.
+# A bought plan is in force within a second of its event; an idle poll costs an index probe.
 INBOX_POLL_SECONDS = 0.25
-# A second subscription is ended, and pay-as-you-go of one who bought a plan, before anybody asks.
+# Follow-ups are done within about a second, such as ending a superfluous subscription.
 DUTIES_POLL_SECONDS = 1.0
-# A period's opening is for its invoice, an hour later at the earliest.
+# A gauge's new period is needed for its invoice, an hour later at the earliest.
 GAUGES_POLL_SECONDS = 5.0
-# Expired holds stand in nobody's way; sweeping them only keeps the tables tidy.
+# Decisions ignore expired holds; the sweep only marks their rows as expired.
 HOLDS_POLL_SECONDS = 5.0
-# A body may be kept a minute longer.
+# A body may be kept a minute longer than its retention period.
 BODIES_POLL_SECONDS = 60.0
-# What Prometheus reads at its usual pace.
+# Prometheus' usual scrape interval.
 BACKLOG_POLL_SECONDS = 15.0
-# A period that has ended is sealed and sent within about a second; an idle poll costs one index probe.
+# A period that has ended is sealed and sent within about a second; an idle poll costs an index probe.
 USAGE_POLL_SECONDS = 0.5
-# After a failure that concerns all, such as an absent database.
+# The pause after a failed step, for example if Postgres cannot be reached.
 PAUSE_SECONDS = 1.0
-# What a step under way is given once the worker is told to stop: a call to Stripe and a transaction. What is cut off
-# is taken up again, here or by another worker, when its lease has run out.
+# How long a step under way may take after a stop: a call to Stripe and a transaction. Work that is cancelled then is
+# done later, by this or another worker, when its lease has expired.
 FINISH_SECONDS_MAX = client.CALL_SECONDS_MAX + transactions.BUDGET_SECONDS
 
 
 async def work(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT; what is under way is finished first."""
+    """Run until SIGTERM or SIGINT; steps under way get FINISH_SECONDS_MAX to end."""
     stop = processes.stop_event()
     url = settings.database_url.get_secret_value()
     pool = engine.create_engine(url, pool_size=settings.database_pool_size)
@@ -120,7 +120,7 @@ async def _loop(
     stop: asyncio.Event,
     counted: metrics.Worker | None = None,
 ) -> None:
-    """Repeat a step: at once while it finds something to do, after a pause when it does not."""
+    """Repeat a step: at once if it found work, otherwise after a pause."""
     counted = counted or metrics.Worker()
     while not stop.is_set():
         try:
@@ -131,7 +131,7 @@ async def _loop(
             _log.warning("database_away", loop=name)
             pause_seconds = PAUSE_SECONDS
         except* Exception:  # noqa: BLE001 - logged in full; see below
-            # A defect of ours in one loop must not stop the others.
+            # A defect of our code in one loop must not stop the other loops.
             counted.failed(name)
             _log.exception("loop_failed", loop=name)
             pause_seconds = PAUSE_SECONDS
@@ -141,7 +141,7 @@ async def _loop(
 
 
 async def _unless_stopped(step: Callable[[], Awaitable[int]], stop: asyncio.Event) -> int:
-    """Run a step; a stop leaves it a bounded time to finish."""
+    """Run a step; after a stop it gets FINISH_SECONDS_MAX to end, and is then cancelled."""
     running = asyncio.ensure_future(step())
     stopping = asyncio.create_task(stop.wait())
     try:

@@ -108,8 +108,8 @@ REFUSED = {
     "half a cent": ("amount: 20,", 'amount: "20.005",', "24: plans.pro.prices.monthly.amount: usd has 2 decimal"),
     "more than Stripe takes": ("amount: 20,", "amount: 1000000,", "24: plans.pro.prices.monthly.amount: must be <= 99"),
     "unit price of nothing": ('"0.50"', '"0.00"', f"26: {PRO}.unit_price: must be > 0"),
-    "unit price of 15 places": ('"0.50"', '"0.000000000000001"', f"26: {PRO}.unit_price: one unit costs 0.0000000"),
-    "unit price without an end": ('"0.50"}', '"0.50", per: 3}', f"26: {PRO}.per: 0.50 / 3 has no end"),
+    "unit price of 15 places": ('"0.50"', '"0.000000000000001"', f"26: {PRO}.unit_price: a unit costs 0.0000000"),
+    "unit price without an end": ('"0.50"}', '"0.50", per: 3}', f"26: {PRO}.per: 0.50 / 3 has infinitely many digits"),
     "unknown currency": ("currency: usd", "currency: usx", "2: currency: must be one of aud, "),
     "upper-case currency": ("currency: usd", "currency: USD", "2: currency: must be one of aud, "),
     # what happens beyond
@@ -133,7 +133,7 @@ REFUSED = {
     "charge on the default plan": (
         "      runs:\n",
         '      seats: {included: 1, beyond: charge, unit_price: "1"}\n      runs:\n',
-        "14: plans.free.limits.seats.beyond: charge on the default plan belongs into its pay_as_you_go",
+        "14: plans.free.limits.seats.beyond: charge needs a subscription, which the default plan has not",
     ),
     "pay-as-you-go beside a yearly price": (
         "    limits:\n      seats: {included: 1,",
@@ -158,7 +158,7 @@ REFUSED = {
     "default plan with a price": (
         "    name: Free\n",
         "    name: Free\n    prices: {monthly: {amount: 0, interval: month}}\n",
-        "13: plans.free.prices: the default plan is held without paying",
+        "13: plans.free.prices: the default plan needs no subscription, so it cannot have prices",
     ),
     "default plan with a period of its own": (
         GOOD[GOOD.index("    pay_as_you_go:") : GOOD.index("  pro:")],
@@ -168,7 +168,7 @@ REFUSED = {
     "plan that nobody can buy": (
         "    prices:\n      monthly: {amount: 20, interval: month}\n",
         "",
-        "21: plans.pro: needs prices to be bought (0 is one), or sold: false",
+        "21: plans.pro: needs prices (an amount of 0 is allowed), or sold: false",
     ),
     "seats without a price by the seat": (
         'monthly: {amount: "8.00", interval: month, per_seat: true}',
@@ -183,7 +183,7 @@ REFUSED = {
     "two things with one name at Stripe": (
         "      monthly: {amount: 20, interval: month}",
         "      runs: {amount: 20, interval: month}",
-        "26: plans.pro.limits.runs: is shop_pro_runs at Stripe, and so is plans.pro.prices.runs",
+        "26: plans.pro.limits.runs: has the name shop_pro_runs at Stripe, as plans.pro.prices.runs does",
     ),
     "a name too long for Stripe": (
         "  pro:\n    name: Pro\n    prices:\n      monthly:",
@@ -207,11 +207,11 @@ REFUSED = {
         '3: default_plan: unknown plan "fre"; did you m',
     ),
     "missing default plan": ("default_plan: free\n", "", "1: default_plan: missing"),
-    "plan named none": ("  team:", "  none:", "29: plans.none: none is the word for no plan"),
+    "plan named none": ("  team:", "  none:", "29: plans.none: none is reserved and means no plan"),
     "operation of two meters": (
         "  seats: {unit: seat, kind: gauge}",
         "  seats: {unit: seat, kind: consumable, operations: {large: 1}}",
-        '9: meters.seats.operations.large: "large" is an operation of runs already',
+        '9: meters.seats.operations.large: "large" is already an operation of runs',
     ),
     "gauge with operations": (
         "kind: gauge}",
@@ -249,8 +249,8 @@ REFUSED = {
     ),
     "duplicate plan": ("  team:", "  pro:", "29: plans.pro: duplicate key, first on line 21"),
     # the rest
-    "falling alerts": ("[80, 100]", "[100, 80]", "5: alert_percents: must rise, each once"),
-    "alert twice": ("[80, 100]", "[80, 80]", "5: alert_percents: must rise, each once"),
+    "falling alerts": ("[80, 100]", "[100, 80]", "5: alert_percents: must be in rising order, without duplicates"),
+    "alert twice": ("[80, 100]", "[80, 80]", "5: alert_percents: must be in rising order, without duplicates"),
     "alert at nothing": ("[80, 100]", "[0, 100]", "5: alert_percents[0]: must be >= 1"),
     "alert far above": ("[80, 100]", "[80, 1001]", "5: alert_percents[1]: must be <= 1000"),
     "alert of a fraction": ("[80, 100]", "[80.5, 100]", "5: alert_percents[0]: must be a whole number"),
@@ -340,20 +340,20 @@ UNREADABLE = {
     "not UTF-8": (b"catalog: x\nname: \xff\n", "x.yaml:2: is not UTF-8"),
     "UTF-16": ("catalog: x\n".encode("utf-16"), "x.yaml:1: is not UTF-8"),
     "too large": (b"#" * (256 * 1024 + 1), "x.yaml: is larger than 256 KiB"),
-    "broken syntax": (b"catalog: x\nmeters: {a: 1\n", "x.yaml:3: is no YAML that is read here: "),
-    "a tab": (b"catalog: x\nmeters:\n\ta: 1\n", "x.yaml:3: is no YAML that is read here: "),
-    "two documents": (b"a: 1\n---\nb: 2\n", "x.yaml:2: is no YAML that is read here: "),
-    "a control character": (b"a: \x00\n", "x.yaml: is no YAML: "),
-    "an anchor": (b"a: &x 1\n", "x.yaml:1: is no YAML that is read here: anchors and aliases are refused"),
+    "broken syntax": (b"catalog: x\nmeters: {a: 1\n", "x.yaml:3: is not accepted as YAML: "),
+    "a tab": (b"catalog: x\nmeters:\n\ta: 1\n", "x.yaml:3: is not accepted as YAML: "),
+    "two documents": (b"a: 1\n---\nb: 2\n", "x.yaml:2: is not accepted as YAML: "),
+    "a control character": (b"a: \x00\n", "x.yaml: is not YAML: "),
+    "an anchor": (b"a: &x 1\n", "x.yaml:1: is not accepted as YAML: anchors and aliases are refused"),
     "an alias": (
         b"a: &x 1\nb: *x\n",
-        "x.yaml:1: is no YAML that is read here: anchors and aliases are refused; write it out",
+        "x.yaml:1: is not accepted as YAML: anchors and aliases are refused; repeat the text",
     ),
     "a bomb of aliases": (
         b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c, c, c - 1, c - 1) for c in range(98, 120)),
-        "x.yaml:1: is no YAML that is read here: anchors and aliases are refused; write it out",
+        "x.yaml:1: is not accepted as YAML: anchors and aliases are refused; repeat the text",
     ),
-    "deep nesting": (b"a: " + b"[" * 50_000, "x.yaml:1: is no YAML that is read here: "),
+    "deep nesting": (b"a: " + b"[" * 50_000, "x.yaml:1: is not accepted as YAML: "),
 }
 
 

@@ -130,7 +130,7 @@ async def test_a_stranger_s_customer_is_ignored(world: World) -> None:
 async def test_a_stranger_s_checkout_is_ignored(world: World) -> None:
     await world.deliver(event_about({"id": "cs_1", "object": "checkout.session"}, "checkout.session.expired", "evt_1"))
     await world.apply_all()
-    assert await world.inbox_states() == {"evt_1": ("ignored", "the checkout is none that this service opened")}
+    assert await world.inbox_states() == {"evt_1": ("ignored", "this service did not open the checkout")}
 
 
 @pytest.mark.parametrize("which", ["all", "base"])

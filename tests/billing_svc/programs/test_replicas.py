@@ -250,5 +250,5 @@ async def test_a_port_that_a_stranger_listens_on_is_refused(
         stranger.listen()
         running = await start(database_url, stranger.getsockname()[1], tmp_path / "serve.log")
         assert await running.ended() == 1
-        assert "cannot be listened on: Address already in use" in running.log.read_text()
+        assert "cannot listen on" in running.log.read_text()
         assert running.workers() == []

@@ -1,4 +1,4 @@
-"""Accounts to the messages that operators get."""
+"""Converts accounts to AdminService's messages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from billing_svc.api.conversions import subscriptions as subscriptions_conversio
 from billing_svc.api.conversions import usage_summary
 from billing_svc.stripe import subscription_records
 
-# What one answer lists; an account with more has them in the database.
+# How many subscriptions an answer lists; further subscriptions of an account are only in the database.
 SUBSCRIPTIONS_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
 class AccountQuery:
-    """Which accounts are asked for; empty or UNSPECIFIED: all."""
+    """Which accounts are requested; empty or UNSPECIFIED: all."""
 
     prefix: str
     plan: str
@@ -26,13 +26,13 @@ class AccountQuery:
     page: paging.Page
 
     def matches(self, account: admin_pb2.AccountSummary) -> bool:
-        """Say whether an account is among them."""
+        """Say whether an account matches plan and status."""
         subscription = account.subscription
         return self.plan in {"", subscription.plan} and self.status in {0, subscription.status}
 
 
 def from_proto_list(request: admin_pb2.ListAccountsRequest) -> AccountQuery:
-    """Return which accounts are asked for. Raises InvalidRequest and InvalidPageToken."""
+    """Return the requested accounts' filter. Raises InvalidRequest and InvalidPageToken."""
     check = fields.Fields()
     if request.account_id_prefix:
         check.identifier("account_id_prefix", request.account_id_prefix, fields.ACCOUNT_ID_LENGTH_MAX)
@@ -44,7 +44,7 @@ def from_proto_list(request: admin_pb2.ListAccountsRequest) -> AccountQuery:
 
 
 def from_proto_get(request: admin_pb2.GetAccountRequest) -> str:
-    """Return the account asked for. Raises InvalidRequest."""
+    """Return the requested account's id. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.done()
@@ -54,7 +54,7 @@ def from_proto_get(request: admin_pb2.GetAccountRequest) -> str:
 def to_proto_list(
     summaries: Sequence[account_overview.Summary], asked: AccountQuery, next_page_token: str, now: datetime
 ) -> admin_pb2.ListAccountsResponse:
-    """Return a page, without the accounts on it that are not asked for."""
+    """Return a page, without its accounts that do not match."""
     accounts = [to_proto_summary(one, now) for one in summaries]
     return admin_pb2.ListAccountsResponse(
         accounts=[one for one in accounts if asked.matches(one)], next_page_token=next_page_token
@@ -62,7 +62,7 @@ def to_proto_list(
 
 
 def to_proto_summary(summary: account_overview.Summary, now: datetime) -> admin_pb2.AccountSummary:
-    """Return an account at a glance."""
+    """Return an account's summary."""
     statement = summary.statement
     return admin_pb2.AccountSummary(
         account_id=summary.account.account_id,
@@ -75,7 +75,7 @@ def to_proto_summary(summary: account_overview.Summary, now: datetime) -> admin_
 
 
 def to_proto_details(details: account_overview.Details, now: datetime) -> admin_pb2.GetAccountResponse:
-    """Return all about an account."""
+    """Return an account's details."""
     summary = details.summary
     return admin_pb2.GetAccountResponse(
         account=to_proto_summary(summary, now),
@@ -88,7 +88,7 @@ def to_proto_details(details: account_overview.Details, now: datetime) -> admin_
 
 
 def _to_proto_held(row: subscription_records.SubscriptionRecord, now: datetime) -> subscription_pb2.Subscription:
-    """Return a subscription by itself, whatever is in force now."""
+    """Return a subscription with its own plan and period, whether or not it is in force."""
     message = subscription_pb2.Subscription(
         plan=row.plan,
         status=plans_conversions.to_proto_status(row.status),

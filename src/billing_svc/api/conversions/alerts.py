@@ -1,4 +1,4 @@
-"""Alerts to and from their messages."""
+"""Converts alerts to and from their messages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ ALERT_ID_LENGTH_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class AlertQuery:
-    """Which part of which list is asked for."""
+    """Which page of which account's alerts is requested."""
 
     account_id: str
     choice: rules.AlertFilter
@@ -20,7 +20,7 @@ class AlertQuery:
 
 
 def from_proto_list(request: subscription_pb2.ListAlertsRequest) -> AlertQuery:
-    """Return which alerts are asked for. Raises InvalidRequest and InvalidPageToken."""
+    """Return which alerts are requested. Raises InvalidRequest and InvalidPageToken."""
     check = fields.Fields()
     check.account_id(request.account_id)
     if request.meter:
@@ -31,7 +31,7 @@ def from_proto_list(request: subscription_pb2.ListAlertsRequest) -> AlertQuery:
 
 
 def to_proto_list(alerts: Sequence[store.StoredAlert], page: paging.Page) -> subscription_pb2.ListAlertsResponse:
-    """Return a page; `alerts` holds one more than it where there is a next one."""
+    """Return a page; `alerts` has one element more than the page if there is a next page."""
     shown, token = page.cut(alerts, lambda alert: alert.position)
     return subscription_pb2.ListAlertsResponse(alerts=[to_proto_alert(one) for one in shown], next_page_token=token)
 
@@ -46,7 +46,7 @@ def from_proto_acknowledge(request: subscription_pb2.AcknowledgeAlertRequest) ->
 
 
 def to_proto_alert(alert: store.StoredAlert) -> alert_pb2.Alert:
-    """Return an alert as it stands."""
+    """Return an alert as its message."""
     return alert_pb2.Alert(
         alert_id=alert.alert_id,
         account_id=alert.account_id,

@@ -1,4 +1,4 @@
-"""Audit rows to their messages."""
+"""Converts audit rows to their messages."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ _SOURCES = {
 
 
 def from_proto_list(request: admin_pb2.ListAuditEntriesRequest) -> tuple[store.AuditFilter, paging.Page]:
-    """Return which entries are asked for. Raises InvalidRequest and InvalidPageToken."""
+    """Return which entries are requested. Raises InvalidRequest and InvalidPageToken."""
     check = fields.Fields()
     if request.account_id:
         check.account_id(request.account_id)
@@ -39,7 +39,7 @@ def from_proto_list(request: admin_pb2.ListAuditEntriesRequest) -> tuple[store.A
 
 
 def to_proto_list(rows: Sequence[store.AuditEntry], page: paging.Page) -> admin_pb2.ListAuditEntriesResponse:
-    """Return a page; `rows` holds one more than it where there is a next one."""
+    """Return a page; `rows` has one element more than the page if there is a next page."""
     shown, token = page.cut(rows, lambda row: (row.at.isoformat(), row.account_id, row.entry_id))
     return admin_pb2.ListAuditEntriesResponse(entries=[to_proto_entry(row) for row in shown], next_page_token=token)
 
@@ -50,7 +50,7 @@ def to_proto_entries(rows: Sequence[store.AuditEntry]) -> admin_pb2.ListAuditEnt
 
 
 def to_proto_entry(row: store.AuditEntry) -> admin_pb2.AuditEntry:
-    """Return who did what. An event of Stripe's is named by its id, as a request is."""
+    """Return an entry's message. For a Stripe event, `request_id` is the event's id."""
     kind, _, name = row.actor.partition(":")
     is_stripe = kind == "stripe"
     return admin_pb2.AuditEntry(
@@ -66,7 +66,7 @@ def to_proto_entry(row: store.AuditEntry) -> admin_pb2.AuditEntry:
 
 
 def _to_proto_changes(changes: Mapping[str, Any]) -> Iterator[admin_pb2.AuditChange]:
-    """Tell what was set; where the row has the whole thing before and after, field by field."""
+    """Yield each value that was set; if the row has the object before and after, yield each field of both."""
     before, after = changes.get("before") or {}, changes.get("after") or {}
     for field, value in changes.items():
         if field not in {"before", "after"}:

@@ -1,4 +1,4 @@
-"""Plan messages from the catalog, and the statuses of what is sold by it."""
+"""Converts the catalog's plans, and subscriptions' statuses, to their messages."""
 
 from google.protobuf import duration_pb2
 
@@ -18,7 +18,7 @@ _QUOTA_PERIODS = {
 
 
 def to_proto_status(status: str | None) -> subscription_pb2.Status.ValueType:
-    """Return Stripe's word for a subscription's status as its enum value; None: there is no subscription."""
+    """Return Stripe's status of a subscription as its enum value; STATUS_NONE for None (no subscription)."""
     if status is None:
         return subscription_pb2.STATUS_NONE
     try:
@@ -30,12 +30,12 @@ def to_proto_status(status: str | None) -> subscription_pb2.Status.ValueType:
 def to_proto_quota_period(
     catalog: model.Catalog, plan: parts.Plan, *, is_default: bool
 ) -> plan_pb2.QuotaPeriod.ValueType:
-    """Return what a plan's quota periods are counted from."""
+    """Return the kind of a plan's quota periods."""
     return _QUOTA_PERIODS[catalog.free_period if is_default else plan.quota_period]
 
 
 def from_proto_list_plans(request: subscription_pb2.ListPlansRequest) -> tuple[int, str]:
-    """Return the size of the page, and the plan that it comes after ("": the first page). Raises InvalidRequest."""
+    """Return the page's size, and the plan that the page follows ("": the first page). Raises InvalidRequest."""
     check = fields.Fields()
     if not 0 <= request.page_size <= PLANS_PAGE_SIZE_MAX:
         check.refuse("page_size", f"is {request.page_size}; must be 1 to {PLANS_PAGE_SIZE_MAX}")
@@ -46,14 +46,14 @@ def from_proto_list_plans(request: subscription_pb2.ListPlansRequest) -> tuple[i
 def to_proto_plans(
     catalog: model.Catalog, version: int, *, include_unsold: bool, page_size: int, after: str
 ) -> subscription_pb2.ListPlansResponse:
-    """Return one page of a catalog's plans, in its order."""
+    """Return a page of a catalog's plans, in the catalog's order."""
     keys = [
         key
         for key, plan in catalog.plans.items()
         if include_unsold or (plan.sold and plan.prices) or key == catalog.default_plan
     ]
     if after and after not in keys:
-        raise errors.InvalidPageToken("page_token: is not one of this list; begin with the first page again")
+        raise errors.InvalidPageToken("page_token: does not belong to this list; begin with the first page again")
     start = keys.index(after) + 1 if after else 0
     page = keys[start : start + page_size]
     return subscription_pb2.ListPlansResponse(
@@ -117,7 +117,7 @@ def _to_proto_plan(catalog: model.Catalog, plan: parts.Plan) -> plan_pb2.Plan:
 
 
 def to_proto_limit(catalog: model.Catalog, meter: str, limit: parts.Limit) -> plan_pb2.Limit:
-    """Return how much of a meter a plan gives, and what lies beyond."""
+    """Return a plan's limit of a meter: the included quantity, and what happens beyond it."""
     message = plan_pb2.Limit(
         meter=meter,
         unit=catalog.meters[meter].unit,

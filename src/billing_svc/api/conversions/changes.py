@@ -1,4 +1,4 @@
-"""Messages that change or end what was bought, to and from what the changes speak."""
+"""Converts messages that change or end subscriptions to and from the types of `subscriptions`."""
 
 from collections.abc import Collection
 from datetime import datetime, timedelta
@@ -10,14 +10,14 @@ from billing_svc.platform import money
 from billing_svc.subscriptions.changes import cancel_subscription, costs, rules
 from billing_svc.subscriptions.pay_as_you_go import toggle
 
-# A preview costs what the change does for as long.
+# A change costs what its preview showed if it is made within this time.
 PREVIEW_AGE_MAX = timedelta(hours=1)
 
 _TIMINGS = (subscription_pb2.TIMING_NOW, subscription_pb2.TIMING_AT_PERIOD_END)
 
 
 def from_proto_change(request: subscription_pb2.ChangePlanRequest, now: datetime) -> rules.ChangeOrder:
-    """Return what is to be changed. Raises InvalidRequest."""
+    """Return the requested change. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     if request.plan:
@@ -32,7 +32,7 @@ def from_proto_change(request: subscription_pb2.ChangePlanRequest, now: datetime
     if request.HasField("proration_at"):
         proration_at = check.instant("proration_at", request.proration_at)
         if request.timing != subscription_pb2.TIMING_NOW:
-            check.refuse("proration_at", "goes only with TIMING_NOW")
+            check.refuse("proration_at", "is allowed only with TIMING_NOW")
         elif not now - PREVIEW_AGE_MAX <= proration_at <= now:
             check.refuse("proration_at", "must not be in the future, nor more than an hour ago")
     if request.preview:
@@ -52,7 +52,7 @@ def from_proto_change(request: subscription_pb2.ChangePlanRequest, now: datetime
 
 
 def from_proto_cancel(request: subscription_pb2.CancelSubscriptionRequest) -> cancel_subscription.EndingRequest:
-    """Return what is to end, and when. Raises InvalidRequest."""
+    """Return the requested cancellation. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     _timing(check, request.timing)
@@ -72,7 +72,7 @@ def from_proto_resume(request: subscription_pb2.ResumeSubscriptionRequest) -> tu
 
 
 def from_proto_switch(request: subscription_pb2.SetPayAsYouGoRequest) -> toggle.Switch:
-    """Return the switch. Raises InvalidRequest."""
+    """Return the requested switch of pay-as-you-go. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.identifier("request_id", request.request_id)
@@ -83,7 +83,7 @@ def from_proto_switch(request: subscription_pb2.SetPayAsYouGoRequest) -> toggle.
 def from_proto_portal(
     request: subscription_pb2.CreatePortalSessionRequest, return_url: str, origins: Collection[str]
 ) -> portal.Visit:
-    """Return the visit; a URL that was left out is the given one. Raises InvalidRequest."""
+    """Return the requested visit of the portal; `return_url` is the default URL. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.optional_identifier("request_id", request.request_id)
@@ -95,7 +95,7 @@ def from_proto_portal(
 def to_proto_change(
     outcome: costs.ChangeOutcome, subscription: subscription_pb2.Subscription
 ) -> subscription_pb2.ChangePlanResponse:
-    """Return what changed, or would, and what it costs."""
+    """Return the change or its preview, and its cost."""
     return subscription_pb2.ChangePlanResponse(
         subscription=subscription,
         effective_at=fields.to_proto_instant(outcome.effective_at),

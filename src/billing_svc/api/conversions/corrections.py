@@ -1,4 +1,4 @@
-"""Corrections to and from their messages."""
+"""Converts corrections to and from their messages."""
 
 from billing.v1 import usage_pb2
 from billing_svc.api import fields
@@ -8,7 +8,7 @@ NOTE_LENGTH_MAX = 500
 
 
 def from_proto_correction(request: usage_pb2.CorrectUsageRequest, caller: str, request_id: str) -> rules.Correction:
-    """Return the correction that is asked for. Raises InvalidRequest."""
+    """Return the requested correction. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.identifier("correction_id", request.correction_id)
@@ -30,7 +30,7 @@ def from_proto_correction(request: usage_pb2.CorrectUsageRequest, caller: str, r
 
 
 def to_proto_corrected(corrected: rules.Corrected) -> usage_pb2.CorrectUsageResponse:
-    """Return what was taken back."""
+    """Return the correction's result."""
     return usage_pb2.CorrectUsageResponse(
         duplicate=corrected.duplicate,
         meter=corrected.meter,

@@ -1,4 +1,4 @@
-"""Invoices to their messages."""
+"""Converts invoices to their messages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,9 +11,9 @@ from billing_svc.api import fields, paging
 from billing_svc.platform import money
 from billing_svc.subscriptions.invoices import rules, store
 
-# Of one invoice, in an answer; the contract says so.
+# How many lines of an invoice an answer has; the contract promises this number.
 LINES_SHOWN_MAX = 100
-# A page ends before it outgrows what a client takes by default (4 MiB), however many lines its invoices have.
+# A page ends before it exceeds the default message size of clients (4 MiB), however many lines its invoices have.
 PAGE_BYTES_MAX = 3 * 1024 * 1024
 
 _STATUSES: "Mapping[str, invoice_pb2.InvoiceStatus.ValueType]" = {
@@ -24,7 +24,7 @@ _STATUSES: "Mapping[str, invoice_pb2.InvoiceStatus.ValueType]" = {
     "uncollectible": invoice_pb2.INVOICE_STATUS_UNCOLLECTIBLE,
 }
 _FILTERS = {status: word for word, status in _STATUSES.items()} | {invoice_pb2.INVOICE_STATUS_UNKNOWN: rules.UNKNOWN}
-# Currencies that no catalog sells in, but an invoice made by hand may have; all others have two places.
+# Currencies that no catalog uses, but an invoice created by hand may have; all others have two decimal places.
 _PLACES = {
     **dict.fromkeys(("bif", "djf", "gnf", "kmf", "mga", "pyg", "rwf", "vuv", "xaf", "xof", "xpf"), 0),
     **dict.fromkeys(("bhd", "jod", "kwd", "omr", "tnd"), 3),
@@ -33,7 +33,7 @@ _PLACES = {
 
 
 def from_proto_list(request: subscription_pb2.ListInvoicesRequest) -> tuple[store.InvoiceFilter, paging.Page]:
-    """Return which of an account's invoices are asked for. Raises InvalidRequest and InvalidPageToken."""
+    """Return which invoices of an account are requested. Raises InvalidRequest and InvalidPageToken."""
     check = fields.Fields()
     check.account_id(request.account_id)
     status = _from_proto_status(check, request.status)
@@ -43,7 +43,7 @@ def from_proto_list(request: subscription_pb2.ListInvoicesRequest) -> tuple[stor
 
 
 def from_proto_list_all(request: admin_pb2.ListAllInvoicesRequest) -> tuple[store.InvoiceFilter, paging.Page]:
-    """Return which of all invoices are asked for. Raises InvalidRequest and InvalidPageToken."""
+    """Return which invoices of all accounts are requested. Raises InvalidRequest and InvalidPageToken."""
     check = fields.Fields()
     status = _from_proto_status(check, request.status)
     since, before = None, None
@@ -56,7 +56,7 @@ def from_proto_list_all(request: admin_pb2.ListAllInvoicesRequest) -> tuple[stor
 
 
 def to_proto_list(rows: Sequence[store.InvoiceRecord], page: paging.Page) -> tuple[list[invoice_pb2.Invoice], str]:
-    """Return a page and the next one's token; `rows` holds one more than it where there is a next one."""
+    """Return a page and the next page's token; `rows` has one element more than the page if there is a next page."""
     shown: list[invoice_pb2.Invoice] = []
     size_bytes = 0
     for row in rows[: page.size]:
@@ -71,7 +71,7 @@ def to_proto_list(rows: Sequence[store.InvoiceRecord], page: paging.Page) -> tup
 
 
 def to_proto_invoice(row: store.InvoiceRecord) -> invoice_pb2.Invoice:
-    """Return an invoice as Stripe last told of it."""
+    """Return an invoice as it was at the last fetch from Stripe."""
     return invoice_pb2.Invoice(
         invoice_id=row.invoice_id,
         account_id=row.account_id,
@@ -113,9 +113,9 @@ def _to_proto_money(minor_units: int, currency: str) -> money_pb2.Money:
 
 
 def _from_proto_status(check: fields.Fields, status: "invoice_pb2.InvoiceStatus.ValueType") -> str:
-    """Return the word of a status to be filtered by; empty for any."""
+    """Return the status to filter by, in Stripe's words; empty for any status."""
     if status == invoice_pb2.INVOICE_STATUS_UNSPECIFIED:
         return ""
     if status not in _FILTERS:
-        check.refuse("status", f"is {status}, which is no status")
+        check.refuse("status", f"is {status}, which is not a value of InvoiceStatus")
     return _FILTERS.get(status, "")

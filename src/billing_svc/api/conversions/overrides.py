@@ -1,4 +1,4 @@
-"""Requests about overrides to what the rules speak."""
+"""Converts requests about overrides to the types of `metering`."""
 
 from billing.v1 import admin_pb2
 from billing_svc.api import fields
@@ -8,7 +8,7 @@ NOTE_LENGTH_MAX = 500
 
 
 def from_proto_set(request: admin_pb2.SetOverrideRequest, caller: str) -> rules.OverrideSetting:
-    """Return the override that is to be set. Raises InvalidRequest."""
+    """Return the override to set. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.name("meter", request.meter)
@@ -19,7 +19,7 @@ def from_proto_set(request: admin_pb2.SetOverrideRequest, caller: str) -> rules.
         check.refuse("included", "give exactly one of included and unlimited=true")
     expires_at = check.instant("expires_at", request.expires_at) if request.HasField("expires_at") else None
     if not request.note.strip():
-        check.refuse("note", "is required: it goes into the audit log")
+        check.refuse("note", "is required: it is written to the audit log")
     check.text("note", request.note, NOTE_LENGTH_MAX)
     check.identifier("request_id", request.request_id)
     check.done()
@@ -35,7 +35,7 @@ def from_proto_set(request: admin_pb2.SetOverrideRequest, caller: str) -> rules.
 
 
 def from_proto_remove(request: admin_pb2.RemoveOverrideRequest, caller: str) -> rules.OverrideRemoval:
-    """Return the override that is to be removed. Raises InvalidRequest."""
+    """Return the override to remove. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.name("meter", request.meter)

@@ -1,4 +1,4 @@
-"""Bills to the messages of PreviewCost."""
+"""Converts bills to the messages of PreviewCost."""
 
 from billing.v1 import subscription_pb2
 from billing_svc.api import fields
@@ -10,7 +10,7 @@ USAGE_MAX = 100
 
 
 def from_proto_preview(request: subscription_pb2.PreviewCostRequest) -> preview_cost.PreviewRequest:
-    """Return what is to be worked out. Raises InvalidRequest."""
+    """Return the requested preview. Raises InvalidRequest."""
     check = fields.Fields()
     if request.account_id:
         check.account_id(request.account_id)
@@ -30,7 +30,7 @@ def from_proto_preview(request: subscription_pb2.PreviewCostRequest) -> preview_
         check.name(f"usage[{n}].meter", one.meter)
         check.quantity(f"usage[{n}].quantity", one.quantity, least=0)
         if one.meter in usage:
-            check.refuse(f"usage[{n}].meter", f"{one.meter!r} stands there twice")
+            check.refuse(f"usage[{n}].meter", f"{one.meter!r} appears more than once")
         usage[one.meter] = one.quantity
     check.done()
     return preview_cost.PreviewRequest(
@@ -104,7 +104,7 @@ def _describe_line(line: preview_rules.MeterLine) -> str:
     name = line.definition.display_name or line.meter
     text = f"{name}: {line.quantity:,} used"
     if not line.in_plan:
-        return f"{text}, which the plan does not have"
+        return f"{text}, not part of the plan"
     if line.included is None:
         return f"{text}, unlimited"
     text += f" of {line.included:,} included"

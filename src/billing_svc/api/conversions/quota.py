@@ -1,4 +1,4 @@
-"""Quota messages to and from what the rules speak."""
+"""Converts quota messages to and from the types of `metering`."""
 
 import functools
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from billing_svc.metering.reservations import hold_units
 
 RESERVATION_ID_LENGTH_MAX = 64
 
-# What another plan would have allowed.
+# Denials that another plan might have avoided.
 _MENDED_BY_PLANS = frozenset({rules.Reason.QUOTA_EXHAUSTED, rules.Reason.GRACE_EXPIRED, rules.Reason.NOT_IN_PLAN})
 _REASONS = {
     reason: decision_pb2.DecisionReason.Value(f"DECISION_REASON_{reason.name}")
@@ -25,7 +25,7 @@ _REASONS = {
 
 
 def from_proto_check(request: quota_pb2.CheckQuotaRequest, caller: str) -> check_quota.QuotaQuestion:
-    """Return what is asked. Raises InvalidRequest."""
+    """Return the question of a check. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.meter_or_operation(request.meter, request.operation)
@@ -46,7 +46,7 @@ def from_proto_check(request: quota_pb2.CheckQuotaRequest, caller: str) -> check
 
 
 def from_proto_release(request: quota_pb2.ReleaseReservationRequest) -> tuple[str, str]:
-    """Return the account and the reservation to be released. Raises InvalidRequest."""
+    """Return the account and the reservation to release. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.identifier("reservation_id", request.reservation_id, RESERVATION_ID_LENGTH_MAX)
@@ -55,7 +55,7 @@ def from_proto_release(request: quota_pb2.ReleaseReservationRequest) -> tuple[st
 
 
 def to_proto_released(released: hold_units.ReleaseOutcome) -> quota_pb2.ReleaseReservationResponse:
-    """Return what became of a reservation."""
+    """Return a reservation's state after its release."""
     return quota_pb2.ReleaseReservationResponse(
         state=to_proto_state(released.reservation.state),
         released=released.released,
@@ -75,7 +75,7 @@ def to_proto_reason(reason: rules.Reason) -> decision_pb2.DecisionReason.ValueTy
     return decision_pb2.DECISION_REASON_UNSPECIFIED if reason is rules.Reason.NONE else _REASONS[reason]
 
 
-def to_proto_decision(allowed: bool) -> decision_pb2.Decision.ValueType:  # noqa: FBT001 - the one value it converts
+def to_proto_decision(allowed: bool) -> decision_pb2.Decision.ValueType:  # noqa: FBT001 - the converted value
     """Return a decision as its enum value."""
     return decision_pb2.DECISION_ALLOWED if allowed else decision_pb2.DECISION_DENIED
 
@@ -84,7 +84,7 @@ def to_proto_check(checked: check_quota.QuotaAnswer) -> quota_pb2.CheckQuotaResp
     """Return the answer to a check."""
     known, under, allowance = checked.known, checked.under, checked.allowance
     counter, decision = checked.counter, checked.decision
-    # Field by field, because it takes half of what keywords do; what is left out has its default.
+    # Set field by field, because that takes half the time of keyword arguments; other fields keep their defaults.
     response = quota_pb2.CheckQuotaResponse()
     response.decision = to_proto_decision(decision.allowed)
     response.used = counter.shown_used
@@ -135,14 +135,14 @@ def _add_reason(response: quota_pb2.CheckQuotaResponse, checked: check_quota.Quo
 
 
 def is_over_hard_limit(reason: rules.Reason) -> bool:
-    """Say whether a limit that is hard, or whose grace is over, is passed."""
+    """Say whether the reason is an exceeded hard limit, or an exceeded limit whose grace period is over."""
     return reason is rules.Reason.QUOTA_EXHAUSTED or reason is rules.Reason.GRACE_EXPIRED
 
 
 def to_proto_reset(
     decision: rules.Decision, counter: rules.Counter, under: terms.EffectiveTerms
 ) -> timestamp_pb2.Timestamp | None:
-    """Return when waiting would help; no period resets a gauge."""
+    """Return until when the caller has to wait; None if waiting does not help (no period resets a gauge)."""
     waits = not decision.allowed and is_over_hard_limit(decision.reason) and counter.level is None
     return fields.to_proto_instant(under.period.end) if waits else None
 
@@ -150,7 +150,7 @@ def to_proto_reset(
 def upgrades(
     known: lookup.MeterState, under: terms.EffectiveTerms, units: int, decision: rules.Decision
 ) -> tuple[str, ...]:
-    """Return the plans that would have allowed what was denied for its plan."""
+    """Return the plans that would have allowed a denied request; empty if the plan is not the reason."""
     if decision.allowed or decision.reason not in _MENDED_BY_PLANS:
         return ()
     wanted = units if known.facts.level == 0 else units + known.facts.level
@@ -158,7 +158,7 @@ def upgrades(
 
 
 def _sentence(checked: check_quota.QuotaAnswer) -> str:
-    """Say for a log what was decided and on which numbers."""
+    """Return a sentence for the caller's log: the decision and its numbers."""
     under, included, counter, decision = checked.under, checked.allowance.included, checked.counter, checked.decision
     verdict = "allowed" if decision.allowed else "denied"
     if decision.reason is not rules.Reason.NONE:
@@ -170,14 +170,14 @@ def _sentence(checked: check_quota.QuotaAnswer) -> str:
     )
 
 
-# Most accounts share the ends of their periods, and it would take as long as all the rest of the sentence.
+# Cached: most accounts share the ends of their periods, and formatting takes as long as the rest of the sentence.
 @functools.lru_cache(maxsize=4096)
 def _to_minutes(instant: datetime) -> str:
     return instant.isoformat(timespec="minutes")
 
 
 def to_proto_explanation(checked: check_quota.QuotaAnswer) -> quota_pb2.Explanation:
-    """Return what a decision was made of."""
+    """Return the explanation of a decision: its terms, numbers and steps."""
     known, under, allowance, counter = checked.known, checked.under, checked.allowance, checked.counter
     catalog = under.catalog
     subscription = under.subscription
@@ -200,7 +200,7 @@ def to_proto_explanation(checked: check_quota.QuotaAnswer) -> quota_pb2.Explanat
         message.quota_period_anchor.FromDatetime(anchor)
     if allowance.overridden and known.facts.override is not None:
         message.override.CopyFrom(to_proto_override(known.meter, known.facts.override))
-    # The plan's own: an override of a meter outside the plan has no limit below it.
+    # The plan's limit. For an override of a meter that is not part of the plan there is none.
     limit = under.plan.limit(known.meter, pay_as_you_go=under.pay_as_you_go)
     if limit is not None:
         message.limit.CopyFrom(plans_conversions.to_proto_limit(catalog, known.meter, limit))
@@ -212,7 +212,7 @@ def to_proto_explanation(checked: check_quota.QuotaAnswer) -> quota_pb2.Explanat
 
 
 def to_proto_override(meter: str, override: terms.Override) -> quota_pb2.Override:
-    """Return what an account has in place of what its plan includes."""
+    """Return an account's override of a plan's included quantity."""
     return quota_pb2.Override(
         meter=meter,
         included=override.included or 0,
@@ -228,14 +228,14 @@ def _steps(
     known: lookup.MeterState, under: terms.EffectiveTerms, allowance: terms.Allowance, counter: rules.Counter
 ) -> Iterator[str]:
     if under.subscription is None:
-        yield f"no subscription gives a plan now, so the default plan {under.plan.key} of the newest catalog holds"
+        yield f"no subscription gives a plan now, so the default plan {under.plan.key} of the newest catalog applies"
     else:
         yield (
             f"subscription {under.subscription.subscription_id} ({under.subscription.status}) gives plan "
             f"{under.plan.key} as sold under catalog version {under.catalog_version}"
         )
     if under.pay_as_you_go and under.plan.pay_as_you_go is not None:
-        yield f"pay-as-you-go is on, so its limits stand before the plan's: {under.plan.pay_as_you_go.name}"
+        yield f"pay-as-you-go is on, so its limits replace the plan's: {under.plan.pay_as_you_go.name}"
     yield f"the quota period is {under.period.start:%Y-%m-%d %H:%M:%S} to {under.period.end:%Y-%m-%d %H:%M:%S} UTC"
     if allowance.limit is None:
         yield f"the plan has no limit for {known.meter}"
@@ -244,6 +244,6 @@ def _steps(
     source = "an override of the account" if allowance.overridden else "the plan"
     yield f"{known.meter}: {of} by {source}, beyond that {allowance.limit.beyond or 'nothing'}"
     yield (
-        f"{counter.shown_used} used, {counter.billable} of them billable; {counter.consumed} take up room, "
+        f"{counter.shown_used} used, {counter.billable} of them billable; {counter.consumed} count against the limit, "
         f"{counter.reserved} are held, {counter.remaining(allowance.included)} remain"
     )

@@ -1,4 +1,4 @@
-"""Events of the inbox to and from their messages."""
+"""Converts events of the inbox to and from their messages."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +19,7 @@ _FILTERS = {state: word for word, state in _STATES.items()}
 
 
 def from_proto_list(request: admin_pb2.ListStripeEventsRequest) -> tuple[store.EventFilter, paging.Page]:
-    """Return which events are asked for. Raises InvalidRequest and InvalidPageToken."""
+    """Return which events are requested. Raises InvalidRequest and InvalidPageToken."""
     check = fields.Fields()
     if request.account_id:
         check.account_id(request.account_id)
@@ -29,7 +29,7 @@ def from_proto_list(request: admin_pb2.ListStripeEventsRequest) -> tuple[store.E
 
 
 def to_proto_list(rows: Sequence[store.InboxEvent], page: paging.Page) -> admin_pb2.ListStripeEventsResponse:
-    """Return a page; `rows` holds one more than it where there is a next one."""
+    """Return a page; `rows` has one element more than the page if there is a next page."""
     shown, token = page.cut(rows, lambda row: (row.received_at.isoformat(), row.event_id))
     return admin_pb2.ListStripeEventsResponse(events=[to_proto_event(row) for row in shown], next_page_token=token)
 
@@ -40,12 +40,12 @@ def to_proto_events(rows: Sequence[store.InboxEvent]) -> admin_pb2.ListStripeEve
 
 
 def to_proto_event(row: store.InboxEvent) -> stripe_event_pb2.StripeEvent:
-    """Return an event as it stands, without its payload."""
+    """Return an event's state, without its payload."""
     is_done = row.state in {"applied", "ignored"}
     return stripe_event_pb2.StripeEvent(
         event_id=row.event_id,
         type=row.type,
-        # One that names no object is its own.
+        # An event that names no object is stored with its own id as object.
         object_id="" if row.object_id == row.event_id else row.object_id,
         account_id=row.account_id,
         state=_STATES[row.state],
@@ -61,7 +61,7 @@ def to_proto_event(row: store.InboxEvent) -> stripe_event_pb2.StripeEvent:
 
 
 def from_proto_replay(request: admin_pb2.ReplayStripeEventsRequest) -> replay_events.Replay:
-    """Return what is to be replayed. Raises InvalidRequest."""
+    """Return the requested replay. Raises InvalidRequest."""
     check = fields.Fields()
     choice = _choice(request, check)
     if len(request.event_ids) > EVENT_IDS_MAX:
@@ -93,7 +93,7 @@ def _choice(
     if request.state != stripe_event_pb2.STRIPE_EVENT_STATE_UNSPECIFIED:
         state = _FILTERS.get(request.state, "")
         if not state:
-            check.refuse("state", f"is {request.state}, which is no state")
+            check.refuse("state", f"is {request.state}, which is not a value of StripeEventState")
     check.optional_identifier("type", request.type, TYPE_LENGTH_MAX)
     since, before = None, None
     if request.HasField("received_from"):

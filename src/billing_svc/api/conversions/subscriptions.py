@@ -1,4 +1,4 @@
-"""Subscription and checkout messages to and from what the rules speak."""
+"""Converts subscription and checkout messages to and from the types of `subscriptions`."""
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
@@ -12,7 +12,7 @@ from billing_svc.subscriptions.checkouts import store as checkouts_store
 
 
 def from_proto_get(request: subscription_pb2.GetSubscriptionRequest) -> str:
-    """Return the account asked for. Raises InvalidRequest."""
+    """Return the requested account's id. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.done()
@@ -22,7 +22,7 @@ def from_proto_get(request: subscription_pb2.GetSubscriptionRequest) -> str:
 def from_proto_checkout(
     request: subscription_pb2.CreateCheckoutRequest, success_url: str, cancel_url: str, origins: Collection[str]
 ) -> checkouts_store.CheckoutOrder:
-    """Return the order; URLs that were left out are the given ones. Raises InvalidRequest."""
+    """Return the order; `success_url` and `cancel_url` are the default URLs. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.name("plan", request.plan)
@@ -46,7 +46,7 @@ def from_proto_checkout(
 
 
 def to_proto_checkout(page: checkouts_store.CheckoutPage) -> subscription_pb2.CreateCheckoutResponse:
-    """Return the page that the customer is sent to."""
+    """Return the checkout page for the customer."""
     return subscription_pb2.CreateCheckoutResponse(
         session_id=page.session_id or "",
         url=page.url or "",
@@ -61,7 +61,7 @@ def to_proto_subscription(
     rows: Sequence[subscription_records.SubscriptionRecord],
     now: datetime,
 ) -> subscription_pb2.Subscription:
-    """Return the plan in force and how the plan subscription stands that gives it; if none does, the latest one."""
+    """Return the plan in force, and the subscription that gives it, or else the latest plan subscription."""
     in_force = under.subscription.subscription_id if under.subscription else None
     bought = [row for row in rows if not row.superfluous] or rows
     row = next((row for row in bought if row.subscription_id == in_force), bought[0] if bought else None)
@@ -108,7 +108,7 @@ def _is_pending(
     account_state: terms.AccountState,
     rows: Sequence[subscription_records.SubscriptionRecord],
 ) -> bool:
-    """Say whether pay-as-you-go was switched on under a subscription that is not known here yet."""
+    """Say whether pay-as-you-go was switched on under a subscription that is not stored yet."""
     switched = account_state.pay_as_you_go_under
     if switched is None or under.subscription is not None or under.plan.pay_as_you_go is None:
         return False

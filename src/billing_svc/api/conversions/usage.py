@@ -1,4 +1,4 @@
-"""Usage messages to and from what the rules speak."""
+"""Converts usage messages to and from the types of `metering`."""
 
 import functools
 import re
@@ -20,7 +20,7 @@ EVENTS_MAX = 5_000
 RETRY_ATTEMPT_MAX = 1_000
 VIOLATIONS_MAX = 20
 
-# What is so of nearly every event, in one look; only of another one each field is checked.
+# Matches the ids and names of nearly every event at once; only if it does not match, each field is checked.
 _NAME = "[a-z][a-z0-9_]{0,63}"
 _ID = "[!-~]{1,%d}"
 _FIT = re.compile(
@@ -37,7 +37,7 @@ _IF_EXCEEDED = frozenset(usage_pb2.IfExceeded.values())
 
 
 def from_proto_event(request: usage_pb2.RecordUsageRequest, caller: str, request_id: str) -> rules.NewEvent:
-    """Return the event that a request asks to record. Raises InvalidRequest."""
+    """Return the event to record. Raises InvalidRequest."""
     check = fields.Fields()
     account_id, event_id, meter, operation = request.account_id, request.event_id, request.meter, request.operation
     reservation_id = request.reservation_id
@@ -49,19 +49,19 @@ def from_proto_event(request: usage_pb2.RecordUsageRequest, caller: str, request
     quantity = request.quantity if request.HasField("quantity") else None
     level = request.level if request.HasField("level") else None
     if quantity is not None:
-        # A gauge takes a negative change; whether the meter is one shows later.
+        # A gauge accepts a negative change; whether the meter is a gauge is checked later.
         check.quantity("quantity", quantity, least=-quota_rules.UNITS_MAX)
         if quantity == 0 or (operation and quantity < 0):
             check.refuse("quantity", f"is {quantity}; must be 1 to {quota_rules.UNITS_MAX}")
     if level is not None:
         check.quantity("level", level, least=0)
         if quantity is not None or operation:
-            check.refuse("level", "is the whole of what a gauge is set to; give no quantity and no operation with it")
+            check.refuse("level", "sets a gauge to a level; give no quantity and no operation with it")
     retry_attempt, if_exceeded = request.retry_attempt, request.if_exceeded
     if not 0 <= retry_attempt <= RETRY_ATTEMPT_MAX:
         check.refuse("retry_attempt", f"is {retry_attempt}; must be 0 to {RETRY_ATTEMPT_MAX}")
     if if_exceeded not in _IF_EXCEEDED:
-        check.refuse("if_exceeded", f"{if_exceeded} is no value of IfExceeded")
+        check.refuse("if_exceeded", f"is {if_exceeded}, which is not a value of IfExceeded")
     occurred_at = check.instant("occurred_at", request.occurred_at) if request.HasField("occurred_at") else None
     properties = check.properties("properties", request.properties)
     check.done()
@@ -76,7 +76,7 @@ def to_proto_outcome(outcome: batch_ledger.EventAnswer | rules.DeniedEvent) -> u
 
 
 def to_proto_recorded(answer: batch_ledger.EventAnswer) -> usage_pb2.RecordUsageResponse:
-    """Return the answer to a recorded event; a repeat differs in `duplicate` alone."""
+    """Return the answer to a recorded event; a repeat's answer differs only in `duplicate`."""
     response = usage_pb2.RecordUsageResponse()
     _write_recorded(response, answer)
     return response
@@ -95,7 +95,7 @@ def _write_recorded(response: usage_pb2.RecordUsageResponse, answer: batch_ledge
     response.used = recorded.used
     response.cost = recorded.units
     response.remaining = recorded.remaining
-    # What is nearly always the default takes a third of an answer's time.
+    # Fields that nearly always have their default are set only if needed; setting them takes a third of the time.
     if recorded.billable:
         response.billable = recorded.billable
     if recorded.reserved:
@@ -112,7 +112,7 @@ def _write_recorded(response: usage_pb2.RecordUsageResponse, answer: batch_ledge
 _Under: TypeAlias = tuple[str, int | None, bool, quota_rules.Reason, datetime, datetime, str, int]
 
 
-# What the answers of many events have in common, to be copied: filling all of it in takes three times as long.
+# Cached: the fields that the answers of many events share. Copying them takes a third of the time of setting them.
 @functools.lru_cache(maxsize=4096)
 def _answer_under(under: _Under) -> usage_pb2.RecordUsageResponse:
     meter, included, overridden, reason, period_start, period_end, plan, catalog_version = under
@@ -132,7 +132,7 @@ def _answer_under(under: _Under) -> usage_pb2.RecordUsageResponse:
 
 
 def to_proto_denied(denied: rules.DeniedEvent) -> usage_pb2.RecordUsageResponse:
-    """Return the answer to an event with REJECT that was not written."""
+    """Return the answer to an event with REJECT that was denied and not stored."""
     counter, under, included = denied.counter, denied.under, denied.allowance.included
     return usage_pb2.RecordUsageResponse(
         used=counter.shown_used,
@@ -156,7 +156,7 @@ def to_proto_denied(denied: rules.DeniedEvent) -> usage_pb2.RecordUsageResponse:
 
 
 def to_proto_error(error: errors.BillingError) -> usage_pb2.EventError:
-    """Return why one event of a batch was not recorded; the same that RecordUsage would answer."""
+    """Return why an event of a batch was not recorded, as RecordUsage would answer it."""
     violations = error.violations if isinstance(error, errors.InvalidRequest) else ()
     return usage_pb2.EventError(
         code=getattr(code_pb2, error.code.name),
@@ -171,9 +171,9 @@ def to_proto_error(error: errors.BillingError) -> usage_pb2.EventError:
 
 
 def to_parts(request: usage_pb2.BatchRecordUsageRequest, size: int) -> list[list[int]]:
-    """Return the places of a batch's events in parts of `size` or a little more, each account's together and in order.
+    """Split a batch into parts of about `size` events, and return the indexes of each part's events.
 
-    Raises InvalidRequest on their number.
+    An account's events stay in a single part and in order. Raises InvalidRequest if there are too few or too many.
     """
     if not 1 <= len(request.events) <= EVENTS_MAX:
         problem = f"has {len(request.events)} entries; must have 1 to {EVENTS_MAX}"
@@ -192,7 +192,7 @@ def to_parts(request: usage_pb2.BatchRecordUsageRequest, size: int) -> list[list
 def from_proto_part(
     events: Sequence[usage_pb2.RecordUsageRequest], caller: str, request_id: str
 ) -> list[rules.NewEvent | errors.BillingError]:
-    """Return events of a batch, in the place of an unfit one its error."""
+    """Return the events of a part of a batch; an invalid event is replaced by its error."""
     parsed: list[rules.NewEvent | errors.BillingError] = []
     for event in events:
         try:
@@ -205,7 +205,7 @@ def from_proto_part(
 def write_result(
     result: usage_pb2.EventResult, event: usage_pb2.RecordUsageRequest, outcome: batch_ledger.EventOutcome
 ) -> None:
-    """Write the answer to one event of a batch into its place; one that was written before gives way."""
+    """Write the answer to an event of a batch into `result`; it replaces an answer of an earlier attempt."""
     result.event_id = event.event_id[: fields.ID_LENGTH_MAX]
     if isinstance(outcome, errors.BillingError):
         result.error.CopyFrom(to_proto_error(outcome))

@@ -1,4 +1,4 @@
-"""Statements to the messages of GetUsage."""
+"""Converts usage summaries to the messages of GetUsage."""
 
 from billing.v1 import plan_pb2, usage_pb2
 from billing_svc.api import fields
@@ -9,7 +9,7 @@ METERS_MAX = 100
 
 
 def from_proto_get(request: usage_pb2.GetUsageRequest) -> summarize_usage.SummaryQuery:
-    """Return the statement that is asked for. Raises InvalidRequest."""
+    """Return the requested summary. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     at = None
@@ -29,7 +29,7 @@ def from_proto_get(request: usage_pb2.GetUsageRequest) -> summarize_usage.Summar
 
 
 def to_proto_usage(statement: rules.UsageSummary, request: usage_pb2.GetUsageRequest) -> usage_pb2.GetUsageResponse:
-    """Return a statement, as detailed as it was asked for; without a choice of meters, of those that matter."""
+    """Return a summary with the requested details; if no meters are named, only the meters that matter."""
     under = statement.under
     return usage_pb2.GetUsageResponse(
         meters=[
@@ -48,14 +48,14 @@ def to_proto_usage(statement: rules.UsageSummary, request: usage_pb2.GetUsageReq
 
 
 def to_proto_whole(statement: rules.UsageSummary) -> usage_pb2.GetUsageResponse:
-    """Return every meter of a statement, without operations and days."""
+    """Return a summary's meters that matter, without operations and days."""
     return to_proto_usage(statement, usage_pb2.GetUsageRequest())
 
 
 def to_proto_meter_usage(
     line: rules.MeterSummary, *, with_operations: bool = False, with_days: bool = False
 ) -> usage_pb2.MeterUsage:
-    """Return where one meter stands."""
+    """Return a meter's usage, limits and costs."""
     counter, limit, included = line.counter, line.allowance.limit, line.allowance.included
     usage = usage_pb2.MeterUsage(
         meter=line.meter,

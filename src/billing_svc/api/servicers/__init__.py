@@ -1,1 +1,1 @@
-"""The servicers: gRPC in, one transaction, gRPC out."""
+"""The servicers: each RPC converts its request, runs its work in a transaction, and converts the result."""

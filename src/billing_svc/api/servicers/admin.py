@@ -1,4 +1,4 @@
-"""AdminService: gRPC in, one transaction, gRPC out."""
+"""AdminService: each RPC is a single transaction."""
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,7 +22,7 @@ from billing_svc.subscriptions.invoices import store as invoices_store
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
-    """Shows operators what there is, and changes what holds for one account, under audit."""
+    """Lists data for operators, and changes overrides, with audit rows."""
 
     def __init__(self, database: transactions.Transactions, catalogs: versions.CatalogCache, now: clock.Clock) -> None:
         self._database = database
@@ -48,7 +48,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def GetAccount(
         self, request: admin_pb2.GetAccountRequest, context: interceptors.Context
     ) -> admin_pb2.GetAccountResponse:
-        """Tell all about one account."""
+        """Return an account's details."""
         account_id = admin.from_proto_get(request)
         now = self._clock.now()
         details = await self._database.read(
@@ -78,7 +78,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def ReplayStripeEvents(
         self, request: admin_pb2.ReplayStripeEventsRequest, context: interceptors.Context
     ) -> admin_pb2.ReplayStripeEventsResponse:
-        """Let the worker apply stored events again."""
+        """Make the worker apply stored events again."""
         replay = events_conversions.from_proto_replay(request)
         if request.preview:
             found = await self._database.read(lambda conn: replay_events.preview(conn, replay))
@@ -99,7 +99,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def SetOverride(
         self, request: admin_pb2.SetOverrideRequest, context: interceptors.Context
     ) -> admin_pb2.SetOverrideResponse:
-        """Give an account an included quantity of its own on a meter."""
+        """Set an account's own included quantity for a meter."""
         setting = overrides_conversions.from_proto_set(request, interceptors.call_of(context).caller.name)
         now = self._clock.now()
         override = await self._database.run(lambda conn: set_override.set_override(conn, self._catalogs, setting, now))
@@ -108,7 +108,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def RemoveOverride(
         self, request: admin_pb2.RemoveOverrideRequest, context: interceptors.Context
     ) -> admin_pb2.RemoveOverrideResponse:
-        """Let the plan decide again."""
+        """Remove an override, so that the plan's included quantity applies again."""
         removal = overrides_conversions.from_proto_remove(request, interceptors.call_of(context).caller.name)
         now = self._clock.now()
         removed = await self._database.run(lambda conn: set_override.remove_override(conn, removal, now))

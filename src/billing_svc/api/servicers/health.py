@@ -1,7 +1,7 @@
-"""Whether calls should come here, as gRPC's health protocol tells it.
+"""gRPC's health protocol: whether this server should get calls.
 
-Anybody may watch, so nobody who watches may hold anything up: grpcio-health-checking's own servicer keeps a lock while
-it writes, and one watcher that takes no answer stops every change, and with it the end of the process.
+Watching needs no token, so a watcher must not be able to block the server. The servicer of grpcio-health-checking holds
+a lock while it writes: a single watcher that reads no answers would block every change, and the process's end.
 """
 
 import asyncio
@@ -17,39 +17,40 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # ships without type hints
-    """Tells the same of every service, and of the server as a whole (the empty name)."""
+    """Reports the same status for every service, and for the whole server (the empty name)."""
 
     def __init__(self, services: tuple[str, ...]) -> None:
         self._services = frozenset(("", *services))
         self._status = _NOT_SERVING
         self._is_final = False
-        # Those who watch wait for it; with each change there is a new one.
+        # Watchers wait for this event; each change sets it and creates a new event.
         self._changed = asyncio.Event()
 
-    def set_serving(self, serving: bool) -> None:  # noqa: FBT001 - the one thing that it says
-        """Tell it to who asks and who watches, unless the server drains."""
+    def set_serving(self, serving: bool) -> None:  # noqa: FBT001 - its only argument
+        """Set the status for checks and watchers; ignored after `drain`."""
         if not self._is_final:
             self._status = _SERVING if serving else _NOT_SERVING
             self._changed.set()
             self._changed = asyncio.Event()
 
     def drain(self) -> None:
-        """Say that calls should go elsewhere, from now on."""
+        """Set the status to NOT_SERVING for good."""
         self.set_serving(False)
-        self._is_final = True  # whoever watches runs after this
+        self._is_final = True  # the watchers' tasks run after this line
 
     async def Check(
         self, request: health_pb2.HealthCheckRequest, context: interceptors.Context
     ) -> health_pb2.HealthCheckResponse:
-        """Return what is so now."""
+        """Return the current status."""
         if request.service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND)
         return health_pb2.HealthCheckResponse(status=self._status)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: interceptors.Context) -> None:
-        """Write what is so now and after each change; who is slow misses what was not so for long.
+        """Write the current status, and each change; a slow watcher can miss a status that lasted for a short time.
 
-        Ends when the server drains: it waits for its connections to go, and a stream would hold its own.
+        The stream ends when the server drains: a stop waits until all connections are closed, and an open stream would
+        keep its connection open.
         """
         written = None
         while True:

@@ -1,4 +1,4 @@
-"""QuotaService: gRPC in, a share of a batch, gRPC out."""
+"""QuotaService: concurrent calls of an RPC share a batch."""
 
 from collections.abc import Sequence
 
@@ -47,7 +47,7 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
     async def ReleaseReservation(
         self, request: quota_pb2.ReleaseReservationRequest, context: interceptors.Context
     ) -> quota_pb2.ReleaseReservationResponse:
-        """Give back what a reservation holds."""
+        """Release the units that a reservation holds."""
         return quota.to_proto_released(await self._releases.submit(quota.from_proto_release(request)))
 
     async def _reserve(

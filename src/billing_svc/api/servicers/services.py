@@ -25,7 +25,7 @@ from billing_svc.api.servicers.subscriptions import SubscriptionServicer
 from billing_svc.api.servicers.usage import UsageServicer
 from billing_svc.api.transport import serving
 
-# Full names of this service's own services, as health checks and reflection know them.
+# The full names of our own services, for health checks and reflection.
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
     for module, name in (
@@ -40,7 +40,7 @@ SERVICES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Servicers:
-    """What answers each service."""
+    """The servicer of each service."""
 
     quota: QuotaServicer
     usage: UsageServicer
@@ -50,7 +50,7 @@ class Servicers:
     health: HealthServicer
 
     def register(self, server: serving.Server, *, reflected: bool) -> None:
-        """Let a server answer all services; with `reflected`, also the question which ones there are."""
+        """Register all servicers at a server; with `reflected`, also gRPC's reflection."""
         server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, self.quota)
         server.add(usage_pb2_grpc.add_UsageServiceServicer_to_server, self.usage)
         server.add(subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server, self.subscriptions)

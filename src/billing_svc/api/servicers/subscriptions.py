@@ -1,4 +1,4 @@
-"""SubscriptionService: gRPC in, the database and Stripe in turn, gRPC out."""
+"""SubscriptionService: RPCs use the database and Stripe, never Stripe inside of a transaction."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ from billing_svc.subscriptions.previews import preview_cost
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionOperations:
-    """Those who sell, change and end at Stripe."""
+    """The operations that call Stripe to sell, change and end subscriptions."""
 
     checkout: open_checkout.Checkout
     portal: portal.Portal
@@ -39,7 +39,7 @@ class SubscriptionOperations:
 
 
 class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
-    """Says what an account has bought, and sells."""
+    """Reports what an account has bought, and sells plans."""
 
     def __init__(
         self,
@@ -62,21 +62,21 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     async def GetSubscription(
         self, request: subscription_pb2.GetSubscriptionRequest, context: interceptors.Context
     ) -> subscription_pb2.GetSubscriptionResponse:
-        """Say which plan is in force and how the subscription stands."""
+        """Return the plan in force and the subscription's state."""
         account_id = subscriptions.from_proto_get(request)
         return subscription_pb2.GetSubscriptionResponse(subscription=await self._subscription(account_id))
 
     async def CreateCheckout(
         self, request: subscription_pb2.CreateCheckoutRequest, context: interceptors.Context
     ) -> subscription_pb2.CreateCheckoutResponse:
-        """Give the account's checkout page for a plan."""
+        """Return the account's checkout page for a plan."""
         order = subscriptions.from_proto_checkout(request, self._success_url, self._cancel_url, self._origins)
         return subscriptions.to_proto_checkout(await self._operations.checkout.open_page(order, _origin(context)))
 
     async def CreatePortalSession(
         self, request: subscription_pb2.CreatePortalSessionRequest, context: interceptors.Context
     ) -> subscription_pb2.CreatePortalSessionResponse:
-        """Give the account's customer a page of the portal."""
+        """Return a portal page for the account's customer."""
         visit = changes_conversions.from_proto_portal(request, self._return_url, self._origins)
         return subscription_pb2.CreatePortalSessionResponse(url=await self._operations.portal.open_page(visit))
 
@@ -91,7 +91,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     async def ChangePlan(
         self, request: subscription_pb2.ChangePlanRequest, context: interceptors.Context
     ) -> subscription_pb2.ChangePlanResponse:
-        """Move the subscription to another plan, price or quantity, or say what that would cost."""
+        """Change the subscription's plan, price or quantity, or preview the cost of the change."""
         order = changes_conversions.from_proto_change(request, self._clock.now())
         if request.preview:
             outcome = await self._operations.plan_changes.preview(order)
@@ -110,7 +110,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     async def ResumeSubscription(
         self, request: subscription_pb2.ResumeSubscriptionRequest, context: interceptors.Context
     ) -> subscription_pb2.ResumeSubscriptionResponse:
-        """Take back an end that has not come yet."""
+        """Undo a cancellation that has not taken effect yet."""
         account_id, request_id = changes_conversions.from_proto_resume(request)
         await self._operations.cancellation.resume(account_id, request_id, _origin(context))
         return subscription_pb2.ResumeSubscriptionResponse(subscription=await self._subscription(account_id))
@@ -118,7 +118,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     async def ListPlans(
         self, request: subscription_pb2.ListPlansRequest, context: interceptors.Context
     ) -> subscription_pb2.ListPlansResponse:
-        """List what the newest catalog offers."""
+        """List the plans of the newest catalog."""
         page_size, after = plans_conversions.from_proto_list_plans(request)
 
         async def work(conn: AsyncConnection) -> tuple[model.Catalog, int]:
@@ -133,7 +133,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     async def PreviewCost(
         self, request: subscription_pb2.PreviewCostRequest, context: interceptors.Context
     ) -> subscription_pb2.PreviewCostResponse:
-        """Work out a bill, line by line."""
+        """Compute a bill, line by line."""
         asked = previews.from_proto_preview(request)
         now = self._clock.now()
         bill = await self._database.read(lambda conn: preview_cost.preview(conn, self._catalogs, asked, now))
@@ -156,7 +156,7 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         """List the account's alerts, newest first."""
         asked = alerts_conversions.from_proto_list(request)
         page = asked.page
-        # One more than the page shows whether there is a next one.
+        # One row more than the page's size shows whether there is a next page.
         found = await self._database.read(
             lambda conn: alerts_store.list_alerts(conn, asked.account_id, asked.choice, page.after, page.size + 1)
         )

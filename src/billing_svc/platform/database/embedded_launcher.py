@@ -1,7 +1,7 @@
-"""Becomes the program that it is told to run: as another user, and never outliving its parent.
+"""Replaces itself by a program (exec): as another user if told so, and tied to its parent's life.
 
-`embedded.py` runs this file as a script of its own, with the standard library alone. A `preexec_fn` would do the same
-inside a fork of a process with threads, which may deadlock.
+`embedded_child.py` runs this file as a script, with only the standard library. A `preexec_fn` would run in a fork of a
+process with threads, which can deadlock.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ _PR_CAP_AMBIENT_RAISE = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 
 UNCHANGED = -1
-"""As user: stay who we are. As capability: none."""
+"""As user or group: no change. As capability: none."""
 
 
 def _check(result: int, what: str) -> None:
@@ -28,12 +28,12 @@ def _check(result: int, what: str) -> None:
 
 
 def _become(user_id: int, group_id: int, capability: int) -> None:
-    """Change to the user, and keep one capability (or none) across it and across exec."""
+    """Change to the user, and keep the capability, if any, across that change and across exec."""
     libc = ctypes.CDLL(None, use_errno=True)
     keep = capability != UNCHANGED
     if keep:
-        # The change of user then takes no capability away (that is done below), and access(2), by which Postgres looks
-        # for its programs, respects the one that stays.
+        # With this bit, the change of user removes no capabilities (capset below does), and access(2), which Postgres
+        # uses to find its programs, respects the kept capability.
         _check(libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0), "keeping capabilities")
     os.setgroups([])
     os.setgid(group_id)
@@ -41,14 +41,14 @@ def _become(user_id: int, group_id: int, capability: int) -> None:
     if keep:
         header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
         mask = 1 << capability
-        # Effective, permitted, inheritable: first for capabilities 0-31, then for the others.
+        # Effective, permitted, inheritable: first for capabilities 0-31, then for 32-63.
         sets = (ctypes.c_uint32 * 6)(mask, mask, mask, 0, 0, 0)
         _check(libc.capset(ctypes.byref(header), ctypes.byref(sets)), "setting capabilities")
         _check(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0), "raising a capability")
 
 
 def _die_with_parent(parent: int) -> None:
-    """Ask Linux for SIGQUIT (Postgres' immediate shutdown) when the thread that started us ends."""
+    """Ask Linux to send SIGQUIT (Postgres' immediate shutdown) when the thread that started this process ends."""
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT, 0, 0, 0), "tying to the parent")
     if os.getppid() != parent:
@@ -62,7 +62,7 @@ def main() -> None:
     if user_id != UNCHANGED:
         _become(user_id, group_id, capability)
     if sys.platform == "linux":
-        # After the change of user, which would clear it.
+        # Must follow the change of user, which clears this request.
         _die_with_parent(parent)
     os.execv(Path(program[0]), program)  # noqa: S606 - no shell is the point
 

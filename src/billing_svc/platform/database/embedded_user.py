@@ -1,4 +1,4 @@
-"""Who runs the embedded PostgreSQL: it refuses to run as root."""
+"""Chooses the user of the embedded PostgreSQL, which refuses to run as root."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH, _CAP_SETPCAP = 1, 2, 8
 
 
 def choose(data_dir: Path, cluster: Path, programs: Path) -> embedded_child.RunAs:
-    """Say who runs the server: us, or, as Postgres refuses to run as root, `nobody`."""
+    """Return the user that runs the server: this process's user, or `nobody` instead of root."""
     if os.geteuid() != 0:
         return embedded_child.RunAs()
     if cluster.exists() and (owner := cluster.stat()).st_uid != 0:
@@ -26,8 +26,8 @@ def choose(data_dir: Path, cluster: Path, programs: Path) -> embedded_child.RunA
     closed = first_closed_folder((data_dir.parent, programs), user_id)
     if closed is None:
         return embedded_child.RunAs(user_id, group_id)
-    # A clone below root's own folder, say. Instead of opening that to everyone, the server is given the one right
-    # that it lacks; it already is root's child, and its role in the database cannot reach files.
+    # For example, the clone is below root's home folder. Instead of opening that folder to everyone, the server gets
+    # the capability that it lacks. It is root's child already, and its role in the database cannot reach files.
     executable = (programs / "postgres").stat().st_mode & stat.S_IXOTH
     wanted = (_CAP_DAC_READ_SEARCH, _CAP_DAC_OVERRIDE) if executable else (_CAP_DAC_OVERRIDE,)
     permitted = permitted_capabilities()
@@ -35,7 +35,7 @@ def choose(data_dir: Path, cluster: Path, programs: Path) -> embedded_child.RunA
         if permitted & 1 << capability and permitted & 1 << _CAP_SETPCAP:
             return embedded_child.RunAs(user_id, group_id, capability)
     raise embedded_child.EmbeddedPostgresError(
-        f"PostgreSQL does not run as root, and the user that it runs as instead cannot enter {closed}: allow that "
+        f"PostgreSQL refuses to run as root, and the user that runs it instead cannot enter {closed}: allow that "
         f"(chmod o+x {closed}), move the clone, or work as another user than root"
     )
 
@@ -52,7 +52,7 @@ def first_closed_folder(folders: tuple[Path, ...], user_id: int) -> Path | None:
 
 
 def permitted_capabilities() -> int:
-    """Return the mask of capabilities that root has here; containers take some away."""
+    """Return the mask of this process's permitted capabilities; a container's root has fewer than the host's."""
     with contextlib.suppress(FileNotFoundError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("CapPrm:"):

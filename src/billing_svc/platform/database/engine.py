@@ -9,24 +9,24 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 APPLICATION_NAME = "billing-svc"
-# What every connection acts as, whichever login it has: it owns nothing. See privileges.py.
+# The role that every connection acts as, whatever its login. The role owns nothing; see privileges.py.
 SERVICE_ROLE = "billing_service"
 
-# A server on the same network answers in milliseconds; one that is away is reported while callers still wait.
+# Postgres on the same network answers in milliseconds. If it is away, callers get the error before their deadline.
 CONNECT_SECONDS_MAX = 3
-# A statement of ours takes milliseconds. Shorter than the transaction's budget, so that Postgres ends it first.
+# Our statements take milliseconds. Shorter than the transaction's budget, so that Postgres ends the statement first.
 STATEMENT_SECONDS_MAX = 4.0
-# Row locks are held for one short transaction; who waits longer meets something stuck.
+# A row lock is held for a short transaction; after a longer wait the holder is probably stuck.
 LOCK_SECONDS_MAX = 2.0
-# No transaction of ours waits for anything but Postgres; this frees the locks of a process that froze in one.
+# Our transactions wait for nothing but Postgres. This bound frees the locks of a process that froze in a transaction.
 IDLE_IN_TRANSACTION_SECONDS_MAX = 10.0
-# Batching lets few connections do the work of many calls.
+# Batching makes a few connections enough for many calls.
 POOL_SIZE = 10
-# Past the pool's size, calls queue here and not at Postgres; who waits longer is told UNAVAILABLE.
+# If all connections are in use, calls queue here and not at Postgres; after this time they get UNAVAILABLE.
 POOL_WAIT_SECONDS_MAX = 2.0
 # Below the idle limits of common proxies and load balancers.
 CONNECTION_AGE_SECONDS_MAX = 1_800
-# A peer that vanished without a word (a lost host) is noticed after about this long, and not after two hours.
+# A peer that vanished without closing the connection (a lost host) is noticed after about this time, not two hours.
 PEER_SILENCE_SECONDS_MAX = 10
 
 
@@ -40,7 +40,7 @@ def create_engine(
 ) -> AsyncEngine:
     """Return an engine with a pool of `pool_size` connections, each opened when it is first needed.
 
-    They act as `role`; None: as who they log in as.
+    The connections act as `role`; with None, as their login.
     """
     engine = create_async_engine(
         driver_url(url),
@@ -58,9 +58,9 @@ def create_engine(
         max_overflow=0,
         pool_timeout=POOL_WAIT_SECONDS_MAX,
         pool_recycle=CONNECTION_AGE_SECONDS_MAX,
-        # The most recently used connection first: a quiet service lets the others age.
+        # The most recently used connection first, so that unused connections reach their maximum age.
         pool_use_lifo=True,
-        # Who closes a connection in the middle of a transaction rolls it back; without one there is nothing to reset.
+        # Closing a connection in a transaction rolls it back; outside of a transaction there is nothing to reset.
         pool_reset_on_return=None,
         # Values may be customers' data, and errors reach logs.
         hide_parameters=True,
@@ -72,15 +72,16 @@ def create_engine(
 def _terminate(dbapi_connection: sa.engine.interfaces.DBAPIConnection) -> None:
     """Close a connection that the pool gives up, because of its age or after an outage.
 
-    Without awaiting: `transactions.py` lends outside of SQLAlchemy's greenlet, where the dialect's own way raises
-    MissingGreenlet and leaves the connection open. libpq sends its farewell, closes the socket and does not wait.
+    This must not await: `transactions.py` takes connections outside of SQLAlchemy's greenlet, where the dialect's own
+    function raises MissingGreenlet and leaves the connection open. libpq sends Terminate, closes the socket and does
+    not wait.
     """
     driver: psycopg.AsyncConnection[Any] = dbapi_connection.driver_connection
     driver.pgconn.finish()
 
 
 class _Connecting:
-    """A connection to come, begun when it is awaited and not before: nobody may be there to wait for it."""
+    """A connection that is opened only when it is awaited, so that it is not left open if nothing awaits it."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - the driver's
         self._begin = functools.partial(psycopg.AsyncConnection.connect, *arguments, **options)
@@ -90,7 +91,7 @@ class _Connecting:
 
 
 def driver_url(url: str) -> sa.URL:
-    """Read a DATABASE_URL of any common spelling (`postgres://`, `postgresql://`) as one for psycopg 3."""
+    """Return a DATABASE_URL (`postgres://` or `postgresql://`) as a SQLAlchemy URL for psycopg 3."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() not in {"postgres", "postgresql"}:
         raise ValueError("DATABASE_URL does not name a PostgreSQL database: it must begin with postgresql://")
@@ -103,10 +104,10 @@ def connect_arguments(
     """Return psycopg's arguments that give every session its name, time zone, time limits and role."""
     options = [
         "-c TimeZone=UTC",
-        # Our statements are few and find their rows by key: one plan each, made once. Left to itself, Postgres plans
-        # the decision's seven joins anew each time, which takes five times as long as running them.
+        # Our statements are few and find their rows by key, so each gets a generic plan, made once. Without this,
+        # Postgres plans the decision's seven joins at every execution, which takes five times as long as running them.
         "-c plan_cache_mode=force_generic_plan",
-        # Such a plan outlives the day on which a table was small and reading all of it was cheap: these are not for it.
+        # A generic plan made while a table is small would scan the whole table, and be used after the table has grown.
         "-c enable_seqscan=off",
         "-c enable_hashjoin=off",
         "-c enable_mergejoin=off",
@@ -116,13 +117,13 @@ def connect_arguments(
     ]
     if role is not None:
         options.append(f"-c role={role}")
-    # These arguments hide the URL's own options, so those are carried on; the last word is theirs.
+    # These arguments replace the URL's own options, so the URL's options are appended; they come last and win.
     own_options = driver_url(url).query.get("options", ())
     options += [own_options] if isinstance(own_options, str) else own_options
     return {
         "application_name": APPLICATION_NAME,
         "connect_timeout": CONNECT_SECONDS_MAX,
-        # With each rollback psycopg ends all of the session's prepared statements, direct.py's too, once it has any.
+        # If psycopg itself prepared statements, a rollback would deallocate all of the session's, direct.py's too.
         "prepare_threshold": None,
         "options": " ".join(options),
         "keepalives_idle": PEER_SILENCE_SECONDS_MAX,

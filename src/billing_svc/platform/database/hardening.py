@@ -1,11 +1,12 @@
-"""What a superuser alone can take from PUBLIC, so that a login that only reads can neither write nor watch.
+"""Revokes privileges of PUBLIC that only a superuser can revoke, so that a reader can neither write nor observe others.
 
-For one database: `migrate` does it where it runs as a superuser, and the embedded Postgres when it starts. The
-owner of the database and members of `pg_monitor` keep what tells; docs/operations.md has how a login gets some of it.
+It applies to a single database: `migrate` runs it if it runs as a superuser, and the embedded Postgres at its start.
+The owner of the database and members of `pg_monitor` keep the statistics; docs/operations.md tells how a login gets
+some of them back. PUBLIC loses:
 
-- Writing large objects, and messages into the log of changes.
-- What is counted of all accounts together: how many rows a table has, how big it is and how often it was written, who
-  is connected, and which locks are held.
+- Writing large objects, and messages into the write-ahead log.
+- Statistics about all accounts together: how many rows a table has, how big it is, how often it was written, who is
+  connected, and which locks are held.
 """
 
 STATEMENT = r"""
@@ -28,7 +29,7 @@ BEGIN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO pg_database_owner, pg_monitor', taken.function);
         END IF;
     END LOOP;
-    -- All columns but those that estimate how big a table is.
+    -- PUBLIC keeps all columns except the estimates of a table's size.
     IF has_table_privilege('public', 'pg_catalog.pg_class', 'SELECT') THEN
         REVOKE SELECT ON pg_catalog.pg_class FROM PUBLIC;
         GRANT SELECT ON pg_catalog.pg_class TO pg_database_owner, pg_monitor;

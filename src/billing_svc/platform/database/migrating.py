@@ -1,8 +1,8 @@
 """Brings a database's schema to this code's version.
 
-All steps run in one transaction under one lock, so that any number of processes may migrate at once, and a failure in
-the middle changes nothing. Schemas only move forward: a newer one than this code knows is accepted, as servers of the
-last version go on while a new one is rolled out.
+All steps run in one transaction under one lock, so that any number of processes may migrate at the same time, and a
+failure changes nothing. Schemas only move forward: a schema newer than this code is accepted, because servers of the
+last version keep running while a new version is rolled out.
 """
 
 from pathlib import Path
@@ -12,20 +12,21 @@ import sqlalchemy as sa
 from billing_svc.platform.database import engine, privileges
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-# Any number that nothing else in the database takes for an advisory lock.
+# The key of the advisory lock; any number that no other program uses in this database.
 LOCK_KEY = 0x62_69_6C_6C  # "bill"
-# Another process that migrates may be at it for a while.
+# How long to wait for another process's migration.
 _OTHER_MIGRATION_SECONDS_MAX = 300
-# Behind a table lock that we wait for, every other query of that table queues: give up soon, and be run again.
+# While a migration waits for a table's lock, all other queries of the table queue behind it. So it fails after this
+# time, and the operator runs it again.
 _TABLE_LOCK_SECONDS_MAX = 5
-# Building an index on a big table takes its time; nothing waits for its answer.
+# Building an index on a big table takes long, and no caller waits for it.
 _STATEMENT_SECONDS_MAX = 3_600.0
 
 
 def upgrade(url: str) -> str:
-    """Apply what is missing of migrations and privileges; returns the schema's revision. Raises RolesMissingError."""
+    """Apply missing migrations and privileges, and return the schema's revision. Raises RolesMissingError."""
     with _connect(url) as connection, connection.begin():
-        # For this transaction only, so that it also works behind a pooler that hands out sessions by transaction.
+        # SET LOCAL applies to this transaction only, so it also works behind a pooler in transaction mode.
         connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_OTHER_MIGRATION_SECONDS_MAX}s'"))
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK_KEY)))
         connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_TABLE_LOCK_SECONDS_MAX}s'"))
@@ -38,18 +39,18 @@ def upgrade(url: str) -> str:
 
 
 def current(url: str) -> str | None:
-    """Return the revision of the database's schema, or None where nothing was ever migrated."""
+    """Return the revision of the database's schema; None if it was never migrated."""
     with _connect(url) as connection:
         return _revision(connection)
 
 
 def is_current(url: str) -> bool:
-    """Tell whether this code may run on the database: its schema is this code's, or a newer one."""
+    """Say whether this code may run on the database: the schema's revision is this code's or newer."""
     return _is_current(current(url))
 
 
 def _is_current(revision: str | None) -> bool:
-    # Each migration's file begins with its revision, and they follow each other in that order.
+    # The name of each migration's file begins with its revision; the revisions rise.
     known = sorted(path.name.partition("_")[0] for path in _MIGRATIONS.glob("versions/[0-9]*.py"))
     return revision is not None and (revision == known[-1] or revision not in known)
 
@@ -64,19 +65,19 @@ def _connect(url: str) -> sa.Connection:
     arguments = engine.connect_arguments(
         url, statement_seconds_max=_STATEMENT_SECONDS_MAX, lock_seconds_max=_TABLE_LOCK_SECONDS_MAX
     )
-    # No pool: closing the connection is the end of it.
+    # No pool: `close` closes the connection to Postgres.
     return sa.create_engine(
         engine.driver_url(url), connect_args=arguments, poolclass=sa.NullPool, hide_parameters=True
     ).connect()
 
 
 def _migrate(connection: sa.Connection) -> None:
-    # Here, because a server asks for the revision alone and would hold Alembic's 10 MB for good.
+    # Imported here: a server only reads the revision, and would hold Alembic's 10 MB until its end.
     import alembic.command  # noqa: PLC0415
     import alembic.config  # noqa: PLC0415
 
     config = alembic.config.Config()
-    # A percent sign in the path would begin an interpolation.
+    # A percent sign in the path would start an interpolation.
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     alembic.command.upgrade(config, "head")

@@ -1,18 +1,18 @@
-"""Who may do what in the database: three group roles, what each may touch, and which rows it sees.
+"""Who may do what in the database: three group roles, the tables that each may use, and the rows that each sees.
 
-`migrate` brings a database to this after its migrations, each time and only where something is missing, as the owner of
-the tables. Everybody else is a member of one of the roles and owns nothing:
+`migrate` creates missing roles, privileges and policies after its migrations, as the owner of the tables. Every other
+login is a member of one of the roles and owns nothing:
 
-- `billing_service`: the server, the worker and the commands. It cannot change what was appended.
-- `billing_reader`: people and tools that read the database themselves. A login sees the accounts that
-  `reader_accounts` maps it to. What decides is `session_user`, the name that it logged in with, because a session can
-  set anything else. It selects from the views of the schema `readable`, which rest on functions, and cannot so much as
-  name a table: who may read one learns of the rows that a policy hides, because EXPLAIN counts and estimates them, and
-  who may name one learns what the planner thinks of it. See ADR 0014.
-- `billing_admin`: sees all, and maps readers to accounts.
+- `billing_service`: the server, the worker and the commands. It cannot change rows of append-only tables.
+- `billing_reader`: people and tools that read the database directly. A login sees the accounts that `reader_accounts`
+  maps it to. `session_user`, the name of the login, decides, because a session can change all its other settings. A
+  reader selects from the views of the schema `readable`, which call functions. It has no access to the schema of the
+  tables: with SELECT on a table, EXPLAIN would show counts and estimates of rows that a policy hides, and with USAGE on
+  the schema, EXPLAIN would show the planner's estimates of a table. See ADR 0014.
+- `billing_admin`: sees all rows, and maps readers to accounts.
 
-What everybody may do by default in a database (PUBLIC) is taken away where it writes or tells of others: here as far as
-the owner can, the rest in hardening.py.
+PUBLIC's default privileges are revoked if they allow writing or observing other logins: here as far as the owner can
+revoke them, the rest in hardening.py.
 """
 
 import sqlalchemy as sa
@@ -23,11 +23,11 @@ SERVICE = engine.SERVICE_ROLE
 READER = "billing_reader"
 ADMIN = "billing_admin"
 
-# Facts and who did what: never changed, by nobody's bug.
+# Append-only tables: the service has no privilege to update or delete rows, so no bug of it can change them.
 APPENDED = frozenset({"audit_log", "usage_events", "catalog_versions"})
 DELETED_FROM = frozenset({"account_overrides", "invoices", "subscription_duties"})
-# What a reader sees of its accounts: nothing of Stripe's requests and events, and no page that can be paid, because of
-# their personal data.
+# The tables whose rows of its accounts a reader sees. Stripe's requests and events and the checkout pages are left out
+# because of personal data.
 READ = frozenset(
     {
         "account_overrides",
@@ -44,23 +44,24 @@ READ = frozenset(
         "usage_reports",
     }
 )
-# Columns that a reader does not see of those.
+# Columns of these tables that a reader does not see.
 HIDDEN = {"invoices": frozenset({"hosted_url", "pdf_url"})}
-# The schema of what readers select from. Its views are named as the tables. The search path passes over a schema that
-# one may not use, so a bare name is the view to a reader, and the table to everybody else.
+# The schema of the readers' views, which have the tables' names. Postgres skips a schema of the search path that a role
+# may not use, so an unqualified name means the view to a reader, and the table to every other role.
 READABLE = "readable"
 _SEARCH_PATH = f'"$user", public, {READABLE}'
 _READERS = tables.reader_accounts.name
 _CATALOGS = tables.catalog_versions.name
 
-# The second line, for a login that somebody grants a table to. Once for a query, and by key.
+# The policy of readers. It matters only if somebody grants a table to a reader. The array is computed once for each
+# query, and rows are found by key.
 _IS_MAPPED = f"account_id = ANY (ARRAY(SELECT {READABLE}.account_ids()))"
 
 _MAY_ACT_AS_SERVICE = sa.text(
     "SELECT pg_has_role(current_user, :role,"
     " CASE WHEN current_setting('server_version_num')::integer >= 160000 THEN 'SET' ELSE 'MEMBER' END)"
 )
-# Where nobody has set another one.
+# True if this login owns the database and no search path was set for it.
 _MAY_SET_SEARCH_PATH = sa.text("""
     SELECT pg_has_role(current_user, datdba, 'USAGE')
        AND NOT EXISTS (SELECT FROM pg_db_role_setting AS s, unnest(setconfig) AS setting
@@ -70,8 +71,8 @@ _MAY_SET_SEARCH_PATH = sa.text("""
 """)
 _IS_SUPERUSER = sa.text("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
 
-# What somebody else has to close: `names_tables` the owner of the schema, if that is not who migrates, and
-# `writes_or_watches` a superuser.
+# Privileges that `migrate` could not revoke: the owner of the schema has to revoke `names_tables`, and a superuser
+# `writes_or_watches`.
 LEFT_TO_READERS = f"""
     SELECT (SELECT count(*) FROM pg_auth_members WHERE roleid = CAST('{READER}' AS regrole)
               AND NOT admin_option) AS logins,
@@ -82,11 +83,11 @@ LEFT_TO_READERS = f"""
 
 
 class RolesMissingError(Exception):
-    """The roles are not there, and this login may not create them."""
+    """Roles are missing, and this login may not create them."""
 
 
 def apply(connection: sa.Connection) -> None:
-    """Create what is missing of roles, privileges and policies. Raises RolesMissingError."""
+    """Create missing roles, privileges and policies. Raises RolesMissingError."""
     _create_roles(connection)
     _protect_database(connection)
     connection.execute(sa.text(f"GRANT SELECT ON alembic_version TO {SERVICE}"))
@@ -111,7 +112,7 @@ def _create_roles(connection: sa.Connection) -> None:
         with connection.begin_nested():
             for role in missing:
                 connection.execute(sa.text(f"CREATE ROLE {role} NOLOGIN"))
-            # So that one login may do both where nobody separates them.
+            # So that a single login can migrate and serve, if the operator uses no separate logins.
             if not connection.execute(_MAY_ACT_AS_SERVICE, {"role": SERVICE}).scalar_one():
                 connection.execute(sa.text(f"GRANT {SERVICE} TO CURRENT_USER"))
     except sa.exc.ProgrammingError as error:
@@ -124,10 +125,10 @@ def _create_roles(connection: sa.Connection) -> None:
 
 
 def _protect_database(connection: sa.Connection) -> None:
-    """Take from PUBLIC what the owner can, and let bare names find what each role reads."""
+    """Revoke PUBLIC's privileges as far as the owner can, and set the search path."""
     database = connection.execute(sa.text("SELECT quote_ident(current_database())")).scalar_one()
     connection.execute(sa.text(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC"))
-    # CREATE: a database that began with Postgres 14 lets everybody.
+    # CREATE: in a database that was created with Postgres 14, PUBLIC has it.
     connection.execute(sa.text(f"REVOKE USAGE, CREATE ON SCHEMA public FROM PUBLIC, {READER}"))
     for role in (SERVICE, ADMIN):
         connection.execute(sa.text(f"GRANT USAGE ON SCHEMA public TO {role}"))
@@ -136,7 +137,7 @@ def _protect_database(connection: sa.Connection) -> None:
 
 
 def _grant(connection: sa.Connection, table: str) -> None:
-    # Earlier versions gave it some.
+    # Earlier versions granted readers some tables.
     connection.execute(sa.text(f"REVOKE ALL ON {table} FROM {READER}"))
     if table == _READERS:
         connection.execute(sa.text(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {ADMIN}"))
@@ -151,7 +152,7 @@ def _grant(connection: sa.Connection, table: str) -> None:
 
 
 def _protect(connection: sa.Connection, table: str) -> None:
-    """Let each role see its rows only. A lock on the whole table is taken the first time alone."""
+    """Create the policies that limit each role to its rows. Only the first run locks the whole table."""
     is_protected = sa.text("SELECT relrowsecurity FROM pg_class WHERE oid = CAST(:table AS regclass)")
     if not connection.execute(is_protected, {"table": table}).scalar_one():
         connection.execute(sa.text(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"))

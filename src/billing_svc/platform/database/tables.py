@@ -2,13 +2,13 @@
 
 Rules that hold for every table:
 
-- It must shard by account (Citus): `account_id` comes first in the primary key and in every unique key of a table that
-  grows, foreign keys stay within an account, rows without an account use the empty string. The exceptions are
+- It can be sharded by account (Citus): `account_id` comes first in the primary key and in every unique key of a table
+  that grows, foreign keys stay within an account, rows without an account use the empty string. The exceptions are
   `stripe_events`, `stripe_objects` and `stripe_customers`, which are found by Stripe's ids, and the catalog's tables,
   which do not grow with use.
 - Quantities are int64 in the meter's unit; money is never stored as floating point; times are UTC instants that the
   service passes as parameters.
-- Checks repeat what the code promises, so that a bug becomes an error instead of wrong money.
+- Check constraints repeat what the code promises, so that a bug causes an error instead of wrong money.
 """
 
 import sqlalchemy as sa
@@ -26,53 +26,53 @@ metadata = sa.MetaData(
 
 _INSTANT = sa.DateTime(timezone=True)
 
-# One row for an account that ever mutated anything. A check of an unknown account writes none.
+# A row for each account that ever had a mutation. A check of an unknown account writes no row.
 accounts = sa.Table(
     "accounts",
     metadata,
     sa.Column("account_id", sa.Text, primary_key=True),
-    # The anchor of free periods where the catalog counts them from signup.
+    # The anchor of free periods, if the catalog counts them from signup.
     sa.Column("created_at", _INSTANT, nullable=False),
-    # The account's customer at Stripe; stripe_customers is the way back.
+    # The account's customer at Stripe; stripe_customers maps the customer to the account.
     sa.Column("customer_id", sa.Text),
-    # The subscription under which pay-as-you-go was switched on, and with which it ends, by the clock; null: off.
+    # The subscription under which pay-as-you-go was switched on; pay-as-you-go ends when it ends. Null: off.
     sa.Column("pay_as_you_go_under", sa.Text),
     sa.CheckConstraint("account_id <> ''", name="named"),
-    # In the order of bytes: it finds the accounts below one whatever the database's locale (readers, ADR 0014).
+    # In byte order: finds the accounts below an account in any locale of the database (readers, ADR 0014).
     sa.Index("ix_accounts_prefix", "account_id", postgresql_ops={"account_id": "text_pattern_ops"}),
 )
 
-# A version is immutable once stored; sold subscriptions refer to it for ever.
+# A stored version never changes; sold subscriptions refer to it for ever.
 catalog_versions = sa.Table(
     "catalog_versions",
     metadata,
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("name", sa.Text, nullable=False),
-    # Not unique: going back to an older content is a new version.
+    # Not unique: publishing an older content again makes a new version.
     sa.Column("content_hash", sa.Text, nullable=False),
-    # json, not jsonb: the order of plans and prices means something.
+    # json, not jsonb: the order of plans and prices has a meaning.
     sa.Column("document", sa.JSON, nullable=False),
     sa.Column("created_at", _INSTANT, nullable=False),
     sa.Column("created_by", sa.Text, nullable=False),
 )
 
-# What we know of a Stripe subscription, as of the last fetch. Written in `stripe/subscription_records.py` alone.
+# A Stripe subscription as of the last fetch. Only `stripe/subscription_records.py` writes it.
 subscriptions = sa.Table(
     "subscriptions",
     metadata,
     sa.Column("account_id", sa.Text, primary_key=True),
     sa.Column("subscription_id", sa.Text, primary_key=True),
     sa.Column("customer_id", sa.Text, nullable=False),
-    # Stripe's own word, also one that this version does not know.
+    # Stripe's status, also if this version does not know it.
     sa.Column("status", sa.Text, nullable=False),
-    # What was sold: the plan with the catalog version and the price that it was sold under.
+    # The sold plan, with the price and the catalog version of the sale.
     sa.Column("plan", sa.Text, nullable=False),
     sa.Column("price", sa.Text, nullable=False),
     sa.Column("catalog_version", sa.Integer, nullable=False),
-    # False for a metered-only one that carries pay-as-you-go; such a one is no plan subscription.
+    # False for a subscription with metered items only, which carries pay-as-you-go and gives no plan.
     sa.Column("is_plan", sa.Boolean, nullable=False),
     sa.Column("quantity", sa.BigInteger, nullable=False),
-    # Quota months are counted from here, always.
+    # Quota months are always counted from this instant.
     sa.Column("anchor", _INSTANT, nullable=False),
     # Stripe's billing period, of the base item.
     sa.Column("billing_period_start", _INSTANT, nullable=False),
@@ -81,15 +81,15 @@ subscriptions = sa.Table(
     sa.Column("cancel_at_period_end", sa.Boolean, nullable=False),
     sa.Column("cancel_at", _INSTANT),
     sa.Column("ended_at", _INSTANT),
-    # The half-open interval in which it gives the account its plan, derived from all of the above on each save: it is
-    # what every decision reads. Equal bounds: it never did (incomplete).
+    # The half-open interval in which the subscription gives the account its plan. Derived from the columns above at
+    # each save; every decision reads it. Equal bounds: the subscription never gave its plan (incomplete).
     sa.Column("effective_from", _INSTANT, nullable=False),
     sa.Column("effective_until", _INSTANT),
-    # The checkout page of ours that it came from; null: it was made in another way.
+    # The checkout of this service that created the subscription; null if it was created in another way.
     sa.Column("checkout_id", sa.Text),
-    # A second one, bought while another was in force: it never gives its plan, and is ended as soon as it is seen.
+    # A second subscription, bought while another was in force: it never gives its plan, and the worker ends it.
     sa.Column("superfluous", sa.Boolean, nullable=False, server_default=sa.false()),
-    # The schedule at Stripe that changes it later, and that change; all null without one.
+    # The schedule at Stripe that changes the subscription later, and the pending change; all null without a schedule.
     sa.Column("schedule_id", sa.Text),
     sa.Column("pending_plan", sa.Text),
     sa.Column("pending_price", sa.Text),
@@ -102,11 +102,11 @@ subscriptions = sa.Table(
     sa.CheckConstraint(
         "num_nulls(pending_plan, pending_price, pending_quantity, pending_at) IN (0, 4)", name="pending"
     ),
-    # A decision reads those in force and those that ended within its horizon, however many there ever were.
+    # A decision reads the subscriptions in force and those that ended within its horizon, and no older rows.
     sa.Index("ix_subscriptions_effective", "account_id", "effective_until"),
 )
 
-# The totals of one account, meter and quota period. All mutations of a counter lock its row first.
+# The totals of an account, meter and quota period. Every mutation of a counter locks its row first.
 usage_counters = sa.Table(
     "usage_counters",
     metadata,
@@ -116,47 +116,47 @@ usage_counters = sa.Table(
     sa.Column("period_end", _INSTANT, nullable=False),
     # Consumable: the sum of the period's events. Gauge: the period's peak.
     sa.Column("used", sa.BigInteger, nullable=False, server_default="0"),
-    # Of a gauge: its level when this was last written, the last one of a period that is past. Null on consumables.
+    # Of a gauge: its level at the counter's last write, so the final level of a past period. Null on consumables.
     sa.Column("level", sa.BigInteger),
     sa.Column("reserved", sa.BigInteger, nullable=False, server_default="0"),
-    # The units that fell beyond the included quantity under the terms in force when they were recorded.
+    # The units beyond the included quantity, under the terms that were in force when they were recorded.
     sa.Column("billable", sa.BigInteger, nullable=False, server_default="0"),
     # How much of `billable` is in usage_reports rows.
     sa.Column("sealed", sa.BigInteger, nullable=False, server_default="0"),
-    # The terms under which it was last written: late events of this period are counted under them.
+    # The terms of the counter's last write: late events of this period are counted under them.
     sa.Column("catalog_version", sa.Integer, nullable=False),
     sa.Column("plan", sa.Text, nullable=False),
     sa.Column("subscription_id", sa.Text),
     sa.Column("quantity", sa.BigInteger, nullable=False),
     sa.Column("pay_as_you_go", sa.Boolean, nullable=False),
-    # Null: unlimited. With `overridden`, an override of the account's own decided it.
+    # Null: unlimited. With `overridden`, the account's override set it.
     sa.Column("included", sa.BigInteger),
     sa.Column("overridden", sa.Boolean, nullable=False),
-    # When usage first went beyond the included quantity in this period; a grace counts from here.
+    # When usage first exceeded the included quantity in this period; the grace period starts here.
     sa.Column("exceeded_at", _INSTANT),
     sa.Column("updated_at", _INSTANT, nullable=False),
     sa.CheckConstraint("period_start < period_end", name="period"),
     sa.CheckConstraint("used >= 0", name="used"),
     sa.CheckConstraint("reserved >= 0", name="reserved"),
     sa.CheckConstraint("billable BETWEEN 0 AND used", name="billable"),
-    # The reporting worker looks for what is not sealed yet, and finds only that.
+    # For the worker's search for unsealed usage; the index holds only counters that have some.
     sa.Index("ix_usage_counters_unsealed", "account_id", postgresql_where=sa.text("billable <> sealed")),
 )
 
-# One immutable fact each. The key is promise 1: an event id counts once in its account, for as long as it is kept.
+# Each row is an immutable fact. The key ensures promise 1: an event id counts once in its account while it is kept.
 usage_events = sa.Table(
     "usage_events",
     metadata,
     sa.Column("account_id", sa.Text, primary_key=True),
     sa.Column("event_id", sa.Text, primary_key=True),
-    # What was sent, as sent; a repeat is compared with these.
+    # The event's content as sent; a repeat is compared with these columns.
     sa.Column("sent_meter", sa.Text),
     sa.Column("sent_operation", sa.Text),
     sa.Column("sent_quantity", sa.BigInteger),
     sa.Column("sent_level", sa.BigInteger),
     sa.Column("sent_occurred_at", _INSTANT),
     sa.Column("properties", JSONB),
-    # What it meant: `units` went into the counter (meter, period_start), `billable` of them beyond the included.
+    # The effect: `units` were added to the counter (meter, period_start), `billable` of them beyond the included.
     sa.Column("meter", sa.Text, nullable=False),
     sa.Column("period_start", _INSTANT, nullable=False),
     sa.Column("units", sa.BigInteger, nullable=False),
@@ -164,14 +164,14 @@ usage_events = sa.Table(
     sa.Column("occurred_at", _INSTANT, nullable=False),
     sa.Column("recorded_at", _INSTANT, nullable=False),
     sa.Column("retry_attempt", sa.Integer, nullable=False, server_default="0"),
-    # A correction points to the event that it lowers or voids.
+    # Of a correction: the event that it lowers or voids.
     sa.Column("corrects_event_id", sa.Text),
     sa.Column("reservation_id", sa.Text),
     sa.Column("reservation_outcome", sa.Text),
-    # Who sent it, in which request: usage is its own audit.
+    # Who sent it, in which request: usage events are their own audit log.
     sa.Column("caller", sa.Text, nullable=False),
     sa.Column("request_id", sa.Text, nullable=False),
-    # The answer's numbers, so that a repeat is given the first answer again.
+    # The answer's numbers, so that a repeat gets the first answer again.
     sa.Column("period_end", _INSTANT, nullable=False),
     sa.Column("plan", sa.Text, nullable=False),
     sa.Column("catalog_version", sa.Integer, nullable=False),
@@ -183,15 +183,15 @@ usage_events = sa.Table(
     sa.Column("included", sa.BigInteger),
     sa.Column("overridden", sa.Boolean, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
-    # A gauge's set that was older than the last one.
+    # True for a set of a gauge that is older than the gauge's last set.
     sa.Column("superseded", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.CheckConstraint("account_id <> '' AND event_id <> ''", name="named"),
-    # The split of a period by operation and by day. The condition holds for every row: only a query that repeats it can
-    # use this index, so that no look-up of an event id ever goes through all of an account's events instead of the key.
+    # For the split of a period by operation and by day. The condition holds for every row, but only a query that
+    # repeats it can use this index. So a look-up of an event id cannot use it and read all of the account's events.
     sa.Index(
         "ix_usage_events_period", "account_id", "meter", "period_start", postgresql_where=sa.text("account_id <> ''")
     ),
-    # A correction finds what is left of its event.
+    # A correction reads its event's earlier corrections, to compute how many units are left.
     sa.Index(
         "ix_usage_events_corrections",
         "account_id",
@@ -200,23 +200,23 @@ usage_events = sa.Table(
     ),
 )
 
-# Gauges have one level per account and meter, without a period.
+# A gauge has a single level for each account and meter, without a period.
 gauge_levels = sa.Table(
     "gauge_levels",
     metadata,
     sa.Column("account_id", sa.Text, primary_key=True),
     sa.Column("meter", sa.Text, primary_key=True),
     sa.Column("level", sa.BigInteger, nullable=False),
-    # A set that is older than this is stored without effect.
+    # A set older than this instant is stored without effect.
     sa.Column("set_at", _INSTANT),
-    # Until when its peak is accounted for: the end of the last period that was opened with it. The worker opens the
-    # next one where nothing is recorded.
+    # The end of the last period that has a counter, so that its peak counts. The worker opens the next period's
+    # counter if no usage is recorded.
     sa.Column("opened_until", _INSTANT, nullable=False),
     sa.CheckConstraint("level >= 0", name="level"),
     sa.Index("ix_gauge_levels_opened_until", "opened_until", postgresql_where=sa.text("level > 0")),
 )
 
-# What an account has of a meter in place of what its plan includes. Null: unlimited.
+# The included quantity of an account that replaces its plan's for a meter. Null: unlimited.
 account_overrides = sa.Table(
     "account_overrides",
     metadata,
@@ -230,7 +230,7 @@ account_overrides = sa.Table(
     sa.CheckConstraint("included >= 0", name="included"),
 )
 
-# How many checks an account was allowed in its present window; only where its plan has a rate limit.
+# How many checks an account was allowed in its current window; only for plans with a rate limit.
 rate_windows = sa.Table(
     "rate_windows",
     metadata,
@@ -245,11 +245,11 @@ reservations = sa.Table(
     sa.Column("account_id", sa.Text, primary_key=True),
     sa.Column("reservation_id", sa.Text, primary_key=True),
     sa.Column("request_id", sa.Text, nullable=False),
-    # The counter that holds it, and is relieved of it.
+    # The counter whose `reserved` includes the units while they are held.
     sa.Column("meter", sa.Text, nullable=False),
     sa.Column("period_start", _INSTANT, nullable=False),
     sa.Column("units", sa.BigInteger, nullable=False),
-    # What was asked for, as sent; a repeat of the request id is compared with these.
+    # The request's content as sent; a repeat of the request id is compared with these columns.
     sa.Column("sent_meter", sa.Text, nullable=False),
     sa.Column("sent_operation", sa.Text, nullable=False),
     sa.Column("sent_quantity", sa.BigInteger, nullable=False),
@@ -259,12 +259,12 @@ reservations = sa.Table(
     sa.Column("closed_at", _INSTANT),
     sa.Column("event_id", sa.Text),
     sa.Column("caller", sa.Text, nullable=False),
-    # The same request is the same reservation.
+    # A repeated request finds its reservation and creates no second reservation.
     sa.UniqueConstraint("account_id", "request_id"),
     sa.CheckConstraint("units > 0", name="units"),
     sa.CheckConstraint("state IN ('held', 'settled', 'released', 'expired')", name="state"),
     sa.CheckConstraint("(state = 'held') = (closed_at IS NULL)", name="closed"),
-    # Expired holds must never stand in the way, so each decision finds those of its counter.
+    # Expired holds must not reduce what is left, so each decision reads the expired holds of its counter.
     sa.Index(
         "ix_reservations_held",
         "account_id",
@@ -273,12 +273,12 @@ reservations = sa.Table(
         "expires_at",
         postgresql_where=sa.text("state = 'held'"),
     ),
-    # The worker's sweep.
+    # For the worker's sweep of expired reservations.
     sa.Index("ix_reservations_expiring", "expires_at", postgresql_where=sa.text("state = 'held'")),
 )
 
-# A contiguous slice (from_units, to_units] of a counter's billable total; docs/adr/0007 has its states. It may grow
-# until it is first sent, and never changes after that.
+# A contiguous slice (from_units, to_units] of a counter's billable total; docs/adr/0007 has its states. A slice may
+# grow until it is first sent, and never changes after that.
 usage_reports = sa.Table(
     "usage_reports",
     metadata,
@@ -289,43 +289,43 @@ usage_reports = sa.Table(
     sa.Column("slice", sa.Integer, nullable=False),
     sa.Column("from_units", sa.BigInteger, nullable=False),
     sa.Column("to_units", sa.BigInteger, nullable=False),
-    # The terms that it is charged under, and the subscription whose invoices carry it; null: none does.
+    # The terms that the slice is charged under, and the subscription whose invoices include it (null: none).
     sa.Column("plan", sa.Text, nullable=False),
     sa.Column("catalog_version", sa.Integer, nullable=False),
     sa.Column("subscription_id", sa.Text),
     sa.Column("customer_id", sa.Text, nullable=False),
     sa.Column("stripe_event_name", sa.Text, nullable=False),
-    # The event's timestamp, inside the billing period, which ends (as far as is known when it is sealed) at period_end.
+    # The meter event's timestamp, inside the billing period. period_end is that period's end as known at sealing.
     sa.Column("reported_for", _INSTANT, nullable=False),
     sa.Column("period_end", _INSTANT, nullable=False),
-    # What Stripe knows it by. A new one is given only to what is certain not to be at Stripe.
+    # The meter event's identifier at Stripe. It is replaced only if the event is certainly not at Stripe.
     sa.Column("identifier", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("next_attempt_at", _INSTANT, nullable=False),
-    # Stored before the call. Null: certain not to be at Stripe.
+    # Stored before the call to Stripe. Null: the event is certainly not at Stripe.
     sa.Column("first_attempt_at", _INSTANT),
     sa.Column("last_attempt_at", _INSTANT),
-    # Stripe said that it is wrong, but an earlier attempt may have arrived: its meter tells.
+    # When Stripe refused the event. An earlier attempt may have arrived; the sum of Stripe's meter tells.
     sa.Column("refused_at", _INSTANT),
     sa.Column("error", sa.Text),
-    # Of what is charged as an invoice item: its amount in minor units, and the item, if that is not 0.
+    # Of a slice that is charged as an invoice item: the amount in minor units, and the item unless the amount is 0.
     sa.Column("amount", sa.BigInteger),
     sa.Column("invoice_item_id", sa.Text),
     sa.Column("sealed_at", _INSTANT, nullable=False),
     sa.Column("closed_at", _INSTANT),
-    # Slices of a counter follow each other without gap or overlap: the next one takes the next number.
+    # Slices of a counter have consecutive numbers and follow each other without gap or overlap.
     sa.UniqueConstraint("account_id", "meter", "period_start", "slice"),
     sa.UniqueConstraint("account_id", "identifier"),
     sa.CheckConstraint("(from_units = to_units) = (state = 'void')", name="slice"),
     sa.CheckConstraint("from_units >= 0 AND to_units >= 0", name="bounds"),
     sa.CheckConstraint("length(identifier) <= 100", name="identifier"),
-    # 'sealed': to be sent. 'late': to be an invoice item. 'itemised': that is made, and waits for an invoice of its
-    # own. 'void': corrected away before it was sent.
+    # 'sealed': to be sent. 'late': to be charged as an invoice item. 'itemised': the item exists and waits for its own
+    # invoice. 'void': corrected to zero before it was sent.
     sa.CheckConstraint("state IN ('sealed', 'late', 'itemised', 'sent', 'invoiced', 'failed', 'void')", name="state"),
     sa.CheckConstraint("(state IN ('sealed', 'late', 'itemised')) = (closed_at IS NULL)", name="closed"),
     sa.CheckConstraint("(state IN ('itemised', 'invoiced')) <= (amount IS NOT NULL)", name="amount"),
-    # What the worker has to do something about.
+    # The slices that the worker has to process.
     sa.Index(
         "ix_usage_reports_open",
         "next_attempt_at",
@@ -336,22 +336,22 @@ usage_reports = sa.Table(
         "account_id",
         postgresql_where=sa.text("state IN ('sealed', 'late', 'itemised')"),
     ),
-    # Stripe's error reports name nothing else.
+    # Stripe's error reports name a slice by its identifier only.
     sa.Index("ix_usage_reports_identifier", "identifier"),
-    # What an operator has to look at is counted every few seconds.
+    # Failed slices are counted every few seconds for the metrics.
     sa.Index("ix_usage_reports_failed", "account_id", postgresql_where=sa.text("state = 'failed'")),
 )
 
 usage_alerts = sa.Table(
     "usage_alerts",
     metadata,
-    # The key is "exactly once": a new included quantity opens the thresholds again.
+    # The key makes an alert be raised exactly once. A new included quantity makes the thresholds count again.
     sa.Column("account_id", sa.Text, primary_key=True),
     sa.Column("meter", sa.Text, primary_key=True),
     sa.Column("period_start", _INSTANT, primary_key=True),
     sa.Column("threshold_percent", sa.Integer, primary_key=True),
     sa.Column("included", sa.BigInteger, primary_key=True),
-    # What callers name it by.
+    # The id that callers use.
     sa.Column("alert_id", sa.Text, nullable=False),
     sa.Column("severity", sa.Text, nullable=False),
     sa.Column("used", sa.BigInteger, nullable=False),
@@ -360,11 +360,11 @@ usage_alerts = sa.Table(
     sa.Column("acknowledged_by", sa.Text),
     sa.CheckConstraint("severity IN ('warning', 'critical', 'exceeded')", name="severity"),
     sa.UniqueConstraint("account_id", "alert_id"),
-    # Lists run newest first.
+    # Lists are newest first.
     sa.Index("ix_usage_alerts_raised", "account_id", "raised_at", "threshold_percent", "alert_id"),
 )
 
-# As of the last fetch. No foreign key to subscriptions: an invoice may arrive before its subscription.
+# Invoices as of the last fetch. No foreign key to subscriptions: an invoice may arrive before its subscription.
 invoices = sa.Table(
     "invoices",
     metadata,
@@ -379,26 +379,26 @@ invoices = sa.Table(
     sa.Column("total", sa.BigInteger, nullable=False),
     sa.Column("amount_due", sa.BigInteger, nullable=False),
     sa.Column("amount_paid", sa.BigInteger, nullable=False),
-    # Attempts to collect it so far, the failed ones among them.
+    # Attempts to collect the payment so far, including failed attempts.
     sa.Column("attempt_count", sa.Integer, nullable=False),
     sa.Column("next_payment_attempt_at", _INSTANT),
     sa.Column("due_at", _INSTANT),
     sa.Column("paid_at", _INSTANT),
     sa.Column("period_start", _INSTANT, nullable=False),
     sa.Column("period_end", _INSTANT, nullable=False),
-    # The first so many; whether Stripe has more.
+    # The invoice's first lines, up to a maximum; `more_lines` says whether Stripe has more.
     sa.Column("lines", JSONB, nullable=False),
     sa.Column("more_lines", sa.Boolean, nullable=False),
     sa.Column("hosted_url", sa.Text),
     sa.Column("pdf_url", sa.Text),
     sa.Column("created_at", _INSTANT, nullable=False),
     sa.Column("updated_at", _INSTANT, nullable=False),
-    # Lists run newest first: one account's, and all.
+    # Lists are newest first: for an account, and for all accounts.
     sa.Index("ix_invoices_account_created", "account_id", "created_at", "invoice_id"),
     sa.Index("ix_invoices_created", "created_at", "invoice_id"),
 )
 
-# The one look-up from Stripe's side to ours.
+# Maps Stripe's customers to accounts.
 stripe_customers = sa.Table(
     "stripe_customers",
     metadata,
@@ -408,7 +408,7 @@ stripe_customers = sa.Table(
     sa.Column("deleted_at", _INSTANT),
 )
 
-# Every price ever made, for ever: a subscription may hold one whose lookup key has moved on.
+# Every price ever created, never deleted: a subscription may use a price whose lookup key now belongs to a newer price.
 stripe_prices = sa.Table(
     "stripe_prices",
     metadata,
@@ -417,19 +417,19 @@ stripe_prices = sa.Table(
     sa.Column("product_id", sa.Text, nullable=False),
     sa.Column("catalog_version", sa.Integer, nullable=False),
     sa.Column("plan", sa.Text, nullable=False),
-    # The plan's price for a base item; empty for a metered one, which names its meter instead.
+    # The plan's price for a base item. Empty for a metered item, which has `meter` instead.
     sa.Column("price", sa.Text, nullable=False),
     sa.Column("meter", sa.Text, nullable=False),
     sa.Column("pay_as_you_go", sa.Boolean, nullable=False),
     sa.Column("stripe_event_name", sa.Text),
-    # False once a newer price took over its lookup key.
+    # False after a newer price took its lookup key.
     sa.Column("is_current", sa.Boolean, nullable=False),
     sa.Column("created_at", _INSTANT, nullable=False),
     sa.CheckConstraint("(price = '') <> (meter = '')", name="base_or_metered"),
     sa.Index("uq_stripe_prices_current", "lookup_key", unique=True, postgresql_where=sa.text("is_current")),
 )
 
-# One checkout page. At most one is open for an account, whatever races.
+# A checkout page. A partial unique index allows an account a single open checkout, also when calls race.
 checkouts = sa.Table(
     "checkouts",
     metadata,
@@ -441,7 +441,7 @@ checkouts = sa.Table(
     sa.Column("success_url", sa.Text, nullable=False),
     sa.Column("cancel_url", sa.Text, nullable=False),
     sa.Column("catalog_version", sa.Integer, nullable=False),
-    # 'opening': the intent is stored, Stripe has not answered yet.
+    # 'opening': the intent is stored, but Stripe has not answered yet.
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("session_id", sa.Text),
     sa.Column("url", sa.Text),
@@ -458,27 +458,28 @@ checkouts = sa.Table(
     ),
 )
 
-# What a caller asked of a subscription under a request id, so that the same again gives the same, and other content is
-# refused. Kept for good.
+# A caller's request to change a subscription, by its request id: a repeat gets the same answer, and different content
+# is refused. Rows are never deleted.
 change_requests = sa.Table(
     "change_requests",
     metadata,
     sa.Column("account_id", sa.Text, primary_key=True),
     sa.Column("request_id", sa.Text, primary_key=True),
     sa.Column("kind", sa.Text, nullable=False),
-    # As sent; a repeat is compared with it.
+    # The request as sent; a repeat is compared with it.
     sa.Column("content", JSONB, nullable=False),
-    # What it came to when it was first seen; repeats carry out just this, whatever the catalog has become.
+    # The change that the request meant when it was first seen; repeats carry out exactly this, also if the catalog
+    # has changed since.
     sa.Column("target", JSONB, nullable=False),
-    # What was answered beside the subscription; null while it is under way.
+    # The parts of the answer beside the subscription; null while the request is under way.
     sa.Column("answer", JSONB),
     sa.Column("created_at", _INSTANT, nullable=False),
     sa.Column("closed_at", _INSTANT),
     sa.CheckConstraint("account_id <> '' AND request_id <> ''", name="named"),
 )
 
-# What the worker has to do about a subscription at Stripe, because of something that happened here. The row goes when
-# it is done; a new cause gives it a new id, under which it is done anew.
+# Work that the worker has to do on a subscription at Stripe, because of a change in this service. The row is deleted
+# when the work is done; a new cause gives the row a new id, so that the work is done again.
 subscription_duties = sa.Table(
     "subscription_duties",
     metadata,
@@ -492,13 +493,13 @@ subscription_duties = sa.Table(
     sa.Index("ix_subscription_duties_due_at", "due_at"),
 )
 
-# The intent before a Stripe write, its result after. The idempotency key and the exact parameters come from here, so
-# that a crash anywhere can be repeated.
+# The intent of a write at Stripe, stored before the call, and its result, stored after it. A repetition after a crash
+# uses the stored idempotency key and the exact stored parameters.
 stripe_requests = sa.Table(
     "stripe_requests",
     metadata,
     sa.Column("account_id", sa.Text, primary_key=True),
-    # What it is for, as a key: 'customer', 'checkout:<id>', ... One intent for each purpose.
+    # What the write is for: 'customer', 'checkout:<id>', ... There is a single intent for each purpose.
     sa.Column("purpose", sa.Text, primary_key=True),
     sa.Column("idempotency_key", sa.Text, nullable=False),
     sa.Column("operation", sa.Text, nullable=False),
@@ -506,7 +507,7 @@ stripe_requests = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("result", JSONB),
     sa.Column("error", sa.Text),
-    # Stripe keeps a 500 as the answer under the key: look the object up before a new attempt under a new one.
+    # Stripe repeats a 500 for the same key: the object must be looked up before an attempt under a new key.
     sa.Column("answered_500", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("created_at", _INSTANT, nullable=False),
     sa.Column("closed_at", _INSTANT),
@@ -520,14 +521,14 @@ stripe_events = sa.Table(
     metadata,
     sa.Column("event_id", sa.Text, primary_key=True),
     sa.Column("type", sa.Text, nullable=False),
-    # The Stripe object that applying it refreshes; one worker at a time works on an object.
+    # The Stripe object that applying the event fetches; a single worker at a time works on an object.
     sa.Column("object_id", sa.Text, nullable=False),
     sa.Column("account_id", sa.Text, nullable=False, server_default=""),
     sa.Column("livemode", sa.Boolean, nullable=False),
     sa.Column("api_version", sa.Text),
     sa.Column("created_at", _INSTANT, nullable=False),
     sa.Column("received_at", _INSTANT, nullable=False),
-    # The verified bytes; null once it was applied or ignored long ago. The row stays, so that its id counts once.
+    # The verified bytes; null long after the event was applied or ignored. The row stays, so that its id counts once.
     sa.Column("body", sa.LargeBinary),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
@@ -539,7 +540,7 @@ stripe_events = sa.Table(
     sa.CheckConstraint("(state = 'waiting') = (closed_at IS NULL)", name="closed"),
     sa.Index("ix_stripe_events_waiting", "next_attempt_at", postgresql_where=sa.text("state = 'waiting'")),
     sa.CheckConstraint("body IS NOT NULL OR state IN ('applied', 'ignored')", name="body"),
-    # Also finds what failed: a fresh fetch for a new event serves it as well.
+    # Includes failed events: the fetch for a new event of the object applies them too.
     sa.Index("ix_stripe_events_object", "object_id", postgresql_where=sa.text("state IN ('waiting', 'failed')")),
     sa.Index("ix_stripe_events_received", "received_at", "event_id"),
     # Bodies to be deleted.
@@ -550,7 +551,8 @@ stripe_events = sa.Table(
     ),
 )
 
-# The lease of a Stripe object: who may apply its events now. A holder whose number was passed has lost it.
+# The lease of a Stripe object: its holder may apply the object's events. A holder has lost its lease if `fence` is
+# greater than the number that it got.
 stripe_objects = sa.Table(
     "stripe_objects",
     metadata,
@@ -559,7 +561,7 @@ stripe_objects = sa.Table(
     sa.Column("leased_until", _INSTANT, nullable=False),
 )
 
-# One row per mutation that is not usage, in its transaction.
+# A row for each mutation that is not usage, written in the mutation's transaction.
 audit_log = sa.Table(
     "audit_log",
     metadata,
@@ -572,18 +574,18 @@ audit_log = sa.Table(
     sa.Column("request_id", sa.Text, nullable=False),
     sa.Column("changes", JSONB, nullable=False),
     sa.Index("ix_audit_log_account_at", "account_id", "at", "entry_id"),
-    # Operators list all accounts' together, newest first.
+    # Operators list the entries of all accounts together, newest first.
     sa.Index("ix_audit_log_at", "at", "account_id", "entry_id"),
 )
 
-# Which accounts a login that reads the database itself sees. The service neither reads nor writes it.
+# Which accounts a login sees that reads the database directly. The service neither reads nor writes this table.
 reader_accounts = sa.Table(
     "reader_accounts",
     metadata,
-    # The name that it logs in with.
+    # The name of the Postgres login.
     sa.Column("login", sa.Text, primary_key=True),
-    # This account and those below it, as scope.py has it for callers; `readable.account_ids()` finds them.
+    # Opens this account and the accounts below it, as api/scope.py does for callers; see `readable.account_ids()`.
     sa.Column("account_prefix", sa.Text, primary_key=True),
-    # Every id begins with the empty string.
+    # An empty prefix would open every account.
     sa.CheckConstraint("account_prefix <> ''", name="named"),
 )

@@ -1,7 +1,8 @@
-"""The one way in which the service runs transactions.
+"""Runs every transaction of the service.
 
-A transaction runs in a task of its own: a caller that goes away (a client's deadline, a closed connection) does not
-tear it apart. It has a time budget of its own instead, and repeats where Postgres says that a repetition may succeed.
+A transaction runs in its own task, so a caller that goes away (a client's deadline, a closed connection) does not
+interrupt it. The task has a time budget instead, and repeats the transaction if Postgres says that a repetition may
+succeed.
 """
 
 import asyncio
@@ -23,49 +24,51 @@ _log = structlog.get_logger(__name__)
 
 # Longer than a statement may take, shorter than what a client usually waits.
 BUDGET_SECONDS = 5.0
-# After the budget the statement is cancelled and the connection put in order; a server that is frozen does not answer
-# even that, and the caller is told all the same.
+# After the budget, the statement is cancelled and the connection cleaned up. A frozen Postgres does not answer the
+# cancellation either; after this time the caller gets the error anyway.
 CLEANUP_SECONDS_MAX = 1.0
-# With the pauses below, this outlasts a burst of conflicts; a conflict that persists is the caller's to repeat.
+# With the pauses below, this is enough for a burst of conflicts. If conflicts persist, the caller repeats the call.
 ATTEMPTS_MAX = 6
-# The pause before the second attempt; it doubles, up to the most. Random, so that rivals part.
+# The pause before the second attempt; it doubles up to the maximum. The pause is random, so that two transactions in
+# conflict do not meet again.
 PAUSE_SECONDS = 0.005
 PAUSE_SECONDS_MAX = 0.1
-# After a restart of Postgres every pooled connection is dead; the first one found so empties the pool, so one
+# After a restart of Postgres every pooled connection is dead. The first dead connection empties the pool, so a single
 # repetition is enough.
 LOST_CONNECTIONS_MAX = 1
 
-# Far below the pool's bound on a connection's age, which it then looks at.
+# How long a connection is kept. Far below the maximum age of a connection, which the pool checks when it lends.
 KEPT_SECONDS_MAX = 60.0
 
-# Postgres undid the transaction because of others; the same again may succeed.
+# Postgres rolled the transaction back because of concurrent transactions; a repetition may succeed.
 _CONFLICTS = frozenset({"40001", "40P01"})
-# Not now: lock_timeout, a read-only standby after a failover, and the two time-outs that end a session.
+# Unavailable for now: lock_timeout, a read-only standby after a failover, and the two time-outs that end a session.
 _NOT_NOW = frozenset({"55P03", "25006", "25P03", "25P04"})
-# Not now, whole classes: connection, insufficient resources, operator intervention (shutdown, statement_timeout).
+# Unavailable for now, by class: connection, insufficient resources, operator intervention (shutdown,
+# statement_timeout).
 _NOT_NOW_CLASSES = frozenset({"08", "53", "57"})
 
 
 class RetryTransaction(Exception):
-    """A store lost a race that the same work, done again, would see: undo it all and begin anew."""
+    """A store lost a race against a concurrent transaction: the transaction is rolled back, and the work runs again."""
 
 
 class _ConnectionLost(Exception):
-    """The connection went before COMMIT was sent: nothing was written."""
+    """The connection was lost before COMMIT was sent: nothing was written."""
 
 
 class Transactions:
-    """Runs work on connections of one engine."""
+    """Runs work on the connections of an engine."""
 
     def __init__(self, engine: AsyncEngine, budget_seconds: float = BUDGET_SECONDS, *, keep: bool = False) -> None:
         """`budget_seconds` bounds a whole run: waiting for a connection, all attempts, and the commit.
 
-        With `keep` one connection stays lent between runs, until `drain`: to take one from the pool and to give it back
-        is a tenth of what a lone check takes.
+        With `keep`, a connection is kept out of the pool between runs, until `drain`: taking a connection from the pool
+        and returning it takes a tenth of the time of a lone check.
         """
         self._engine = engine
         self._kept = _Kept() if keep else None
-        # Runs that wait for a connection of the pool; none is kept from them.
+        # Runs that wait for a connection of the pool. While there are any, no connection is kept.
         self._waiting = 0
         # Each statement is its own transaction, which saves the round trips of BEGIN and COMMIT.
         self._autocommit_engine = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -77,25 +80,25 @@ class Transactions:
     async def run(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` in one transaction (READ COMMITTED) and commit it.
 
-        `work` may run several times and must touch nothing but its connection. What it raises undoes the transaction.
-        Raises `errors.LostRace` when conflicts persist, and `errors.Unavailable` when Postgres is away or too slow: the
-        outcome is then unknown, and the caller repeats with the same ids.
+        `work` may run several times and must touch nothing but its connection. An error that it raises rolls the
+        transaction back. Raises `errors.LostRace` if conflicts persist, and `errors.Unavailable` if Postgres cannot be
+        reached or is too slow: the outcome is then unknown, and the caller repeats the call with the same ids.
         """
         return await self._shielded(lambda: self._transaction(work))
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Run `work`, which only reads. Each of its statements sees what is committed when it begins."""
+        """Run `work`, which only reads. Each statement sees the data that was committed when the statement began."""
         return await self._shielded(lambda: self._reading(self._autocommit_engine, work))
 
     async def look(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Run `work`, whose statements are direct ones, each a transaction of its own; in half the time of `read`.
+        """Run `work`, which only reads, by direct statements, each its own transaction. Takes half the time of `read`.
 
-        A caller that goes away ends it.
+        The work is cancelled if its caller goes away.
         """
         return await self._in_budget(lambda: self._reading(self._engine, work))
 
     async def drain(self) -> None:
-        """Wait for what is under way, including what nobody waits for any more, and keep no connection."""
+        """Wait for all work under way, also if its caller has gone, and return the kept connection to the pool."""
         while self._under_way:
             await asyncio.wait(self._under_way)
         if self._kept is not None:
@@ -106,7 +109,7 @@ class Transactions:
         self._under_way.add(task)
         task.add_done_callback(self._forget)
         try:
-            # Unlike awaiting the task, this leaves it alone when the caller is cancelled.
+            # `asyncio.wait` does not cancel the task when the caller is cancelled; awaiting the task would.
             done, _ = await asyncio.wait({task}, timeout=self._budget_seconds + CLEANUP_SECONDS_MAX)
         except asyncio.CancelledError:
             task.add_done_callback(_report_abandoned)
@@ -126,7 +129,7 @@ class Transactions:
         try:
             result = await self._attempts(attempt)
         except BaseException as error:
-            # As `asyncio.timeout` has it: our own cancellation is taken back, and another one beside it prevails.
+            # As in `asyncio.timeout`: the budget's own cancellation becomes an error, any other cancellation is raised.
             if self._in_time.end(task) or task.uncancel() > cancelled_before:
                 raise
             if not isinstance(error, asyncio.CancelledError):
@@ -164,14 +167,14 @@ class Transactions:
             _refuse_if_failed(connection)
             try:
                 await direct.commit(connection)
-            except psycopg.errors.UniqueViolation as error:  # of what was deferred
+            except psycopg.errors.UniqueViolation as error:  # by a deferred statement
                 raise RetryTransaction from error
             except psycopg.Error as error:
                 if await self._is_lost(connection):
-                    # It may have been committed: only the caller's id tells, so only the caller may repeat.
+                    # The transaction may have been committed. Only the caller, with the same id, can repeat it safely.
                     raise _away() from error
                 _raise_for(error, is_lost=False)
-            if connection.in_transaction():  # SQLAlchemy began one of its own for ordinary statements; it sends nothing
+            if connection.in_transaction():  # SQLAlchemy's own state after ordinary statements; sends nothing
                 await connection.commit()
             return result
         finally:
@@ -181,7 +184,7 @@ class Transactions:
         connection = await self._lend(engine)
         try:
             result = await work(connection)
-            if engine is self._engine and connection.in_transaction():  # an ordinary statement began one
+            if engine is self._engine and connection.in_transaction():  # an ordinary statement began a transaction
                 await connection.commit()
         except (sa.exc.DBAPIError, psycopg.Error) as error:
             _raise_for(error, is_lost=await self._is_lost(connection))
@@ -191,7 +194,7 @@ class Transactions:
             await self._take_back(connection)
 
     async def _lend(self, engine: AsyncEngine) -> AsyncConnection:
-        """Return a connection with nothing under way on it: the one that was kept, or one of the pool's."""
+        """Return an idle connection: the kept connection, or a connection of the pool."""
         if self._kept is not None and engine is self._engine:
             kept = await self._kept.take()
             if kept is not None:
@@ -199,7 +202,8 @@ class Transactions:
         try:
             return _idle_one(engine) or await self._wait_for_one(engine)
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-            # Refused, unreachable, too many, wrong password; or the pool is exhausted.
+            # Postgres refuses or cannot be reached, has too many connections, the password is wrong, or the pool is
+            # exhausted.
             raise _away() from error
 
     async def _wait_for_one(self, engine: AsyncEngine) -> AsyncConnection:
@@ -212,12 +216,12 @@ class Transactions:
             self._waiting -= 1
 
     async def _take_back(self, connection: AsyncConnection) -> None:
-        """Keep a connection, or return it to the pool, with nothing under way; close it if that cannot be had."""
+        """Roll back what is under way, then keep the connection or return it to the pool; close it if that fails."""
         is_fit = False
         try:
             is_fit = not connection.invalidated and await direct.clear(connection)
         except psycopg.Error:
-            pass  # lost, or it will be, below
+            pass  # the connection is lost, or is closed below
         finally:
             if not is_fit:
                 if not connection.invalidated:
@@ -227,8 +231,8 @@ class Transactions:
                 await _give_back(connection)
 
     async def _is_lost(self, connection: AsyncConnection) -> bool:
-        """Say whether a connection is; then no other one is kept that may have died with it."""
-        if connection.invalidated:  # SQLAlchemy noticed by itself, and has done the same
+        """Say whether a connection is lost; if so, close the kept and the pooled connections: they may be dead too."""
+        if connection.invalidated:  # SQLAlchemy noticed the loss and has emptied the pool
             return True
         if not direct.driver_connection(connection).closed:
             return False
@@ -239,14 +243,14 @@ class Transactions:
 
 
 class _Kept:
-    """One connection that stays lent between the runs, for a while: the pool looks at ages when it lends."""
+    """A connection that is kept between runs, for a limited time: the pool checks a connection's age when it lends."""
 
     def __init__(self) -> None:
         self._connection: AsyncConnection | None = None
         self._until = 0.0
 
     async def take(self) -> AsyncConnection | None:
-        """Return it, if it is there and still young."""
+        """Return the kept connection; None if there is none or it was kept for too long."""
         connection, self._connection = self._connection, None
         if connection is not None and asyncio.get_running_loop().time() > self._until:
             await _give_back(connection)
@@ -254,7 +258,7 @@ class _Kept:
         return connection
 
     def keep(self, connection: AsyncConnection, engine: AsyncEngine) -> bool:
-        """Say whether this one stays; not one that has options of its own, or comes second."""
+        """Keep a connection; returns False if another is kept already, or this has its own execution options."""
         if self._connection is not None or connection.engine is not engine or connection.in_transaction():
             return False
         now = asyncio.get_running_loop().time()
@@ -264,38 +268,41 @@ class _Kept:
         return True
 
     async def end(self) -> None:
-        """Give it back."""
+        """Return the kept connection to the pool."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await _give_back(connection)
 
 
 def _idle_one(engine: AsyncEngine) -> AsyncConnection | None:
-    """Lend what lies ready in the pool: without `engine.connect()`'s task switches, which take six times as long."""
-    if engine.get_execution_options():  # to set one takes a switch
+    """Return an idle connection of the pool; None if there is none.
+
+    `engine.connect()` switches tasks and takes six times as long.
+    """
+    if engine.get_execution_options():  # setting an option needs a task switch
         return None
     try:
         return AsyncConnection(engine, engine.sync_engine.connect())
-    except sa.exc.MissingGreenlet:  # none is ready: it would have to wait, or to connect
+    except sa.exc.MissingGreenlet:  # no connection is idle: SQLAlchemy would wait or connect, which needs a switch
         return None
 
 
 async def _give_back(connection: AsyncConnection) -> None:
     if connection.in_transaction() or connection.engine.get_execution_options():
         await connection.close()
-    else:  # nothing is to be reset, so nothing need switch tasks
-        connection.sync_connection.close()  # type: ignore[union-attr]  # of a connection that is open
+    else:  # there is nothing to reset, so no task switch is needed
+        connection.sync_connection.close()  # type: ignore[union-attr]  # not None: the connection is open
 
 
 def _refuse_if_failed(connection: AsyncConnection) -> None:
-    """Raise if a statement failed and `work` went on: Postgres would answer COMMIT with a silent ROLLBACK."""
+    """Raise if a statement failed and `work` continued: Postgres would answer COMMIT with a silent ROLLBACK."""
     status = direct.driver_connection(connection).info.transaction_status
     if status is psycopg.pq.TransactionStatus.INERROR:
-        raise RuntimeError("work went on after a failed statement; undo that with a savepoint, or raise")
+        raise RuntimeError("the work continued after a failed statement; use a savepoint, or let the error pass")
 
 
 def _raise_for(error: sa.exc.DBAPIError | psycopg.Error, *, is_lost: bool) -> Never:
-    """Say what a statement's failure means to the transaction; a defect of ours stays what it is."""
+    """Raise the error that a statement's failure means to the transaction; a defect of our code is raised unchanged."""
     if is_lost:
         raise _ConnectionLost from error
     sqlstate: str = getattr(error.orig if isinstance(error, sa.exc.DBAPIError) else error, "sqlstate", None) or ""
@@ -315,7 +322,7 @@ def _too_slow() -> errors.Unavailable:
 
 
 def _report_abandoned(task: asyncio.Task[T]) -> None:
-    """Take the outcome that no caller will; a defect must not vanish with its caller."""
+    """Log a defect in a transaction whose caller has gone; otherwise the error would be lost."""
     if task.cancelled():
         return
     error = task.exception()

@@ -1,1 +1,1 @@
-"""What operators see of a running process: its metrics, and whether it lives and is ready."""
+"""What operators see of a running process: its metrics, liveness and readiness."""

@@ -1,4 +1,4 @@
-"""The HTTP port for operators: /metrics, /livez, /readyz. On an address of its own, without TLS: not for the world."""
+"""The HTTP port for operators: /metrics, /livez, /readyz. It has no TLS, so it must not be reachable from outside."""
 
 import asyncio
 import contextlib
@@ -19,14 +19,14 @@ from billing_svc.platform import settings
 
 _log = structlog.get_logger("monitoring")
 
-# Some scrapers and probes, each with one short request.
+# Enough for some scrapers and probes, each with a short request.
 CONNECTIONS_MAX = 32
 KEEP_ALIVE_SECONDS = 75  # longer than a scraper's usual pause
 STOP_SECONDS_MAX = 1
 
 
 class _Server(uvicorn.Server):
-    """uvicorn as a part of a process that minds its own signals."""
+    """uvicorn inside a process that handles signals itself."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -35,13 +35,13 @@ class _Server(uvicorn.Server):
 
 
 def app(metrics: Callable[[], Awaitable[bytes]], is_ready: Callable[[], Awaitable[bool]]) -> ASGIApp:
-    """Return the application; `metrics` gives Prometheus' text format."""
+    """Return the application; `metrics` returns Prometheus' text format."""
 
     async def answer_metrics(_request: Request) -> Response:
         return Response(await metrics(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
     async def answer_alive(_request: Request) -> Response:
-        # The event loop is what answers; one that hangs does not.
+        # The answer comes from the event loop: a process whose loop hangs does not answer.
         return PlainTextResponse("alive\n")
 
     async def answer_ready(_request: Request) -> Response:
@@ -70,7 +70,10 @@ def app_of(registry: registries.CollectorRegistry, is_ready: Callable[[], bool])
 
 @contextlib.asynccontextmanager
 async def answering(listen: str | None, application: ASGIApp) -> AsyncIterator[int | None]:
-    """Answer on `listen` (host:port) meanwhile, and yield the port; None listens nowhere. Raises SettingsError."""
+    """Answer on `listen` (host:port) during the context, and yield the port; None does not listen.
+
+    Raises SettingsError if the address cannot be listened on.
+    """
     if listen is None:
         yield None
         return
@@ -104,11 +107,11 @@ async def answering(listen: str | None, application: ASGIApp) -> AsyncIterator[i
 def _bound(listen: str) -> socket.socket:
     host, port = settings.host_and_port("BILLING_MONITORING_LISTEN", listen)
     try:
-        # SO_REUSEADDR, or a restart would have to wait for the connections of before.
+        # create_server sets SO_REUSEADDR: without it, a restart would wait until the old connections have timed out.
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, reuse_port=False
         )
     except OSError:  # its text quotes the address
         raise settings.SettingsError(
-            "BILLING_MONITORING_LISTEN cannot be listened on: the host is not this machine's, or the port is taken"
+            "BILLING_MONITORING_LISTEN: cannot listen: the host is not an address of this machine, or the port is taken"
         ) from None

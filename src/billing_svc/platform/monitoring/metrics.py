@@ -1,7 +1,7 @@
-"""Every metric of the service, in a registry that each process builds once and hands to those who count.
+"""Every metric of the service, in a registry that each process builds once and passes to the code that counts.
 
-Labels are words of ours (methods, codes, reasons, names of batches and loops), never an account, a caller or a text, so
-that their number is bounded.
+Label values come from fixed sets (methods, codes, reasons, names of batches and loops) and never contain an account, a
+caller or a text, so that the number of time series is bounded.
 """
 
 import collections
@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterable
 import prometheus_client
 from prometheus_client import registry as registries
 
-# A lone check takes about a millisecond; what takes longer than the last one has met the server's deadline.
+# A lone check takes about a millisecond; a call longer than the last bucket has exceeded the server's deadline.
 _CALL_SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-# Up to twice a batch's bound of 6 ms the steps are fine; beyond, a batch waits for the one before it.
+# Buckets are fine up to 12 ms, twice the longest wait for more calls; a longer wait is for the batch before.
 _WAIT_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.5, 2.5)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
-# Each would double a metric, to tell when it was first counted.
+# A `_created` series would double each metric, only to tell when it was first counted.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Calls:
-    """How calls end, and how long they take. Children are bound once for each method and outcome."""
+    """How calls end, and how long they take. Label values are bound once for each method and outcome."""
 
     def __init__(self, registry: registries.CollectorRegistry) -> None:
         self._calls = prometheus_client.Counter(
@@ -29,14 +29,14 @@ class Calls:
         )
         self._seconds = prometheus_client.Histogram(
             "billing_rpc_seconds",
-            "Time from a call's begin to its end.",
+            "Time from a call's start to its end.",
             ["method"],
             buckets=_CALL_SECONDS,
             registry=registry,
         )
 
     def of(self, method: str) -> Callable[[str, str, float], None]:
-        """Return what counts a call of a method: `(code, reason, seconds)`."""
+        """Return the function that counts a call of a method: `(code, reason, seconds)`."""
         observe = self._seconds.labels(method).observe
         bound: dict[tuple[str, str], Callable[[], None]] = {}
 
@@ -88,7 +88,7 @@ class ServerMetrics:
         )
 
     def batch(self, name: str, waiting: Callable[[], int]) -> Batch:
-        """Return what a batcher observes; `waiting` tells the length of its queue when somebody looks."""
+        """Return a batcher's metrics; `waiting` returns the length of its queue at each scrape."""
         self._queue.labels(name).set_function(waiting)
         return Batch(self._sizes.labels(name).observe, self._waits.labels(name).observe)
 
@@ -104,10 +104,10 @@ class ServerMetrics:
             increase(number)
 
     def watch_callers(self, is_stale: Callable[[], bool]) -> None:
-        """Show whether the callers' file as it is now could not be used."""
+        """Show whether the callers' file, as it is now, cannot be used."""
         prometheus_client.Gauge(
             "billing_callers_stale",
-            "1 while the callers' file cannot be used and the callers of before are still in force.",
+            "1 while the callers' file cannot be used and the callers read before are still in force.",
             registry=self.registry,
         ).set_function(is_stale)
 
@@ -129,7 +129,7 @@ class Worker:
         )
         self._backlog = prometheus_client.Gauge(
             "billing_backlog",
-            "Rows that wait for the worker, or that it gave up.",
+            "Rows that wait for the worker, or that the worker gave up.",
             ["queue", "state"],
             registry=self.registry,
         )
@@ -138,7 +138,7 @@ class Worker:
         )
         self._drift = prometheus_client.Gauge(
             "billing_reconcile_drift",
-            "Differences from Stripe that the last reconciliation found and did not mend.",
+            "Differences from Stripe that the last reconciliation found and did not repair.",
             registry=self.registry,
         )
         self._reconciled = prometheus_client.Gauge(
@@ -152,11 +152,11 @@ class Worker:
         self._failures.labels(loop).inc()
 
     def succeeded(self, loop: str) -> None:
-        """Note that a step was finished."""
+        """Record the instant at which a step finished."""
         self._succeeded.labels(loop).set_to_current_time()
 
     def backlog(self, queue: str, *, waiting: int, failed: int, lag_seconds: float) -> None:
-        """Show one queue's rows and the age of its oldest."""
+        """Show the rows of a queue and the age of its oldest row."""
         self._backlog.labels(queue, "waiting").set(waiting)
         self._backlog.labels(queue, "failed").set(failed)
         self._lag.labels(queue).set(lag_seconds)
@@ -168,10 +168,10 @@ class Worker:
 
 
 def watch_pool(registry: registries.CollectorRegistry, in_use: Callable[[], int], size: int) -> None:
-    """Show how many of a pool's connections are lent out."""
+    """Show how many of a pool's connections are in use."""
     prometheus_client.Gauge(
         "billing_database_connections_in_use",
-        "Connections of the pool that are lent out; a server keeps one between calls.",
+        "Connections of the pool that are in use; a server keeps a connection between calls.",
         registry=registry,
     ).set_function(in_use)
     prometheus_client.Gauge("billing_database_connections_max", "The pool's size.", registry=registry).set(size)

@@ -1,4 +1,4 @@
-"""Whether Postgres can be used, asked again and again; turns a process unready and ready by itself."""
+"""Polls whether Postgres can be used, and makes the process unready and ready accordingly."""
 
 import asyncio
 import contextlib
@@ -14,20 +14,20 @@ from billing_svc.platform.database import transactions
 _log = structlog.get_logger("readiness")
 
 POLL_SECONDS = 1.0
-# For one question on a connection of its own, so that a busy pool is not taken for an absent Postgres.
+# For one poll. It has its own connection, so that a busy pool is not taken for an absent Postgres.
 ANSWER_SECONDS_MAX = 2.0
-# One lost question is no outage, and one answer no recovery: callers would be sent to and fro.
+# A single failed poll is no outage, and a single answer no recovery: readiness would change too often.
 FAILURES_TO_UNREADY = 2
 ANSWERS_TO_READY = 2
 
 
 class Readiness:
-    """Ready from the start: a process begins to serve only once it has read its catalog from Postgres."""
+    """The readiness of a process. It starts as ready: the process has read its catalog from Postgres by then."""
 
     def __init__(
         self, database: transactions.Transactions, on_change: Callable[[bool], Awaitable[None]] | None = None
     ) -> None:
-        """`database` has a connection for this alone; `on_change` hears of every change."""
+        """`database` has a connection for these polls only; `on_change` is called at every change."""
         self._database = database
         self._on_change = on_change
         self._postgres_answers = True
@@ -35,22 +35,22 @@ class Readiness:
         self._draining = False
 
     def is_ready(self) -> bool:
-        """Say whether calls should come here."""
+        """Say whether this process should get calls."""
         return self._postgres_answers and not self._draining
 
     def drain(self) -> None:
-        """Be unready from now on."""
+        """Make the process unready until it ends."""
         self._draining = True
 
     async def follow(self, stop: asyncio.Event) -> None:
-        """Ask until `stop`."""
+        """Poll until `stop` is set."""
         while not stop.is_set():
             await self.ask()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), POLL_SECONDS)
 
     async def ask(self) -> None:
-        """Ask once, and change when enough answers in a row say so."""
+        """Poll once; change the readiness after enough equal results in a row."""
         try:
             answers = await self._database.read(_can_be_written)
         except errors.BillingError:
@@ -71,5 +71,5 @@ class Readiness:
 
 
 async def _can_be_written(connection: AsyncConnection) -> bool:
-    # After a failover the old primary may be back as a standby, which answers and takes nothing.
+    # After a failover the old primary may be back as a standby: it answers reads and refuses writes.
     return not await connection.scalar(sa.text("SELECT pg_is_in_recovery()"))

@@ -1,4 +1,4 @@
-"""How far the worker is behind, read from what waits for it."""
+"""How far the worker is behind, read from the rows that wait for it."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.database import tables
 
-# States stand in the text: with parameters, the one plan that is made could not use the partial indexes.
+# The states are literals: with parameters, the generic plan could not use the partial indexes.
 _BACKLOGS = sa.text("""
 SELECT 'stripe_events' AS queue,
        count(*) FILTER (WHERE state = 'waiting') AS waiting,
@@ -28,7 +28,7 @@ SELECT 'duties', count(*), min(created_at), 0 FROM subscription_duties
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """One queue: how many rows wait, since when the oldest does, and how many were given up."""
+    """A queue: how many rows wait, since when the oldest row waits, and how many rows were given up."""
 
     queue: str
     waiting: int
@@ -41,7 +41,7 @@ class Backlog:
 
 
 async def last_reconciliation(connection: AsyncConnection) -> tuple[int, datetime] | None:
-    """Return how much drift the last comparison of everything left, and when that was; None before the first."""
+    """Return the drift that the last full reconciliation left, and when that was; None before the first."""
     log = tables.audit_log.c
     query = (
         sa.select(log.changes["left"].as_integer(), log.at)
@@ -54,5 +54,5 @@ async def last_reconciliation(connection: AsyncConnection) -> tuple[int, datetim
 
 
 async def backlogs(connection: AsyncConnection) -> list[Backlog]:
-    """Return Stripe's events not applied, usage not sent, and what is to be done about subscriptions."""
+    """Return the backlogs: Stripe's events not applied, usage not sent, and follow-ups of subscriptions not done."""
     return [Backlog(**row) for row in (await connection.execute(_BACKLOGS)).mappings()]

@@ -1,4 +1,4 @@
-"""`serve --workers N` seen as one: the parent asks its workers, and tells their metrics apart by a label."""
+"""Metrics of `serve --workers N`: the parent asks its workers, and adds a label that names the worker."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -12,13 +12,13 @@ from starlette.types import ASGIApp
 from billing_svc.platform import settings
 from billing_svc.platform.monitoring import http_port
 
-# Its workers are on this machine; one that does not answer is starting or hangs.
+# The workers are on this machine; a worker that does not answer is starting or hangs.
 ANSWER_SECONDS_MAX = 2.0
 _LOOPBACK = "127.0.0.1"
 
 
 def addresses(listen: str, count: int) -> Sequence[str]:
-    """Return where the workers answer: here alone, on the ports after the parent's. Raises SettingsError."""
+    """Return the workers' addresses: loopback, on the ports after the parent's. Raises SettingsError."""
     _, port = settings.host_and_port("BILLING_MONITORING_LISTEN", listen)
     if not 0 < port <= settings.PORT_MAX - count:
         raise settings.SettingsError(
@@ -28,7 +28,7 @@ def addresses(listen: str, count: int) -> Sequence[str]:
 
 
 def app(workers: Sequence[str]) -> ASGIApp:
-    """Return the parent's application; it is ready when any worker is, because the port they share is then answered."""
+    """Return the parent's application. It is ready if any worker is ready: the shared port is then answered."""
 
     async def metrics() -> bytes:
         texts = await _ask(workers, "/metrics")
@@ -63,7 +63,7 @@ class _Gathered(registry.Collector):
 
 
 async def _ask(workers: Sequence[str], path: str) -> Sequence[str | None]:
-    """Return each worker's answer; None where it was none, or not 200."""
+    """Return each worker's answer; None if a worker did not answer or the status is not 2xx."""
     async with httpx.AsyncClient(trust_env=False, timeout=ANSWER_SECONDS_MAX) as client:
         return await asyncio.gather(*(_ask_one(client, f"http://{worker}{path}") for worker in workers))
 

@@ -1,1 +1,1 @@
-"""What callers asked under their request ids, so that a repeat is given the first answer."""
+"""Requests remembered by their request ids, so that a repeated request gets the first answer."""

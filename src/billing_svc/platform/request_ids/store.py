@@ -1,4 +1,4 @@
-"""What callers asked under their request ids, in Postgres."""
+"""Requests by their request ids, in Postgres."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class CallerRequest:
 
 @dataclass(frozen=True, slots=True)
 class RememberedRequest:
-    """What a request came to, and what was answered; without an answer it is under way."""
+    """The stored target and answer of a request; a request without an answer is under way."""
 
     target: Mapping[str, Any]
     answer: Mapping[str, Any] | None
@@ -35,7 +35,10 @@ class RememberedRequest:
 
 
 async def find(conn: AsyncConnection, asked: CallerRequest) -> RememberedRequest | None:
-    """Return what is remembered of a request; None if its id is new. Raises RequestIdReused."""
+    """Return what is remembered of a request; None if its id is new.
+
+    Raises RequestIdReused if the id was used with different content.
+    """
     query = sa.select(_REQUESTS).where(*_is(asked))
     row = (await conn.execute(query)).one_or_none()
     if row is None:
@@ -47,7 +50,7 @@ async def find(conn: AsyncConnection, asked: CallerRequest) -> RememberedRequest
 
 
 async def remember(conn: AsyncConnection, asked: CallerRequest, target: Mapping[str, object], now: datetime) -> None:
-    """Keep a new request and what it comes to."""
+    """Store a new request and its target."""
     inserted = await conn.execute(
         postgresql.insert(_REQUESTS)
         .values(
@@ -62,12 +65,12 @@ async def remember(conn: AsyncConnection, asked: CallerRequest, target: Mapping[
         .returning(_REQUESTS.c.request_id)
     )
     if inserted.scalar_one_or_none() is None:
-        # The same call at the same time was faster; the next attempt finds it.
+        # A concurrent call with the same id stored its request first; the next attempt finds it.
         raise transactions.RetryTransaction
 
 
 async def keep_answer(conn: AsyncConnection, asked: CallerRequest, answer: Mapping[str, object]) -> Mapping[str, Any]:
-    """Keep what is answered; the first one stays, and is returned."""
+    """Store the answer unless an answer is stored already; returns the stored answer."""
     await conn.execute(
         sa.update(_REQUESTS).where(*_is(asked), _REQUESTS.c.answer.is_(None)).values(answer=dict(answer))
     )
@@ -76,7 +79,7 @@ async def keep_answer(conn: AsyncConnection, asked: CallerRequest, answer: Mappi
 
 
 async def close(conn: AsyncConnection, asked: CallerRequest, now: datetime) -> None:
-    """Note that a request is done: its repeats do nothing any more."""
+    """Mark a request as done: repeats of it do nothing."""
     await conn.execute(sa.update(_REQUESTS).where(*_is(asked), _REQUESTS.c.closed_at.is_(None)).values(closed_at=now))
 
 

@@ -1,1 +1,1 @@
-"""The operators' commands, a module for each noun. Imports inside the commands keep --help and mistakes fast."""
+"""The operators' commands, a module for each noun. Imports are inside the commands, so that --help answers fast."""

@@ -1,6 +1,6 @@
-"""`account show`, `usage show` and `audit`: what there is of an account, for operators."""
+"""`account show`, `usage show` and `audit`: an account's data, for operators."""
 
-# ruff: noqa: PLC0415 - imported inside, so that --help and mistakes are answered at once
+# ruff: noqa: PLC0415 - imported inside, so that --help and wrong options are answered at once
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from billing_svc.platform.database.transactions import Transactions
 
 account_app = typer.Typer(help="Accounts.", no_args_is_help=True)
-usage_app = typer.Typer(help="What accounts have used.", no_args_is_help=True)
+usage_app = typer.Typer(help="The usage of accounts.", no_args_is_help=True)
 
 _Account = Annotated[str, typer.Argument(metavar="ACCOUNT", help="The account's id.")]
 _ENTRIES_MAX = 500
@@ -28,7 +28,7 @@ _ENTRIES_MAX = 500
 
 @account_app.command("show")
 def show_account(account: _Account, *, as_json: common.AsJson = False) -> None:
-    """Show an account: plan, subscriptions, usage, overrides, and what is open."""
+    """Show an account: plan, subscriptions, usage, overrides, open alerts and reservations."""
     from billing_svc.api import account_overview, shown
     from billing_svc.api.conversions import admin as admin_conversions
     from billing_svc.catalog import versions
@@ -59,7 +59,7 @@ def show_account(account: _Account, *, as_json: common.AsJson = False) -> None:
             ("pay-as-you-go", "on" if plan.pay_as_you_go else "off"),
             ("past due", "yes" if plan.past_due else "no"),
             ("customer at Stripe", told.stripe_customer_id or "none"),
-            ("alerts that nobody saw", str(told.open_alerts)),
+            ("open alerts", str(told.open_alerts)),
             ("reservations held", str(told.held_reservations)),
         ],
     )
@@ -100,12 +100,13 @@ def show_account(account: _Account, *, as_json: common.AsJson = False) -> None:
 def show_usage(
     account: _Account,
     at: Annotated[
-        str, typer.Option(metavar="INSTANT", help="In which period: 2026-03-31, 2026-03-31T12:00Z; left out: now.")
+        str,
+        typer.Option(metavar="INSTANT", help="An instant in the period: 2026-03-31, 2026-03-31T12:00Z; default: now."),
     ] = "",
     *,
     as_json: common.AsJson = False,
 ) -> None:
-    """Show what an account has used in a quota period, meter by meter."""
+    """Show an account's usage in a quota period, by meter."""
     from billing_svc.api import shown
     from billing_svc.api.conversions import usage_summary
     from billing_svc.catalog import versions
@@ -132,8 +133,8 @@ def show_usage(
 
 
 def show_audit(
-    account: Annotated[str, typer.Option(help="Only what was done to this account.")] = "",
-    caller: Annotated[str, typer.Option(help="Only what this caller, login, or `stripe` did.")] = "",
+    account: Annotated[str, typer.Option(help="Only changes of this account.")] = "",
+    caller: Annotated[str, typer.Option(help="Only changes by this caller, this login, or `stripe`.")] = "",
     action: Annotated[str, typer.Option(help="Only this action, such as set_override.")] = "",
     since: Annotated[str, typer.Option(metavar="INSTANT", help="From this instant on.")] = "",
     before: Annotated[str, typer.Option(metavar="INSTANT", help="Before this instant.")] = "",

@@ -1,6 +1,6 @@
 """`catalog check`, `plan`, `apply` and `move`: the file that defines meters, plans and policies."""
 
-# ruff: noqa: PLC0415 - imported inside, so that --help and mistakes are answered at once
+# ruff: noqa: PLC0415 - imported inside, so that --help and wrong options are answered at once
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ _CatalogFile = Annotated[Path, typer.Argument(metavar="FILE", help="A catalog fi
 
 @app.command("check")
 def check(file: _CatalogFile) -> None:
-    """Show what a catalog says, or everything that is wrong with it."""
+    """Show a catalog's plans and limits, or all errors in it."""
     from rich.table import Table
 
     from billing_svc.catalog import checking, loading
@@ -49,7 +49,7 @@ def check(file: _CatalogFile) -> None:
 
 @app.command("plan")
 def plan(file: _CatalogFile, *, as_json: common.AsJson = False) -> None:
-    """Show what `apply` would do at Stripe, and what somebody changed there; changes nothing."""
+    """Show what `apply` would create at Stripe, and what was changed there by hand. Changes nothing."""
     from billing_svc.catalog import loading
     from billing_svc.platform import logs, settings
 
@@ -81,7 +81,7 @@ def plan(file: _CatalogFile, *, as_json: common.AsJson = False) -> None:
         return
     common.table(
         f"catalog {catalog.name} at Stripe",
-        ("object", "name", "as it is", "changed at Stripe"),
+        ("object", "name", "difference", "changed at Stripe"),
         [(one.kind, one.key, one.detail, "yes" if one.drift else "") for one in differences],
         empty="nothing to do",
     )
@@ -89,7 +89,7 @@ def plan(file: _CatalogFile, *, as_json: common.AsJson = False) -> None:
 
 @app.command("apply")
 def apply(file: _CatalogFile, *, as_json: common.AsJson = False) -> None:
-    """Create at Stripe what the catalog needs and is missing there, then put it in force. With --json: the ids."""
+    """Create the catalog's missing objects at Stripe, then publish the catalog. With --json: print the ids."""
     from billing_svc.catalog import loading
     from billing_svc.platform import logs, settings
 
@@ -111,7 +111,7 @@ def apply(file: _CatalogFile, *, as_json: common.AsJson = False) -> None:
                 catalog,
                 common.actor(),
                 clock.from_settings(options),
-                # In --json, stdout is the result alone.
+                # With --json, stdout has only the result.
                 lambda line: typer.echo(line, err=as_json),
             )
         finally:
@@ -127,9 +127,9 @@ def apply(file: _CatalogFile, *, as_json: common.AsJson = False) -> None:
 def move_subscriptions(
     account: Annotated[str | None, typer.Option(help="Only this account's subscriptions.")] = None,
     *,
-    apply: Annotated[bool, typer.Option("--apply", help="Move what can be moved; left out, only show it.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Move the subscriptions; without it, only show them.")] = False,
 ) -> None:
-    """Move sold subscriptions to the newest catalog: show who would be over the new limits, and with --apply do it."""
+    """Move sold subscriptions to the newest catalog. Shows which would be over the new limits; --apply moves them."""
     from billing_svc.platform import logs, settings
 
     options = settings.read_database()

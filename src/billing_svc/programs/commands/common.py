@@ -1,6 +1,6 @@
-"""What commands share: running on the database, refusing, and showing what was found."""
+"""Functions that the commands share: running work on the database, refusing, and printing results."""
 
-# ruff: noqa: PLC0415 - imported inside, so that --help and mistakes are answered at once
+# ruff: noqa: PLC0415 - imported inside, so that --help and wrong options are answered at once
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from billing_svc.platform.database.transactions import Transactions
     from billing_svc.platform.settings import DatabaseSettings
 
-# A table that is not shown on a terminal is not broken at 80 columns.
+# The width of tables that are not printed to a terminal; the default of 80 columns would wrap them.
 _PIPED_COLUMNS = 200
 
 T = TypeVar("T")
@@ -30,16 +30,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 
 
 class Refusal(Exception):
-    """A command that cannot be carried out as things are; the message says what mends it."""
+    """The command cannot be carried out; the message tells the user what to do."""
 
 
 def refuse(sentence: str) -> Never:
-    """End the command with a sentence."""
+    """Raise a Refusal; its sentence is printed to stderr."""
     raise Refusal(sentence)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run in an event loop, the faster one where it is to be had."""
+    """Run in an event loop, uvloop's if it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -49,7 +49,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def on_database(work: "Callable[[Transactions, Clock], Awaitable[T]]") -> T:
-    """Run work that needs DATABASE_URL alone. Raises Refusal if the schema is older than this code."""
+    """Run work that needs only DATABASE_URL. Raises Refusal if the schema is older than this code."""
     from billing_svc.platform import clock, logs, settings
     from billing_svc.platform.database import engine, transactions
 
@@ -76,7 +76,7 @@ def require_schema(options: "DatabaseSettings") -> None:
 
 
 def database_url(options: "DatabaseSettings") -> str:
-    """Return the URL once it is known to be one. Raises SettingsError, which never quotes it."""
+    """Return DATABASE_URL if it is a URL. Raises SettingsError, whose message never quotes the value."""
     import sqlalchemy as sa
 
     from billing_svc.platform import settings
@@ -85,7 +85,7 @@ def database_url(options: "DatabaseSettings") -> str:
     url = options.database_url.get_secret_value()
     try:
         sa.make_url(url)
-    # A password with characters that a URL must escape is read as host and port, and what is no number is quoted.
+    # A password with unescaped characters is parsed as host and port; the error would quote it as an invalid port.
     except (sa.exc.ArgumentError, ValueError):
         raise settings.SettingsError("DATABASE_URL is not a URL: postgresql://user:password@host:port/name") from None
     try:
@@ -112,7 +112,7 @@ def show(message: "Message") -> None:
 
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[None]:
-    """Show on a terminal that something is going on; elsewhere nothing."""
+    """Show on a terminal that work is under way; show nothing elsewhere."""
     if not sys.stderr.isatty():
         yield
         return
@@ -123,7 +123,7 @@ def progress(what: str) -> Iterator[None]:
 
 
 def console() -> "Console":
-    """Return the console that tables are printed on; names may hold brackets, so there is no markup."""
+    """Return the console for tables. Names may contain brackets, so markup is off."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS, markup=False, highlight=False)
@@ -143,11 +143,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], emp
 
 
 def parsed_instant(text: str) -> "datetime":
-    """Return the instant that an option names, UTC unless it says otherwise."""
+    """Return the instant of an option; without an offset it is in UTC."""
     from datetime import UTC, datetime
 
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no instant: 2026-03-31 or 2026-03-31T12:00Z") from None
+        raise typer.BadParameter(f"{text!r} is not an instant, such as 2026-03-31 or 2026-03-31T12:00Z") from None
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at

@@ -1,6 +1,6 @@
-"""`doctor`: is everything in place for this service to work, and what to do where it is not."""
+"""`doctor`: checks everything that the service needs, and tells what to do if a check fails."""
 
-# ruff: noqa: PLC0415 - imported inside, so that --help and mistakes are answered at once
+# ruff: noqa: PLC0415 - imported inside, so that --help and wrong options are answered at once
 
 import json
 import os
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from billing_svc.platform.settings import Settings
     from billing_svc.stripe.client import Stripe
 
-# Far below what signatures, quota periods and tokens tolerate.
+# Signatures and quota periods tolerate far larger differences of clocks.
 _CLOCKS_APART_MAX = timedelta(seconds=30)
-# What waits longer than this is stuck and not busy.
+# A row that waits longer than this is probably stuck.
 _LAG_MAX = timedelta(minutes=10)
 
 State: TypeAlias = Literal["ok", "warning", "wrong"]
@@ -28,7 +28,7 @@ State: TypeAlias = Literal["ok", "warning", "wrong"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at, and what to do about it."""
+    """The result of a check, and what to do if it failed."""
 
     name: str
     state: State
@@ -61,14 +61,14 @@ async def _all() -> list[Check]:
         options = settings.read()
         url = common.database_url(options)
     except settings.SettingsError as error:
-        return [Check("settings", "wrong", str(error), "set the variables that are named; docs/settings.md has all")]
+        return [Check("settings", "wrong", str(error), "set the named variables; docs/settings.md lists all")]
     logs.configure("error", dev=options.dev)
     checks = [Check("settings", "ok", "complete")]
     try:
         callers.read(options)
         checks.append(Check("callers", "ok", "readable"))
     except settings.SettingsError as error:
-        checks.append(Check("callers", "wrong", str(error), "mend BILLING_CALLERS_FILE"))
+        checks.append(Check("callers", "wrong", str(error), "correct BILLING_CALLERS_FILE"))
     checks.append(_webhook_secret())
     pool = engine.create_engine(url, pool_size=1)
     stripe = client.Stripe.from_settings(options)
@@ -85,15 +85,15 @@ async def _all() -> list[Check]:
 
 
 def _webhook_secret() -> Check:
-    """Look at the gateway's secret, where this command is given it."""
+    """Check the gateway's secret, if it is set for this command."""
     name = "webhook secret"
     secrets = os.environ.get("STRIPE_WEBHOOK_SECRETS")
     if secrets is None:
-        return Check(name, "ok", "not set here; the gateway has it and refuses to start without")
+        return Check(name, "ok", "not set here; the gateway refuses to start without it")
     if all(one.strip().startswith("whsec_") for one in secrets.split(",")):
-        return Check(name, "ok", "looks like one")
+        return Check(name, "ok", "has the form of a signing secret")
     remedy = "copy the endpoint's signing secret (whsec_...) into STRIPE_WEBHOOK_SECRETS"
-    return Check(name, "wrong", "is none of Stripe's signing secrets", remedy)
+    return Check(name, "wrong", "is not a signing secret of Stripe", remedy)
 
 
 async def _database(database: "Transactions", url: str) -> AsyncIterator[Check]:
@@ -109,12 +109,12 @@ async def _database(database: "Transactions", url: str) -> AsyncIterator[Check]:
         is_current = await asyncio.to_thread(migrating.is_current, url)
     except sa.exc.OperationalError as error:
         told = str(error.orig).splitlines()[0]
-        yield Check("database", "wrong", told, "is Postgres running, and DATABASE_URL its address?")
+        yield Check("database", "wrong", told, "check that Postgres runs, and that DATABASE_URL is its address")
         return
     if not is_current:
         yield Check("schema", "wrong", "is older than this version", "run `billing-svc migrate`")
         return
-    yield Check("schema", "ok", "is this version's, or newer")
+    yield Check("schema", "ok", "is of this version, or newer")
     try:
         at = await database.read(lambda conn: conn.scalar(sa.text("SELECT clock_timestamp()")))
     except errors.Unavailable:
@@ -125,13 +125,13 @@ async def _database(database: "Transactions", url: str) -> AsyncIterator[Check]:
     yield await _readers(database)
     version = await database.read(versions.newest)
     if version is None:
-        yield Check("catalog", "wrong", "none was ever put in force", "run `billing-svc catalog apply FILE`")
+        yield Check("catalog", "wrong", "no catalog was ever published", "run `billing-svc catalog apply FILE`")
     else:
         yield Check("catalog", "ok", f"version {version} is in force")
 
 
 async def _readers(database: "Transactions") -> Check:
-    """Look at what people who read the database themselves could do beside that."""
+    """Check that logins which read the database directly have no further privileges."""
     import sqlalchemy as sa
 
     from billing_svc.platform.database import privileges
@@ -142,11 +142,11 @@ async def _readers(database: "Transactions") -> Check:
         return Check(name, "ok", "no login is in billing_reader")
     if left.names_tables:
         remedy = "as the schema's owner: REVOKE USAGE ON SCHEMA public FROM PUBLIC"
-        return Check(name, "wrong", "learn what the planner thinks of other accounts", remedy)
+        return Check(name, "wrong", "can see the planner's estimates about other accounts", remedy)
     if left.writes_or_watches:
         remedy = "run `billing-svc migrate` as a superuser, or accept it; see docs/operations.md"
-        return Check(name, "warning", "may store large objects, and see how much there is of all accounts", remedy)
-    return Check(name, "ok", f"{left.logins} see their accounts, and nothing else")
+        return Check(name, "warning", "can store large objects, and see the size of all accounts' data", remedy)
+    return Check(name, "ok", f"{left.logins} logins see their accounts only")
 
 
 async def _stripe(stripe: "Stripe", options: "Settings") -> AsyncIterator[Check]:
@@ -185,19 +185,19 @@ async def _work(database: "Transactions", stripe: "Stripe") -> AsyncIterator[Che
         yield (
             Check("catalog at Stripe", "wrong", f"differs: {names}", remedy)
             if differences
-            else Check("catalog at Stripe", "ok", "is there")
+            else Check("catalog at Stripe", "ok", "all its objects exist")
         )
     now = clock.Clock().now()
     for backlog in await database.read(store.backlogs):
         name = backlog.queue.replace("_", " ")
         if backlog.failed:
             remedy = {
-                "stripe_events": "see `billing-svc events list --state failed`, mend the cause, `events replay`",
-                "usage_reports": "mend the cause at Stripe, then `billing-svc reconcile --fix`",
+                "stripe_events": "see `billing-svc events list --state failed`, repair the cause, `events replay`",
+                "usage_reports": "repair the cause at Stripe, then `billing-svc reconcile --fix`",
             }.get(backlog.queue, "see the worker's log")
             yield Check(name, "warning", f"{backlog.failed} given up", remedy)
         elif backlog.lag_seconds(now) > _LAG_MAX.total_seconds():
             told = f"{backlog.waiting} wait, the oldest for {timedelta(seconds=int(backlog.lag_seconds(now)))}"
-            yield Check(name, "warning", told, "is a `billing-svc worker` running, and does Stripe answer?")
+            yield Check(name, "warning", told, "check that a `billing-svc worker` runs, and that Stripe answers")
         else:
             yield Check(name, "ok", f"{backlog.waiting} wait")

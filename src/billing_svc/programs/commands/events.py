@@ -1,6 +1,6 @@
 """`events list` and `events replay`: the inbox of Stripe's events, for operators."""
 
-# ruff: noqa: PLC0415 - imported inside, so that --help and mistakes are answered at once
+# ruff: noqa: PLC0415 - imported inside, so that --help and wrong options are answered at once
 
 import enum
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +23,7 @@ _EVENTS_MAX = 500
 
 
 class _State(enum.StrEnum):
-    """Where an event stands."""
+    """The state of an event."""
 
     WAITING = "waiting"
     APPLIED = "applied"
@@ -41,8 +41,8 @@ _Before = Annotated[str, typer.Option(metavar="INSTANT", help="Received before t
 def list_events(  # noqa: PLR0913 - each is an option
     state: _OfState = None,
     type_: _OfType = "",
-    object_id: Annotated[str, typer.Option("--object", help="Only those about this object, such as sub_1.")] = "",
-    account: Annotated[str, typer.Option(help="Only those applied to this account.")] = "",
+    object_id: Annotated[str, typer.Option("--object", help="Only events of this object, such as sub_1.")] = "",
+    account: Annotated[str, typer.Option(help="Only events that were applied to this account.")] = "",
     since: _Since = "",
     before: _Before = "",
     most: Annotated[int, typer.Option(min=1, max=_EVENTS_MAX, help="How many events.")] = 50,
@@ -89,10 +89,10 @@ def replay_events(
     since: _Since = "",
     before: _Before = "",
     *,
-    preview: Annotated[bool, typer.Option("--preview", help="Change nothing; say how many there are.")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Change nothing; count the events.")] = False,
     as_json: common.AsJson = False,
 ) -> None:
-    """Let the worker apply events again: those named, or all that match the options."""
+    """Make the worker apply events again: the named events, or all that match the options."""
     import uuid
 
     from billing_svc.api.conversions import stripe_events

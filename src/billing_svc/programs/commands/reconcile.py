@@ -1,6 +1,6 @@
-"""`reconcile`: subscriptions, invoices and usage against Stripe."""
+"""`reconcile`: compares subscriptions, invoices and usage with Stripe."""
 
-# ruff: noqa: PLC0415 - imported inside, so that --help and mistakes are answered at once
+# ruff: noqa: PLC0415 - imported inside, so that --help and wrong options are answered at once
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -12,17 +12,17 @@ from billing_svc.programs.commands import common
 if TYPE_CHECKING:
     from billing_svc.reconciliation.reconcile import Finding
 
-# As `diff` has it: something differs.
+# As `diff` does if something differs.
 _EXIT_DRIFT = 1
 
 
 def reconcile(
     account: Annotated[str | None, typer.Option(help="Only this account.")] = None,
     *,
-    fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended without a person's judgement.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Repair differences that need no person's judgement.")] = False,
     as_json: common.AsJson = False,
 ) -> None:
-    """Compare subscriptions, invoices and usage with Stripe; exit status 1 if something differs (with --fix: still)."""
+    """Compare subscriptions, invoices and usage with Stripe. Exit status 1 if something (still) differs."""
     from billing_svc.catalog import versions
     from billing_svc.platform import clock, logs, settings
     from billing_svc.platform.audit import store as audit_store
@@ -55,7 +55,7 @@ def reconcile(
         typer.echo(json.dumps({"drift": told}, indent=2))
     else:
         common.table(
-            "what is still different" if fix else "what differs from Stripe",
+            "what still differs from Stripe" if fix else "what differs from Stripe",
             ("kind", "account", "object", "detail"),
             [(one.kind, one.account_id, one.about, one.detail) for one in findings],
             empty="nothing",

@@ -1,1 +1,1 @@
-"""`billing-svc dev`: every part on this machine, in one terminal."""
+"""`billing-svc dev`: runs every part on this machine, in one terminal."""

@@ -1,4 +1,4 @@
-"""The folder that keeps everything between two starts, and the marker that says whose it is."""
+"""The data folder of `dev`, and the marker file in it that shows that `dev` created the folder."""
 
 import contextlib
 import fcntl
@@ -14,17 +14,17 @@ from billing_svc.programs.commands import common
 MARKER = "billing-svc-dev"
 ENVIRONMENT = "environment"
 _STRIPE_ITSELF = "stripe-itself"
-_MARKER_TEXT = "`billing-svc dev` keeps its data here; beside this file, --reset may delete everything.\n"
-# A `dev` that was killed a moment ago, and its Postgres, may not have let go yet.
+_MARKER_TEXT = "`billing-svc dev` keeps its data here; --reset deletes every other file of this folder.\n"
+# A `dev` that was just killed, and its Postgres, may still hold the folder for a moment.
 _PREDECESSOR_SECONDS_MAX = 2.0
 _POLL_SECONDS = 0.05
-# Others may pass through, which the embedded Postgres' user needs when `dev` is run by root, but not look.
+# Other users may enter the folder, which Postgres' user needs if root runs `dev`, but may not list it.
 _MODE = 0o711
 
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[Path]:
-    """Make the folder, hold it against another `dev`, and yield its full path. Raises Refusal."""
+    """Create the folder, lock it against another `dev`, and yield its full path. Raises Refusal."""
     path = folder.resolve()
     with _claim(path) as marker:
         _lock(marker, folder)
@@ -35,20 +35,20 @@ def claimed(folder: Path) -> Iterator[Path]:
 
 
 def keep_to_one_stripe(path: Path, sandbox_state: Path, *, sandbox: bool) -> None:
-    """Remember whether the sandbox or Stripe itself knows the objects that are kept here. Raises Refusal."""
+    """Remember whether the stored objects exist in the sandbox or at Stripe itself. Raises Refusal on a change."""
     marker = path / _STRIPE_ITSELF
     if marker.exists() if sandbox else sandbox_state.exists():
         other, wanted = ("Stripe itself", "the sandbox") if sandbox else ("the sandbox", "Stripe itself")
         raise common.Refusal(
-            f"{path} holds what {other} knows and {wanted} does not; name another folder with --data-dir, "
-            "or begin anew with --reset"
+            f"{path} has objects of {other}, which {wanted} does not know; name another folder with --data-dir, "
+            "or delete them with --reset"
         )
     if not sandbox:
         marker.touch()
 
 
 def write_environment(path: Path, variables: Mapping[str, str]) -> None:
-    """Keep what commands need in a file that a shell reads; it has the database's password."""
+    """Write the variables for commands to a file that a shell can read. It contains the database's password."""
     file = path / ENVIRONMENT
     file.unlink(missing_ok=True)
     file.touch(mode=0o600)
@@ -60,14 +60,14 @@ def _claim(path: Path) -> IO[str]:
         path.mkdir(parents=True, exist_ok=True, mode=_MODE)
         marker = path / MARKER
         if not marker.exists() and any(path.iterdir()):
-            raise common.Refusal(f"{path} holds things that `dev` did not make; name another folder with --data-dir")
+            raise common.Refusal(f"{path} has files that `dev` did not create; name another folder with --data-dir")
         return marker.open("a")
     except OSError as error:
         raise common.Refusal(f"{path} cannot be used: {error.strerror}; name another folder with --data-dir") from None
 
 
 def empty(path: Path) -> None:
-    """Delete what a claimed folder holds, but for the marker. Links are deleted, not followed."""
+    """Delete the contents of a claimed folder, except the marker. Links are deleted, not followed."""
     deadline = time.monotonic() + _PREDECESSOR_SECONDS_MAX
     while True:
         try:
@@ -79,7 +79,7 @@ def empty(path: Path) -> None:
                 else:
                     entry.unlink()
         except OSError:
-            # A server on its way out may write a last file into a folder that was just emptied.
+            # A server that is shutting down may write a last file into a folder that was just emptied.
             if time.monotonic() > deadline:
                 raise
             time.sleep(_POLL_SECONDS)

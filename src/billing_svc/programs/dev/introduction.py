@@ -1,4 +1,4 @@
-"""What a developer is told once everything answers: addresses, and a first call to copy."""
+"""The lines that `dev` prints when every part answers: addresses, and a first call to copy."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ from billing_svc.programs.dev import folder, options, programs
 
 _ACCOUNT = "acme"
 
-# For a shell, from another terminal. {python} has the stubs.
+# For a shell in another terminal. {python} is a Python that has the stubs installed.
 _CALL = """\
 {python} - <<'END'
 import grpc
@@ -60,7 +60,7 @@ def lines(chosen: options.Options, ports: options.Ports, path: Path) -> Iterator
 
 
 def _program() -> str:
-    """Return our own command as it can be called from here, whatever PATH says."""
+    """Return the path of our own command, relative to the current folder; PATH does not matter."""
     return shlex.quote(_shown(str(Path(sys.executable).with_name("billing-svc"))))
 
 
@@ -69,6 +69,6 @@ def _port_option(ports: options.Ports) -> str:
 
 
 def _shown(path: str) -> str:
-    """Return a path as short as it can be copied from here."""
+    """Return a path relative to the current folder if it lies below it, else unchanged."""
     relative = os.path.relpath(path)
     return path if relative.startswith(os.pardir) else relative

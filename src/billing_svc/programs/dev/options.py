@@ -1,4 +1,4 @@
-"""What `billing-svc dev` is told, by its options and by the environment."""
+"""The options of `billing-svc dev`, from the command line and from the environment."""
 
 import importlib.util
 import os
@@ -11,20 +11,20 @@ from billing_svc.catalog import loading, model
 from billing_svc.programs.commands import common
 
 LOOPBACK = "127.0.0.1"
-# Where the sandbox's own command looks for it.
+# The default port of the sandbox's own command.
 SANDBOX_PORT = 12_111
-# The key by which the parts call the sandbox; it takes any test key.
+# The key with which the parts call the sandbox; the sandbox accepts any test key.
 SANDBOX_KEY = "sk_test_sandbox"
-# A part of a `dev` that was killed a moment ago may not have let go yet.
+# A part of a `dev` that was just killed may still hold its port for a moment.
 _PREDECESSOR_SECONDS_MAX = 2.0
 _POLL_SECONDS = 0.05
-# What gateway and sandbox import and `billing-svc[server]` lacks.
+# Packages that the gateway and the sandbox import, and that `billing-svc[server]` does not install.
 _NEEDED = ("starlette", "uvicorn")
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the parts listen, on 127.0.0.1; 0 is a free one, to be picked."""
+    """The ports of the parts on 127.0.0.1; 0 means that a free port is picked."""
 
     grpc: int
     gateway: int
@@ -41,9 +41,9 @@ class StripeAccount:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """All that `dev` is told. `meter` is one of the catalog's.
+    """All options of `dev`. `meter` is a meter of the catalog.
 
-    `database_url` is None for the embedded Postgres, `stripe` for the sandbox.
+    `database_url` is None for the embedded Postgres, `stripe` is None for the sandbox.
     """
 
     catalog_file: Path
@@ -56,10 +56,10 @@ class Options:
 
 
 def read(*, catalog: Path, data_dir: Path, reset: bool, requested: Ports) -> Options:
-    """Return the options, once all that needs no port and no folder was checked. Raises Refusal or CatalogError."""
+    """Return the options, after all checks that need no port and no folder. Raises Refusal or CatalogError."""
     if os.environ.get("STRIPE_API_KEY", "").startswith(("sk_live_", "rk_live_")):
         raise common.Refusal(
-            "STRIPE_API_KEY is a live key, which moves real money: `dev` does not start beside one; unset it"
+            "STRIPE_API_KEY is a live key, which moves real money: `dev` does not start with a live key; unset it"
         )
     require_extra()
     stripe = _stripe_account()
@@ -68,7 +68,7 @@ def read(*, catalog: Path, data_dir: Path, reset: bool, requested: Ports) -> Opt
         meter=_first_meter(loading.load_file(catalog)),
         data_dir=data_dir,
         reset=reset,
-        # Without a sandbox nobody needs its port.
+        # Without the sandbox its port is not needed.
         requested=requested if stripe is None else replace(requested, sandbox=0),
         database_url=os.environ.get("DATABASE_URL") or None,
         stripe=stripe,
@@ -76,7 +76,7 @@ def read(*, catalog: Path, data_dir: Path, reset: bool, requested: Ports) -> Opt
 
 
 def require_extra() -> None:
-    """Raise Refusal if the packages are missing that only development needs."""
+    """Raise Refusal if packages are missing that only development needs."""
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         raise common.Refusal(f"{missing[0]} is not installed: `dev` needs the extra (pip install 'billing-svc[dev]')")
 
@@ -99,10 +99,10 @@ def _first_meter(catalog: model.Catalog) -> str:
 
 
 def choose_ports(requested: Ports) -> Ports:
-    """Return the ports, the free ones picked. Raises Refusal that names the one that is in use and its option."""
+    """Return the ports, with a free port for each 0. Raises a Refusal that names a port in use and its option."""
     held: list[socket.socket] = []
     try:
-        # All are held until the last one is chosen, so that none is picked twice.
+        # All sockets are kept open until the last port is chosen, so that no port is picked twice.
         return Ports(
             grpc=_hold(requested.grpc, "--grpc-port", held),
             gateway=_hold(requested.gateway, "--gateway-port", held),
@@ -115,23 +115,23 @@ def choose_ports(requested: Ports) -> Ports:
 
 def _hold(port: int, option: str, held: list[socket.socket]) -> int:
     if port and any(port == one.getsockname()[1] for one in held):
-        raise common.Refusal(f"port {port} is wanted twice; give {option} another one")
+        raise common.Refusal(f"port {port} is requested twice; give {option} another port")
     deadline = time.monotonic() + _PREDECESSOR_SECONDS_MAX
     while True:
         probe = socket.socket()
         held.append(probe)
-        # Connections that ended lately do not count, as they will not for the part itself.
+        # With SO_REUSEADDR, connections that ended lately do not matter; the part itself sets it too.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
             probe.listen()
         except PermissionError:
-            raise common.Refusal(f"port {port} is not for ordinary users; choose another one with {option}") from None
+            raise common.Refusal(f"port {port} is reserved for root; choose another port with {option}") from None
         except OSError:
             held.pop().close()
             if time.monotonic() > deadline:
                 raise common.Refusal(
-                    f"port {port} is in use; choose another one with {option} (0 picks a free one)"
+                    f"port {port} is in use; choose another port with {option} (0 picks a free port)"
                 ) from None
             time.sleep(_POLL_SECONDS)
         else:

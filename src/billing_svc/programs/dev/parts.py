@@ -1,4 +1,4 @@
-"""The parts and how each is kept running: started again when it dies, given up when it dies too often."""
+"""The parts of `dev`. Each is restarted when it dies, and given up when it dies too often."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ _WATCH_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a part runs, and how one sees that it answers."""
+    """A part's command, and the check that it answers."""
 
     name: str
     command: Sequence[str]
@@ -45,11 +45,11 @@ class DevPart:
 
     @property
     def name(self) -> str:
-        """What its lines begin with."""
+        """The part's name, with which its lines begin."""
         return self._program.name
 
     async def keep(self) -> Never:
-        """Run it, again and again. Raises Refusal when it dies too often or does not answer."""
+        """Run the program and restart it whenever it ends. Raises Refusal if it dies too often or does not answer."""
         while True:
             self._child = await children.Child.start(
                 self._program.command,
@@ -61,22 +61,22 @@ class DevPart:
             how = children.ending(code)
             pause_seconds = self._deaths.add(how, self._child.tail)
             self._terminal.say(f"{self.name} {how}; starting it again in {pause_seconds:.1f} s", "yellow")
-            # What it may have left behind would hold its port.
+            # Kills the program's own children too, which would keep its port in use.
             self._child.kill()
             await asyncio.sleep(pause_seconds)
 
     async def stop(self) -> None:
-        """End it; to be called when `keep` runs no longer."""
+        """Stop the program; to be called after `keep` has ended."""
         if self._child is not None and not await self._child.stop():
             self._terminal.say(f"{self.name} did not stop within {children.GRACE_SECONDS_MAX:.0f} s; killed", "yellow")
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the program."""
         if self._child is not None:
             self._child.kill()
 
     async def _await_end(self, child: children.Child) -> int:
-        """Say when it answers, and return its code once it has ended."""
+        """Print a line when the program answers, wait for its end, and return its exit code."""
         ended = asyncio.create_task(child.wait())
         try:
             started = time.monotonic()
@@ -93,7 +93,7 @@ class DevPart:
 
 
 class Postgres:
-    """The embedded server, which is a child of this process too."""
+    """The embedded Postgres, also a child of this process."""
 
     name = "postgres"
 
@@ -105,16 +105,16 @@ class Postgres:
         self._at_work: asyncio.Task[object] | None = None
 
     async def start(self) -> str:
-        """Start it and return the service's URL. Raises Refusal."""
+        """Start the server and return the service's URL. Raises Refusal."""
         try:
             return await self._start()
         except embedded.EmbeddedPostgresError as error:
             raise common.Refusal(str(error)) from None
 
     async def keep(self) -> Never:
-        """Start it again, on the same port, when it dies. Raises Refusal when it dies too often."""
+        """Restart the server on the same port whenever it dies. Raises Refusal if it dies too often."""
         while True:
-            while self._is_alive():  # noqa: ASYNC110 - the server tells nobody
+            while self._is_alive():  # noqa: ASYNC110 - there is no event for the server's end
                 await asyncio.sleep(_WATCH_SECONDS)
             pause_seconds = self._deaths.add("ended", self._tail())
             self._terminal.say(f"{self.name} ended; starting it again in {pause_seconds:.1f} s", "yellow")
@@ -126,15 +126,15 @@ class Postgres:
                 self._terminal.say(f"{self.name}: {error}", "yellow")
 
     async def stop(self) -> None:
-        """End it; to be called when neither of the others runs."""
+        """Stop the server; to be called when neither `start` nor `keep` runs."""
         if self._at_work is not None:
-            # A start that nobody waits for any more goes on in its thread all the same.
+            # A cancelled start continues in its thread.
             await asyncio.wait({self._at_work})
             self._at_work.exception()
         await asyncio.to_thread(self._server.stop)
 
     def kill(self) -> None:
-        """Do nothing: it stops fast, and a kill would only make the next start slower."""
+        """Do nothing: the server stops fast, and a kill would make the next start slower."""
 
     async def _start(self) -> str:
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Which programs the parts are, what each is told, and how one sees that it answers."""
+"""The programs of the parts, their environment, and the checks that they answer."""
 
 import os
 import sys
@@ -15,12 +15,12 @@ from billing_svc.programs.dev.options import LOOPBACK, Ports
 from billing_svc.programs.dev.parts import Program
 from billing_svc.programs.supervision import children
 
-# A front end on the developer's machine; the sandbox's pages send the customer back there.
+# The front end on the developer's machine, to which the sandbox's pages send the customer back.
 _FRONT_END = "http://localhost:3000"
 _WEBHOOK_PATH = "/stripe/webhook"
-# One try; it is repeated until the part answers.
+# The time limit of a single check; checks are repeated until the part answers.
 _PROBE_SECONDS_MAX = 2.0
-# The service's variables are set here alone: a stray one would make `dev` behave differently on one machine.
+# Variables of the service are not inherited, so that `dev` behaves the same on every machine.
 _OWN_PREFIXES = ("BILLING_", "DATABASE_URL", "GATEWAY_", "STRIPE_")
 _KEPT = frozenset({"BILLING_LOG_LEVEL"})
 
@@ -28,7 +28,7 @@ _SANDBOX = (sys.executable, "-m", "stripe_sandbox")
 
 
 def environment(ports: Ports, database_url: str, path: Path, stripe: options.StripeAccount | None) -> Mapping[str, str]:
-    """Return what every part is started with; `path` is the data folder."""
+    """Return the environment of every part; `path` is the data folder."""
     inherited = {
         name: value for name, value in os.environ.items() if name in _KEPT or not name.startswith(_OWN_PREFIXES)
     }
@@ -37,13 +37,13 @@ def environment(ports: Ports, database_url: str, path: Path, stripe: options.Str
     )
     return inherited | {
         "PYTHONUNBUFFERED": "1",
-        # A proxy in the environment is not for calls on this machine.
+        # Calls on this machine must not go through a proxy of the environment.
         "no_proxy": own_hosts,
         "NO_PROXY": own_hosts,
         "BILLING_DEV": "1",
         "BILLING_LISTEN": grpc_address(ports),
         "BILLING_REFLECTION": "1",
-        # A stop waits until its clients' connections have reached their age.
+        # A stop waits until the clients' connections have reached this age.
         "BILLING_CONNECTION_AGE_SECONDS": "1",
         "BILLING_CHECKOUT_SUCCESS_URL": f"{_FRONT_END}/billing/success",
         "BILLING_CHECKOUT_CANCEL_URL": f"{_FRONT_END}/billing/cancel",
@@ -79,38 +79,38 @@ def _clock_file(path: Path) -> Path:
 
 
 def own(environment: Mapping[str, str], stripe: options.StripeAccount | None) -> Mapping[str, str]:
-    """Return what a command needs beside a `dev` that runs; a key of Stripe's own is left where it is."""
+    """Return the variables of a command that works beside a running `dev`; without STRIPE_* for Stripe itself."""
     own = {name: value for name, value in environment.items() if name.startswith(_OWN_PREFIXES)}
     return own if stripe is None else {name: own[name] for name in own if not name.startswith("STRIPE_")}
 
 
 def grpc_address(ports: Ports) -> str:
-    """Return where the server listens."""
+    """Return the server's address."""
     return f"{LOOPBACK}:{ports.grpc}"
 
 
 def webhook_url(ports: Ports) -> str:
-    """Return where the gateway takes Stripe's events."""
+    """Return the gateway's URL for Stripe's events."""
     return f"http://{LOOPBACK}:{ports.gateway}{_WEBHOOK_PATH}"
 
 
 def sandbox_url(ports: Ports) -> str:
-    """Return where the sandbox answers, as Stripe and with its pages."""
+    """Return the sandbox's URL, for Stripe's API and for the pages."""
     return f"http://{LOOPBACK}:{ports.sandbox}"
 
 
 def command(*arguments: str) -> tuple[str, ...]:
-    """Return the command line of one of our own commands, whatever PATH says."""
+    """Return the command line of a `billing-svc` command; PATH does not matter."""
     return (sys.executable, "-m", "billing_svc", *arguments)
 
 
 def sandbox_state(path: Path) -> Path:
-    """Return where the sandbox keeps everything."""
+    """Return the sandbox's database file."""
     return path / "sandbox.sqlite"
 
 
 def sandbox(ports: Ports, path: Path, common: Mapping[str, str]) -> Program:
-    """Describe the stand-in for Stripe."""
+    """Return the sandbox, the stand-in for Stripe."""
     arguments = (
         *("--port", str(ports.sandbox), "--state", str(sandbox_state(path))),
         *("--webhook-url", webhook_url(ports), "--clock-file", str(_clock_file(path))),
@@ -120,7 +120,7 @@ def sandbox(ports: Ports, path: Path, common: Mapping[str, str]) -> Program:
 
 
 def become_sandbox_advance(duration: str, port: int, pause_seconds: float | None) -> Never:
-    """Turn this process into the sandbox's own command."""
+    """Replace this process by the sandbox's own command."""
     pause = () if pause_seconds is None else ("--pause", str(pause_seconds))
     options.require_extra()
     arguments = (*_SANDBOX, "advance", duration, "--port", str(port), *pause)
@@ -128,7 +128,7 @@ def become_sandbox_advance(duration: str, port: int, pause_seconds: float | None
 
 
 def server(ports: Ports, common: Mapping[str, str]) -> Program:
-    """Describe the gRPC server."""
+    """Return the gRPC server."""
 
     async def answers(_child: children.Child) -> bool:
         return await probe.is_serving(grpc_address(ports), _PROBE_SECONDS_MAX)
@@ -137,7 +137,7 @@ def server(ports: Ports, common: Mapping[str, str]) -> Program:
 
 
 def worker(common: Mapping[str, str]) -> Program:
-    """Describe the worker, which listens nowhere and says when its loops run."""
+    """Return the worker. It listens on no port; a log line announces that its loops run."""
 
     async def answers(child: children.Child) -> bool:
         return child.has_announced
@@ -146,7 +146,7 @@ def worker(common: Mapping[str, str]) -> Program:
 
 
 def gateway(ports: Ports, common: Mapping[str, str]) -> Program:
-    """Describe the webhook gateway; it is ready when the server is."""
+    """Return the webhook gateway, which is ready when the server is."""
     ready = f"http://{LOOPBACK}:{ports.gateway}/readyz"
     return Program("gateway", (sys.executable, "-m", "webhook_gateway"), common, _answers_http(ready))
 

@@ -1,4 +1,4 @@
-"""The order in which `dev` starts and ends its parts."""
+"""Starts and stops the parts of `dev` in order."""
 
 import asyncio
 import contextlib
@@ -19,8 +19,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(chosen: options.Options) -> None:
-    """Run everything until a signal comes. Raises Refusal when something cannot be started or kept running."""
-    # gRPC's core reads it at its first call.
+    """Run all parts until a signal comes. Raises Refusal if a part cannot be started or kept running."""
+    # gRPC's core reads this variable at its first call.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     started = time.monotonic()
     with folder.claimed(chosen.data_dir) as path:
@@ -36,7 +36,7 @@ async def _run(chosen: options.Options, path: Path, ports: options.Ports, starte
     stop.take_over_signals()
     refusals: list[common.Refusal] = []
     try:
-        # Parts are ended in the opposite order of their start.
+        # Parts are stopped in the reverse order of their start.
         async with contextlib.AsyncExitStack() as running:
             try:
                 async with asyncio.TaskGroup() as keepers:
@@ -46,7 +46,7 @@ async def _run(chosen: options.Options, path: Path, ports: options.Ports, starte
                     out.say(f"ready after {time.monotonic() - started:.1f} s; Ctrl-C stops everything")
                     await asyncio.Event().wait()
             finally:
-                # By now nothing is started again.
+                # From here on no part is restarted.
                 stop.has_begun = True
                 out.say("stopping")
     except* asyncio.CancelledError:
@@ -58,11 +58,11 @@ async def _run(chosen: options.Options, path: Path, ports: options.Ports, starte
 
 
 class _Stop:
-    """How everything is asked to end: once, in order; asked again, at once."""
+    """Handles stop signals: the first signal stops all parts in order, a second signal kills them."""
 
     def __init__(self) -> None:
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - it is made in a coroutine
+        assert task is not None  # noqa: S101 - created in a coroutine
         self._task = task
         self.parts: list[parts.DevPart] = []
         self.has_begun = False
@@ -86,7 +86,7 @@ class _Stop:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """One start, part by part."""
+    """The start of all parts, part by part."""
 
     chosen: options.Options
     path: Path
@@ -97,7 +97,7 @@ class _Start:
     keepers: asyncio.TaskGroup
 
     async def everything(self) -> None:
-        """Start what others need before those others; return once every part answers."""
+        """Start each part after the parts that it needs; return when every part answers."""
         if self.chosen.reset:
             with self.out.step("reset"):
                 await asyncio.to_thread(folder.empty, self.path)
@@ -114,7 +114,7 @@ class _Start:
         server = self._begin(programs.server(self.ports, environment))
         worker = self._begin(programs.worker(environment))
         await self._answering(server)
-        # After the server, whose absence it would only log.
+        # After the server: the gateway would log warnings while the server does not answer.
         gateway = self._begin(programs.gateway(self.ports, environment))
         await self._answering(worker)
         await self._answering(gateway)

@@ -1,4 +1,4 @@
-"""What `dev` shows: its own lines, and those of the parts under their names; on a terminal in colour."""
+"""The output of `dev`: its own lines, and the parts' lines after their names; on a terminal in colour."""
 
 import contextlib
 import json
@@ -27,25 +27,25 @@ _CLOCK = slice(11, 19)
 
 
 class Terminal:
-    """Writes lines, each at once; where nobody reads any more it says so, once."""
+    """Writes each line at once. When the output is closed, it calls `on_gone` once."""
 
     def __init__(self, file: TextIO, on_gone: Callable[[], None]) -> None:
-        """`on_gone` is called when the reader has gone."""
+        """`on_gone` is called when the reader of the output has gone."""
         self._file = file
         self._on_gone = on_gone
         self._console = Console(file=file, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._is_terminal = self._console.is_terminal
-        # Its characters are to be found in every encoding.
+        # This spinner's characters exist in every encoding.
         self._status = Status("", console=self._console, spinner="line")
         self._under_way: list[str] = []
         self._gone = False
 
     def say(self, line: str, style: str = "") -> None:
-        """Write a line of our own."""
+        """Write a line of `dev` itself."""
         self._write(Text(line, style))
 
     def answers(self, name: str, pid: int | None, seconds: float) -> None:
-        """Say that a part answers, with what it took."""
+        """Write that a part answers, and how long its start took."""
         self.say(f"  {name} answers after {seconds:.1f} s (process {pid})")
 
     def part(self, name: str, line: str) -> None:
@@ -58,7 +58,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[None]:
-        """Show that something is under way, then that it is done and how long it took."""
+        """Show that a step is under way, then that it is done and how long it took."""
         started = time.monotonic()
         with self.waiting(f"{what} ..."):
             yield
@@ -66,7 +66,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Show what is waited for, while it is, on a terminal."""
+        """On a terminal, show a status text during the context."""
         self._under_way.append(what)
         self._show_status()
         try:
@@ -95,7 +95,7 @@ class Terminal:
                 self._file.flush()
         except OSError:
             self._gone = True
-            # What is still buffered must not fail again at exit.
+            # Replaced by /dev/null, so that flushing the buffer at exit does not fail again.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._file.fileno())
             os.close(null)
@@ -103,14 +103,14 @@ class Terminal:
 
 
 def standard(on_gone: Callable[[], None]) -> Terminal:
-    """Return the terminal on stdout, which takes any character: what it cannot show it replaces."""
+    """Return the terminal on stdout; characters that stdout's encoding lacks are replaced."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     return Terminal(sys.stdout, on_gone)
 
 
 def _readable(line: str) -> Text:
-    """Return a log entry as a person reads it; anything else as it is."""
+    """Return a JSON log entry as readable text; any other line unchanged."""
     try:
         entry = json.loads(line)
     except ValueError:

@@ -1,1 +1,1 @@
-"""Keeping child processes: how each is started, tied to its parent, started again and ended."""
+"""Supervises child processes: starts them, ties them to their parent, restarts and stops them."""

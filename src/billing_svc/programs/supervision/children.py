@@ -1,4 +1,4 @@
-"""One child process: a group of its own, its output by lines, and an end that is bounded."""
+"""A child process with its own process group; its output is read by lines, and stopping it has a time limit."""
 
 import asyncio
 import collections
@@ -13,23 +13,23 @@ from typing import Self
 
 from billing_svc.programs.supervision import launcher
 
-# What a part may take to finish after SIGTERM. In `dev` nobody's calls are lost by less than production's patience.
+# How long a part may take to stop after SIGTERM. Shorter than in production, because `dev` has no callers to lose.
 GRACE_SECONDS_MAX = 5.0
-# Shown when a part could not be kept running.
+# How many last lines of output are shown if a part dies too often.
 TAIL_LINES = 20
-# A longer line is shown in pieces.
+# A longer line is split.
 _LINE_BYTES_MAX = 64 * 1024
 _CHUNK_BYTES = 64 * 1024
-# A process's own children may hold its output open after it; nobody waits for theirs.
+# How long to wait for the end of the output after the process's end: its own children may keep the output open.
 _OUTPUT_SECONDS_MAX = 1.0
-# How soon an end is noticed.
+# How often to check whether the process has ended.
 _POLL_SECONDS = 0.05
 
 _LAUNCHER = str(Path(launcher.__file__).resolve())
 
 
 class Child:
-    """A program that runs until it ends or is ended."""
+    """A program that runs until it exits or is stopped."""
 
     def __init__(self, process: asyncio.subprocess.Process, show: Callable[[str], None], announcement: str) -> None:
         """Use `start`."""
@@ -50,8 +50,8 @@ class Child:
     ) -> Self:
         """Start a program; `show` gets each line of its output.
 
-        `has_announced` turns true with the first line that is a log entry of the event `announcement`. Must be called
-        in the main thread: Linux ends a child when the *thread* that started it ends.
+        `has_announced` becomes true at the first log line whose event is `announcement`. Must be called in the main
+        thread: Linux ends a child when the *thread* that started it ends.
         """
         process = await asyncio.create_subprocess_exec(
             *tied(*command),
@@ -59,7 +59,7 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=environment,
-            # Ctrl-C in the terminal is for us; the parts are ended in order.
+            # Ctrl-C in the terminal must not reach the child; the parent stops its children in order.
             start_new_session=True,
         )
         return cls(process, show, announcement)
@@ -71,23 +71,23 @@ class Child:
 
     @property
     def tail(self) -> tuple[str, ...]:
-        """The last lines of its output."""
+        """The last lines of the output."""
         return tuple(self._tail)
 
     async def wait(self) -> int:
-        """Wait until it has ended and its output is read; return its code, negative if a signal ended it."""
+        """Wait for the process's end and its output; return the exit code, negative if a signal ended the process."""
         code = await self._exit()
         await asyncio.wait({self._reading}, timeout=_OUTPUT_SECONDS_MAX)
         return code
 
     async def stop(self) -> bool:
-        """End it: SIGTERM, then by force. Returns whether it obeyed."""
+        """Stop the process by SIGTERM, then by SIGKILL. Returns whether SIGTERM was enough."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         ended = asyncio.create_task(self._exit())
         await asyncio.wait({ended}, timeout=GRACE_SECONDS_MAX)
         obeyed = ended.done()
-        # Also what it may have left behind.
+        # Kills the process's own children too, which may still run.
         self.kill()
         await ended
         await asyncio.wait({self._reading}, timeout=_OUTPUT_SECONDS_MAX)
@@ -95,18 +95,18 @@ class Child:
         return obeyed
 
     def kill(self) -> None:
-        """End it and its own children at once."""
+        """Kill the process and its own children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
     async def _exit(self) -> int:
-        # Not the process's wait(): that also waits until nobody holds the output open any more.
+        # Polled, because the process's wait() also waits until the output is closed by all who have it open.
         while (code := self._process.returncode) is None:  # noqa: ASYNC110 - see above
             await asyncio.sleep(_POLL_SECONDS)
         return code
 
     async def _read(self) -> None:
-        assert self._process.stdout is not None  # noqa: S101 - it was asked for
+        assert self._process.stdout is not None  # noqa: S101 - a pipe was requested
         pending = b""
         while chunk := await self._process.stdout.read(_CHUNK_BYTES):
             *lines, pending = (pending + chunk).split(b"\n")
@@ -135,11 +135,11 @@ def _event_of(line: str) -> object:
 
 
 def tied(*command: str) -> Sequence[str]:
-    """Return the command that becomes this one, and that on Linux never outlives this process."""
-    # -I and -S: no environment, no current folder, no site-packages; the launcher needs the standard library alone.
+    """Return a command that replaces itself by `command`; on Linux it is killed when this process ends."""
+    # -I and -S: no environment, no current folder, no site-packages; the launcher needs only the standard library.
     return sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid()), *command
 
 
 def ending(code: int) -> str:
-    """Say how a process ended."""
+    """Return words for a process's exit code: how it ended."""
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -1,4 +1,4 @@
-"""How often a process may die before it is given up."""
+"""Decides how long to wait before a restart, and when a process has died too often."""
 
 import collections
 import time
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 
 from billing_svc.programs.commands import common
 
-# What dies this often so soon dies of something that starting it again does not mend.
+# A process that dies this often within this time is given up: another restart would not help.
 DEATHS_MAX = 5
 DEATHS_WITHIN_SECONDS = 30.0
-# The pause before it is started again; it doubles, so the last one is 1.6 s.
+# The pause before a restart; it doubles up to 1.6 s.
 _PAUSE_SECONDS = 0.2
 
 
 class Deaths:
-    """When a process died lately."""
+    """The instants of a process's last deaths."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._times: collections.deque[float] = collections.deque(maxlen=DEATHS_MAX)
 
     def add(self, how: str, tail: Sequence[str]) -> float:
-        """Note a death; return the seconds to wait before starting again. Raises Refusal when there were too many."""
+        """Record a death; return the seconds to wait before a restart. Raises Refusal after too many deaths."""
         now = time.monotonic()
         self._times.append(now)
         lately = sum(now - one < DEATHS_WITHIN_SECONDS for one in self._times)

@@ -1,8 +1,8 @@
-"""Becomes the program that it is told to run, and on Linux never outlives its parent.
+"""Replaces itself by a program (exec) that Linux kills when its parent ends.
 
-`children.py` runs this file as a script of its own, with the standard library alone: a `preexec_fn` would do the same
-inside a fork of a process with threads, which may deadlock. What the database's launcher does beyond this (another
-user, Postgres' own way to be ended) is not needed here.
+`children.py` runs this file as a script, with only the standard library: a `preexec_fn` would run in a fork of a
+process with threads, which can deadlock. `embedded_launcher.py` does more (another user, Postgres' own shutdown
+signal), which is not needed here.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ def main() -> None:
     """Run `PARENT PROGRAM ARGUMENTS...`."""
     parent, program = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
-        # Survives exec. SIGKILL, because nobody would be left to insist.
+        # The setting survives exec. SIGKILL, because no process would be left to send it after a SIGTERM.
         if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             sys.exit("the process cannot be tied to its parent's life")
         if os.getppid() != parent:

@@ -82,7 +82,7 @@ async def test_work_that_goes_on_after_a_failed_statement_is_no_success(
         with pytest.raises(sa.exc.IntegrityError):
             await connection.execute(sa.text("INSERT INTO rows VALUES (1, 0)"))
 
-    with pytest.raises(RuntimeError, match="went on after a failed statement"):
+    with pytest.raises(RuntimeError, match="continued after a failed statement"):
         await transactions.run(work)
     assert await _values(engine) == [0, 0]
 

@@ -1,4 +1,4 @@
-"""Usage reports: how a slice is charged, and what became of it. Nothing has written the table before."""
+"""Usage reports: how a slice is charged, and its state. The table had no rows before this version."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -12,7 +12,7 @@ _INSTANT = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
-    # Nothing wrote invoices before, so the new columns need no defaults.
+    # Earlier versions wrote no invoices, so the new columns need no defaults.
     for column in (
         sa.Column("attempt_count", sa.Integer(), nullable=False),
         sa.Column("next_payment_attempt_at", _INSTANT),

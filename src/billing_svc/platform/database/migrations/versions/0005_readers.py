@@ -1,4 +1,4 @@
-"""Roles and views for readers: people and tools that look into the database themselves."""
+"""Roles and views for readers: people and tools that read the database directly."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -18,8 +18,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("login", "account_prefix", name=op.f("pk_reader_accounts")),
     )
     op.create_index("ix_audit_log_at", "audit_log", ["at", "account_id", "entry_id"])
-    # With its caller's rights, or it would show everybody every account. A plan that ended early leaves a counter
-    # whose period seems to go on: the latest one counts. `included` is as of the last time that something was recorded.
+    # security_invoker: with the owner's rights, the view would show every account to every reader. A plan that ended
+    # early leaves a counter whose period has not ended: the latest counter counts. `included` is as of the counter's
+    # last write.
     op.execute("""
         CREATE VIEW current_usage WITH (security_invoker = true) AS
         SELECT DISTINCT ON (account_id, meter)

@@ -1,4 +1,4 @@
-"""What readers select from: functions that give a login its own accounts' rows, and views on them. See ADR 0014."""
+"""The readers' functions, which return the rows of a login's accounts, and the views on them. See ADR 0014."""
 
 from alembic import op
 
@@ -7,7 +7,7 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-# By account, each with the rest of its primary key.
+# The tables with an account, each with the rest of its primary key.
 _TABLES = {
     "account_overrides": "meter",
     "accounts": "account_id",
@@ -22,9 +22,9 @@ _TABLES = {
     "usage_events": "event_id",
     "usage_reports": "report_id",
 }
-# With its owner's rights, so nothing that a session can set may change what it finds (the schemas), the way that it
-# finds it (by key, or its time would tell how large a table is), or what it tells (`debug_print_plan` sends plans with
-# the planner's estimates as messages).
+# These functions run with their owner's rights, so they fix the settings that a session could misuse: the search path,
+# which decides which tables are read; the planner's settings, because a read that does not go by key takes time that
+# reveals a table's size; and client_min_messages, because `debug_print_plan` sends plans with the planner's estimates.
 _AS_OWNER = """
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -38,9 +38,10 @@ _AS_OWNER = """
     SET enable_bitmapscan = on
     SET jit = off
 """
-# As callers' prefixes do (scope.py): one opens the account of just that id and those below it, org_1 opens org_1 and
-# org_1/eu and not org_10; and if it ends in a separator, whatever begins with it. As ranges of bytes, whatever order
-# the database's locale has: the account itself is looked up by its id, so that it needs no row in `accounts`.
+# A prefix works as callers' prefixes do (api/scope.py): it opens the account with that id and the accounts below it
+# (org_1 opens org_1 and org_1/eu, not org_10). A prefix that ends in a separator opens every id that begins with it.
+# The comparisons are by bytes, so the database's locale does not matter. The prefix itself is returned as an id, so
+# that the account needs no row in `accounts`.
 _ACCOUNT_IDS = """
     WITH mapped AS (
         SELECT account_prefix AS prefix FROM public.reader_accounts WHERE login = CAST(session_user AS text)
@@ -60,8 +61,8 @@ _ACCOUNT_IDS = """
     SELECT account_id FROM public.accounts WHERE pg_has_role(session_user, 'billing_admin', 'MEMBER')
      ORDER BY 1
 """
-# `included` is as of the last time that something was recorded. A plan that ended early leaves a counter whose period
-# seems to go on: the latest one counts.
+# `included` is as of the counter's last write. A plan that ended early leaves a counter whose period has not ended: the
+# latest counter counts.
 _CURRENT_USAGE = """
     SELECT DISTINCT ON (account_id, meter)
            account_id, meter, plan, period_start, period_end,
@@ -72,7 +73,7 @@ _CURRENT_USAGE = """
       FROM readable.current_counters()
      ORDER BY account_id, meter, period_start DESC
 """
-# All but the pages where they are paid.
+# All columns except the URLs of the pages where the invoice can be paid.
 _INVOICE = {
     "account_id": "text",
     "invoice_id": "text",
@@ -98,7 +99,7 @@ _INVOICE = {
 
 
 def upgrade() -> None:
-    # In the order of bytes, which finds the accounts below one whatever the database's locale.
+    # In byte order, which finds the accounts below an account in any locale of the database.
     pattern = {"account_id": "text_pattern_ops"}
     op.create_index("ix_accounts_prefix", "accounts", ["account_id"], postgresql_ops=pattern)
     op.execute("CREATE SCHEMA readable")
@@ -120,14 +121,15 @@ def upgrade() -> None:
     catalogs = "SELECT * FROM public.catalog_versions ORDER BY version"
     _create_function("catalog_versions", "SETOF public.catalog_versions", catalogs)
     _create_view("readable.catalog_versions", "SELECT * FROM readable.catalog_versions()")
-    # privileges.py makes them anew, on `account_ids`. Last, because nobody reads a table while it is locked for this.
+    # privileges.py creates these policies again, with `account_ids`. Dropped last, because DROP POLICY locks a table
+    # against readers until the end of the transaction.
     for table in _TABLES:
         op.execute(f"DROP POLICY IF EXISTS billing_reader ON {table}")
 
 
 def _by_account(table: str, condition: str = "true", columns: str = "*") -> str:
-    # Account by account, each by the primary key and in its order: left to itself, the planner's choice among ways,
-    # and with it the order of the rows, would tell what it knows of the others.
+    # Rows are read account by account, in the order of the primary key. Otherwise the planner would choose the order,
+    # and its choice would reveal what it knows of other accounts.
     return f"""
         SELECT stored.*
           FROM readable.account_ids() AS own (account_id)
