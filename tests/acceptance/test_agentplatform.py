@@ -12,7 +12,7 @@ from billing_svc.catalog import versions
 from billing_svc.metering.gauges import open_periods
 from billing_svc.platform.database import tables
 from tests import clocks
-from tests.acceptance.conftest import (
+from tests.acceptance.accounts import (
     ALLOWED,
     DENIED,
     EXHAUSTED,

@@ -97,7 +97,7 @@ def snapshot(dev: dev_process.DevProcess, account: str) -> Callable[[], dict[str
 
     def look() -> dict[str, object]:
         seen: dict[str, object] = {}
-        with psycopg.connect(database_of(dev)) as connection:
+        with psycopg.connect(dev.database) as connection:
             for table in tables.metadata.sorted_tables:
                 if "account_id" in table.c:
                     query = sql.SQL("SELECT * FROM {} WHERE account_id = %s").format(sql.Identifier(table.name))
@@ -110,16 +110,6 @@ def snapshot(dev: dev_process.DevProcess, account: str) -> Callable[[], dict[str
         return seen
 
     return look
-
-
-def database_of(dev: dev_process.DevProcess) -> str:
-    """Say where the embedded Postgres of a `dev` is, which keeps that to itself."""
-    folder = dev.data_dir / "postgres"
-    port = (folder / "cluster" / "postmaster.pid").read_text().splitlines()[3]
-    password = (folder / "password").read_text()
-    return psycopg.conninfo.make_conninfo(
-        host="127.0.0.1", port=port, user="billing", password=password, dbname="billing"
-    )
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: f"{case.kind.__name__}: {case.name}")

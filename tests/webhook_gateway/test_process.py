@@ -2,26 +2,19 @@
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 
 from tests import ports
 from tests.webhook_gateway.conftest import SECRET, TOKEN, ScriptedService, event_body, open_door, serve_grpc, sign
-
-SOURCES = str(Path(__file__).parents[2] / "src")
-
-
-def environment(**changed: str) -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], "PYTHONPATH": SOURCES, "PYTHONUNBUFFERED": "1", **changed}
+from tests.webhook_gateway.process import environment
 
 
 @pytest.mark.parametrize(

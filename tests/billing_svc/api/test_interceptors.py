@@ -19,8 +19,8 @@ from billing_svc.api import interceptors
 from billing_svc.api.transport import serving
 from billing_svc.programs import server
 from tests.billing_svc import books, processes, refusals
-from tests.billing_svc.api.test_access import MALFORMED, METHODS
-from tests.billing_svc.conftest import TOKEN, Billing, tokens
+from tests.billing_svc.api.methods import MALFORMED, METHODS
+from tests.billing_svc.service import TOKEN, Billing, tokens
 
 GENERATED = re.compile("[0-9a-f]{32}")
 EVENT = usage_pb2.RecordUsageRequest(account_id="org_1", event_id="run_1", meter="runs")

@@ -10,8 +10,8 @@ from google.protobuf import descriptor_pool, message, message_factory
 from billing.v1 import errors_pb2, subscription_pb2, usage_pb2, usage_pb2_grpc
 from billing_svc.api import fields, scope
 from tests.billing_svc import books, refusals
-from tests.billing_svc.api.test_access import METHODS
-from tests.billing_svc.conftest import LIMITED_TOKEN, Billing
+from tests.billing_svc.api.methods import METHODS
+from tests.billing_svc.service import LIMITED_TOKEN, Billing
 
 # What the limited caller has, and what begins just so.
 OWN, BESIDE = "org_1", "org_10"

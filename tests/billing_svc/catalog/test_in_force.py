@@ -10,8 +10,8 @@ from billing_svc.catalog import loading, versions
 from billing_svc.platform.database import transactions as transactions_module
 from tests.acceptance import told
 from tests.billing_svc import processes
-from tests.billing_svc.conftest import CATALOGS, Billing
 from tests.billing_svc.programs.commands import terminal
+from tests.billing_svc.service import CATALOGS, Billing
 
 NYQST = (CATALOGS / "nyqst.yaml").read_text()
 ALLOWED, DENIED = decision_pb2.DECISION_ALLOWED, decision_pb2.DECISION_DENIED

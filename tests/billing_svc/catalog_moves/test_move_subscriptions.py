@@ -13,8 +13,8 @@ from billing_svc.platform.database import tables
 from billing_svc.subscriptions.catalog_moves import move_subscriptions
 from tests.acceptance import told
 from tests.billing_svc import books
-from tests.billing_svc.conftest import CATALOGS, Billing
 from tests.billing_svc.programs.commands import terminal
+from tests.billing_svc.service import CATALOGS, Billing
 
 ORIGIN = audit_store.Origin("operator:ops")
 

@@ -4,47 +4,11 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-import pytest
-
 from billing.v1 import subscription_pb2, usage_pb2
 from billing_svc.platform.database import tables
 from tests.billing_svc.money import ledger as ledgers
 from tests.billing_svc.money.ledger import Ledger
 from tests.billing_svc.subscriptions.dealing import AT_PERIOD_END, NOW
-
-CATALOG = """
-catalog: tiers
-currency: usd
-default_plan: free
-meters:
-  runs: {unit: run, kind: consumable}
-  seats: {unit: seat, kind: gauge}
-plans:
-  free:
-    name: Free
-    limits: {runs: {included: 5, beyond: deny}, seats: {included: 1, beyond: deny}}
-  small:
-    name: Small
-    prices:
-      monthly: {amount: "10.00", interval: month}
-    limits:
-      runs: {included: 100, beyond: charge, unit_price: "0.10"}
-      seats: {included: 2, beyond: charge, unit_price: "3.00"}
-  big:
-    name: Big
-    prices:
-      monthly: {amount: "40.00", interval: month}
-    limits:
-      runs: {included: 200, beyond: charge, unit_price: "0.05"}
-      seats: {included: 4, beyond: charge, unit_price: "2.00"}
-"""
-
-
-@pytest.fixture
-async def tiers(ledger: Ledger) -> Ledger:
-    await ledger.sell(CATALOG)
-    await ledger.buy(plan="small")
-    return ledger
 
 
 def upgrade_costs(answer: subscription_pb2.ChangePlanResponse, since: datetime, until: datetime) -> Decimal:

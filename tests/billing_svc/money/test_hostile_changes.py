@@ -15,10 +15,7 @@ from billing_svc.metering.usage import record_usage
 from billing_svc.metering.usage import rules as usage_rules
 from billing_svc.platform.database import direct, tables
 from billing_svc.usage_export import accrual, pacing, sending
-from tests.billing_svc.money.ledger import Ledger
-from tests.billing_svc.money.test_changes import tiers
-
-__all__ = ["tiers"]
+from tests.billing_svc.money.ledger import ANNIVERSARY, Ledger
 
 
 async def correct(ledger: Ledger, event_id: str, quantity: int) -> None:
@@ -151,23 +148,6 @@ async def test_on_again_while_nobody_learns_whether_the_end_reached_stripe(ledge
     assert (await ledger.told()).pay_as_you_go
     assert [one["cancel_at"] for one in await ledger.at_stripe()] == [None]
     assert await ledger.world.rows(tables.subscription_duties) == []
-
-
-ANNIVERSARY = """
-catalog: anniversary
-currency: usd
-default_plan: free
-free_period: signup_anniversary
-meters:
-  credits: {unit: credit, kind: consumable}
-plans:
-  free:
-    name: Free
-    limits: {credits: {included: 10, beyond: deny}}
-    pay_as_you_go:
-      name: More
-      limits: {credits: {included: 10, beyond: charge, unit_price: "0.10"}}
-"""
 
 
 async def test_whoever_signs_up_by_switching_it_on_has_a_whole_first_month(ledger: Ledger) -> None:

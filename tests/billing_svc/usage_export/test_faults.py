@@ -16,19 +16,8 @@ from billing_svc.reconciliation import usage
 from billing_svc.reconciliation.discrepancies import DiscrepancyKind
 from billing_svc.stripe import leases
 from billing_svc.usage_export import export_now, meter_errors, retry_failed
-from tests.billing_svc.sandboxed import World, published_catalog, sandbox, settings, stripe_client, webhook_port, world
-from tests.billing_svc.usage_export.test_whole_way import (
-    ORIGIN,
-    Worker,
-    drifts,
-    record,
-    reports,
-    subscribed,
-    worker,
-    worker_of,
-)
-
-__all__ = ["published_catalog", "sandbox", "settings", "stripe_client", "webhook_port", "worker", "world"]
+from tests.billing_svc.sandboxed import World
+from tests.billing_svc.usage_export.working import ORIGIN, Worker, drifts, record, reports, subscribed, worker_of
 
 EVENTS = "/v1/billing/meter_events"
 

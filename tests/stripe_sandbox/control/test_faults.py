@@ -44,7 +44,7 @@ async def test_a_refusal_does_nothing_and_leaves_the_key_free(sandbox: Sandbox, 
 
 
 @pytest.mark.parametrize(("says", "header"), [(True, "true"), (False, "false"), (None, None)])
-async def test_it_may_say_whether_to_try_again(sandbox: Sandbox, says: bool | None, header: str | None) -> None:  # noqa: FBT001 - a case
+async def test_it_may_say_whether_to_try_again(sandbox: Sandbox, *, says: bool | None, header: str | None) -> None:
     await fault(sandbox, "rate_limited", should_retry=says)
     answer = await raw(sandbox)
     assert answer.headers.get("stripe-should-retry") == header

@@ -4,7 +4,7 @@ import pytest
 
 from stripe_sandbox.time import advancing
 from tests.stripe_sandbox.conftest import Sandbox, make_offer
-from tests.stripe_sandbox.time.test_timeline import HOUR, clock, session
+from tests.stripe_sandbox.time.clocks import HOUR, clock, session
 
 
 @pytest.mark.parametrize(

@@ -8,25 +8,7 @@ import httpx
 import pytest
 
 from tests.stripe_sandbox.conftest import Receiver, Sandbox, make_offer, running
-
-HOUR = 3600
-
-
-async def session(sandbox: Sandbox, price: str, expires_at: int) -> str:
-    made = await sandbox.stripe.v1.checkout.sessions.create_async(
-        {
-            "mode": "subscription",
-            "success_url": "https://shop.example/done",
-            "line_items": [{"price": price, "quantity": 1}],
-            "expires_at": expires_at,
-        }
-    )
-    return made.id
-
-
-async def clock(sandbox: Sandbox) -> dict[str, Any]:
-    answer: dict[str, Any] = (await sandbox.http.get("/_sandbox/clock")).json()
-    return answer
+from tests.stripe_sandbox.time.clocks import HOUR, clock, session
 
 
 async def move(sandbox: Sandbox, way: str, **body: object) -> httpx.Response:

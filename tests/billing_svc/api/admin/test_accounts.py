@@ -6,9 +6,9 @@ import grpc
 import pytest
 
 from billing.v1 import admin_pb2, quota_pb2, subscription_pb2, usage_pb2
-from tests.acceptance.conftest import START, Account
-from tests.billing_svc.conftest import Billing
+from tests.acceptance.accounts import START, Account
 from tests.billing_svc.refusals import refused
+from tests.billing_svc.service import Billing
 
 
 async def record(billing: Billing, account_id: str, units: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from billing.v1 import admin_pb2
 from billing_svc.platform.audit import store
-from tests.acceptance.conftest import START, Account
+from tests.acceptance.accounts import START, Account
 from tests.billing_svc.refusals import refused
 
 

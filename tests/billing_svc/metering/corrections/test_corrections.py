@@ -11,10 +11,10 @@ import pytest
 from billing.v1 import admin_pb2, usage_pb2, usage_pb2_grpc
 from billing_svc.platform import clock
 from tests import clocks
-from tests.acceptance.conftest import ALLOWED, DENIED, GRACE, GRACE_EXPIRED, START, Account
+from tests.acceptance.accounts import ALLOWED, DENIED, GRACE, GRACE_EXPIRED, START, Account
 from tests.billing_svc import books
-from tests.billing_svc.conftest import Billing
 from tests.billing_svc.refusals import Refusal, refused
+from tests.billing_svc.service import Billing
 
 
 @pytest.fixture

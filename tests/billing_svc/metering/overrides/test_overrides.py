@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from billing.v1 import admin_pb2, quota_pb2
 from billing_svc.platform.database import tables
 from tests import clocks
-from tests.acceptance.conftest import ALLOWED, DENIED, NOT_IN_PLAN, REJECT, START, Account
+from tests.acceptance.accounts import ALLOWED, DENIED, NOT_IN_PLAN, REJECT, START, Account
 from tests.billing_svc import books
 from tests.billing_svc.refusals import Refusal, refused
 

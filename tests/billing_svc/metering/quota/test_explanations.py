@@ -6,11 +6,8 @@ import pytest
 
 from billing.v1 import admin_pb2, plan_pb2, quota_pb2, subscription_pb2
 from tests import clocks
-from tests.acceptance.conftest import RATE_LIMITED, START, Account, account
+from tests.acceptance.accounts import RATE_LIMITED, START, Account
 from tests.billing_svc import books
-
-# pytest finds fixtures by name.
-__all__ = ["account"]
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from billing.v1 import decision_pb2, errors_pb2, usage_pb2, usage_pb2_grpc
 from billing_svc.api.servicers import usage
 from billing_svc.platform.database import direct, transactions
 from tests.billing_svc import books
-from tests.billing_svc.conftest import Billing
 from tests.billing_svc.refusals import refused
+from tests.billing_svc.service import Billing
 
 Event = usage_pb2.RecordUsageRequest
 

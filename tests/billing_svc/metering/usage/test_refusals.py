@@ -11,7 +11,7 @@ from google.protobuf import timestamp_pb2
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2
 from billing_svc.metering.usage import rules
 from tests.billing_svc import books, refusals
-from tests.billing_svc.conftest import Billing
+from tests.billing_svc.service import Billing
 
 INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 NO_METER = (grpc.StatusCode.NOT_FOUND, "METER_NOT_FOUND")

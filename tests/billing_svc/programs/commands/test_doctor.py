@@ -11,9 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing_svc.platform.database import tables
 from tests.billing_svc.programs.commands import terminal
-from tests.billing_svc.sandboxed import World, published_catalog, sandbox, settings, stripe_client, webhook_port, world
-
-__all__ = ["published_catalog", "sandbox", "settings", "stripe_client", "webhook_port", "world"]
+from tests.billing_svc.sandboxed import World
 
 
 @pytest.fixture(name="env")
