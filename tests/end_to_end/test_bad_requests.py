@@ -113,7 +113,7 @@ def snapshot(dev: dev_process.DevProcess, account: str) -> Callable[[], dict[str
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: f"{case.kind.__name__}: {case.name}")
-def test_it_is_refused_and_changes_nothing(
+def test_a_bad_request_is_refused_and_changes_nothing(
     client: python_client.Client, account: str, snapshot: Callable[[], dict[str, object]], case: Bad
 ) -> None:
     client.record(account, "good")
@@ -128,7 +128,7 @@ def test_it_is_refused_and_changes_nothing(
     assert client.check(account).used == 1
 
 
-def test_all_that_is_wrong_is_said_at_once(client: python_client.Client) -> None:
+def test_all_that_is_wrong_with_a_request_is_said_at_once(client: python_client.Client) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         client.call(client.quota.CheckQuota, CHECK(meter="Runs!", quantity=-1))
     assert said(raised.value)[2] == {"account_id", "meter", "quantity"}

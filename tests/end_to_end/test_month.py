@@ -209,7 +209,7 @@ def test_a_month_of_260_runs(month: Month) -> None:
     assert month.reconcile() == "what differs from Stripe: nothing\n"
 
 
-def test_the_same_with_the_worker_killed_and_every_fault(month: Month) -> None:
+def test_a_month_costs_the_same_with_the_worker_killed_and_every_fault(month: Month) -> None:
     seeded = [{**fault, "seed": SEED + number} for number, fault in enumerate(FAULTS)]
     month.sandbox.control("POST", "faults", seeded)
     month.subscribe()
@@ -242,7 +242,7 @@ def test_the_same_with_the_worker_killed_and_every_fault(month: Month) -> None:
     assert month.reconcile() == "what differs from Stripe: nothing\n"
 
 
-def test_stripe_away_for_a_day_across_the_period_s_end(month: Month) -> None:
+def test_a_day_without_stripe_across_the_period_s_end_charges_each_unit_once(month: Month) -> None:
     """Checks and records do not notice, a checkout is refused for now, and everything is charged once afterwards."""
     ends = month.subscribe().period_end.seconds
     before = [month.run() for _ in range(205)]

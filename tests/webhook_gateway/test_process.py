@@ -24,7 +24,7 @@ from tests.webhook_gateway.process import environment
         ({"STRIPE_WEBHOOK_SECRETS": SECRET}, "BILLING_GRPC_TOKEN"),
     ],
 )
-def test_without_a_usable_secret_it_exits_2_with_one_sentence(changed: dict[str, str], variable: str) -> None:
+def test_without_a_usable_secret_the_gateway_exits_2_with_one_sentence(changed: dict[str, str], variable: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "webhook_gateway"],
         env=environment(**changed),
@@ -96,7 +96,7 @@ async def test_a_stop_finishes_what_is_under_way_and_exits_0(service: ScriptedSe
     assert service.stored == {"evt_1": event_body()}
 
 
-async def test_every_line_it_writes_is_json_and_none_holds_a_body_a_secret_or_a_signature(
+async def test_every_line_of_the_gateway_is_json_and_none_holds_a_body_a_secret_or_a_signature(
     service: ScriptedService,
 ) -> None:
     raw = event_body(name="Erika Mustermann")
@@ -134,7 +134,7 @@ def occupied_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def test_an_occupied_port_ends_it_with_a_line_that_says_so() -> None:
+def test_an_occupied_port_ends_the_gateway_with_a_line_that_says_so() -> None:
     with occupied_port() as port:
         ended = subprocess.run(
             [sys.executable, "-m", "webhook_gateway"],

@@ -58,7 +58,7 @@ async def plain_channel(billing: Billing) -> AsyncIterator[grpc.aio.Channel]:
         ("a|", "a|b", True),
     ],
 )
-def test_what_a_prefix_opens(prefix: str, account_id: str, *, is_open: bool) -> None:
+def test_an_account_prefix_opens_the_accounts_that_it_covers(prefix: str, account_id: str, *, is_open: bool) -> None:
     assert scope.opens(prefix, account_id) == is_open
 
 
@@ -75,7 +75,7 @@ def test_what_a_prefix_opens(prefix: str, account_id: str, *, is_open: bool) -> 
         ("org_", "org", False),
     ],
 )
-def test_which_lists_a_prefix_opens(prefix: str, beginning: str, *, is_open: bool) -> None:
+def test_an_account_prefix_opens_the_lists_that_it_covers(prefix: str, beginning: str, *, is_open: bool) -> None:
     assert scope.opens_all(prefix, beginning) == is_open
 
 

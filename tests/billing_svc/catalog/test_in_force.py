@@ -69,7 +69,7 @@ async def test_a_running_server_decides_by_what_another_process_published_at_onc
     assert (after.included, after.catalog_version) == (10, 2)
 
 
-async def test_two_server_processes_decide_by_it_at_once(
+async def test_two_server_processes_decide_by_a_new_catalog_at_once(
     billing: Billing, transactions: transactions_module.Transactions, database_url: str, tmp_path: Path
 ) -> None:
     request = quota_pb2.CheckQuotaRequest(account_id="org_1", meter="runs")

@@ -22,7 +22,7 @@ async def period(tiers: Ledger) -> tuple[datetime, datetime]:
     return told.period_start.ToDatetime(tzinfo=UTC), told.period_end.ToDatetime(tzinfo=UTC)
 
 
-async def test_an_upgrade_with_unreported_overage(tiers: Ledger) -> None:
+async def test_an_upgrade_charges_unreported_overage_once(tiers: Ledger) -> None:
     bounds = await period(tiers)
     await tiers.use("runs", 107)
     await tiers.advance(days=11)
@@ -38,7 +38,7 @@ async def test_an_upgrade_with_unreported_overage(tiers: Ledger) -> None:
     assert await tiers.differences() == []
 
 
-async def test_an_upgrade_and_a_cancellation(tiers: Ledger) -> None:
+async def test_an_upgrade_and_a_cancellation_charge_each_unit_once(tiers: Ledger) -> None:
     bounds = await period(tiers)
     await tiers.use("runs", 120)
     await tiers.advance(days=9)
@@ -182,7 +182,7 @@ async def test_a_correction_after_the_subscription_has_ended_is_a_credit(tiers: 
     assert await tiers.differences() == []
 
 
-async def test_usage_of_the_last_minutes_that_arrives_after_the_next_plan_has_begun(tiers: Ledger) -> None:
+async def test_usage_of_the_last_minutes_that_arrives_late_is_charged_by_the_old_plan(tiers: Ledger) -> None:
     """Big from the period's end on; what happened before is charged on Small's terms, half an hour long."""
     await tiers.change(AT_PERIOD_END, plan="big")
     await tiers.use("runs", 100)

@@ -109,7 +109,7 @@ async def counted(running: Supervised, account: str) -> int:
     return answer.meters[0].used
 
 
-async def test_both_answer_and_a_killed_one_is_replaced_while_calls_go_on(supervised: Supervised) -> None:
+async def test_both_workers_answer_and_a_killed_one_is_replaced_while_calls_go_on(supervised: Supervised) -> None:
     async with Load(supervised, repeat=True) as load:
         await load.more()
         first, second = supervised.workers()
@@ -129,7 +129,7 @@ async def test_both_answer_and_a_killed_one_is_replaced_while_calls_go_on(superv
         assert await counted(supervised, load.account) == load.recorded
 
 
-async def test_one_that_is_stopped_drains_and_is_replaced_without_a_failed_call(supervised: Supervised) -> None:
+async def test_a_worker_that_is_stopped_drains_and_is_replaced_without_a_failed_call(supervised: Supervised) -> None:
     async with Load(supervised, repeat=False) as load:
         await load.more()
         first, _ = supervised.workers()
@@ -154,7 +154,7 @@ async def test_a_stop_drains_all_without_a_failed_call(supervised: Supervised) -
     assert not any(map(is_alive, supervised.workers()))
 
 
-async def test_it_gives_up_when_one_keeps_dying(supervised: Supervised) -> None:
+async def test_the_parent_gives_up_when_a_worker_keeps_dying(supervised: Supervised) -> None:
     _, second = supervised.workers()
     killed: set[int] = set()
     while len(killed) < deaths.DEATHS_MAX:

@@ -40,7 +40,7 @@ async def overage(world: World, units: int) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "between the call and the mark"])
-async def test_a_sender_that_is_killed(world: World, worker: Worker, after: bool) -> None:  # noqa: FBT001 - a parameter
+async def test_a_killed_sender_s_slice_is_sent_once_by_its_successor(world: World, worker: Worker, after: bool) -> None:  # noqa: FBT001 - a parameter
     await overage(world, 60)
     await worker.sealer.seal("org_1")
     sending = asyncio.create_task(worker.sender.send("org_1", at_once=True))

@@ -50,7 +50,7 @@ async def test_usage_is_on_its_invoice_though_it_comes_in_the_last_minutes(world
     assert await drifts(world) == []
 
 
-async def test_stripe_away_for_a_day_across_a_period_s_end(world: World, worker: Worker) -> None:
+async def test_a_day_without_stripe_across_a_period_s_end_charges_each_unit_once(world: World, worker: Worker) -> None:
     """Records do not notice. What was on its way, and what came after, is charged once: by the meter or by items."""
     await subscribed(world)
     await record(world, "runs", 210, "before")
@@ -123,7 +123,7 @@ async def test_a_correction_of_a_period_that_is_invoiced_is_a_credit(world: Worl
 
 @pytest.mark.parametrize("killed", [1, 2, 3, 4], ids=lambda n: f"at call {n}")
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-async def test_a_worker_that_is_killed_while_it_charges_late_usage(
+async def test_a_worker_killed_while_it_charges_late_usage_charges_it_once(
     world: World,
     worker: Worker,
     killed: int,

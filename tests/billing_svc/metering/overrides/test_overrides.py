@@ -63,7 +63,7 @@ async def test_override_decides_from_the_next_call_on_until_it_is_removed(accoun
     assert (check.decision, check.included, check.overridden) == (DENIED, 5, False)
 
 
-async def test_unlimited_and_none_at_all(account: Account) -> None:
+async def test_an_override_may_be_unlimited_or_nothing_at_all(account: Account) -> None:
     told = await override(account, included=None, unlimited=True)
     assert (told.unlimited, told.included) == (True, 0)
     check = await account.check("runs", 10**9)

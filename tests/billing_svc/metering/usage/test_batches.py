@@ -73,7 +73,7 @@ async def test_each_event_is_answered_in_its_place(billing: Billing) -> None:
     await books.assert_balanced(billing.engine)
 
 
-async def test_of_two_with_one_id_the_first_wins(billing: Billing) -> None:
+async def test_of_two_events_with_one_id_in_a_batch_the_first_wins(billing: Billing) -> None:
     told = await send(
         billing,
         event("a", quantity=2),

@@ -113,7 +113,7 @@ async def test_all_violations_come_in_one_answer(billing: Billing) -> None:
         ({"meters": ["runs", "nothing"]}, NO_METER, "meter"),
     ],
 )
-async def test_a_question_for_usage_that_is_refused(
+async def test_a_bad_question_for_usage_is_refused_by_field(
     billing: Billing, changes: Mapping[str, Any], status: tuple[grpc.StatusCode, str], field: str
 ) -> None:
     request = usage_pb2.GetUsageRequest(**{"account_id": "org_1", **changes})

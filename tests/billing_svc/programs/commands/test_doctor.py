@@ -24,7 +24,7 @@ async def checked(env: dict[str, str], **more: str) -> tuple[int, dict[str, dict
     return ended.returncode, {one["name"]: one for one in json.loads(ended.stdout)["checks"]}
 
 
-async def test_where_all_is_well_it_says_so(env: dict[str, str]) -> None:
+async def test_where_all_is_well_doctor_says_so(env: dict[str, str]) -> None:
     code, checks = await checked(env)
     assert {one["state"] for one in checks.values()} == {"ok"}, checks
     assert code == 0
