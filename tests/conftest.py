@@ -1,4 +1,8 @@
-"""Fixtures for every test: a real Postgres, and a database of its own for each test that asks for one."""
+"""Fixtures for every test: a real Postgres with a database for each test, and the service before it.
+
+A folder or a module chooses another `catalog_name`, `service_clock` or `stripe_url` by a fixture of that name. Where a
+test asks for `sandbox`, or for a fixture that needs it, the service's Stripe is the sandbox.
+"""
 
 import asyncio
 import os
@@ -17,10 +21,15 @@ from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 from xdist import scheduler  # type: ignore[import-untyped]  # it has none
 
-from billing_svc.platform import settings
+from billing_svc.catalog import versions
+from billing_svc.inbox import apply_events
+from billing_svc.platform import clock, settings
 from billing_svc.platform.database import embedded, migrating, transactions
 from billing_svc.platform.database import engine as engines
+from billing_svc.stripe import catalog_sync, client
 from tests import databases, ports
+from tests.acceptance import accounts
+from tests.billing_svc import sandboxed, service
 from webhook_gateway import settings as gateway_settings
 
 # Generous for a busy machine; a test that needs longer is stuck.
@@ -145,6 +154,112 @@ async def database_transactions(database_url: str) -> AsyncIterator[transactions
     async with asyncio.timeout(_DRAIN_SECONDS_MAX):
         await runner.drain()
     await service_engine.dispose()
+
+
+@pytest.fixture
+def catalog_name() -> str:
+    """The catalog that the server starts with."""
+    return "nyqst"
+
+
+@pytest.fixture
+def service_clock() -> clock.Clock:
+    """The server's clock."""
+    return clock.Clock()
+
+
+@pytest.fixture
+def stripe_url(request: pytest.FixtureRequest) -> str:
+    """Where the service calls Stripe; without a sandbox nothing listens there."""
+    found: str = request.getfixturevalue("sandbox").url if _has_sandbox(request) else "http://127.0.0.1:9"
+    return found
+
+
+@pytest.fixture(name="settings")
+def service_settings(database_url: str, stripe_url: str) -> settings.Settings:
+    return settings.Settings.model_validate(
+        {
+            "DATABASE_URL": database_url,
+            "BILLING_LISTEN": "127.0.0.1:0",
+            "BILLING_REFLECTION": True,
+            "STRIPE_API_KEY": "sk_test_tests",
+            "STRIPE_API_BASE": stripe_url,
+            "BILLING_CHECKOUT_SUCCESS_URL": "https://app.example.com/paid",
+            "BILLING_CHECKOUT_CANCEL_URL": "https://app.example.com/plans",
+        }
+    )
+
+
+@pytest.fixture
+async def published_catalog(
+    transactions: transactions.Transactions,
+    settings: settings.Settings,
+    catalog_name: str,
+    request: pytest.FixtureRequest,
+) -> int:
+    """The catalog's version, as published before the server starts, and brought to the sandbox if the test has one."""
+    catalog, now = sandboxed.catalog_of(catalog_name), clock.Clock()
+    if not _has_sandbox(request):
+        version, _ = await transactions.run(lambda conn: versions.publish(conn, catalog, "operator:test", now.now()))
+        return version
+    stripe_client = client.Stripe.from_settings(settings)
+    applied = await catalog_sync.apply(transactions, stripe_client, catalog, "operator:test", now, lambda _line: None)
+    await stripe_client.close()
+    return applied.version
+
+
+@pytest.fixture
+async def billing(
+    engine: AsyncEngine,
+    transactions: transactions.Transactions,
+    settings: settings.Settings,
+    published_catalog: int,  # noqa: ARG001 - it has to be there first
+    service_clock: clock.Clock,
+) -> AsyncIterator[service.Billing]:
+    """The server in the test's process."""
+    async with service.running(engine, transactions, settings, service_clock) as running:
+        yield running
+
+
+@pytest.fixture
+def account(billing: service.Billing) -> accounts.Account:
+    return accounts.Account(billing, "org_1")
+
+
+@pytest.fixture
+def webhook_port() -> int | None:
+    """Where the sandbox sends its events on this machine; None: nowhere."""
+    return None
+
+
+@pytest.fixture
+async def sandbox(tmp_path: Path, webhook_port: int | None) -> AsyncIterator[sandboxed.Sandbox]:
+    webhook_url = None if webhook_port is None else f"http://127.0.0.1:{webhook_port}/stripe/webhook"
+    async with sandboxed.sandbox_running(tmp_path / "stripe.sqlite", webhook_url) as running:
+        yield running
+        # Promise 6, in whatever a test did: no write without an idempotency key.
+        sent = [one for one in await running.writes() if one["path"].startswith("/v1/")]
+        assert [one["path"] for one in sent if one["method"] == "POST" and not one["idempotency_key"]] == []
+
+
+@pytest.fixture
+async def stripe_client(
+    settings: settings.Settings,
+    sandbox: sandboxed.Sandbox,  # noqa: ARG001 - which the settings lead to
+) -> AsyncIterator[client.Stripe]:
+    made = client.Stripe.from_settings(settings)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def world(billing: service.Billing, sandbox: sandboxed.Sandbox, stripe_client: client.Stripe) -> sandboxed.World:
+    inbox = apply_events.Inbox(billing.transactions, versions.CatalogCache(), stripe_client, billing.clock)
+    return sandboxed.World(billing, sandbox, stripe_client, inbox)
+
+
+def _has_sandbox(request: pytest.FixtureRequest) -> bool:
+    return "sandbox" in request.fixturenames
 
 
 def _database(postgres: embedded.EmbeddedPostgres, template: str) -> Iterator[str]:

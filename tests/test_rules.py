@@ -20,7 +20,8 @@ from billing_svc.api import access
 from billing_svc.platform import errors
 from billing_svc.platform.database import tables
 
-SRC = Path(__file__).resolve().parent.parent / "src"
+TESTS = Path(__file__).resolve().parent
+SRC = TESTS.parent / "src"
 OURS = {"billing", "billing_svc", "webhook_gateway", "stripe_sandbox"}
 
 # Pure modules: values and `now` in, values out.
@@ -129,6 +130,27 @@ def imports(*packages: str) -> Iterator[Import]:
                 elif isinstance(node, ast.ImportFrom):
                     assert node.level == 0, f"{file}:{node.lineno} imports relatively, which these rules do not follow"
                     yield from (Import(module, file, node.lineno, f"{node.module}.{one.name}") for one in node.names)
+
+
+def imported_names(*folders: Path) -> Iterator[tuple[Path, str]]:
+    """Every import outside of src, by file."""
+    for file in (file for folder in folders for file in folder.rglob("*.py")):
+        for node in ast.walk(tree(file)):
+            if isinstance(node, ast.Import):
+                yield from ((file, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield from ((file, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def fixtures() -> Iterator[str]:
+    """Every fixture of the tests, as `module.function`."""
+    for file in TESTS.rglob("*.py"):
+        module = ".".join(("tests", *file.relative_to(TESTS).with_suffix("").parts))
+        for node in ast.walk(tree(file)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and any(
+                "fixture" in ast.unparse(decorator) for decorator in node.decorator_list
+            ):
+                yield f"{module}.{node.name}"
 
 
 def called_attributes(file: Path) -> Iterator[tuple[int, str]]:
@@ -482,3 +504,22 @@ def test_every_error_has_a_documented_reason() -> None:
     assert errors.InvalidRequest in kinds
     known = set(errors_pb2.ErrorReason.keys())
     assert {kind.__name__: kind.reason for kind in kinds if f"ERROR_REASON_{kind.reason}" not in known} == {}
+
+
+def test_no_test_module_is_imported() -> None:
+    """What two of them need is a fixture of their folder's conftest, or lies in a module that has no tests."""
+    places = TESTS, TESTS.parent / "benchmarks", TESTS.parent / "scripts", TESTS.parent / "examples"
+    found = [
+        (str(file), name)
+        for file, name in imported_names(*places)
+        if name.startswith("tests.") and any(part.startswith("test_") for part in name.split("."))
+    ]
+    assert found == []
+
+
+def test_fixtures_come_from_a_conftest_and_not_by_import() -> None:
+    """An imported fixture hides, in its new module, the one of that name which a reader looks for."""
+    known = set(fixtures())
+    assert "tests.conftest.database_url" in known
+    assert [(str(file), name) for file, name in imported_names(TESTS) if name in known] == []
+    assert [str(file) for file in TESTS.rglob("*.py") if re.search(r"^__all__", file.read_text(), re.MULTILINE)] == []

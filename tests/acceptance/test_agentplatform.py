@@ -12,7 +12,7 @@ from billing_svc.catalog import versions
 from billing_svc.metering.gauges import open_periods
 from billing_svc.platform.database import tables
 from tests import clocks
-from tests.acceptance.conftest import (
+from tests.acceptance.accounts import (
     ALLOWED,
     DENIED,
     EXHAUSTED,
@@ -66,7 +66,7 @@ async def test_standard_charges_each_meter_beyond_what_it_includes(account: Acco
 
 
 @pytest.mark.parametrize("so_far", [False, True], ids=["for given quantities", "for the usage so far"])
-async def test_the_bill_is_186_50(account: Account, *, so_far: bool) -> None:
+async def test_the_documented_month_s_bill_is_186_50(account: Account, *, so_far: bool) -> None:
     request = subscription_pb2.PreviewCostRequest(plan="standard")
     if so_far:
         await account.subscribe("standard")

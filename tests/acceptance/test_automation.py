@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests import clocks
-from tests.acceptance.conftest import ALLOWED, DENIED, EXHAUSTED, NOT_IN_PLAN, PLAIN, REJECT, START, Account
+from tests.acceptance.accounts import ALLOWED, DENIED, EXHAUSTED, NOT_IN_PLAN, PLAIN, REJECT, START, Account
 from tests.billing_svc import books
 
 JUNE = datetime(2026, 6, 1, tzinfo=UTC)

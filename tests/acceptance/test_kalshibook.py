@@ -11,7 +11,7 @@ import pytest
 
 from billing.v1 import quota_pb2, usage_pb2
 from tests import clocks
-from tests.acceptance.conftest import (
+from tests.acceptance.accounts import (
     ALLOWED,
     DENIED,
     EXHAUSTED,
@@ -23,7 +23,7 @@ from tests.acceptance.conftest import (
     publish,
 )
 from tests.billing_svc import books, processes
-from tests.billing_svc.conftest import CATALOGS, Billing
+from tests.billing_svc.service import CATALOGS, Billing
 
 
 @pytest.mark.parametrize(("operation", "cost"), [("markets", 1), ("deltas", 2), ("orderbook", 5)])

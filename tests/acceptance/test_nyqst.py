@@ -6,7 +6,7 @@ import pytest
 
 from billing.v1 import usage_pb2
 from tests import clocks
-from tests.acceptance.conftest import (
+from tests.acceptance.accounts import (
     ALLOWED,
     DENIED,
     EXHAUSTED,
@@ -18,7 +18,7 @@ from tests.acceptance.conftest import (
     publish,
 )
 from tests.billing_svc import books
-from tests.billing_svc.conftest import CATALOGS
+from tests.billing_svc.service import CATALOGS
 
 # A plan above pro, to upgrade to.
 SCALE = """\

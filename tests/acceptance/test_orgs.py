@@ -6,7 +6,7 @@ import pytest
 
 from billing.v1 import subscription_pb2
 from tests import clocks
-from tests.acceptance.conftest import (
+from tests.acceptance.accounts import (
     ALLOWED,
     DENIED,
     EXHAUSTED,

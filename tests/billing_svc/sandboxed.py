@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
-import pytest
 import sqlalchemy as sa
 import uvicorn
 from starlette.responses import JSONResponse
@@ -24,12 +23,10 @@ from billing_svc.catalog import loading, model, versions
 from billing_svc.inbox import apply_events
 from billing_svc.platform import clock
 from billing_svc.platform.database import tables
-from billing_svc.platform.database import transactions as transactions_module
-from billing_svc.platform.settings import Settings
-from billing_svc.stripe import catalog_sync, client
+from billing_svc.stripe import client
 from stripe_sandbox import app as sandbox_app
 from stripe_sandbox import settings as sandbox_settings
-from tests.billing_svc.conftest import CATALOGS, TOKEN, Billing
+from tests.billing_svc.service import CATALOGS, TOKEN, Billing
 from webhook_gateway import app as gateway_app
 from webhook_gateway import forwarding, serving
 
@@ -312,49 +309,3 @@ def event_about(subject: Mapping[str, Any], type_: str, event_id: str | None = N
         "data": {"object": subject},
         **more,
     }
-
-
-@pytest.fixture
-def webhook_port() -> int | None:
-    """Where the sandbox sends its events on this machine; None: nowhere. A module may choose another."""
-    return None
-
-
-@pytest.fixture
-async def sandbox(tmp_path: pathlib.Path, webhook_port: int | None) -> AsyncIterator[Sandbox]:
-    webhook_url = None if webhook_port is None else f"http://127.0.0.1:{webhook_port}/stripe/webhook"
-    async with sandbox_running(tmp_path / "stripe.sqlite", webhook_url) as running:
-        yield running
-        # Promise 6, in whatever a test did: no write without an idempotency key.
-        sent = [one for one in await running.writes() if one["path"].startswith("/v1/")]
-        assert [one["path"] for one in sent if one["method"] == "POST" and not one["idempotency_key"]] == []
-
-
-@pytest.fixture
-def settings(settings: Settings, sandbox: Sandbox) -> Settings:
-    return settings.model_copy(update={"stripe_api_base": sandbox.url})
-
-
-@pytest.fixture
-async def stripe_client(settings: Settings) -> AsyncIterator[client.Stripe]:
-    made = client.Stripe.from_settings(settings)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def published_catalog(
-    transactions: transactions_module.Transactions, stripe_client: client.Stripe, catalog_name: str
-) -> int:
-    """The catalog's version, as brought to the sandbox before the server starts."""
-    catalog = loading.load_file(CATALOGS / f"{catalog_name}.yaml")
-    applied = await catalog_sync.apply(
-        transactions, stripe_client, catalog, "operator:test", clock.Clock(), lambda _line: None
-    )
-    return applied.version
-
-
-@pytest.fixture
-async def world(billing: Billing, sandbox: Sandbox, stripe_client: client.Stripe) -> World:
-    inbox = apply_events.Inbox(billing.transactions, versions.CatalogCache(), stripe_client, billing.clock)
-    return World(billing, sandbox, stripe_client, inbox)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
+
 from tests import ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +42,16 @@ class DevProcess:
     @property
     def grpc(self) -> str:
         return f"127.0.0.1:{self.ports[0]}"
+
+    @property
+    def database(self) -> str:
+        """Where its embedded Postgres is, which `dev` keeps to itself."""
+        folder = self.data_dir / "postgres"
+        port = (folder / "cluster" / "postmaster.pid").read_text().splitlines()[3]
+        password = (folder / "password").read_text()
+        return psycopg.conninfo.make_conninfo(
+            host="127.0.0.1", port=port, user="billing", password=password, dbname="billing"
+        )
 
     @property
     def pid(self) -> int:

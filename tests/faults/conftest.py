@@ -8,10 +8,7 @@ import pytest
 
 from billing_svc.platform.database import embedded
 from tests import ports
-from tests.billing_svc.conftest import billing, catalog_name, published_catalog, service_clock, settings
 from tests.faults import runs, summary
-
-__all__ = ["billing", "catalog_name", "published_catalog", "service_clock", "settings"]
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing_svc.catalog import loading, versions
 from billing_svc.platform import clock
+from billing_svc.platform.database import embedded, transactions
 from billing_svc.platform.database import engine as engines
-from billing_svc.platform.database import transactions
 from tests.billing_svc import processes
-from tests.billing_svc.conftest import CATALOGS
+from tests.billing_svc.service import CATALOGS
 from tests.faults import callers, ledger, runs
 
 CALLERS = 16
@@ -22,6 +24,8 @@ STRICT_LIMIT = 40
 # Enough for what these callers hold: their limits are not the point.
 PLENTY = 10**9
 RECOVERY_SECONDS_MAX = 60
+# An own child of a server that was killed may hold its memory for a moment.
+START_SECONDS_MAX = 20.0
 
 
 def patient(_rng: random.Random) -> float:
@@ -92,3 +96,20 @@ async def assert_kept(load: Load, url: str) -> None:
     await ledger.assert_kept(engine, load.crowd, STRICT_LIMIT)
     await engine.dispose()
     assert load.run.figures["outcomes_unknown"], "no fault met a call"
+
+
+def end_and_start(postgres: embedded.EmbeddedPostgres, number: int) -> None:
+    """End the server without a word, and start it again."""
+    assert postgres.pid is not None
+    os.kill(postgres.pid, number)
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while True:
+        postgres.stop()
+        try:
+            postgres.start()
+        except embedded.EmbeddedPostgresError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return

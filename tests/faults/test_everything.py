@@ -16,7 +16,7 @@ from billing.v1 import subscription_pb2, subscription_pb2_grpc, usage_pb2
 from billing_svc.platform.database import embedded, tables
 from billing_svc.programs.dev import programs
 from tests.billing_svc import processes
-from tests.faults import ledger, loads, runs, test_postgres, world
+from tests.faults import ledger, loads, runs, world
 
 ACCOUNTS = ("org_0", "org_1", "org_2")
 METER_EVENT, METER_EVENTS = "nyqst_pro_runs", "/v1/billing/meter_events"
@@ -56,7 +56,7 @@ async def harm(one: world.World, rng: random.Random, victim: str) -> None:
         await process.keep()
     if victim == "postgres":
         number = rng.choice((signal.SIGKILL, signal.SIGQUIT))
-        await asyncio.to_thread(test_postgres.end_and_start, one.postgres, number)
+        await asyncio.to_thread(loads.end_and_start, one.postgres, number)
     else:
         await one.programs[victim].kill()
         await asyncio.sleep(rng.uniform(0, 0.3))

@@ -21,7 +21,7 @@ from billing_svc.platform.database import tables, transactions
 from billing_svc.programs import server
 from billing_svc.stripe import client
 from tests.billing_svc import books, processes
-from tests.billing_svc.conftest import TOKEN, Billing, tokens
+from tests.billing_svc.service import TOKEN, Billing, tokens
 from tests.faults import ledger, loads, runs
 
 LIMIT = 50

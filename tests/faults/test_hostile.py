@@ -17,7 +17,7 @@ import psutil  # type: ignore[import-untyped]  # it has none
 from tests import ports
 from tests.billing_svc import processes, refusals
 from tests.faults import fuzzing, loads, runs
-from tests.webhook_gateway import test_process
+from tests.webhook_gateway import process as gateway_process
 from tests.webhook_gateway.conftest import SECRET, TOKEN, ScriptedService, serve_grpc
 
 # Of one call. Postgres and our own work take milliseconds; Stripe, which is away here, is given up at once.
@@ -138,7 +138,7 @@ async def gateway_on(port: int, grpc_port: int, log: Path) -> AsyncIterator[asyn
     command = (sys.executable, "-m", "webhook_gateway")
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *command, env=test_process.environment(**told), stdout=output, stderr=output
+            *command, env=gateway_process.environment(**told), stdout=output, stderr=output
         )
     try:
         async with asyncio.timeout(processes.READY_SECONDS_MAX):

@@ -1,9 +1,7 @@
 """Postgres killed, stopped at once and started again, and its sessions ended at random, all of it under load."""
 
 import asyncio
-import os
 import signal
-import time
 from pathlib import Path
 
 import psycopg
@@ -13,8 +11,6 @@ from billing_svc.platform.database import embedded, migrating
 from tests.billing_svc import processes
 from tests.faults import loads, runs
 
-# An own child of a server that was killed may hold its memory for a moment.
-START_SECONDS_MAX = 20.0
 # How many sessions end between two ends of the whole server.
 TERMINATIONS = 5
 
@@ -26,23 +22,6 @@ def terminate_one(url: str, choice: float) -> None:
         query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         if pids := sorted(row[0] for row in connection.execute(query)):
             connection.execute("SELECT pg_terminate_backend(%s)", [pids[int(choice * len(pids))]])
-
-
-def end_and_start(postgres: embedded.EmbeddedPostgres, number: int) -> None:
-    """End the server without a word, and start it again."""
-    assert postgres.pid is not None
-    os.kill(postgres.pid, number)
-    deadline = time.monotonic() + START_SECONDS_MAX
-    while True:
-        postgres.stop()
-        try:
-            postgres.start()
-        except embedded.EmbeddedPostgresError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return
 
 
 async def test_postgres_killed_under_load_loses_and_doubles_nothing(
@@ -58,7 +37,7 @@ async def test_postgres_killed_under_load_loses_and_doubles_nothing(
                 for _ in range(TERMINATIONS):
                     await asyncio.sleep(rng.uniform(0, 0.2))
                     await asyncio.to_thread(terminate_one, url, rng.random())
-                await asyncio.to_thread(end_and_start, own_postgres, (signal.SIGKILL, signal.SIGQUIT)[n % 2])
+                await asyncio.to_thread(loads.end_and_start, own_postgres, (signal.SIGKILL, signal.SIGQUIT)[n % 2])
                 await load.more()
                 load.count(ends_of_Postgres=n + 1, sessions_ended=(n + 1) * TERMINATIONS)
         load.count()

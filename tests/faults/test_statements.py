@@ -19,20 +19,12 @@ from billing_svc.platform.database import tables
 from billing_svc.stripe import leases
 from billing_svc.usage_export import accrual
 from tests.billing_svc import books, injecting
-from tests.billing_svc.conftest import Billing
 from tests.billing_svc.sandboxed import (
     World,
     event_about,
-    published_catalog,
-    sandbox,
-    settings,
-    stripe_client,
-    webhook_port,
-    world,
 )
+from tests.billing_svc.service import Billing
 from tests.faults import ledger, runs
-
-__all__ = ["published_catalog", "sandbox", "settings", "stripe_client", "webhook_port", "world"]
 
 # More than any of them has; the test itself notices when there are more.
 STATEMENTS_MAX = 40

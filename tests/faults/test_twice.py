@@ -29,11 +29,9 @@ from billing_svc.platform.database import tables, transactions
 from billing_svc.programs import server
 from billing_svc.stripe import client
 from tests.billing_svc import books
-from tests.billing_svc.conftest import TOKEN, tokens
-from tests.billing_svc.sandboxed import World, published_catalog, sandbox, settings, stripe_client, webhook_port, world
+from tests.billing_svc.sandboxed import World
+from tests.billing_svc.service import TOKEN, tokens
 from tests.faults import ledger
-
-__all__ = ["published_catalog", "sandbox", "settings", "stripe_client", "webhook_port", "world"]
 
 Field = descriptor.FieldDescriptor
 STUBS = {

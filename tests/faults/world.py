@@ -23,8 +23,8 @@ from billing_svc.programs.supervision import children
 from billing_svc.reconciliation import reconcile
 from billing_svc.stripe import catalog_sync, client
 from tests import ports
-from tests.billing_svc.conftest import CATALOGS
 from tests.billing_svc.sandboxed import Sandbox
+from tests.billing_svc.service import CATALOGS
 
 ANSWER_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.1

@@ -234,7 +234,7 @@ PROTECTIONS = (
         f"{_SVC}/stripe/leases.py",
         "            where=_OBJECTS.c.leased_until <= now,\n",
         "",
-        (f"{_REPORT_FAULTS}::test_a_sender_that_is_killed",),
+        (f"{_REPORT_FAULTS}::test_a_killed_sender_s_slice_is_sent_once_by_its_successor",),
     ),
     Protection(
         "the fence of a lease that ends",
@@ -280,7 +280,7 @@ PROTECTIONS = (
         "            raise\n",
         (
             f"{_REPORT_FAULTS}::test_accepted_but_unheard_is_not_counted_again",
-            f"{_REPORT_FAULTS}::test_a_sender_that_is_killed",
+            f"{_REPORT_FAULTS}::test_a_killed_sender_s_slice_is_sent_once_by_its_successor",
         ),
     ),
     Protection(
@@ -381,6 +381,6 @@ PROTECTIONS = (
         f"{_SVC}/api/scope.py",
         "    return account_id == prefix or opens_all(prefix, account_id)\n",
         "    return account_id.startswith(prefix)\n",
-        (f"{_TESTS}/api/test_scope.py::test_what_a_prefix_opens",),
+        (f"{_TESTS}/api/test_scope.py::test_an_account_prefix_opens_the_accounts_that_it_covers",),
     ),
 )

@@ -8,11 +8,8 @@ import pytest
 from billing_svc.catalog import loading, versions
 from billing_svc.platform.database import transactions as transactions_module
 from tests import clocks
-from tests.acceptance.conftest import START
-from tests.billing_svc.conftest import billing, catalog_name, settings
+from tests.acceptance.accounts import START
 from tests.properties import offers
-
-__all__ = ["billing", "catalog_name", "settings"]
 
 # Within `make test`; BILLING_PROPERTY_EXAMPLES=2000 looks for an hour.
 EXAMPLES = int(os.environ.get("BILLING_PROPERTY_EXAMPLES", "50"))

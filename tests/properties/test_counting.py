@@ -19,8 +19,8 @@ from billing_svc.metering.gauges import open_periods
 from billing_svc.platform.database import tables
 from tests import clocks
 from tests.acceptance import told
-from tests.acceptance.conftest import START
-from tests.billing_svc.conftest import Billing
+from tests.acceptance.accounts import START
+from tests.billing_svc.service import Billing
 from tests.properties import model, offers
 
 T = TypeVar("T")

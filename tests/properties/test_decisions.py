@@ -76,7 +76,7 @@ def test_what_is_admitted_never_passes_a_hard_limit(
 
 
 @given(allowances(), counters(gauge=None), UNITS, UNITS)
-def test_less_is_allowed_where_more_is(
+def test_a_smaller_quantity_is_allowed_where_a_larger_one_is(
     allowance: terms.Allowance, counter: rules.Counter, units: int, more: int
 ) -> None:
     if decide(allowance, counter, units + more).allowed:

@@ -24,7 +24,7 @@ async def test_a_customer_is_made_changed_found_and_deleted(sandbox: Sandbox) ->
         await customers.update_async(made.id, {"name": "B"})
 
 
-async def test_a_product_takes_an_id_of_ones_own_once(sandbox: Sandbox) -> None:
+async def test_a_product_takes_a_chosen_id_once(sandbox: Sandbox) -> None:
     products = sandbox.stripe.v1.products
     await products.create_async({"id": "plan_pro", "name": "Pro"})
     with pytest.raises(stripe.InvalidRequestError) as caught:

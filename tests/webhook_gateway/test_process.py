@@ -2,26 +2,19 @@
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 
 from tests import ports
 from tests.webhook_gateway.conftest import SECRET, TOKEN, ScriptedService, event_body, open_door, serve_grpc, sign
-
-SOURCES = str(Path(__file__).parents[2] / "src")
-
-
-def environment(**changed: str) -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], "PYTHONPATH": SOURCES, "PYTHONUNBUFFERED": "1", **changed}
+from tests.webhook_gateway.process import environment
 
 
 @pytest.mark.parametrize(
@@ -31,7 +24,7 @@ def environment(**changed: str) -> dict[str, str]:
         ({"STRIPE_WEBHOOK_SECRETS": SECRET}, "BILLING_GRPC_TOKEN"),
     ],
 )
-def test_without_a_usable_secret_it_exits_2_with_one_sentence(changed: dict[str, str], variable: str) -> None:
+def test_without_a_usable_secret_the_gateway_exits_2_with_one_sentence(changed: dict[str, str], variable: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "webhook_gateway"],
         env=environment(**changed),
@@ -103,7 +96,7 @@ async def test_a_stop_finishes_what_is_under_way_and_exits_0(service: ScriptedSe
     assert service.stored == {"evt_1": event_body()}
 
 
-async def test_every_line_it_writes_is_json_and_none_holds_a_body_a_secret_or_a_signature(
+async def test_every_line_of_the_gateway_is_json_and_none_holds_a_body_a_secret_or_a_signature(
     service: ScriptedService,
 ) -> None:
     raw = event_body(name="Erika Mustermann")
@@ -141,7 +134,7 @@ def occupied_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def test_an_occupied_port_ends_it_with_a_line_that_says_so() -> None:
+def test_an_occupied_port_ends_the_gateway_with_a_line_that_says_so() -> None:
     with occupied_port() as port:
         ended = subprocess.run(
             [sys.executable, "-m", "webhook_gateway"],

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pool, empty_pb2
+from google.protobuf import empty_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -18,15 +18,9 @@ from billing_svc.platform.database import transactions as transactions_module
 from billing_svc.programs import server
 from billing_svc.stripe import client
 from tests.billing_svc import books, refusals
-from tests.billing_svc.conftest import TOKEN, Billing, tokens
+from tests.billing_svc.api.methods import MALFORMED, METHODS
+from tests.billing_svc.service import TOKEN, Billing, tokens
 
-METHODS = [
-    f"/{service.full_name}/{method.name}"
-    for service in map(descriptor_pool.Default().FindServiceByName, services.SERVICES)
-    for method in service.methods
-]
-# No message of any type: its first field would have number 15 and an unknown wire type.
-MALFORMED = b"\x7f\xff\xff"
 SECRET = "sk_live_looks_like_a_secret"
 
 Metadata = Sequence[tuple[str, str]]

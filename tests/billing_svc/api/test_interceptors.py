@@ -19,8 +19,8 @@ from billing_svc.api import interceptors
 from billing_svc.api.transport import serving
 from billing_svc.programs import server
 from tests.billing_svc import books, processes, refusals
-from tests.billing_svc.api.test_access import MALFORMED, METHODS
-from tests.billing_svc.conftest import TOKEN, Billing, tokens
+from tests.billing_svc.api.methods import MALFORMED, METHODS
+from tests.billing_svc.service import TOKEN, Billing, tokens
 
 GENERATED = re.compile("[0-9a-f]{32}")
 EVENT = usage_pb2.RecordUsageRequest(account_id="org_1", event_id="run_1", meter="runs")
@@ -159,7 +159,7 @@ def one_second(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("one_second")
 class TestTheServersDeadline:
-    async def test_it_answers_unknown_and_a_repeat_finds_out(self, billing: Billing) -> None:
+    async def test_a_deadline_answers_unknown_and_a_repeat_finds_out(self, billing: Billing) -> None:
         await billing.usage.RecordUsage(EVENT)
         second = usage_pb2.RecordUsageRequest(account_id="org_1", event_id="run_2", meter="runs")
         async with billing.engine.begin() as holder:
@@ -172,7 +172,7 @@ class TestTheServersDeadline:
         assert (repeated.duplicate, repeated.used) == (True, 2)
         await books.assert_balanced(billing.engine)
 
-    async def test_each_call_has_its_own(self, billing: Billing) -> None:
+    async def test_each_call_has_its_own_deadline(self, billing: Billing) -> None:
         await billing.usage.RecordUsage(EVENT)
         loop = asyncio.get_running_loop()
 

@@ -10,8 +10,8 @@ from google.protobuf import descriptor_pool, message, message_factory
 from billing.v1 import errors_pb2, subscription_pb2, usage_pb2, usage_pb2_grpc
 from billing_svc.api import fields, scope
 from tests.billing_svc import books, refusals
-from tests.billing_svc.api.test_access import METHODS
-from tests.billing_svc.conftest import LIMITED_TOKEN, Billing
+from tests.billing_svc.api.methods import METHODS
+from tests.billing_svc.service import LIMITED_TOKEN, Billing
 
 # What the limited caller has, and what begins just so.
 OWN, BESIDE = "org_1", "org_10"
@@ -58,7 +58,7 @@ async def plain_channel(billing: Billing) -> AsyncIterator[grpc.aio.Channel]:
         ("a|", "a|b", True),
     ],
 )
-def test_what_a_prefix_opens(prefix: str, account_id: str, *, is_open: bool) -> None:
+def test_an_account_prefix_opens_the_accounts_that_it_covers(prefix: str, account_id: str, *, is_open: bool) -> None:
     assert scope.opens(prefix, account_id) == is_open
 
 
@@ -75,7 +75,7 @@ def test_what_a_prefix_opens(prefix: str, account_id: str, *, is_open: bool) -> 
         ("org_", "org", False),
     ],
 )
-def test_which_lists_a_prefix_opens(prefix: str, beginning: str, *, is_open: bool) -> None:
+def test_an_account_prefix_opens_the_lists_that_it_covers(prefix: str, beginning: str, *, is_open: bool) -> None:
     assert scope.opens_all(prefix, beginning) == is_open
 
 

@@ -22,10 +22,8 @@ from google.protobuf import descriptor_pool, message, message_factory
 
 from tests import ports
 from tests.billing_svc import processes
-from tests.billing_svc.api.test_access import METHODS
-from tests.billing_svc.sandboxed import Sandbox, published_catalog, sandbox, settings, stripe_client, webhook_port
-
-__all__ = ["published_catalog", "sandbox", "settings", "stripe_client", "webhook_port"]
+from tests.billing_svc.api.methods import METHODS
+from tests.billing_svc.sandboxed import Sandbox
 
 SECONDS_MAX = 60
 # Every secret, address and content below has this in it, so that one look finds them all.

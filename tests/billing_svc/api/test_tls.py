@@ -1,5 +1,6 @@
 """Mutual TLS: who a client certificate names, and certificates that change while the server runs."""
 
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,7 @@ from billing_svc.programs import server
 from billing_svc.stripe import client
 from tests import certificates
 from tests.billing_svc import refusals
-from tests.billing_svc.api.test_callers import sha256
-from tests.billing_svc.conftest import TOKEN
+from tests.billing_svc.service import TOKEN
 
 REQUEST = usage_pb2.GetUsageRequest(account_id="org_1")
 URI = "spiffe://example.internal/run-service"
@@ -61,7 +61,7 @@ def certificate_files(tmp_path: Path, authority: trustme.CA) -> Files:
 def known() -> access.Tokens:
     groups = frozenset({access.Group.SUBSCRIPTION})
     return access.Tokens(
-        [(access.Caller("by-token", groups), [sha256(TOKEN)])],
+        [(access.Caller("by-token", groups), [hashlib.sha256(TOKEN.encode()).hexdigest()])],
         [
             (access.Caller("by-uri", groups), [URI]),
             (access.Caller("by-name", groups), ["run-service.internal", "plain-name"]),

@@ -10,8 +10,8 @@ from billing_svc.catalog import loading, versions
 from billing_svc.platform.database import transactions as transactions_module
 from tests.acceptance import told
 from tests.billing_svc import processes
-from tests.billing_svc.conftest import CATALOGS, Billing
 from tests.billing_svc.programs.commands import terminal
+from tests.billing_svc.service import CATALOGS, Billing
 
 NYQST = (CATALOGS / "nyqst.yaml").read_text()
 ALLOWED, DENIED = decision_pb2.DECISION_ALLOWED, decision_pb2.DECISION_DENIED
@@ -69,7 +69,7 @@ async def test_a_running_server_decides_by_what_another_process_published_at_onc
     assert (after.included, after.catalog_version) == (10, 2)
 
 
-async def test_two_server_processes_decide_by_it_at_once(
+async def test_two_server_processes_decide_by_a_new_catalog_at_once(
     billing: Billing, transactions: transactions_module.Transactions, database_url: str, tmp_path: Path
 ) -> None:
     request = quota_pb2.CheckQuotaRequest(account_id="org_1", meter="runs")

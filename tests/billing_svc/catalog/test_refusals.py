@@ -283,7 +283,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), REFUSED.values(), ids=REFUSED.keys())
-def test_refused_with_line_and_path(old: str, new: str, expected: str, tmp_path: Path) -> None:
+def test_a_bad_catalog_is_refused_with_line_and_path(old: str, new: str, expected: str, tmp_path: Path) -> None:
     assert GOOD.count(old) >= 1
     errors = errors_of(GOOD.replace(old, new, 1), tmp_path)
     assert any(line.startswith(f"x.yaml:{expected}") for line in errors), errors
@@ -374,7 +374,7 @@ def test_hostile_keys_stay_on_their_line_and_short(tmp_path: Path) -> None:
     assert len(line) < 150
 
 
-def test_there_is_a_bound_on_the_errors_told(tmp_path: Path) -> None:
+def test_at_most_100_errors_of_a_catalog_are_told(tmp_path: Path) -> None:
     lines = errors_of(GOOD + "".join(f"zzz{number}: 1\n" for number in range(5000)), tmp_path)
     assert len(lines) == 101
     assert lines[-1] == "x.yaml: and 4900 more"

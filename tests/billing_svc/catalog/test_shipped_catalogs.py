@@ -54,7 +54,7 @@ def test_the_committed_schema_is_current() -> None:
     assert (CATALOGS / "catalog.schema.json").read_text() == checking.json_schema_text()
 
 
-def test_nyqst() -> None:
+def test_nyqst_sells_runs_beyond_the_included_ones() -> None:
     catalog = load("nyqst")
     free, pro = catalog.plan("free"), catalog.plan("pro")
     assert catalog.default is free
@@ -67,7 +67,7 @@ def test_nyqst() -> None:
     assert [metered.lookup_key for metered in pro.metered_prices] == ["nyqst_pro_runs"]
 
 
-def test_kalshibook() -> None:
+def test_kalshibook_sells_credits() -> None:
     catalog = load("kalshibook")
     free, project = catalog.plan("free"), catalog.plan("project")
     assert [catalog.meter_of_operation(name) for name in ("markets", "deltas", "orderbook")] == [
@@ -100,7 +100,7 @@ def test_orgs_sells_seats_and_scales_with_them() -> None:
     assert limit_of(catalog.plan("team"), "exports").included_for(3) == 600
 
 
-def test_agentplatform() -> None:
+def test_agentplatform_sells_usage_and_levels() -> None:
     catalog = load("agentplatform")
     meters = ("llm_tokens", "agent_executions", "api_calls", "storage_gb", "user_seats")
     assert tuple(catalog.meters) == meters
@@ -149,7 +149,7 @@ def test_a_month_on_agentplatform_standard_costs_exactly_186_50() -> None:
     assert plan.prices["monthly"].amount + sum(lines) == Decimal("186.50")
 
 
-def test_automation() -> None:
+def test_automation_sells_three_plans_without_a_default() -> None:
     catalog = load("automation")
     meters = ("tokens", "api_calls", "scraping_tasks")
     assert catalog.default_plan == "none"

@@ -13,8 +13,8 @@ from billing_svc.platform.database import tables
 from billing_svc.subscriptions.catalog_moves import move_subscriptions
 from tests.acceptance import told
 from tests.billing_svc import books
-from tests.billing_svc.conftest import CATALOGS, Billing
 from tests.billing_svc.programs.commands import terminal
+from tests.billing_svc.service import CATALOGS, Billing
 
 ORIGIN = audit_store.Origin("operator:ops")
 
@@ -94,7 +94,7 @@ async def test_a_move_counts_from_the_next_call_on_and_is_audited(billing: Billi
     await books.assert_balanced(billing.engine)
 
 
-async def test_what_stripe_tells_later_does_not_move_it_back(billing: Billing) -> None:
+async def test_what_stripe_tells_later_does_not_move_a_subscription_back(billing: Billing) -> None:
     subscription = await subscribe(billing, "org_1", metadata={"catalog_version": "1"})
     await publish(billing, "nyqst", *HALVED)
     (move,) = await preview(billing)
@@ -124,7 +124,7 @@ async def test_what_stripe_tells_later_does_not_move_it_back(billing: Billing) -
         ),
     ],
 )
-async def test_one_whose_prices_are_not_what_stripe_holds_is_refused(
+async def test_a_subscription_whose_prices_are_not_what_stripe_holds_is_not_moved(
     billing: Billing, change: tuple[str, str], reason: str
 ) -> None:
     await subscribe(billing, "org_1")
@@ -145,7 +145,7 @@ async def test_the_same_price_in_another_notation_is_the_same(billing: Billing) 
 
 
 @pytest.mark.parametrize("catalog_name", ["automation"])
-async def test_another_kind_of_month_is_refused(billing: Billing) -> None:
+async def test_a_move_to_another_kind_of_month_is_refused(billing: Billing) -> None:
     await subscribe(billing, "org_1", "basic")
     await publish(billing, "automation", ("quota_period: calendar_month", "quota_period: billing"))
     (move,) = await preview(billing)

@@ -118,7 +118,7 @@ def doubled(events: Sequence[dict[str, Any]], rng: random.Random) -> list[dict[s
     return found
 
 
-async def test_all_at_once_in_any_order(world: World, database_url: str) -> None:
+async def test_events_applied_all_at_once_in_any_order_end_in_what_stripe_has(world: World, database_url: str) -> None:
     subscription_id = await live(world, nothing)
     events = await world.events()
     types = {event["type"] for event in events}

@@ -1,11 +1,17 @@
 import pytest
 
-from tests.billing_svc.money.ledger import Ledger
-from tests.billing_svc.sandboxed import World, published_catalog, sandbox, settings, stripe_client, webhook_port, world
-
-__all__ = ["published_catalog", "sandbox", "settings", "stripe_client", "webhook_port", "world"]
+from tests.billing_svc.money.ledger import TIERS, Ledger
+from tests.billing_svc.sandboxed import World
 
 
 @pytest.fixture
 def ledger(world: World) -> Ledger:
     return Ledger(world)
+
+
+@pytest.fixture
+async def tiers(ledger: Ledger) -> Ledger:
+    """An account with the smaller of two plans."""
+    await ledger.sell(TIERS)
+    await ledger.buy(plan="small")
+    return ledger

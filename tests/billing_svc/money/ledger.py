@@ -17,6 +17,49 @@ from tests.billing_svc.subscriptions import dealing
 
 ORIGIN = audit_store.Origin("operator:test")
 
+TIERS = """
+catalog: tiers
+currency: usd
+default_plan: free
+meters:
+  runs: {unit: run, kind: consumable}
+  seats: {unit: seat, kind: gauge}
+plans:
+  free:
+    name: Free
+    limits: {runs: {included: 5, beyond: deny}, seats: {included: 1, beyond: deny}}
+  small:
+    name: Small
+    prices:
+      monthly: {amount: "10.00", interval: month}
+    limits:
+      runs: {included: 100, beyond: charge, unit_price: "0.10"}
+      seats: {included: 2, beyond: charge, unit_price: "3.00"}
+  big:
+    name: Big
+    prices:
+      monthly: {amount: "40.00", interval: month}
+    limits:
+      runs: {included: 200, beyond: charge, unit_price: "0.05"}
+      seats: {included: 4, beyond: charge, unit_price: "2.00"}
+"""
+
+ANNIVERSARY = """
+catalog: anniversary
+currency: usd
+default_plan: free
+free_period: signup_anniversary
+meters:
+  credits: {unit: credit, kind: consumable}
+plans:
+  free:
+    name: Free
+    limits: {credits: {included: 10, beyond: deny}}
+    pay_as_you_go:
+      name: More
+      limits: {credits: {included: 10, beyond: charge, unit_price: "0.10"}}
+"""
+
 
 @dataclass
 class Ledger(dealing.Dealing):

@@ -4,47 +4,11 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-import pytest
-
 from billing.v1 import subscription_pb2, usage_pb2
 from billing_svc.platform.database import tables
 from tests.billing_svc.money import ledger as ledgers
 from tests.billing_svc.money.ledger import Ledger
 from tests.billing_svc.subscriptions.dealing import AT_PERIOD_END, NOW
-
-CATALOG = """
-catalog: tiers
-currency: usd
-default_plan: free
-meters:
-  runs: {unit: run, kind: consumable}
-  seats: {unit: seat, kind: gauge}
-plans:
-  free:
-    name: Free
-    limits: {runs: {included: 5, beyond: deny}, seats: {included: 1, beyond: deny}}
-  small:
-    name: Small
-    prices:
-      monthly: {amount: "10.00", interval: month}
-    limits:
-      runs: {included: 100, beyond: charge, unit_price: "0.10"}
-      seats: {included: 2, beyond: charge, unit_price: "3.00"}
-  big:
-    name: Big
-    prices:
-      monthly: {amount: "40.00", interval: month}
-    limits:
-      runs: {included: 200, beyond: charge, unit_price: "0.05"}
-      seats: {included: 4, beyond: charge, unit_price: "2.00"}
-"""
-
-
-@pytest.fixture
-async def tiers(ledger: Ledger) -> Ledger:
-    await ledger.sell(CATALOG)
-    await ledger.buy(plan="small")
-    return ledger
 
 
 def upgrade_costs(answer: subscription_pb2.ChangePlanResponse, since: datetime, until: datetime) -> Decimal:
@@ -58,7 +22,7 @@ async def period(tiers: Ledger) -> tuple[datetime, datetime]:
     return told.period_start.ToDatetime(tzinfo=UTC), told.period_end.ToDatetime(tzinfo=UTC)
 
 
-async def test_an_upgrade_with_unreported_overage(tiers: Ledger) -> None:
+async def test_an_upgrade_charges_unreported_overage_once(tiers: Ledger) -> None:
     bounds = await period(tiers)
     await tiers.use("runs", 107)
     await tiers.advance(days=11)
@@ -74,7 +38,7 @@ async def test_an_upgrade_with_unreported_overage(tiers: Ledger) -> None:
     assert await tiers.differences() == []
 
 
-async def test_an_upgrade_and_a_cancellation(tiers: Ledger) -> None:
+async def test_an_upgrade_and_a_cancellation_charge_each_unit_once(tiers: Ledger) -> None:
     bounds = await period(tiers)
     await tiers.use("runs", 120)
     await tiers.advance(days=9)
@@ -218,7 +182,7 @@ async def test_a_correction_after_the_subscription_has_ended_is_a_credit(tiers: 
     assert await tiers.differences() == []
 
 
-async def test_usage_of_the_last_minutes_that_arrives_after_the_next_plan_has_begun(tiers: Ledger) -> None:
+async def test_usage_of_the_last_minutes_that_arrives_late_is_charged_by_the_old_plan(tiers: Ledger) -> None:
     """Big from the period's end on; what happened before is charged on Small's terms, half an hour long."""
     await tiers.change(AT_PERIOD_END, plan="big")
     await tiers.use("runs", 100)

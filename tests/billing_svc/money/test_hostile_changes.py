@@ -15,10 +15,7 @@ from billing_svc.metering.usage import record_usage
 from billing_svc.metering.usage import rules as usage_rules
 from billing_svc.platform.database import direct, tables
 from billing_svc.usage_export import accrual, pacing, sending
-from tests.billing_svc.money.ledger import Ledger
-from tests.billing_svc.money.test_changes import tiers
-
-__all__ = ["tiers"]
+from tests.billing_svc.money.ledger import ANNIVERSARY, Ledger
 
 
 async def correct(ledger: Ledger, event_id: str, quantity: int) -> None:
@@ -52,7 +49,9 @@ async def test_the_first_units_beyond_are_recorded_while_the_plan_changes(tiers:
     assert await tiers.charged_by_meters() == 10 * Decimal("0.10") + 30 * Decimal("0.05")
 
 
-async def test_terms_that_were_read_before_the_plan_changed(tiers: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_record_that_read_its_terms_before_the_plan_changed_is_charged_once(
+    tiers: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await tiers.use("runs", 105)
     await tiers.work()
     has_read, may_go_on = asyncio.Event(), asyncio.Event()
@@ -104,7 +103,7 @@ async def test_after_a_correction_that_reached_back_the_present_plan_s_price_hol
     assert await tiers.charged_by_meters() == 8 * Decimal("0.10") + 40 * Decimal("0.05")
 
 
-async def test_on_again_while_the_end_is_on_its_way_to_stripe(ledger: Ledger) -> None:
+async def test_switched_on_again_while_the_end_is_on_its_way_it_stays_on(ledger: Ledger) -> None:
     await ledger.sell(ANNIVERSARY)
     await ledger.switch(on=True)
     await ledger.work()
@@ -128,7 +127,7 @@ async def test_on_again_while_the_end_is_on_its_way_to_stripe(ledger: Ledger) ->
     assert [one["cancel_at"] for one in await ledger.at_stripe()] == [None]
 
 
-async def test_on_again_while_nobody_learns_whether_the_end_reached_stripe(ledger: Ledger) -> None:
+async def test_switched_on_again_while_the_end_is_unknown_it_stays_on(ledger: Ledger) -> None:
     await ledger.sell(ANNIVERSARY)
     await ledger.switch(on=True)
     await ledger.work()
@@ -151,23 +150,6 @@ async def test_on_again_while_nobody_learns_whether_the_end_reached_stripe(ledge
     assert (await ledger.told()).pay_as_you_go
     assert [one["cancel_at"] for one in await ledger.at_stripe()] == [None]
     assert await ledger.world.rows(tables.subscription_duties) == []
-
-
-ANNIVERSARY = """
-catalog: anniversary
-currency: usd
-default_plan: free
-free_period: signup_anniversary
-meters:
-  credits: {unit: credit, kind: consumable}
-plans:
-  free:
-    name: Free
-    limits: {credits: {included: 10, beyond: deny}}
-    pay_as_you_go:
-      name: More
-      limits: {credits: {included: 10, beyond: charge, unit_price: "0.10"}}
-"""
 
 
 async def test_whoever_signs_up_by_switching_it_on_has_a_whole_first_month(ledger: Ledger) -> None:
@@ -213,7 +195,7 @@ async def test_a_correction_in_a_month_since_a_signup_on_the_31st(ledger: Ledger
     assert await ledger.charged_by_meters() == 30 * Decimal("0.10")
 
 
-async def test_usage_that_stripe_could_not_have_before_its_own_period_ended(ledger: Ledger) -> None:
+async def test_usage_that_stripe_could_not_have_in_its_own_period_is_charged_once(ledger: Ledger) -> None:
     await ledger.sell(ANNIVERSARY)
     await ledger.until(datetime(2027, 1, 31, 12, tzinfo=UTC))
     await ledger.use("credits", 1)

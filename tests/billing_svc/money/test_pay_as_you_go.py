@@ -19,7 +19,7 @@ def catalog_name() -> str:
     return "kalshibook"
 
 
-async def test_on_off_and_on_again_around_a_month_s_end(ledger: Ledger) -> None:
+async def test_on_off_and_on_again_around_a_month_s_end_charges_each_unit_once(ledger: Ledger) -> None:
     """Off runs to the month's end; on in the next month is a subscription of its own, with a month's allowance."""
     await ledger.switch(on=True)
     assert (await ledger.use("credits", 1_250)).billable == 250
@@ -119,7 +119,7 @@ async def test_a_plan_is_bought_over_pay_as_you_go_while_its_usage_is_not_report
     assert await ledger.differences() == []
 
 
-async def test_cancelled_now_with_pay_as_you_go_on_then_on_again_on_the_default_plan(ledger: Ledger) -> None:
+async def test_after_a_cancellation_pay_as_you_go_has_the_default_plan_s_units_once(ledger: Ledger) -> None:
     """The month that begins with the cancellation has the default plan's thousand, once."""
     await ledger.buy(plan="project")
     await ledger.switch(on=True)

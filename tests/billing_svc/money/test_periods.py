@@ -34,7 +34,7 @@ plans:
 """
 
 
-async def test_an_anchor_that_short_months_lack(ledger: Ledger) -> None:
+async def test_overage_is_on_its_own_month_s_invoice_though_short_months_lack_the_anchor(ledger: Ledger) -> None:
     """Bought on the 31st of January: each month's overage is on the invoice of its own end."""
     now = ledger.world.billing.clock.now()
     await ledger.until(datetime(now.year + 1, 1, 31, 17, 30, tzinfo=UTC))

@@ -6,8 +6,7 @@ from decimal import Decimal
 import sqlalchemy as sa
 
 from billing_svc.platform.database import tables
-from tests.billing_svc.money.ledger import Ledger
-from tests.billing_svc.money.test_hostile_changes import ANNIVERSARY
+from tests.billing_svc.money.ledger import ANNIVERSARY, Ledger
 
 
 async def test_billing_periods_that_are_not_the_quota_s_are_compared_as_they_are(ledger: Ledger) -> None:

@@ -16,11 +16,11 @@ def dev(settings: Settings, file: Path) -> Settings:
     return settings.model_copy(update={"dev": True, "clock_file": file})
 
 
-def test_without_a_file_it_is_the_machines(settings: Settings) -> None:
+def test_without_a_file_the_clock_is_the_machines(settings: Settings) -> None:
     assert abs(clock.from_settings(settings).now() - datetime.now(UTC)) < timedelta(seconds=1)
 
 
-def test_all_who_read_the_file_move_at_once(settings: Settings, tmp_path: Path) -> None:
+def test_all_clocks_that_read_the_file_move_at_once(settings: Settings, tmp_path: Path) -> None:
     moved = sandbox_clock.SandboxClock(tmp_path / "clock")
     first, second = (clock.from_settings(dev(settings, tmp_path / "clock")) for _ in range(2))
     moved.set_offset(35 * 86_400)

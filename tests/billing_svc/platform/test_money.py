@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from billing_svc.catalog import loading
-from tests.billing_svc.conftest import CATALOGS
+from tests.billing_svc.service import CATALOGS
 
 SRC = Path(__file__).parents[3] / "src" / "billing_svc"
 # Files whose numbers may be money. Elsewhere floats are seconds.

@@ -6,7 +6,7 @@ import pytest
 
 from billing.v1 import admin_pb2, subscription_pb2
 from tests import clocks
-from tests.acceptance.conftest import START, Account
+from tests.acceptance.accounts import START, Account
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ async def use_section_3(account: Account) -> None:
     await account.record("e5", "user_seats", level=27)
 
 
-async def test_usage_so_far_costs_what_it_will(account: Account) -> None:
+async def test_the_preview_of_usage_so_far_is_what_it_will_cost(account: Account) -> None:
     await account.subscribe("standard")
     await use_section_3(account)
     # The peak is what is charged.
@@ -43,7 +43,7 @@ async def test_usage_so_far_costs_what_it_will(account: Account) -> None:
     assert (line(bill, "user_seats").quantity, line(bill, "user_seats").billable) == (27, 2)
 
 
-async def test_usage_so_far_on_another_plan(account: Account) -> None:
+async def test_usage_so_far_is_previewed_on_another_plan(account: Account) -> None:
     await account.subscribe("standard")
     await use_section_3(account)
     bill = await preview(account, plan="enterprise")
@@ -107,7 +107,7 @@ class TestSeats:
         assert bill.total.amount == "750.00"
         assert (await preview(account, plan="solo")).total.amount == "0.00"
 
-    async def test_trial_is_noted(self, account: Account) -> None:
+    async def test_a_trial_is_noted_in_the_preview(self, account: Account) -> None:
         await account.subscribe("team", status="trialing", anchor=START + timedelta(days=14))
         bill = await preview(account)
         assert bill.lines[0].description == "Team, each month, 1 seat; nothing is charged during the trial"

@@ -7,8 +7,8 @@ import pytest
 
 from billing.v1 import subscription_pb2
 from tests.billing_svc import books
-from tests.billing_svc.conftest import Billing
 from tests.billing_svc.refusals import refused
+from tests.billing_svc.service import Billing
 
 Preview = subscription_pb2.PreviewCostResponse
 # Section 3's example.

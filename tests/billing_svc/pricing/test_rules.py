@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from billing_svc.catalog import loading
 from billing_svc.pricing import rules
-from tests.billing_svc.conftest import CATALOGS
+from tests.billing_svc.service import CATALOGS
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from billing_svc.platform.database import embedded, migrating, transactions
 from billing_svc.platform.database import engine as engines
 from tests import ports
 from tests.billing_svc import books, processes, refusals
-from tests.billing_svc.conftest import CATALOGS
+from tests.billing_svc.service import CATALOGS
 
 CALLERS = 16
 # What a caller gives the service. The service has to say that Postgres is away within it.

@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Self
 
@@ -18,57 +16,20 @@ import pytest
 
 from billing.v1 import usage_pb2
 from billing_svc.programs.supervision import deaths
-from tests import ports
 from tests.billing_svc import processes
+from tests.billing_svc.programs.supervision import (
+    POLL_SECONDS,
+    SECONDS_MAX,
+    Supervised,
+    is_alive,
+    start,
+    supervising,
+    until,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections over processes")
 
-# On a machine that does other things too.
-SECONDS_MAX = 60
 CHANNELS = 16
-POLL_SECONDS = 0.05
-
-
-@dataclass(slots=True)
-class Supervised:
-    """A running `serve --workers 2`."""
-
-    process: asyncio.subprocess.Process
-    port: int
-    log: Path
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def workers(self) -> list[int]:
-        """The process ids of all workers that were started, in order."""
-        entries = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-        return [entry["pid"] for entry in entries if entry["event"] == "worker_started"]
-
-    async def ended(self) -> int:
-        async with asyncio.timeout(SECONDS_MAX):
-            return await self.process.wait()
-
-
-async def start(database_url: str, port: int, log: Path) -> Supervised:
-    environment = os.environ | {
-        "PYTHONPATH": str(processes.SRC),
-        "DATABASE_URL": database_url,
-        "BILLING_DEV": "1",
-        "BILLING_LISTEN": f"127.0.0.1:{port}",
-        # A stop waits for it.
-        "BILLING_CONNECTION_AGE_SECONDS": "1",
-        "STRIPE_API_KEY": "sk_test_tests",
-        "STRIPE_API_BASE": "http://127.0.0.1:9",
-        "BILLING_CHECKOUT_SUCCESS_URL": "https://app.example.com/paid",
-        "BILLING_CHECKOUT_CANCEL_URL": "https://app.example.com/plans",
-    }
-    with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "billing_svc", "serve", "--workers", "2"), env=environment, stderr=output
-        )
-    return Supervised(process, port, log)
 
 
 @pytest.fixture
@@ -76,34 +37,6 @@ async def supervised(database_url: str, published_catalog: int, tmp_path: Path) 
     assert published_catalog
     async with supervising(database_url, tmp_path / "serve.log") as running:
         yield running
-
-
-@contextlib.asynccontextmanager
-async def supervising(database_url: str, log: Path) -> AsyncIterator[Supervised]:
-    """Run one whose workers both answer."""
-    running = await start(database_url, ports.free_port(), log)
-    try:
-        await until(lambda: running.log.read_text().count('"serving"') == 2)
-        yield running
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            running.process.kill()
-        await running.process.wait()
-        await until(lambda: not any(map(is_alive, running.workers())))
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SECONDS_MAX):
-        while not holds():  # noqa: ASYNC110 - what is waited for happens in other processes
-            await asyncio.sleep(POLL_SECONDS)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        # The third field; a zombie has ended, whoever is to collect it.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def connections(pid: int, port: int) -> int:
@@ -176,7 +109,7 @@ async def counted(running: Supervised, account: str) -> int:
     return answer.meters[0].used
 
 
-async def test_both_answer_and_a_killed_one_is_replaced_while_calls_go_on(supervised: Supervised) -> None:
+async def test_both_workers_answer_and_a_killed_one_is_replaced_while_calls_go_on(supervised: Supervised) -> None:
     async with Load(supervised, repeat=True) as load:
         await load.more()
         first, second = supervised.workers()
@@ -196,7 +129,7 @@ async def test_both_answer_and_a_killed_one_is_replaced_while_calls_go_on(superv
         assert await counted(supervised, load.account) == load.recorded
 
 
-async def test_one_that_is_stopped_drains_and_is_replaced_without_a_failed_call(supervised: Supervised) -> None:
+async def test_a_worker_that_is_stopped_drains_and_is_replaced_without_a_failed_call(supervised: Supervised) -> None:
     async with Load(supervised, repeat=False) as load:
         await load.more()
         first, _ = supervised.workers()
@@ -221,7 +154,7 @@ async def test_a_stop_drains_all_without_a_failed_call(supervised: Supervised) -
     assert not any(map(is_alive, supervised.workers()))
 
 
-async def test_it_gives_up_when_one_keeps_dying(supervised: Supervised) -> None:
+async def test_the_parent_gives_up_when_a_worker_keeps_dying(supervised: Supervised) -> None:
     _, second = supervised.workers()
     killed: set[int] = set()
     while len(killed) < deaths.DEATHS_MAX:

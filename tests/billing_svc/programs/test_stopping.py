@@ -19,7 +19,7 @@ from billing_svc.platform.settings import Settings
 from billing_svc.programs import server
 from billing_svc.stripe import client
 from tests.billing_svc import processes
-from tests.billing_svc.conftest import tokens
+from tests.billing_svc.service import tokens
 
 # Below what a connection that has reached its age is left for its calls.
 SECONDS_MAX = 10.0

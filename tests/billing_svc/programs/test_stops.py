@@ -17,7 +17,7 @@ import pytest
 
 from billing.v1 import usage_pb2
 from tests.billing_svc import processes
-from tests.billing_svc.programs import test_replicas
+from tests.billing_svc.programs import supervision
 
 STOPS = int(os.environ.get("STOPS", "2"))
 CHANNELS, CALLERS = 16, 50
@@ -193,12 +193,12 @@ async def test_a_worker_that_stops_beside_another_fails_no_call(
     database_url: str, published_catalog: int, tmp_path: Path, *, closed: bool
 ) -> None:
     assert published_catalog
-    async with test_replicas.supervising(database_url, tmp_path / "serve.log") as supervised:
+    async with supervision.supervising(database_url, tmp_path / "serve.log") as supervised:
 
         async def stop(_number: int) -> None:
             started = len(supervised.workers())
-            one = next(pid for pid in supervised.workers() if test_replicas.is_alive(pid))
+            one = next(pid for pid in supervised.workers() if supervision.is_alive(pid))
             os.kill(one, signal.SIGTERM)
-            await test_replicas.until(lambda: supervised.log.read_text().count('"serving"') == started + 1)
+            await supervision.until(lambda: supervised.log.read_text().count('"serving"') == started + 1)
 
         await stopped_without_a_failure([supervised.address], stop, closed=closed)

@@ -9,9 +9,7 @@ import pytest
 from billing_svc.platform import errors
 from billing_svc.platform.database import tables
 from billing_svc.programs import worker
-from tests.billing_svc.sandboxed import World, published_catalog, sandbox, settings, stripe_client, webhook_port, world
-
-__all__ = ["published_catalog", "sandbox", "settings", "stripe_client", "webhook_port", "world"]
+from tests.billing_svc.sandboxed import World
 
 SECONDS_MAX = 20
 

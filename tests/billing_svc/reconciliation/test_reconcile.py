@@ -81,7 +81,7 @@ async def test_rows_that_stripe_does_not_have_are_told(world: World) -> None:
     assert kinds == ["invoice", "invoice", "subscription", "subscription"]
 
 
-async def test_usage_is_compared_too(world: World) -> None:
+async def test_reconciliation_compares_usage_too(world: World) -> None:
     await subscribed(world, "org_1")
     await world.billing.usage.RecordUsage(
         usage_pb2.RecordUsageRequest(account_id="org_1", event_id="e1", meter="runs", quantity=203)

@@ -23,9 +23,9 @@ from billing_svc.platform.settings import Settings
 from billing_svc.stripe import client
 from tests import ports
 from tests.billing_svc import sandboxed
-from tests.billing_svc.conftest import Billing
 from tests.billing_svc.recorded.shapes import CUSTOMER, METERED_PRICE, PRICE, START
 from tests.billing_svc.recorded.stand_in import StandIn
+from tests.billing_svc.service import Billing
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ async def stand_in() -> AsyncIterator[tuple[StandIn, str]]:
 
 
 @pytest.fixture
-def settings(settings: Settings, stand_in: tuple[StandIn, str]) -> Settings:
-    return settings.model_copy(update={"stripe_api_base": stand_in[1]})
+def stripe_url(stand_in: tuple[StandIn, str]) -> str:
+    return stand_in[1]
 
 
 @pytest.fixture

@@ -213,12 +213,12 @@ class TestMeterErrors:
         await door.apply_all()
         assert await audits(door) == [("org_1", "usage.report_failed", "stripe:evt_1")]
 
-    async def test_one_that_stripe_forgot_fails(self, door: Door) -> None:
+    async def test_an_event_that_stripe_forgot_fails(self, door: Door) -> None:
         await door.deliver(shapes.thin_event(ERROR_REPORT, "evt_old"))
         await door.apply_all()
         assert await door.states() == {"evt_old": ("failed", "Stripe has no event evt_old any more")}
 
-    async def test_one_without_its_data_fails(self, door: Door) -> None:
+    async def test_an_event_without_its_data_fails(self, door: Door) -> None:
         await door.deliver(shapes.thin_event(ERROR_REPORT, "evt_1"))
         door.stripe.objects["/v2/core/events/evt_1"] = shapes.thin_event(ERROR_REPORT, "evt_1")
         await door.apply_all()

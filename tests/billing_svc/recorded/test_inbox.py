@@ -59,7 +59,7 @@ async def test_events_are_listed_newest_first_page_by_page(door: Door) -> None:
     assert (await refusals.refused(door.billing.admin.ListStripeEvents(other))).reason == "INVALID_PAGE_TOKEN"
 
 
-async def test_lists_are_narrowed(door: Door) -> None:
+async def test_the_inbox_s_list_is_narrowed_by_its_filters(door: Door) -> None:
     await fill(door)
     assert await listed(door, state=FAILED) == ["evt_0", "evt_1", "evt_2"]
     assert await listed(door, state=PENDING) == ["evt_5"]

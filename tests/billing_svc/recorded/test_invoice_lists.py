@@ -70,7 +70,7 @@ async def test_a_token_opens_no_other_account(door: Door) -> None:
     assert (await refusals.refused(call(bad))).fields == ("account_id", "status", "page_size")
 
 
-async def test_all_invoices_with_filters(door: Door) -> None:
+async def test_all_invoices_are_listed_and_filtered(door: Door) -> None:
     await fill(door)
     call = door.billing.admin.ListAllInvoices
     everything = await call(admin_pb2.ListAllInvoicesRequest())

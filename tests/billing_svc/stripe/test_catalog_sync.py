@@ -56,7 +56,7 @@ async def at_stripe(sandbox: Sandbox, catalog_name: str) -> dict[str, list[Any]]
     }
 
 
-async def test_the_second_time_nothing_is_made(
+async def test_a_catalog_applied_again_makes_nothing(
     transactions: Database, stripe_client: client.Stripe, sandbox: Sandbox
 ) -> None:
     for name in CATALOG_NAMES:
@@ -110,7 +110,7 @@ async def interrupted(
 
 
 @pytest.mark.parametrize("after", [False, True])
-async def test_killed_at_any_call_and_repeated_it_ends_the_same(
+async def test_a_sync_killed_at_any_call_and_repeated_ends_the_same(
     transactions: Database,
     stripe_client: client.Stripe,
     sandbox: Sandbox,
@@ -173,7 +173,7 @@ async def test_two_at_once_make_everything_once(
     assert sorted(active) == ["nyqst_pro_monthly", "nyqst_pro_runs"]
 
 
-async def test_two_different_ones_at_once_leave_the_newest_with_its_own_prices(
+async def test_two_different_catalogs_at_once_leave_the_newest_with_its_own_prices(
     transactions: Database, stripe_client: client.Stripe, sandbox: Sandbox
 ) -> None:
     await apply(transactions, stripe_client, catalog_of("nyqst"))

@@ -22,7 +22,7 @@ async def test_at_the_period_s_end_the_plan_stays_until_then(deal: Dealing) -> N
     assert await deal.invoiced() == {"nyqst_pro_monthly": 2_000, "nyqst_pro_runs": 100}
 
 
-async def test_now_invoices_what_was_used_and_the_default_plan_follows(deal: Dealing) -> None:
+async def test_cancelling_now_invoices_what_was_used_and_the_default_plan_follows(deal: Dealing) -> None:
     await deal.buy()
     await deal.use("runs", 230)
     told = await deal.cancel(NOW, request_id="r1")
@@ -118,7 +118,7 @@ async def test_unpaid_it_is_kept_while_past_due_and_lost_when_stripe_gives_up(de
     assert (told.plan, told.past_due) == ("free", False)
 
 
-async def test_of_two_that_were_paid_the_first_stays_and_the_other_is_credited(deal: Dealing) -> None:
+async def test_of_two_paid_subscriptions_the_first_stays_and_the_other_is_credited(deal: Dealing) -> None:
     """However it comes that a second page was paid: here, as if it had never been expired."""
     first = await deal.buy()
     (held,) = await deal.at_stripe()

@@ -178,7 +178,7 @@ async def test_seats_and_yearly_prices_change(deal: Dealing) -> None:
     assert (await deal.check("runs")).included == 100
 
 
-async def test_at_the_period_s_end_it_is_shown_until_then_and_takes_effect_on_time(deal: Dealing) -> None:
+async def test_a_change_at_the_period_s_end_is_shown_until_then_and_takes_effect_on_time(deal: Dealing) -> None:
     await deal.buy(plan="big")
     answer = await deal.change(AT_PERIOD_END, plan="small")
     assert answer.subscription.plan == "big"
@@ -253,7 +253,7 @@ async def test_what_does_not_fit_is_refused(deal: Dealing, fields: dict[str, obj
     assert await deal.world.rows(tables.change_requests) == []
 
 
-async def test_who_has_nothing_is_told_so(deal: Dealing) -> None:
+async def test_an_account_without_a_subscription_cannot_change_plans(deal: Dealing) -> None:
     for call in (deal.change(plan="big"), deal.cancel(NOW), deal.resume()):
         refusal = await refusals.refused(call)
         assert (refusal.reason, refusal.metadata) == ("NOT_SUBSCRIBED", {"account_id": "org_1"})

@@ -2,7 +2,7 @@ import pytest
 
 from billing.v1 import plan_pb2, subscription_pb2
 from tests.billing_svc import refusals
-from tests.billing_svc.conftest import Billing
+from tests.billing_svc.service import Billing
 
 CATALOG_NAMES = ("nyqst", "kalshibook", "orgs", "agentplatform", "automation")
 

@@ -23,7 +23,7 @@ def catalog_name() -> str:
     return "kalshibook"
 
 
-async def test_on_a_paid_plan_it_is_a_row(deal: Dealing) -> None:
+async def test_pay_as_you_go_on_a_paid_plan_is_a_row(deal: Dealing) -> None:
     subscription_id = await deal.buy(plan="project")
     await deal.use("credits", 4_000)
     assert (await deal.check("credits")).decision == DENIED
@@ -88,7 +88,7 @@ async def test_on_off_and_on_in_one_month_is_one_charge_and_one_allowance(deal: 
     assert (await deal.check("credits")).used == 0
 
 
-async def test_off_ends_it_with_its_period_and_on_in_a_later_month_makes_another(deal: Dealing) -> None:
+async def test_switched_off_it_ends_with_its_period_and_switched_on_later_it_begins_anew(deal: Dealing) -> None:
     await deal.switch(on=True)
     await deal.use("credits", 1_125)
     await deal.switch(on=False)
@@ -135,7 +135,7 @@ async def test_the_same_request_again_switches_nothing(deal: Dealing) -> None:
     assert (refusal.reason, refusal.metadata) == ("REQUEST_ID_REUSED", {"request_id": "r1"})
 
 
-async def test_off_is_denied_at_once_though_stripe_is_away(deal: Dealing) -> None:
+async def test_switched_off_it_is_denied_at_once_though_stripe_is_away(deal: Dealing) -> None:
     await deal.use("credits", 1_000)
     await deal.switch(on=True)
 
@@ -219,7 +219,7 @@ async def test_while_its_subscription_is_not_known_here_it_is_pending(deal: Deal
     assert (told.pay_as_you_go, told.pay_as_you_go_pending) == (True, False)
 
 
-async def test_on_takes_back_an_end_that_was_scheduled_in_the_portal(deal: Dealing) -> None:
+async def test_switching_on_takes_back_an_end_that_was_scheduled_in_the_portal(deal: Dealing) -> None:
     await deal.switch(on=True)
     (made,) = await deal.at_stripe()
     period_end = made["items"]["data"][0]["current_period_end"]

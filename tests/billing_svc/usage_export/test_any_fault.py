@@ -19,7 +19,7 @@ from billing_svc.platform.database import tables
 from billing_svc.stripe import client
 from billing_svc.usage_export import accrual, meter_errors, pacing, sending
 from billing_svc.usage_export import retry_failed as retrying
-from tests.billing_svc.conftest import Billing
+from tests.billing_svc.service import Billing
 from tests.billing_svc.usage_export import counterpart
 
 PRICES = {

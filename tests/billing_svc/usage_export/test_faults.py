@@ -17,19 +17,8 @@ from billing_svc.reconciliation import usage
 from billing_svc.reconciliation.discrepancies import DiscrepancyKind
 from billing_svc.stripe import leases
 from billing_svc.usage_export import export_now, meter_errors, retry_failed
-from tests.billing_svc.sandboxed import World, published_catalog, sandbox, settings, stripe_client, webhook_port, world
-from tests.billing_svc.usage_export.test_whole_way import (
-    ORIGIN,
-    Worker,
-    drifts,
-    record,
-    reports,
-    subscribed,
-    worker,
-    worker_of,
-)
-
-__all__ = ["published_catalog", "sandbox", "settings", "stripe_client", "webhook_port", "worker", "world"]
+from tests.billing_svc.sandboxed import World
+from tests.billing_svc.usage_export.working import ORIGIN, Worker, drifts, record, reports, subscribed, worker_of
 
 EVENTS = "/v1/billing/meter_events"
 
@@ -52,7 +41,7 @@ async def overage(world: World, units: int) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "between the call and the mark"])
-async def test_a_sender_that_is_killed(world: World, worker: Worker, after: bool) -> None:  # noqa: FBT001 - a parameter
+async def test_a_killed_sender_s_slice_is_sent_once_by_its_successor(world: World, worker: Worker, after: bool) -> None:  # noqa: FBT001 - a parameter
     await overage(world, 60)
     await worker.sealer.seal("org_1")
     sending = asyncio.create_task(worker.sender.send("org_1", at_once=True))

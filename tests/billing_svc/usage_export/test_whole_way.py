@@ -1,7 +1,6 @@
 """From a recorded run to Stripe's invoice, with the sandbox as Stripe and its clock moving."""
 
 import asyncio
-from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -9,101 +8,17 @@ from typing import Any
 import pytest
 
 from billing.v1 import usage_pb2
-from billing_svc.catalog import versions
-from billing_svc.metering.gauges import open_periods
 from billing_svc.platform import clock
-from billing_svc.platform.audit import store as audit_store
-from billing_svc.platform.database import tables
-from billing_svc.reconciliation import usage
-from billing_svc.reconciliation.discrepancies import UsageDiscrepancy
-from billing_svc.usage_export import accrual, pacing, sending
-from tests.billing_svc.sandboxed import (
-    World,
-    published_catalog,
-    sandbox,
-    settings,
-    stripe_client,
-    webhook_port,
-    world,
-)
-
-__all__ = ["published_catalog", "sandbox", "settings", "stripe_client", "webhook_port", "world"]
+from tests.billing_svc.sandboxed import World
+from tests.billing_svc.usage_export.working import Worker, drifts, record, reports, subscribed, worker_of
 
 MONTH = timedelta(days=31)
-ORIGIN = audit_store.Origin("operator:test")
-
-
-@dataclass
-class Worker:
-    """What a worker does about usage, one step at a time."""
-
-    world: World
-    sealer: accrual.Accrual
-    sender: sending.Sender
-
-    async def work(self) -> None:
-        """Do all that is due."""
-        now = self.world.billing.clock.now()
-        catalogs = versions.CatalogCache()
-        await self.world.billing.transactions.run(lambda conn: open_periods.open_due(conn, catalogs, now))
-        await self.sealer.seal_due()
-        while await self.sender.send_due():
-            pass
-
-    async def advance(self, by: timedelta, apart: timedelta = timedelta(minutes=10)) -> list[str]:
-        """Let time pass, with the worker at work and every event delivered."""
-        return await self.world.advance(by, self.work, apart=apart)
-
-    async def catch_up(self) -> None:
-        """Let as much time pass as it takes to seal and send what was recorded."""
-        await self.advance(timedelta(minutes=12), timedelta(minutes=3))
-
-
-def worker_of(world: World) -> Worker:
-    billing, catalogs = world.billing, versions.CatalogCache()
-    minute, five = timedelta(minutes=1), timedelta(minutes=5)
-    return Worker(
-        world,
-        accrual.Accrual(billing.transactions, catalogs, billing.clock, minute, five),
-        sending.Sender(billing.transactions, catalogs, world.stripe, billing.clock, pacing.Pace(1000)),
-    )
-
-
-@pytest.fixture
-async def worker(world: World) -> Worker:
-    return worker_of(world)
-
-
-async def subscribed(world: World, **more: Any) -> str:  # noqa: ANN401 - the message's fields
-    subscription_id = await world.subscribe(**more)
-    await world.deliver_new()
-    return subscription_id
-
-
-async def record(world: World, meter: str, quantity: int, event_id: str, **more: Any) -> None:  # noqa: ANN401 - as above
-    await world.billing.usage.RecordUsage(
-        usage_pb2.RecordUsageRequest(account_id="org_1", event_id=event_id, meter=meter, quantity=quantity, **more)
-    )
-
-
-async def reports(world: World) -> list[tuple[str, int, str]]:
-    """Return the meter, the units and the state of each slice, in order."""
-    rows = await world.rows(tables.usage_reports)
-    rows.sort(key=lambda row: (row.period_start, row.meter, row.slice))
-    return [(row.meter, row.to_units - row.from_units, row.state) for row in rows]
 
 
 async def invoice_totals(world: World) -> list[int]:
     """Return the totals of all invoices of the customer, the oldest first."""
     found = await world.sandbox.all("/v1/invoices")
     return [invoice["total"] for invoice in reversed(found)]
-
-
-async def drifts(world: World) -> list[UsageDiscrepancy]:
-    billing = world.billing
-    return await usage.UsageReconciliation(
-        billing.transactions, versions.CatalogCache(), world.stripe, billing.clock
-    ).compare()
 
 
 async def test_a_month_of_260_runs_costs_what_the_plan_says(world: World, worker: Worker) -> None:
@@ -135,7 +50,7 @@ async def test_usage_is_on_its_invoice_though_it_comes_in_the_last_minutes(world
     assert await drifts(world) == []
 
 
-async def test_stripe_away_for_a_day_across_a_period_s_end(world: World, worker: Worker) -> None:
+async def test_a_day_without_stripe_across_a_period_s_end_charges_each_unit_once(world: World, worker: Worker) -> None:
     """Records do not notice. What was on its way, and what came after, is charged once: by the meter or by items."""
     await subscribed(world)
     await record(world, "runs", 210, "before")
@@ -208,7 +123,7 @@ async def test_a_correction_of_a_period_that_is_invoiced_is_a_credit(world: Worl
 
 @pytest.mark.parametrize("killed", [1, 2, 3, 4], ids=lambda n: f"at call {n}")
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-async def test_a_worker_that_is_killed_while_it_charges_late_usage(
+async def test_a_worker_killed_while_it_charges_late_usage_charges_it_once(
     world: World,
     worker: Worker,
     killed: int,

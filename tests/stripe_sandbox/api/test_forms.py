@@ -34,6 +34,6 @@ def test_lists_keep_their_indexes_and_empty_brackets_count_up() -> None:
     assert forms.decode(b"a[0]=x&a[1]=y&b[]=z&b[]=w") == {"a": {"0": "x", "1": "y"}, "b": {"0": "z", "1": "w"}}
 
 
-def test_a_value_is_no_hash() -> None:
+def test_a_form_field_is_not_both_a_value_and_a_hash() -> None:
     with pytest.raises(errors.InvalidParameter):
         forms.decode(b"a=1&a[b]=2")

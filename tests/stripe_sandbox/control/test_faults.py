@@ -44,7 +44,9 @@ async def test_a_refusal_does_nothing_and_leaves_the_key_free(sandbox: Sandbox, 
 
 
 @pytest.mark.parametrize(("says", "header"), [(True, "true"), (False, "false"), (None, None)])
-async def test_it_may_say_whether_to_try_again(sandbox: Sandbox, says: bool | None, header: str | None) -> None:  # noqa: FBT001 - a case
+async def test_a_failed_answer_may_say_whether_to_try_again(
+    sandbox: Sandbox, *, says: bool | None, header: str | None
+) -> None:
     await fault(sandbox, "rate_limited", should_retry=says)
     answer = await raw(sandbox)
     assert answer.headers.get("stripe-should-retry") == header
@@ -90,7 +92,9 @@ async def test_a_delay_holds_the_answer(sandbox: Sandbox) -> None:
     assert time.monotonic() - before < 0.3, "another path"
 
 
-async def test_away_it_answers_nobody_and_sends_nothing(state_file: pathlib.Path, receiver: Receiver) -> None:
+async def test_a_sandbox_that_is_away_answers_nobody_and_sends_nothing(
+    state_file: pathlib.Path, receiver: Receiver
+) -> None:
     async with running(state_file, receiver.url) as sandbox:
         await fault(sandbox, "away")
         for path in ("/v1/customers", "/v1/nothing", "/checkout/cs_1"):
@@ -117,7 +121,7 @@ async def test_chance_is_repeatable(sandbox: Sandbox) -> None:
     assert await statuses() == first
 
 
-async def test_it_strikes_as_often_as_it_is_told_and_can_be_taken_back(sandbox: Sandbox) -> None:
+async def test_a_fault_strikes_as_often_as_it_is_told_and_can_be_taken_back(sandbox: Sandbox) -> None:
     await fault(sandbox, "unavailable", skip=1, count=2, path="/v1/customers")
     await fault(sandbox, "conflict", path="/v1/products")
     assert [(await sandbox.http.get("/v1/customers")).status_code for _ in range(5)] == [200, 503, 503, 200, 200]
@@ -137,7 +141,7 @@ async def test_a_fault_that_makes_no_sense_is_refused(sandbox: Sandbox, body: An
     assert (await sandbox.http.get("/_sandbox/faults")).json() == []
 
 
-async def test_events_come_twice(state_file: pathlib.Path, receiver: Receiver) -> None:
+async def test_an_event_can_be_delivered_twice(state_file: pathlib.Path, receiver: Receiver) -> None:
     async with running(state_file, receiver.url) as sandbox:
         await fault(sandbox, "webhook_duplicate", path="customer.*")
         await create(sandbox)
@@ -145,7 +149,7 @@ async def test_events_come_twice(state_file: pathlib.Path, receiver: Receiver) -
     assert receiver.accepted[0]["id"] == receiver.accepted[1]["id"]
 
 
-async def test_events_come_in_another_order(state_file: pathlib.Path, receiver: Receiver) -> None:
+async def test_events_can_be_delivered_in_another_order(state_file: pathlib.Path, receiver: Receiver) -> None:
     async with running(state_file, receiver.url) as sandbox:
         await fault(sandbox, "webhook_reorder", seconds=0.5, seed=3)
         for number in range(12):

@@ -129,7 +129,7 @@ async def test_a_trial_costs_nothing_today(sandbox: Sandbox, offer: Offer) -> No
     assert invoice.total == 0
 
 
-async def test_a_customer_can_be_given(sandbox: Sandbox, offer: Offer) -> None:
+async def test_a_session_can_be_made_for_a_known_customer(sandbox: Sandbox, offer: Offer) -> None:
     customer = await sandbox.stripe.v1.customers.create_async({"email": "known@example.com"})
     params: dict[str, object] = {"customer": customer.id}
     with pytest.raises(stripe.InvalidRequestError, match="only specify one"):

@@ -69,7 +69,7 @@ async def customer(sandbox: Sandbox, offer: Offer) -> Customer:
     return await visiting(sandbox, offer)
 
 
-async def test_the_page_shows_what_the_customer_has(customer: Customer) -> None:
+async def test_the_portal_shows_what_the_customer_has(customer: Customer) -> None:
     page = await customer.page()
     assert "Pro &lt;plan&gt;" in page
     assert "renews on" in page
@@ -94,7 +94,7 @@ async def test_cancelling_sets_the_time_and_not_the_flag(customer: Customer) -> 
     assert "ends on" in await customer.page()
 
 
-async def test_and_it_can_be_taken_back(customer: Customer) -> None:
+async def test_a_cancellation_can_be_taken_back_in_the_portal(customer: Customer) -> None:
     await customer.press("cancel", subscription=customer.subscription_id)
     await customer.press("renew", subscription=customer.subscription_id)
     renewed = await customer.subscription()
@@ -122,7 +122,9 @@ async def test_the_reason_is_asked_for_where_the_configuration_says_so(sandbox: 
 
 
 @pytest.mark.parametrize(("choice", "digits"), [("works", "4242"), ("declines", "0341"), ("none", None)])
-async def test_another_card(customer: Customer, choice: str, digits: str | None) -> None:
+async def test_the_chosen_card_becomes_the_default_payment_method(
+    customer: Customer, choice: str, digits: str | None
+) -> None:
     assert (await customer.press("card", card=choice)).status_code == 303
     owner = await customer.sandbox.stripe.v1.customers.retrieve_async(customer.id)
     assert owner.invoice_settings
@@ -214,7 +216,7 @@ async def test_a_session_that_makes_no_sense_is_refused(
     assert refused.value.param == param
 
 
-async def test_a_way_straight_to_cancelling(sandbox: Sandbox, offer: Offer) -> None:
+async def test_a_session_may_lead_straight_to_cancelling(sandbox: Sandbox, offer: Offer) -> None:
     subscription = await bought(sandbox, offer.base)
     session = await sandbox.stripe.v1.billing_portal.sessions.create_async(
         {

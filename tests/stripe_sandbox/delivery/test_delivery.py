@@ -120,7 +120,7 @@ async def answering(process: asyncio.subprocess.Process, url: str) -> None:
                 await asyncio.sleep(0.05)
 
 
-async def test_killed_under_load_it_goes_on_where_it_was(state_file: pathlib.Path, receiver: Receiver) -> None:
+async def test_a_sandbox_killed_under_load_goes_on_where_it_was(state_file: pathlib.Path, receiver: Receiver) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

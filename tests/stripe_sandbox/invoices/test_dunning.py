@@ -42,7 +42,7 @@ async def test_a_declined_renewal_is_past_due_until_it_is_paid(billing: Billing)
     assert len(failed) == 2
 
 
-async def test_after_the_last_attempt_it_is_canceled(billing: Billing) -> None:
+async def test_after_the_last_attempt_the_subscription_is_canceled(billing: Billing) -> None:
     subscription = await declined_renewal(billing)
     await billing.advance(15 * DAY)
     over = await billing.subscription(subscription.id)
@@ -52,7 +52,7 @@ async def test_after_the_last_attempt_it_is_canceled(billing: Billing) -> None:
     assert (invoice.status, invoice.attempt_count, invoice.next_payment_attempt) == ("open", 4, None)
 
 
-async def test_or_it_is_unpaid_and_its_invoices_stay_drafts_until_the_last_is_paid(billing: Billing) -> None:
+async def test_an_unpaid_subscription_s_invoices_stay_drafts_until_the_last_is_paid(billing: Billing) -> None:
     await billing.control("dunning", {"ends": "unpaid"})
     subscription = await declined_renewal(billing)
     await billing.advance(15 * DAY)

@@ -59,7 +59,9 @@ async def test_an_event_can_be_taken_back_within_a_day(billing: Billing) -> None
         await take_back("two")
 
 
-async def test_accepted_is_not_recorded(state_file: pathlib.Path, receiver: Receiver) -> None:
+async def test_a_meter_event_that_was_accepted_may_still_not_count(
+    state_file: pathlib.Path, receiver: Receiver
+) -> None:
     async with billing_at(state_file, START, receiver.url) as billing:
         made = await billing.subscribe()
         await billing.use(5, identifier="one")

@@ -109,7 +109,7 @@ async def test_a_period_can_begin_short(billing: Billing) -> None:
     assert (await billing.subscription(free.id)).items.data[0].current_period_start == anchor
 
 
-async def test_ended_at_the_periods_end_it_is_billed_for_its_usage_and_no_more(billing: Billing) -> None:
+async def test_a_subscription_ended_at_the_periods_end_is_billed_for_its_usage_and_no_more(billing: Billing) -> None:
     made = await billing.subscribe()
     await billing.use(10)
     await billing.api.subscriptions.update_async(made.id, {"cancel_at_period_end": True})
@@ -147,7 +147,9 @@ async def test_a_trial_is_announced_to_end_and_then_charged(billing: Billing) ->
 @pytest.mark.parametrize(
     ("behavior", "status"), [("cancel", "canceled"), ("pause", "paused"), ("create_invoice", "active")]
 )
-async def test_a_trial_that_ends_without_a_card(billing: Billing, behavior: str, status: str) -> None:
+async def test_a_trial_that_ends_without_a_card_follows_its_end_behavior(
+    billing: Billing, behavior: str, status: str
+) -> None:
     await billing.card("none")
     made = await billing.subscribe(
         trial_period_days=7, trial_settings={"end_behavior": {"missing_payment_method": behavior}}
@@ -179,7 +181,7 @@ async def test_pending_items_come_onto_the_next_invoice(billing: Billing) -> Non
     assert taken.invoice == last.id
 
 
-async def test_an_invoice_of_ones_own(billing: Billing) -> None:
+async def test_a_manual_invoice_takes_the_pending_items(billing: Billing) -> None:
     api = billing.api
     with pytest.raises(stripe.InvalidRequestError) as caught:
         await api.invoices.create_async({"customer": billing.customer, "pending_invoice_items_behavior": "include"})

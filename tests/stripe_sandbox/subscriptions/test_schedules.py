@@ -105,7 +105,7 @@ async def test_a_schedule_can_end_its_subscription(billing: Billing) -> None:
     assert (await schedules.retrieve_async(first.id)).status == "completed"
 
 
-async def test_the_current_phase_is_as_it_is(billing: Billing) -> None:
+async def test_the_current_phase_of_a_schedule_cannot_be_changed(billing: Billing) -> None:
     made = await billing.subscribe({"price": billing.offer.base})
     schedules = billing.api.subscription_schedules
     schedule = await schedules.create_async({"from_subscription": made.id})

@@ -28,9 +28,7 @@ async def types(sandbox: Sandbox) -> list[str]:
     return [each.type for each in events.data]
 
 
-async def test_ending_at_the_periods_end_and_taking_it_back(
-    sandbox: Sandbox, subscription: stripe.Subscription
-) -> None:
+async def test_an_end_at_the_periods_end_can_be_taken_back(sandbox: Sandbox, subscription: stripe.Subscription) -> None:
     subscriptions = sandbox.stripe.v1.subscriptions
     ending = await subscriptions.update_async(subscription.id, {"cancel_at_period_end": True})
     assert (ending.status, ending.cancel_at_period_end) == ("active", True)
@@ -69,7 +67,9 @@ async def test_cancelling_now_is_final(sandbox: Sandbox, subscription: stripe.Su
     assert (await subscriptions.update_async(subscription.id, {"metadata": {"a": "b"}})).metadata["a"] == "b"
 
 
-async def test_changing_price_and_quantity(sandbox: Sandbox, offer: Offer, subscription: stripe.Subscription) -> None:
+async def test_price_and_quantity_of_a_subscription_can_be_changed(
+    sandbox: Sandbox, offer: Offer, subscription: stripe.Subscription
+) -> None:
     bigger = await sandbox.stripe.v1.prices.create_async(
         {"product": offer.product, "currency": "usd", "unit_amount": 9900, "recurring": {"interval": "month"}}
     )

@@ -8,25 +8,7 @@ import httpx
 import pytest
 
 from tests.stripe_sandbox.conftest import Receiver, Sandbox, make_offer, running
-
-HOUR = 3600
-
-
-async def session(sandbox: Sandbox, price: str, expires_at: int) -> str:
-    made = await sandbox.stripe.v1.checkout.sessions.create_async(
-        {
-            "mode": "subscription",
-            "success_url": "https://shop.example/done",
-            "line_items": [{"price": price, "quantity": 1}],
-            "expires_at": expires_at,
-        }
-    )
-    return made.id
-
-
-async def clock(sandbox: Sandbox) -> dict[str, Any]:
-    answer: dict[str, Any] = (await sandbox.http.get("/_sandbox/clock")).json()
-    return answer
+from tests.stripe_sandbox.time.clocks import HOUR, clock, session
 
 
 async def move(sandbox: Sandbox, way: str, **body: object) -> httpx.Response:
@@ -49,7 +31,7 @@ async def sessions(sandbox: Sandbox) -> list[tuple[str, int]]:
     return [(made[at], at) for at in sorted(made)]
 
 
-async def test_it_says_what_comes_next(sandbox: Sandbox, sessions: list[tuple[str, int]]) -> None:
+async def test_the_clock_says_what_comes_next(sandbox: Sandbox, sessions: list[tuple[str, int]]) -> None:
     first, at = sessions[0]
     assert (await clock(sandbox))["next"] == {"at": at, "what": "expires", "subject": first}
 
@@ -110,7 +92,7 @@ async def test_a_way_that_makes_no_sense_is_refused(sandbox: Sandbox, body: dict
     assert (await clock(sandbox))["offset_seconds"] == 0
 
 
-async def test_another_sites_form_cannot_move_it(sandbox: Sandbox) -> None:
+async def test_another_sites_form_cannot_move_the_clock(sandbox: Sandbox) -> None:
     answer = await sandbox.http.post(
         "/_sandbox/clock/step", content='{"seconds": 5}', headers={"Content-Type": "text/plain"}
     )

@@ -6,9 +6,9 @@ import grpc
 import pytest
 
 from billing.v1 import admin_pb2, quota_pb2, subscription_pb2, usage_pb2
-from tests.acceptance.conftest import START, Account
-from tests.billing_svc.conftest import Billing
+from tests.acceptance.accounts import START, Account
 from tests.billing_svc.refusals import refused
+from tests.billing_svc.service import Billing
 
 
 async def record(billing: Billing, account_id: str, units: int) -> None:
@@ -68,7 +68,7 @@ async def test_a_token_of_another_list_or_filter_is_refused(billing: Billing) ->
     assert (await refused(billing.admin.ListAuditEntries(audit))).reason == "INVALID_PAGE_TOKEN"
 
 
-async def test_all_about_an_account(account: Account) -> None:
+async def test_an_account_is_told_with_all_that_is_known_of_it(account: Account) -> None:
     await account.record("e1", "runs", 5)
     await account.billing.admin.SetOverride(
         admin_pb2.SetOverrideRequest(

@@ -7,7 +7,7 @@ import pytest
 
 from billing.v1 import admin_pb2
 from billing_svc.platform.audit import store
-from tests.acceptance.conftest import START, Account
+from tests.acceptance.accounts import START, Account
 from tests.billing_svc.refusals import refused
 
 
@@ -47,12 +47,12 @@ async def ids(account: Account, **fields: object) -> list[str]:
     return [entry.request_id for entry in await listed(account, **fields) if entry.request_id]
 
 
-async def test_newest_first_in_pages(history: Account) -> None:
+async def test_audit_entries_come_newest_first_in_pages(history: Account) -> None:
     for size in (1, 2, 3, 50):
         assert await ids(history, page_size=size) == ["r3", "r2", "r1", "r0"]
 
 
-async def test_by_account_caller_action_and_time(history: Account) -> None:
+async def test_audit_entries_are_filtered_by_account_caller_action_and_time(history: Account) -> None:
     assert await ids(history, account_id="org_a") == ["r3", "r2", "r0"]
     assert await ids(history, account_id="org") == []
     assert await ids(history, caller="test") == ["r3", "r2", "r1", "r0"]

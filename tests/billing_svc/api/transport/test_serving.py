@@ -20,7 +20,7 @@ from billing_svc.api.servicers.health import HealthServicer
 from billing_svc.api.transport import calls, events, serving
 from billing_svc.programs import server
 from tests.billing_svc import raw_http2
-from tests.billing_svc.conftest import TOKEN, Billing, tokens
+from tests.billing_svc.service import TOKEN, Billing, tokens
 
 CHECK = quota_pb2.CheckQuotaRequest(account_id="org_1", meter="runs")
 METHOD = b"/billing.v1.QuotaService/CheckQuota"

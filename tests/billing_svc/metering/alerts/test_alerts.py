@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from billing.v1 import admin_pb2, alert_pb2, subscription_pb2
 from billing_svc.platform.database import tables
 from tests import clocks
-from tests.acceptance.conftest import REJECT, START, Account
+from tests.acceptance.accounts import REJECT, START, Account
 from tests.billing_svc import books
 from tests.billing_svc.refusals import refused
 

@@ -11,10 +11,10 @@ import pytest
 from billing.v1 import admin_pb2, usage_pb2, usage_pb2_grpc
 from billing_svc.platform import clock
 from tests import clocks
-from tests.acceptance.conftest import ALLOWED, DENIED, GRACE, GRACE_EXPIRED, START, Account
+from tests.acceptance.accounts import ALLOWED, DENIED, GRACE, GRACE_EXPIRED, START, Account
 from tests.billing_svc import books
-from tests.billing_svc.conftest import Billing
 from tests.billing_svc.refusals import Refusal, refused
+from tests.billing_svc.service import Billing
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ async def test_a_note_is_part_of_the_content(billing: Billing, account: Account)
     assert (await refused(billing.usage.CorrectUsage(request))).reason == "EVENT_ID_REUSED"
 
 
-async def test_what_is_no_event_is_not_found(account: Account) -> None:
+async def test_a_correction_of_no_event_is_not_found(account: Account) -> None:
     await account.record("e1", "runs", 4)
     await account.correct("c1", "e1", 1)
     other = Account(account.billing, "org_2")

@@ -13,7 +13,7 @@ from billing_svc.metering.gauges import store as gauges_store
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.database import tables
 from tests.billing_svc import books
-from tests.billing_svc.conftest import Billing
+from tests.billing_svc.service import Billing
 
 
 @pytest.fixture

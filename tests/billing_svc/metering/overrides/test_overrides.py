@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from billing.v1 import admin_pb2, quota_pb2
 from billing_svc.platform.database import tables
 from tests import clocks
-from tests.acceptance.conftest import ALLOWED, DENIED, NOT_IN_PLAN, REJECT, START, Account
+from tests.acceptance.accounts import ALLOWED, DENIED, NOT_IN_PLAN, REJECT, START, Account
 from tests.billing_svc import books
 from tests.billing_svc.refusals import Refusal, refused
 
@@ -63,7 +63,7 @@ async def test_override_decides_from_the_next_call_on_until_it_is_removed(accoun
     assert (check.decision, check.included, check.overridden) == (DENIED, 5, False)
 
 
-async def test_unlimited_and_none_at_all(account: Account) -> None:
+async def test_an_override_may_be_unlimited_or_nothing_at_all(account: Account) -> None:
     told = await override(account, included=None, unlimited=True)
     assert (told.unlimited, told.included) == (True, 0)
     check = await account.check("runs", 10**9)

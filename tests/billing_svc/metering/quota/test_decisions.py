@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2
 from billing_svc.catalog import loading, versions
 from tests.billing_svc import books
-from tests.billing_svc.conftest import CATALOGS, Billing
+from tests.billing_svc.service import CATALOGS, Billing
 
 ALLOWED, DENIED = decision_pb2.DECISION_ALLOWED, decision_pb2.DECISION_DENIED
 EXHAUSTED = decision_pb2.DECISION_REASON_QUOTA_EXHAUSTED

@@ -6,11 +6,8 @@ import pytest
 
 from billing.v1 import admin_pb2, plan_pb2, quota_pb2, subscription_pb2
 from tests import clocks
-from tests.acceptance.conftest import RATE_LIMITED, START, Account, account
+from tests.acceptance.accounts import RATE_LIMITED, START, Account
 from tests.billing_svc import books
-
-# pytest finds fixtures by name.
-__all__ = ["account"]
 
 
 @pytest.fixture
@@ -31,7 +28,7 @@ async def test_nothing_is_explained_unasked(account: Account) -> None:
     assert not (await account.check("credits")).HasField("explanation")
 
 
-async def test_default_plan(account: Account) -> None:
+async def test_the_default_plan_is_explained_without_a_subscription(account: Account) -> None:
     told = await explained(account)
     assert told.decided_at.ToDatetime(UTC) == START
     assert (told.catalog, told.catalog_version, told.plan, told.subscription_id) == ("kalshibook", 1, "free", "")
@@ -44,7 +41,7 @@ async def test_default_plan(account: Account) -> None:
     assert told.steps
 
 
-async def test_subscription_and_anchor(account: Account) -> None:
+async def test_a_subscription_is_explained_with_its_anchor(account: Account) -> None:
     anchor = START - timedelta(days=20)
     await account.subscribe("project", anchor=anchor, status="past_due")
     told = await explained(account)
@@ -53,7 +50,7 @@ async def test_subscription_and_anchor(account: Account) -> None:
     assert told.quota_period_anchor.ToDatetime(UTC) == anchor
 
 
-async def test_overlay(account: Account) -> None:
+async def test_pay_as_you_go_is_explained_by_its_own_terms(account: Account) -> None:
     await account.switch_pay_as_you_go(on=True)
     told = await explained(account)
     assert (told.pay_as_you_go, told.limit.beyond) == (True, plan_pb2.BEYOND_CHARGE)
@@ -91,7 +88,9 @@ class TestWithoutRateLimit:
     def catalog_name(self) -> str:
         return "agentplatform"
 
-    async def test_grace(self, account: Account, service_clock: clocks.StillClock) -> None:
+    async def test_running_grace_is_explained_with_its_beginning(
+        self, account: Account, service_clock: clocks.StillClock
+    ) -> None:
         await account.record("e1", "agent_executions", 100)
         assert not (await explained(account, "agent_executions")).HasField("grace_began_at")
         await account.record("e2", "agent_executions", 1)
@@ -122,7 +121,7 @@ class TestSignup:
         assert told.quota_period == plan_pb2.QUOTA_PERIOD_SIGNUP_ANNIVERSARY
         assert told.quota_period_anchor.ToDatetime(UTC) == START
 
-    async def test_seats(self, account: Account) -> None:
+    async def test_seats_are_explained_beside_the_limit_per_seat(self, account: Account) -> None:
         await account.subscribe("team", quantity=4)
         check = await account.check("members", explain=True)
         assert (check.included, check.explanation.seats, check.explanation.limit.included) == (4, 4, 1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from billing_svc.catalog import loading, model
 from billing_svc.metering.quota import periods, terms
-from tests.billing_svc.conftest import CATALOGS
+from tests.billing_svc.service import CATALOGS
 
 TICK = timedelta(microseconds=1)
 NYQST = loading.load_file(CATALOGS / "nyqst.yaml")

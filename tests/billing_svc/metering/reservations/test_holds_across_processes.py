@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from billing.v1 import decision_pb2, quota_pb2
 from billing_svc.platform.database import tables
 from tests.billing_svc import books, processes
-from tests.billing_svc.conftest import Billing
+from tests.billing_svc.service import Billing
 
 LIMIT = 50
 CALLS = 200

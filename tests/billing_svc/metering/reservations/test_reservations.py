@@ -14,7 +14,7 @@ from billing_svc.metering.quota import check_quota, holds, lookup
 from billing_svc.metering.reservations import hold_units
 from billing_svc.platform.database import tables
 from tests.billing_svc import books
-from tests.billing_svc.conftest import Billing
+from tests.billing_svc.service import Billing
 
 
 async def _reserve(

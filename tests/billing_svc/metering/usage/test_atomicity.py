@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from billing.v1 import usage_pb2
 from billing_svc.platform.database import direct
 from tests.billing_svc import books, injecting
-from tests.billing_svc.conftest import Billing
+from tests.billing_svc.service import Billing
 
 # More than a recording has; the test itself notices when a recording has more.
 STATEMENTS_MAX = 20

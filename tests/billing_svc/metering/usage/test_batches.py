@@ -14,8 +14,8 @@ from billing.v1 import decision_pb2, errors_pb2, usage_pb2, usage_pb2_grpc
 from billing_svc.api.servicers import usage
 from billing_svc.platform.database import direct, transactions
 from tests.billing_svc import books
-from tests.billing_svc.conftest import Billing
 from tests.billing_svc.refusals import refused
+from tests.billing_svc.service import Billing
 
 Event = usage_pb2.RecordUsageRequest
 
@@ -73,7 +73,7 @@ async def test_each_event_is_answered_in_its_place(billing: Billing) -> None:
     await books.assert_balanced(billing.engine)
 
 
-async def test_of_two_with_one_id_the_first_wins(billing: Billing) -> None:
+async def test_of_two_events_with_one_id_in_a_batch_the_first_wins(billing: Billing) -> None:
     told = await send(
         billing,
         event("a", quantity=2),

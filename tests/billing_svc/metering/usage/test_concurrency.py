@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2, usage_pb2_grpc
 from billing_svc.platform.accounts import store as accounts_store
 from tests.billing_svc import books, processes
-from tests.billing_svc.conftest import Billing
+from tests.billing_svc.service import Billing
 
 # UNAVAILABLE and ABORTED ask for a repeat; a busy machine may need some.
 REPEATS_MAX = 20

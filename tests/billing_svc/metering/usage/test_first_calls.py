@@ -1,5 +1,5 @@
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2
-from tests.billing_svc.conftest import Billing
+from tests.billing_svc.service import Billing
 
 
 async def test_free_account_has_five_runs_and_the_sixth_is_denied_until_the_first(billing: Billing) -> None:

@@ -11,7 +11,7 @@ from google.protobuf import timestamp_pb2
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2
 from billing_svc.metering.usage import rules
 from tests.billing_svc import books, refusals
-from tests.billing_svc.conftest import Billing
+from tests.billing_svc.service import Billing
 
 INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 NO_METER = (grpc.StatusCode.NOT_FOUND, "METER_NOT_FOUND")
@@ -113,7 +113,7 @@ async def test_all_violations_come_in_one_answer(billing: Billing) -> None:
         ({"meters": ["runs", "nothing"]}, NO_METER, "meter"),
     ],
 )
-async def test_a_question_for_usage_that_is_refused(
+async def test_a_bad_question_for_usage_is_refused_by_field(
     billing: Billing, changes: Mapping[str, Any], status: tuple[grpc.StatusCode, str], field: str
 ) -> None:
     request = usage_pb2.GetUsageRequest(**{"account_id": "org_1", **changes})

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from billing.v1 import decision_pb2, usage_pb2, usage_pb2_grpc
 from billing_svc.catalog import loading, versions
 from tests.billing_svc import books, processes, refusals
-from tests.billing_svc.conftest import CATALOGS, Billing
+from tests.billing_svc.service import CATALOGS, Billing
 
 Request = usage_pb2.RecordUsageRequest
 Response = usage_pb2.RecordUsageResponse

@@ -1,6 +1,9 @@
-"""A clock that stands still, and an account."""
+import pytest
 
-from tests.acceptance.conftest import account, service_clock
+from tests import clocks
+from tests.acceptance import accounts
 
-# pytest finds fixtures by name.
-__all__ = ["account", "service_clock"]
+
+@pytest.fixture
+def service_clock() -> clocks.StillClock:
+    return clocks.StillClock(accounts.START)

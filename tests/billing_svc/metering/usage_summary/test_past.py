@@ -6,7 +6,7 @@ import pytest
 
 from billing.v1 import admin_pb2, usage_pb2
 from tests import clocks
-from tests.acceptance.conftest import START, Account
+from tests.acceptance.accounts import START, Account
 from tests.billing_svc import books
 
 JUNE, JULY = datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 7, 1, tzinfo=UTC)

@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 
 from billing.v1 import usage_pb2
-from tests.acceptance.conftest import Account, publish
-from tests.billing_svc.conftest import CATALOGS
+from tests.acceptance.accounts import Account, publish
+from tests.billing_svc.service import CATALOGS
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import grpc
 import pytest
 
 from billing.v1 import plan_pb2, usage_pb2
-from tests.acceptance.conftest import START, Account
+from tests.acceptance.accounts import START, Account
 from tests.billing_svc import books
-from tests.billing_svc.conftest import Billing
 from tests.billing_svc.refusals import refused
+from tests.billing_svc.service import Billing
 
 
 @pytest.fixture

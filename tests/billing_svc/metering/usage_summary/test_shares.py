@@ -6,7 +6,7 @@ import pytest
 
 from billing.v1 import usage_pb2
 from tests import clocks
-from tests.acceptance.conftest import START, Account
+from tests.acceptance.accounts import START, Account
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ class TestReaders:
         mapped = first.execute("SELECT login, account_prefix FROM reader_accounts").fetchall()
         assert mapped == [(first.info.user, "org_2")]
 
-    def test_what_they_read_has_every_column_but_the_pages_where_invoices_are_paid(self, login: Login) -> None:
+    def test_readers_see_every_column_but_the_pages_where_invoices_are_paid(self, login: Login) -> None:
         reader = login(privileges.READER, "org_2")
         for table in sorted(privileges.READ):
             with reader.cursor() as cursor:
@@ -155,7 +155,7 @@ class TestReaders:
 
 
 class TestAdministrators:
-    def test_they_see_all_and_map_readers(self, login: Login) -> None:
+    def test_admins_see_all_and_map_readers(self, login: Login) -> None:
         admin, reader = login(privileges.ADMIN), login(privileges.READER)
         for table in ("accounts", "public.accounts", "readable.accounts", "readable.usage_counters", "current_usage"):
             assert _seen(admin, table) == sorted(ACCOUNTS), table
@@ -168,14 +168,14 @@ class TestAdministrators:
 class TestTheService:
     @pytest.mark.parametrize("table", sorted(privileges.APPENDED))
     @pytest.mark.parametrize("statement", ["DELETE FROM {}", "TRUNCATE {}", "UPDATE {} SET {} = {}"])
-    def test_what_was_appended_stays(self, login: Login, table: str, statement: str) -> None:
+    def test_a_row_of_an_append_only_table_stays(self, login: Login, table: str, statement: str) -> None:
         service = login(privileges.SERVICE)
         column = next(iter(tables.metadata.tables[table].columns)).name
         names = [sql.Identifier(name) for name in (table, column, column)][: statement.count("{}")]
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             service.execute(sql.SQL(statement).format(*names))
 
-    def test_it_owns_nothing_and_cannot_map_readers(self, login: Login, owner: psycopg.Connection) -> None:
+    def test_the_service_owns_nothing_and_cannot_map_readers(self, login: Login, owner: psycopg.Connection) -> None:
         service = login(privileges.SERVICE)
         assert _seen(service) == sorted(ACCOUNTS)
         for statement in ("DROP TABLE accounts", "CREATE TABLE mine (n int)", "SELECT * FROM reader_accounts"):
@@ -184,7 +184,7 @@ class TestTheService:
         owned = "SELECT count(*) FROM pg_class JOIN pg_roles r ON r.oid = relowner WHERE rolname LIKE 'billing\\_%'"
         assert owner.execute(owned).fetchone() == (0,)
 
-    async def test_it_acts_as_the_role_whichever_login_it_has(self, database_url: str) -> None:
+    async def test_the_service_acts_as_its_role_whichever_login_it_has(self, database_url: str) -> None:
         pool = engine.create_engine(database_url)
         async with pool.connect() as connection:
             assert await connection.scalar(sa.text("SELECT current_user")) == privileges.SERVICE

@@ -423,7 +423,7 @@ def test_even_the_pages_that_are_read_tell_no_account(readers: list[psycopg.Conn
 
 
 @pytest.mark.parametrize("statement", WRITES)
-def test_nothing_can_be_written(readers: list[psycopg.Connection], statement: str) -> None:
+def test_readers_can_write_nothing(readers: list[psycopg.Connection], statement: str) -> None:
     for reader in readers:
         seen = _seen(reader, statement)
         # A GRANT of what one does not have warns, and does nothing.

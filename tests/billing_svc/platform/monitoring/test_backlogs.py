@@ -8,8 +8,8 @@ import pytest
 from billing.v1 import stripe_event_pb2
 from billing_svc.platform.database import tables
 from billing_svc.platform.monitoring import store
-from tests.billing_svc.conftest import Billing
 from tests.billing_svc.sandboxed import event_about
+from tests.billing_svc.service import Billing
 
 
 @pytest.fixture(name="received")

@@ -5,11 +5,15 @@ import json
 import pytest
 
 from billing.v1 import admin_pb2, usage_pb2
-from tests.acceptance.conftest import service_clock
-from tests.billing_svc.conftest import Billing
+from tests import clocks
+from tests.acceptance import accounts
 from tests.billing_svc.programs.commands.terminal import environment, refusal, run
+from tests.billing_svc.service import Billing
 
-__all__ = ["service_clock"]
+
+@pytest.fixture
+def service_clock() -> clocks.StillClock:
+    return clocks.StillClock(accounts.START)
 
 
 @pytest.fixture(name="env")

@@ -11,9 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from billing_svc.platform.database import tables
 from tests.billing_svc.programs.commands import terminal
-from tests.billing_svc.sandboxed import World, published_catalog, sandbox, settings, stripe_client, webhook_port, world
-
-__all__ = ["published_catalog", "sandbox", "settings", "stripe_client", "webhook_port", "world"]
+from tests.billing_svc.sandboxed import World
 
 
 @pytest.fixture(name="env")
@@ -26,7 +24,7 @@ async def checked(env: dict[str, str], **more: str) -> tuple[int, dict[str, dict
     return ended.returncode, {one["name"]: one for one in json.loads(ended.stdout)["checks"]}
 
 
-async def test_where_all_is_well_it_says_so(env: dict[str, str]) -> None:
+async def test_where_all_is_well_doctor_says_so(env: dict[str, str]) -> None:
     code, checks = await checked(env)
     assert {one["state"] for one in checks.values()} == {"ok"}, checks
     assert code == 0

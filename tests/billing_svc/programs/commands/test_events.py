@@ -6,8 +6,8 @@ import pytest
 
 from billing.v1 import stripe_event_pb2
 from billing_svc.platform.database import tables
-from tests.billing_svc.conftest import Billing
 from tests.billing_svc.programs.commands.terminal import environment, refusal, run
+from tests.billing_svc.service import Billing
 
 
 @pytest.fixture(name="env")

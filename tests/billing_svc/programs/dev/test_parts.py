@@ -32,7 +32,7 @@ async def shows(shown: io.StringIO, text: str) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_one_that_keeps_dying_is_given_up_with_its_last_lines() -> None:
+async def test_a_part_that_keeps_dying_is_given_up_with_its_last_lines() -> None:
     broken, shown = part("print('no such thing as luck'); raise SystemExit(3)")
 
     with pytest.raises(common.Refusal) as refused:
@@ -44,7 +44,7 @@ async def test_one_that_keeps_dying_is_given_up_with_its_last_lines() -> None:
     assert shown.getvalue().count("starting it again") == deaths.DEATHS_MAX - 1
 
 
-async def test_one_that_ignores_the_request_to_end_is_ended_by_force(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_part_that_ignores_the_request_to_end_is_ended_by_force(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children, "GRACE_SECONDS_MAX", 0.3)
     stubborn, shown = part("import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf'); time.sleep(60)")
     keeping = asyncio.create_task(stubborn.keep())
@@ -79,7 +79,7 @@ async def test_what_a_part_leaves_behind_goes_with_it() -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_one_that_dies_is_started_again_though_its_child_holds_the_output_open() -> None:
+async def test_a_part_that_dies_is_started_again_though_its_child_holds_the_output_open() -> None:
     script = (
         "import subprocess, sys\n"
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"

@@ -20,7 +20,9 @@ def read(monkeypatch: pytest.MonkeyPatch, **environment: str) -> options.Options
 
 
 @pytest.mark.parametrize("key", ["", options.SANDBOX_KEY])
-def test_without_a_key_of_stripes_it_is_the_sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str) -> None:
+def test_without_a_key_of_stripes_dev_uses_the_sandbox(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
+) -> None:
     chosen = read(monkeypatch, STRIPE_API_KEY=key, STRIPE_WEBHOOK_SECRET="whsec_1", STRIPE_API_BASE="http://stray")
     told = programs.environment(PORTS, "postgresql://", tmp_path, chosen.stripe)
     assert told["STRIPE_API_BASE"] == "http://127.0.0.1:3"
@@ -30,7 +32,7 @@ def test_without_a_key_of_stripes_it_is_the_sandbox(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("key", ["sk_test_51abc", "rk_test_51abc"])
-def test_with_a_test_key_it_is_stripe_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str) -> None:
+def test_with_a_test_key_dev_uses_stripe_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str) -> None:
     chosen = read(monkeypatch, STRIPE_API_KEY=key, STRIPE_WEBHOOK_SECRET="whsec_1", STRIPE_API_BASE="http://stray")
     told = programs.environment(PORTS, "postgresql://", tmp_path, chosen.stripe)
     assert (told["STRIPE_API_KEY"], told["STRIPE_WEBHOOK_SECRETS"]) == (key, "whsec_1")
@@ -45,7 +47,7 @@ def test_a_test_key_alone_is_refused_with_what_is_missing(monkeypatch: pytest.Mo
     assert "51abc" not in str(refused.value)
 
 
-def test_a_folder_stays_with_one_of_them(tmp_path: Path) -> None:
+def test_a_folder_stays_with_the_sandbox_or_with_stripe(tmp_path: Path) -> None:
     state = programs.sandbox_state(tmp_path)
     folder.keep_to_one_stripe(tmp_path, state, sandbox=True)
     folder.keep_to_one_stripe(tmp_path, state, sandbox=False)

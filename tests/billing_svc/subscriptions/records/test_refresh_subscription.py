@@ -29,7 +29,7 @@ def refresher(
     )
 
 
-async def test_it_is_in_force_before_its_event_is_here_and_audited_to_the_caller(world: World) -> None:
+async def test_a_refreshed_subscription_is_in_force_before_its_event_and_audited_to_the_caller(world: World) -> None:
     subscription_id = await world.subscribe()
     assert await refresher(world).refresh(subscription_id, ORIGIN) == "org_1"
     assert (await world.subscription()).plan == "pro"
@@ -39,7 +39,7 @@ async def test_it_is_in_force_before_its_event_is_here_and_audited_to_the_caller
     assert len(await world.rows(tables.audit_log, tables.audit_log.c.action == "subscription.applied")) == 1
 
 
-async def test_it_waits_for_a_worker_and_sees_what_came_after_it(world: World) -> None:
+async def test_a_refresh_waits_for_a_worker_and_sees_what_came_after_it(world: World) -> None:
     subscription_id = await world.subscribe()
     await world.deliver(*await world.events("customer.subscription."))
     fetched, released = asyncio.Event(), asyncio.Event()
@@ -63,7 +63,7 @@ async def test_it_waits_for_a_worker_and_sees_what_came_after_it(world: World) -
     assert (await world.subscription()).status == subscription_pb2.STATUS_CANCELED
 
 
-async def test_it_gives_up_on_a_lease_that_does_not_come_free(world: World) -> None:
+async def test_a_refresh_gives_up_on_a_lease_that_does_not_come_free(world: World) -> None:
     subscription_id = await world.subscribe()
     now = world.billing.clock.now()
     lease = await world.billing.transactions.run(lambda conn: leases.take(conn, subscription_id, now))
@@ -104,7 +104,7 @@ async def test_a_cancelled_caller_gives_the_lease_back(world: World) -> None:
     assert await refresher(world, 0.5).refresh(subscription_id, ORIGIN) == "org_1"
 
 
-async def test_one_who_was_overtaken_writes_nothing_and_fetches_again(world: World) -> None:
+async def test_a_refresh_that_was_overtaken_writes_nothing_and_fetches_again(world: World) -> None:
     subscription_id = await world.subscribe()
     fetched, overtaken = asyncio.Event(), asyncio.Event()
 

@@ -37,7 +37,9 @@ def subscription(status: str, **more: object) -> stripe_subscriptions.StripeSubs
 
 @pytest.mark.parametrize("previous", [None, GAVE, ENDED_EARLIER, ENDS_LATER, NEVER])
 @pytest.mark.parametrize("status", sorted(stripe_subscriptions.GIVING))
-def test_a_giving_status_gives_whatever_was(status: str, previous: rules.Interval | None) -> None:
+def test_a_status_that_gives_the_plan_gives_it_whatever_went_before(
+    status: str, previous: rules.Interval | None
+) -> None:
     assert rules.effective(subscription(status), previous, PERIOD_END, NOW) == GAVE
     at_period_end = subscription(status, cancel_at_period_end=True)
     assert rules.effective(at_period_end, previous, PERIOD_END, NOW).end == PERIOD_END
@@ -67,7 +69,9 @@ def test_a_giving_status_gives_whatever_was(status: str, previous: rules.Interva
         ("gone_fishing", ENDS_LATER, LATER),
     ],
 )
-def test_what_does_not_give(status: str, previous: rules.Interval | None, end: datetime | None) -> None:
+def test_a_status_that_gives_no_plan_ends_the_interval(
+    status: str, previous: rules.Interval | None, end: datetime | None
+) -> None:
     assert rules.effective(subscription(status), previous, PERIOD_END, NOW) == rules.Interval(START, end)
 
 
@@ -85,7 +89,9 @@ def test_what_does_not_give(status: str, previous: rules.Interval | None, end: d
         ({"ended_at": START - timedelta(days=1)}, GAVE, START),
     ],
 )
-def test_a_canceled_one_ended(fields: dict[str, object], previous: rules.Interval | None, end: datetime) -> None:
+def test_a_canceled_subscription_gave_its_plan_until_it_ended(
+    fields: dict[str, object], previous: rules.Interval | None, end: datetime
+) -> None:
     interval = rules.effective(subscription("canceled", **fields), previous, PERIOD_END, NOW)
     assert interval == rules.Interval(START, end)
 

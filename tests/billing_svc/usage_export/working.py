@@ -1,0 +1,79 @@
+"""What a worker does about usage, and what came of it."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from billing.v1 import usage_pb2
+from billing_svc.catalog import versions
+from billing_svc.metering.gauges import open_periods
+from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.database import tables
+from billing_svc.reconciliation import usage
+from billing_svc.reconciliation.discrepancies import UsageDiscrepancy
+from billing_svc.usage_export import accrual, pacing, sending
+from tests.billing_svc.sandboxed import World
+
+ORIGIN = audit_store.Origin("operator:test")
+
+
+@dataclass
+class Worker:
+    """What a worker does about usage, one step at a time."""
+
+    world: World
+    sealer: accrual.Accrual
+    sender: sending.Sender
+
+    async def work(self) -> None:
+        """Do all that is due."""
+        now = self.world.billing.clock.now()
+        catalogs = versions.CatalogCache()
+        await self.world.billing.transactions.run(lambda conn: open_periods.open_due(conn, catalogs, now))
+        await self.sealer.seal_due()
+        while await self.sender.send_due():
+            pass
+
+    async def advance(self, by: timedelta, apart: timedelta = timedelta(minutes=10)) -> list[str]:
+        """Let time pass, with the worker at work and every event delivered."""
+        return await self.world.advance(by, self.work, apart=apart)
+
+    async def catch_up(self) -> None:
+        """Let as much time pass as it takes to seal and send what was recorded."""
+        await self.advance(timedelta(minutes=12), timedelta(minutes=3))
+
+
+def worker_of(world: World) -> Worker:
+    billing, catalogs = world.billing, versions.CatalogCache()
+    minute, five = timedelta(minutes=1), timedelta(minutes=5)
+    return Worker(
+        world,
+        accrual.Accrual(billing.transactions, catalogs, billing.clock, minute, five),
+        sending.Sender(billing.transactions, catalogs, world.stripe, billing.clock, pacing.Pace(1000)),
+    )
+
+
+async def subscribed(world: World, **more: Any) -> str:  # noqa: ANN401 - the message's fields
+    subscription_id = await world.subscribe(**more)
+    await world.deliver_new()
+    return subscription_id
+
+
+async def record(world: World, meter: str, quantity: int, event_id: str, **more: Any) -> None:  # noqa: ANN401 - as above
+    await world.billing.usage.RecordUsage(
+        usage_pb2.RecordUsageRequest(account_id="org_1", event_id=event_id, meter=meter, quantity=quantity, **more)
+    )
+
+
+async def reports(world: World) -> list[tuple[str, int, str]]:
+    """Return the meter, the units and the state of each slice, in order."""
+    rows = await world.rows(tables.usage_reports)
+    rows.sort(key=lambda row: (row.period_start, row.meter, row.slice))
+    return [(row.meter, row.to_units - row.from_units, row.state) for row in rows]
+
+
+async def drifts(world: World) -> list[UsageDiscrepancy]:
+    billing = world.billing
+    return await usage.UsageReconciliation(
+        billing.transactions, versions.CatalogCache(), world.stripe, billing.clock
+    ).compare()
