@@ -14,7 +14,7 @@ from billing_svc.platform import clock
 from billing_svc.platform.database import tables
 from billing_svc.platform.database import transactions as transactions_module
 from tests.billing_svc import books
-from tests.billing_svc.conftest import CATALOGS, Billing
+from tests.billing_svc.service import CATALOGS, Billing
 
 ORDER = (tables.usage_counters, tables.gauge_levels, tables.reservations, tables.rate_windows)
 

@@ -14,7 +14,7 @@ from billing_svc.metering.quota import store as quota_store
 from billing_svc.metering.usage import rules, store
 from billing_svc.platform.database import tables
 from billing_svc.platform.database import transactions as transactions_module
-from tests.billing_svc.conftest import CATALOGS
+from tests.billing_svc.service import CATALOGS
 
 NOW = datetime(2026, 3, 20, 12, tzinfo=UTC)
 
