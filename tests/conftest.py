@@ -54,11 +54,11 @@ _TOGETHER = (
     "tests/billing_svc/platform/database/test_transaction_faults.py",
 )
 
-
 # Files whose tests start programs without the run's Postgres; those that use it start enough, and `make check` nothing.
 _PROCESSES = (
     "tests/end_to_end/",
     "tests/faults/",
+    "tests/billing_svc/api/test_secrecy.py",
     "tests/billing_svc/platform/database/test_embedded.py",
     "tests/billing_svc/platform/database/test_transaction_faults.py",
     "tests/billing_svc/programs/",
