@@ -15,18 +15,29 @@ READY := .venv/.ready
 export XDG_CACHE_HOME := $(CURDIR)/.cache
 export TMPDIR := $(CURDIR)/.cache/tmp
 
-.PHONY: help dev test faults mutants bench lint format generate constraints clean
+.PHONY: help dev check test test-all coverage faults mutants bench lint format generate constraints clean
 
 help:  ## Show this
-	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 dev: $(READY)  ## Run everything on this machine; make dev ARGS="--catalog catalogs/kalshibook.yaml"
 	@# Whoever kills make means dev as well; the launcher ties the one to the other.
 	@exec $(PY) -I -S src/billing_svc/programs/supervision/launcher.py $$PPID $(PY) -m billing_svc dev $(ARGS)
 
-test: lint  ## Run every check and test; make test ARGS="-k quota" passes options to pytest
-	@# In the order, and with the groups, of tests/conftest.py.
-	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
+# In the order, and with the groups, of tests/conftest.py.
+PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
+
+check: lint  ## Run every check, and the tests that need neither Postgres nor a process of their own
+	$(PYTEST) -m "not long and not process" $(ARGS)
+
+test: lint  ## Run every check, and all tests but the long ones; make test ARGS="-k quota" passes options to pytest
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-all: test  ## Run make test, and then the long tests: series of stops and kills, months, many examples
+	$(PYTEST) -m long $(ARGS)
+
+coverage: $(READY)  ## Run what make test runs, and show which lines of src/ none of it reached
+	$(PYTEST) -m "not long" --cov=src --cov-report=term-missing:skip-covered $(ARGS)
 
 faults: $(READY)  ## Bring every fault about, for long; make faults ARGS="--minutes 2 --seed 7 -k holds"
 	@PYTHONPATH=src:. $(PY) -m tests.faults $(ARGS)

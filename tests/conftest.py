@@ -54,6 +54,18 @@ _TOGETHER = (
     "tests/billing_svc/platform/database/test_transaction_faults.py",
 )
 
+# Files whose tests start programs without the run's Postgres; those that use it start enough, and `make check` nothing.
+_PROCESSES = (
+    "tests/end_to_end/",
+    "tests/faults/",
+    "tests/billing_svc/api/test_secrecy.py",
+    "tests/billing_svc/platform/database/test_embedded.py",
+    "tests/billing_svc/platform/database/test_transaction_faults.py",
+    "tests/billing_svc/programs/",
+    "tests/stripe_sandbox/delivery/",
+    "tests/webhook_gateway/test_process.py",
+)
+
 
 def pytest_configure() -> None:
     """Let SIGTERM end a run as Ctrl-C does, so that fixtures clean up (`timeout` sends it), and forget settings."""
@@ -74,8 +86,12 @@ def _settings() -> set[str]:
     return service | {str(field.validation_alias) for field in gateway} | {"STRIPE_SANDBOX_WEBHOOK_SECRET"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a run of several processes, put first what takes longest; else the order stays."""
+    """Mark what needs a process. In a run of several processes, put first what takes longest; else the order stays."""
+    for item in items:
+        if item.nodeid.startswith(_PROCESSES) or "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker("process")
     if hasattr(config, "workerinput"):
         items.sort(
             key=lambda item: next((n for n, one in enumerate(_FIRST) if item.nodeid.startswith(one)), len(_FIRST))
@@ -266,7 +282,10 @@ def _database(postgres: embedded.EmbeddedPostgres, template: str) -> Iterator[st
     name = f"test_{secrets.token_hex(8)}"
     with _administrator(postgres) as connection:
         connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+            # A copy of the files; the other strategy writes each block to the log, which takes three times as long.
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY").format(
+                sql.Identifier(name), sql.Identifier(template)
+            )
         )
         yield _url_of(postgres, name)
         databases.drop(connection, name)

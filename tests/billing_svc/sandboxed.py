@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import pathlib
 import socket
@@ -199,10 +200,16 @@ def catalog_of(name: str, replacing: Mapping[str, str] | None = None) -> model.C
     for old, new in (replacing or {}).items():
         assert old in text
         text = text.replace(old, new)
-    return loading.load_text(text, f"{name}.yaml")
+    return _loaded(text, f"{name}.yaml")
 
 
-@dataclass(frozen=True)
+@functools.cache
+def _loaded(text: str, name: str) -> model.Catalog:
+    # Most tests publish the same file, and reading it takes longer than many of them do.
+    return loading.load_text(text, name)
+
+
+@dataclass
 class World:
     """All of it. Events reach the service when a test takes them there, in the order that it likes."""
 
@@ -211,6 +218,8 @@ class World:
     stripe: client.Stripe
     inbox: apply_events.Inbox
     delivered: set[str] = field(default_factory=set)
+    # Up to this event, all are delivered.
+    _newest: str = ""
 
     async def rows(self, table: sa.Table, *where: sa.ColumnElement[bool]) -> list[sa.Row[Any]]:
         async with self.billing.engine.connect() as conn:
@@ -247,8 +256,19 @@ class World:
 
     async def deliver_new(self) -> None:
         """Deliver and apply every event that was not delivered yet, the oldest first."""
-        await self.deliver(*(event for event in await self.events() if event["id"] not in self.delivered))
+        more = True
+        while more:
+            found, more = await self._listed_after(self._newest)
+            await self.deliver(*(event for event in found if event["id"] not in self.delivered))
+            self._newest = found[-1]["id"] if found else self._newest
         await self.apply_all()
+
+    async def _listed_after(self, event_id: str) -> tuple[list[dict[str, Any]], bool]:
+        """Return some events that are newer than one, the oldest first, and whether there are more."""
+        if not event_id:
+            return await self.events(), False
+        page = await self.sandbox.call("GET", "/v1/events", limit=100, ending_before=event_id)
+        return page["data"][::-1], page["has_more"]
 
     async def advance(
         self,

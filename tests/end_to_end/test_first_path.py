@@ -97,7 +97,7 @@ def node_modules() -> Path:
     """Install the Node client's packages, which the lock file pins, into the clone's cache.
 
     Without npm's registry this fails. Skipping would call a promise kept that nobody looked at; who is offline says so:
-    make test ARGS="-k 'not in_node'".
+    make test ARGS="-k 'not a_node_client'".
     """
     lock, installed = NODE_SOURCE / "package-lock.json", NODE_INSTALLED / "installed.json"
     if installed.exists() and installed.read_bytes() == lock.read_bytes():

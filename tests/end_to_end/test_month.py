@@ -24,6 +24,8 @@ from billing.v1 import decision_pb2, invoice_pb2, subscription_pb2
 from billing_svc.programs.dev import options, programs
 from tests.end_to_end import dev_process, python_client, stripes_side
 
+pytestmark = pytest.mark.long
+
 T = TypeVar("T")
 
 HOUR, DAY = 3600, 86_400

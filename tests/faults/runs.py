@@ -1,4 +1,4 @@
-"""How long the fault tests run, from which seed, and what they tell: briefly in `make test`, long in `make faults`."""
+"""How long the fault tests run, from which seed, and what they tell: briefly but in `make faults`."""
 
 import os
 import random

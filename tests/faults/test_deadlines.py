@@ -3,8 +3,12 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.billing_svc import processes
 from tests.faults import loads, runs
+
+pytestmark = pytest.mark.long
 
 
 async def test_a_storm_of_deadlines_tears_nothing_apart(database_url: str, run: runs.Run, tmp_path: Path) -> None:

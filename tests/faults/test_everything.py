@@ -18,6 +18,8 @@ from billing_svc.programs.dev import programs
 from tests.billing_svc import processes
 from tests.faults import ledger, loads, runs, world
 
+pytestmark = pytest.mark.long
+
 ACCOUNTS = ("org_0", "org_1", "org_2")
 METER_EVENT, METER_EVENTS = "nyqst_pro_runs", "/v1/billing/meter_events"
 # How far the clocks go until all is at rest: back-offs and leases end, and what is unknown for a day is looked up.

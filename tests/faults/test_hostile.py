@@ -13,12 +13,15 @@ from typing import Any
 
 import grpc
 import psutil  # type: ignore[import-untyped]  # it has none
+import pytest
 
 from tests import ports
 from tests.billing_svc import processes, refusals
 from tests.faults import fuzzing, loads, runs
 from tests.webhook_gateway import process as gateway_process
 from tests.webhook_gateway.conftest import SECRET, TOKEN, ScriptedService, serve_grpc
+
+pytestmark = pytest.mark.long
 
 # Of one call. Postgres and our own work take milliseconds; Stripe, which is away here, is given up at once.
 ANSWER_SECONDS_MAX = 10.0

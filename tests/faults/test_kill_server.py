@@ -3,8 +3,12 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.billing_svc import processes
 from tests.faults import loads, runs
+
+pytestmark = pytest.mark.long
 
 
 async def test_a_killed_server_loses_and_doubles_nothing(database_url: str, run: runs.Run, tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ import signal
 from pathlib import Path
 
 import psycopg
+import pytest
 import sqlalchemy as sa
 
 from billing_svc.platform.database import embedded, migrating
 from tests.billing_svc import processes
 from tests.faults import loads, runs
+
+pytestmark = pytest.mark.long
 
 # How many sessions end between two ends of the whole server.
 TERMINATIONS = 5

@@ -11,7 +11,7 @@ from tests import clocks
 from tests.acceptance.accounts import START
 from tests.properties import offers
 
-# Within `make test`; BILLING_PROPERTY_EXAMPLES=2000 looks for an hour.
+# Within `make test-all`; BILLING_PROPERTY_EXAMPLES=2000 looks for an hour.
 EXAMPLES = int(os.environ.get("BILLING_PROPERTY_EXAMPLES", "50"))
 STEPS = int(os.environ.get("BILLING_PROPERTY_STEPS", "50"))
 

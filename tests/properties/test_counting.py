@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import grpc
 import hypothesis
+import pytest
 import sqlalchemy as sa
 from hypothesis import stateful
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ from tests.acceptance import told
 from tests.acceptance.accounts import START
 from tests.billing_svc.service import Billing
 from tests.properties import model, offers
+
+pytestmark = pytest.mark.long
 
 T = TypeVar("T")
 

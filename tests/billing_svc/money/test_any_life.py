@@ -15,6 +15,8 @@ from billing_svc.platform.database import tables
 from tests.billing_svc.money.ledger import Ledger
 from tests.billing_svc.subscriptions.dealing import AT_PERIOD_END, NOW
 
+pytestmark = pytest.mark.long
+
 # BILLING_LIVES=500 BILLING_LIFE_STEPS=60 looks for an hour; BILLING_LIFE_FIRST=17 begins with that seed.
 FIRST = int(os.environ.get("BILLING_LIFE_FIRST", "0"))
 LIVES = int(os.environ.get("BILLING_LIVES", "2"))

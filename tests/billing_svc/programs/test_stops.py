@@ -1,6 +1,6 @@
 """SIGTERM under load: no call fails that was sent before, or while others listen.
 
-`STOPS=50` makes the series that long; `make test` runs a short one.
+`STOPS=50` makes the series that long; `make test-all` runs a short one.
 """
 
 import asyncio
@@ -18,6 +18,8 @@ import pytest
 from billing.v1 import usage_pb2
 from tests.billing_svc import processes
 from tests.billing_svc.programs import supervision
+
+pytestmark = pytest.mark.long
 
 STOPS = int(os.environ.get("STOPS", "2"))
 CHANNELS, CALLERS = 16, 50

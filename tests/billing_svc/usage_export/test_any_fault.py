@@ -22,6 +22,8 @@ from billing_svc.usage_export import retry_failed as retrying
 from tests.billing_svc.service import Billing
 from tests.billing_svc.usage_export import counterpart
 
+pytestmark = pytest.mark.long
+
 PRICES = {
     "agentplatform_standard_api_calls": Decimal("0.1"),
     "agentplatform_standard_llm_tokens": Decimal("0.001"),

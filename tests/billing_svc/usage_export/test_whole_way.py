@@ -26,7 +26,7 @@ async def test_a_month_of_260_runs_costs_what_the_plan_says(world: World, worker
     for n in range(26):
         await record(world, "runs", 10, f"run_{n}")
         await worker.advance(timedelta(days=1), timedelta(days=1))
-    await worker.advance(timedelta(days=6))
+    await worker.over_the_period_end()
     assert await invoice_totals(world) == [2000, 2000 + 60 * 50]
     assert {state for _, _, state in await reports(world)} == {"sent"}
     assert await drifts(world) == []
@@ -111,7 +111,7 @@ async def test_what_comes_after_the_subscription_has_ended_gets_an_invoice_of_it
 async def test_a_correction_of_a_period_that_is_invoiced_is_a_credit(world: World, worker: Worker) -> None:
     await subscribed(world)
     await record(world, "runs", 210, "first")
-    await worker.advance(MONTH + timedelta(hours=3), timedelta(hours=1))
+    await worker.over_the_period_end()
     request = usage_pb2.CorrectUsageRequest(account_id="org_1", event_id="first", correction_id="void", quantity=4)
     await world.billing.usage.CorrectUsage(request)
     await worker.catch_up()
@@ -160,13 +160,13 @@ class TestAgentplatform:
             request = usage_pb2.RecordUsageRequest(account_id="org_1", event_id=meter, meter=meter, level=level)
             await world.billing.usage.RecordUsage(request)
         await worker.catch_up()
-        await worker.advance(MONTH + timedelta(hours=3), timedelta(hours=1))
+        await worker.over_the_period_end()
         totals = await invoice_totals(world)
         # The first month's usage comes with the second month's price.
         assert totals == [9900, 9900 + 500 + 5000 + 2000 + 250 + 1000]
         assert Decimal(totals[1]) / 100 == Decimal("186.50")
         assert await drifts(world) == []
         # Nothing is recorded in the second month: what is stored is charged all the same.
-        await worker.advance(MONTH, timedelta(hours=6))
+        await worker.over_the_period_end()
         assert (await invoice_totals(world))[2] == 9900 + 250 + 1000
         assert await drifts(world) == []

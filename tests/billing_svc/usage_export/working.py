@@ -1,7 +1,7 @@
 """What a worker does about usage, and what came of it."""
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any
 
 from billing.v1 import usage_pb2
@@ -37,6 +37,12 @@ class Worker:
     async def advance(self, by: timedelta, apart: timedelta = timedelta(minutes=10)) -> list[str]:
         """Let time pass, with the worker at work and every event delivered."""
         return await self.world.advance(by, self.work, apart=apart)
+
+    async def over_the_period_end(self) -> None:
+        """Let time pass until the period's last invoice is final: by days, and by minutes around the end."""
+        ends = (await self.world.subscription()).period_end.ToDatetime(tzinfo=UTC)
+        await self.advance(ends - self.world.billing.clock.now() - timedelta(hours=1), timedelta(days=1))
+        await self.advance(timedelta(hours=4))
 
     async def catch_up(self) -> None:
         """Let as much time pass as it takes to seal and send what was recorded."""
