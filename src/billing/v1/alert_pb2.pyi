@@ -88,7 +88,7 @@ class Alert(_message.Message):
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
-        """When it ends; exclusive."""
+        """When the period ends; exclusive."""
 
     @_builtins.property
     def raised_at(self) -> _timestamp_pb2.Timestamp:

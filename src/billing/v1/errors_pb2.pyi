@@ -87,7 +87,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     (CreatePortalSession). Metadata: account_id.
     """
     ERROR_REASON_PAYMENT_FAILED: _ErrorReason.ValueType  # 25
-    """FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe gave one."""
+    """FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe returned it."""
     ERROR_REASON_NOT_CANCELING: _ErrorReason.ValueType  # 26
     """FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id."""
     ERROR_REASON_GAUGE_NOT_CORRECTABLE: _ErrorReason.ValueType  # 27
@@ -214,7 +214,7 @@ ERROR_REASON_PAYMENT_METHOD_REQUIRED: ErrorReason.ValueType  # 24
 (CreatePortalSession). Metadata: account_id.
 """
 ERROR_REASON_PAYMENT_FAILED: ErrorReason.ValueType  # 25
-"""FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe gave one."""
+"""FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe returned it."""
 ERROR_REASON_NOT_CANCELING: ErrorReason.ValueType  # 26
 """FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id."""
 ERROR_REASON_GAUGE_NOT_CORRECTABLE: ErrorReason.ValueType  # 27

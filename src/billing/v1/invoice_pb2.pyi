@@ -206,7 +206,7 @@ class InvoiceLine(_message.Message):
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
-        """When it ends; exclusive."""
+        """When the period ends; exclusive."""
 
     def __init__(
         self,

@@ -400,7 +400,7 @@ class Plan(_message.Message):
 
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Limit]:
-        """The plan's limits, one for each of its meters. A meter without a limit is not part of the plan."""
+        """The plan's limits, for each of its meters. A meter without a limit is not part of the plan."""
 
     @_builtins.property
     def rate_limit(self) -> Global___RateLimit:

@@ -204,7 +204,7 @@ class CheckQuotaResponse(_message.Message):
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
-        """When it ends; exclusive."""
+        """When the period ends; exclusive."""
 
     @_builtins.property
     def resets_at(self) -> _timestamp_pb2.Timestamp:

@@ -589,7 +589,7 @@ class GetUsageResponse(_message.Message):
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
-        """When it ends; exclusive."""
+        """When the period ends; exclusive."""
 
     def __init__(
         self,
@@ -848,7 +848,7 @@ class CorrectUsageResponse(_message.Message):
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
-        """When it ends; exclusive."""
+        """When the period ends; exclusive."""
 
     def __init__(
         self,
