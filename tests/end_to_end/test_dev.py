@@ -214,5 +214,5 @@ def test_a_reset_spares_a_folder_that_is_not_its_own(folder: Path) -> None:
 
     sentence = refused(dev_process.DevProcess(precious.parent).command("--reset"))
 
-    assert "did not make" in sentence
+    assert "did not create" in sentence
     assert [entry.name for entry in precious.parent.iterdir()] == ["thesis.tex"]

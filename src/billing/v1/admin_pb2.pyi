@@ -34,32 +34,32 @@ class _AuditSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditSour
     AUDIT_SOURCE_UNSPECIFIED: _AuditSource.ValueType  # 0
     """Never sent."""
     AUDIT_SOURCE_RPC: _AuditSource.ValueType  # 1
-    """A call."""
+    """An RPC."""
     AUDIT_SOURCE_COMMAND: _AuditSource.ValueType  # 2
     """A command of an operator."""
     AUDIT_SOURCE_STRIPE_EVENT: _AuditSource.ValueType  # 3
-    """An event of Stripe's."""
+    """An event of Stripe."""
     AUDIT_SOURCE_SERVICE: _AuditSource.ValueType  # 4
-    """The service by itself, such as a duty that was due; the caller is "service"."""
+    """The service itself, for example a follow-up of the worker; the caller is "service"."""
 
 class AuditSource(_AuditSource, metaclass=_AuditSourceEnumTypeWrapper):
-    """Where a mutation came from."""
+    """The kind of a mutation's origin."""
 
 AUDIT_SOURCE_UNSPECIFIED: AuditSource.ValueType  # 0
 """Never sent."""
 AUDIT_SOURCE_RPC: AuditSource.ValueType  # 1
-"""A call."""
+"""An RPC."""
 AUDIT_SOURCE_COMMAND: AuditSource.ValueType  # 2
 """A command of an operator."""
 AUDIT_SOURCE_STRIPE_EVENT: AuditSource.ValueType  # 3
-"""An event of Stripe's."""
+"""An event of Stripe."""
 AUDIT_SOURCE_SERVICE: AuditSource.ValueType  # 4
-"""The service by itself, such as a duty that was due; the caller is "service"."""
+"""The service itself, for example a follow-up of the worker; the caller is "service"."""
 Global___AuditSource: _TypeAlias = AuditSource  # noqa: Y015
 
 @_typing.final
 class ListAccountsRequest(_message.Message):
-    """Asks for accounts."""
+    """Requests accounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -69,15 +69,15 @@ class ListAccountsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     account_id_prefix: _builtins.str
-    """Only accounts whose id begins so, at most 128 printable ASCII characters without spaces; left out: all."""
+    """Only accounts whose id begins with this, at most 128 printable ASCII characters without spaces; default: all."""
     plan: _builtins.str
-    """Only those on this plan, 1 to 64 characters, [a-z][a-z0-9_]*; left out: all."""
+    """Only accounts on this plan, 1 to 64 characters, [a-z][a-z0-9_]*; default: all."""
     status: _subscription_pb2.Status.ValueType
-    """Only those with this status; left out: all."""
+    """Only accounts with this status; default: all."""
     page_size: _builtins.int
-    """Accounts on a page, 1 to 500, left out: 50. With filters a page may be shorter and still not be the last."""
+    """Accounts on a page, 1 to 500, default: 50. With filters a page may be shorter and still not be the last."""
     page_token: _builtins.str
-    """next_page_token of the page before, at most 512 bytes; left out: the first page."""
+    """next_page_token of the page before, at most 512 bytes; default: the first page."""
     def __init__(
         self,
         *,
@@ -104,7 +104,7 @@ class ListAccountsResponse(_message.Message):
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """To be sent for the next page, with the same filters; empty on the last one."""
+    """The page_token of the next page, with the same filters; empty on the last page."""
     @_builtins.property
     def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountSummary]:
         """By account id."""
@@ -125,7 +125,7 @@ Global___ListAccountsResponse: _TypeAlias = ListAccountsResponse  # noqa: Y015
 
 @_typing.final
 class AccountSummary(_message.Message):
-    """An account at a glance."""
+    """An account's summary."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -137,7 +137,7 @@ class AccountSummary(_message.Message):
     """The account."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was made, by its first mutation."""
+        """When the account was created, by its first mutation."""
 
     @_builtins.property
     def subscription(self) -> _subscription_pb2.Subscription:
@@ -165,13 +165,13 @@ Global___AccountSummary: _TypeAlias = AccountSummary  # noqa: Y015
 
 @_typing.final
 class GetAccountRequest(_message.Message):
-    """Names an account."""
+    """Requests an account's details."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """The account, 1 to 128 printable ASCII characters without spaces. Required; an unknown one is NOT_FOUND."""
+    """The account, 1 to 128 printable ASCII characters without spaces. Required; an unknown account is NOT_FOUND."""
     def __init__(
         self,
         *,
@@ -187,7 +187,7 @@ Global___GetAccountRequest: _TypeAlias = GetAccountRequest  # noqa: Y015
 
 @_typing.final
 class GetAccountResponse(_message.Message):
-    """All about an account."""
+    """An account's details."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -198,7 +198,7 @@ class GetAccountResponse(_message.Message):
     OPEN_ALERTS_FIELD_NUMBER: _builtins.int
     HELD_RESERVATIONS_FIELD_NUMBER: _builtins.int
     stripe_customer_id: _builtins.str
-    """Stripe's id of its customer ("cus_..."); empty without one."""
+    """Stripe's id of its customer ("cus_..."); empty without a customer."""
     open_alerts: _builtins.int
     """Alerts that were not acknowledged."""
     held_reservations: _builtins.int
@@ -209,7 +209,7 @@ class GetAccountResponse(_message.Message):
 
     @_builtins.property
     def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[_subscription_pb2.Subscription]:
-        """Every plan subscription that it has or had, newest first, at most 100."""
+        """All plan subscriptions that the account has or had, newest first, at most 100."""
 
     @_builtins.property
     def overrides(self) -> _containers.RepeatedCompositeFieldContainer[_quota_pb2.Override]:
@@ -235,7 +235,7 @@ Global___GetAccountResponse: _TypeAlias = GetAccountResponse  # noqa: Y015
 
 @_typing.final
 class SetOverrideRequest(_message.Message):
-    """Asks to override a limit. Give exactly one of included and unlimited=true."""
+    """Requests to override a limit. Give exactly one of included and unlimited=true."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -247,7 +247,7 @@ class SetOverrideRequest(_message.Message):
     NOTE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """The account, 1 to 128 printable ASCII characters without spaces. Required; it is made if it is not there."""
+    """The account, 1 to 128 printable ASCII characters without spaces. Required; an unknown account is created."""
     meter: _builtins.str
     """The meter, 1 to 64 characters, [a-z][a-z0-9_]*. Required."""
     included: _builtins.int
@@ -260,7 +260,7 @@ class SetOverrideRequest(_message.Message):
     """The caller's id for this change, 1 to 255 bytes of printable ASCII, unique within the account. Required."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """From when on it is no longer in force, in the future; left out: until removed."""
+        """When the override ends, in the future; default: when it is removed."""
 
     def __init__(
         self,
@@ -285,14 +285,14 @@ Global___SetOverrideRequest: _TypeAlias = SetOverrideRequest  # noqa: Y015
 
 @_typing.final
 class SetOverrideResponse(_message.Message):
-    """The override as it stands."""
+    """The stored override."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     OVERRIDE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def override(self) -> _quota_pb2.Override:
-        """What was set."""
+        """The override that was set."""
 
     def __init__(
         self,
@@ -309,7 +309,7 @@ Global___SetOverrideResponse: _TypeAlias = SetOverrideResponse  # noqa: Y015
 
 @_typing.final
 class RemoveOverrideRequest(_message.Message):
-    """Asks to remove an override."""
+    """Requests to remove an override."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -319,7 +319,7 @@ class RemoveOverrideRequest(_message.Message):
     account_id: _builtins.str
     """The account, 1 to 128 printable ASCII characters without spaces. Required."""
     meter: _builtins.str
-    """The meter, 1 to 64 characters, [a-z][a-z0-9_]*. Required; one without an override is NOT_FOUND."""
+    """The meter, 1 to 64 characters, [a-z][a-z0-9_]*. Required; a meter without an override is NOT_FOUND."""
     request_id: _builtins.str
     """The caller's id for this change, 1 to 255 bytes of printable ASCII, unique within the account. Required."""
     def __init__(
@@ -339,7 +339,7 @@ Global___RemoveOverrideRequest: _TypeAlias = RemoveOverrideRequest  # noqa: Y015
 
 @_typing.final
 class RemoveOverrideResponse(_message.Message):
-    """What was removed."""
+    """The removed override."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -363,7 +363,7 @@ Global___RemoveOverrideResponse: _TypeAlias = RemoveOverrideResponse  # noqa: Y0
 
 @_typing.final
 class ListAllInvoicesRequest(_message.Message):
-    """Asks for invoices of all accounts."""
+    """Requests invoices of all accounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -373,18 +373,18 @@ class ListAllInvoicesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     status: _invoice_pb2.InvoiceStatus.ValueType
-    """Only those with this status; left out: all."""
+    """Only invoices with this status; default: all."""
     page_size: _builtins.int
-    """Invoices on a page, 1 to 500, left out: 50."""
+    """Invoices on a page, 1 to 500, default: 50."""
     page_token: _builtins.str
-    """next_page_token of the page before, at most 512 bytes; left out: the first page."""
+    """next_page_token of the page before, at most 512 bytes; default: the first page."""
     @_builtins.property
     def created_from(self) -> _timestamp_pb2.Timestamp:
-        """Only those made at this time or later."""
+        """Only invoices created at this time or later."""
 
     @_builtins.property
     def created_before(self) -> _timestamp_pb2.Timestamp:
-        """Only those made before this time."""
+        """Only invoices created before this time."""
 
     def __init__(
         self,
@@ -412,7 +412,7 @@ class ListAllInvoicesResponse(_message.Message):
     INVOICES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """To be sent for the next page, with the same filters; empty on the last one."""
+    """The page_token of the next page, with the same filters; empty on the last page."""
     @_builtins.property
     def invoices(self) -> _containers.RepeatedCompositeFieldContainer[_invoice_pb2.Invoice]:
         """Newest first."""
@@ -433,7 +433,7 @@ Global___ListAllInvoicesResponse: _TypeAlias = ListAllInvoicesResponse  # noqa: 
 
 @_typing.final
 class ListAuditEntriesRequest(_message.Message):
-    """Asks for audit entries."""
+    """Requests audit entries."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -445,24 +445,24 @@ class ListAuditEntriesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """Only those of this account, 1 to 128 printable ASCII characters without spaces; left out: all, and those without an
-    account.
+    """Only entries of this account, 1 to 128 printable ASCII characters without spaces; default: all entries, also
+    entries without an account.
     """
     caller: _builtins.str
-    """Only what this caller did, 1 to 128 characters; left out: all."""
+    """Only mutations by this caller, 1 to 128 characters; default: all."""
     action: _builtins.str
-    """Only this action, 1 to 64 characters, as in AuditEntry; left out: all."""
+    """Only this action, 1 to 64 characters, as in AuditEntry; default: all."""
     page_size: _builtins.int
-    """Entries on a page, 1 to 500, left out: 50."""
+    """Entries on a page, 1 to 500, default: 50."""
     page_token: _builtins.str
-    """next_page_token of the page before, at most 512 bytes; left out: the first page."""
+    """next_page_token of the page before, at most 512 bytes; default: the first page."""
     @_builtins.property
     def happened_from(self) -> _timestamp_pb2.Timestamp:
-        """Only what happened at this time or later."""
+        """Only mutations at this time or later."""
 
     @_builtins.property
     def happened_before(self) -> _timestamp_pb2.Timestamp:
-        """Only what happened before this time."""
+        """Only mutations before this time."""
 
     def __init__(
         self,
@@ -492,7 +492,7 @@ class ListAuditEntriesResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """To be sent for the next page, with the same filters; empty on the last one."""
+    """The page_token of the next page, with the same filters; empty on the last page."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEntry]:
         """Newest first."""
@@ -513,7 +513,9 @@ Global___ListAuditEntriesResponse: _TypeAlias = ListAuditEntriesResponse  # noqa
 
 @_typing.final
 class AuditEntry(_message.Message):
-    """One mutation, written in the same transaction. Usage and reservations are their own record and are not among these."""
+    """A mutation; its entry is stored in the mutation's transaction. Usage and reservations have no entries: they are
+    stored with their own callers and times.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -526,24 +528,24 @@ class AuditEntry(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
-    """Its id, at most 64 characters."""
+    """The entry's id, at most 64 characters."""
     caller: _builtins.str
-    """Who: the caller's name for an RPC, the user for a command, "stripe" for an event."""
+    """Who made it: the caller's name for an RPC, the user for a command, "stripe" for an event."""
     source: Global___AuditSource.ValueType
-    """Where it came from."""
+    """The kind of its origin."""
     action: _builtins.str
-    """What was done ("set_override")."""
+    """The kind of mutation ("set_override")."""
     account_id: _builtins.str
-    """The account that it was done to; empty if to none."""
+    """The mutation's account; empty if it has none."""
     request_id: _builtins.str
     """The caller's request_id, or Stripe's event id."""
     @_builtins.property
     def happened_at(self) -> _timestamp_pb2.Timestamp:
-        """When."""
+        """When the mutation happened."""
 
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditChange]:
-        """What changed."""
+        """The changed values."""
 
     def __init__(
         self,
@@ -567,7 +569,7 @@ Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015
 
 @_typing.final
 class AuditChange(_message.Message):
-    """One thing that a mutation changed. No secrets and no personal data."""
+    """A value that a mutation changed. No secrets and no personal data."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -575,11 +577,11 @@ class AuditChange(_message.Message):
     BEFORE_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     field: _builtins.str
-    """What ("included")."""
+    """The value's name ("included")."""
     before: _builtins.str
-    """What it was, as text; empty if there was nothing."""
+    """The old value as text; empty if there was none."""
     after: _builtins.str
-    """What it is now, as text; empty if there is nothing."""
+    """The new value as text; empty if there is none."""
     def __init__(
         self,
         *,
@@ -597,7 +599,7 @@ Global___AuditChange: _TypeAlias = AuditChange  # noqa: Y015
 
 @_typing.final
 class ListStripeEventsRequest(_message.Message):
-    """Asks for events of the inbox."""
+    """Requests events of the inbox."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -610,24 +612,24 @@ class ListStripeEventsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     state: _stripe_event_pb2.StripeEventState.ValueType
-    """Only those in this state; left out: all."""
+    """Only events in this state; default: all."""
     type: _builtins.str
-    """Only those of this type, at most 128 characters; left out: all."""
+    """Only events of this type, at most 128 characters; default: all."""
     object_id: _builtins.str
-    """Only those about this object of Stripe's, at most 255 bytes; left out: all."""
+    """Only events of this Stripe object, at most 255 bytes; default: all."""
     account_id: _builtins.str
-    """Only those applied to this account, 1 to 128 printable ASCII characters without spaces; left out: all."""
+    """Only events applied to this account, 1 to 128 printable ASCII characters without spaces; default: all."""
     page_size: _builtins.int
-    """Events on a page, 1 to 500, left out: 50."""
+    """Events on a page, 1 to 500, default: 50."""
     page_token: _builtins.str
-    """next_page_token of the page before, at most 512 bytes; left out: the first page."""
+    """next_page_token of the page before, at most 512 bytes; default: the first page."""
     @_builtins.property
     def received_from(self) -> _timestamp_pb2.Timestamp:
-        """Only those received at this time or later."""
+        """Only events received at this time or later."""
 
     @_builtins.property
     def received_before(self) -> _timestamp_pb2.Timestamp:
-        """Only those received before this time."""
+        """Only events received before this time."""
 
     def __init__(
         self,
@@ -658,7 +660,7 @@ class ListStripeEventsResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """To be sent for the next page, with the same filters; empty on the last one."""
+    """The page_token of the next page, with the same filters; empty on the last page."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_stripe_event_pb2.StripeEvent]:
         """Newest first."""
@@ -695,13 +697,13 @@ class ReplayStripeEventsRequest(_message.Message):
     state: _stripe_event_pb2.StripeEventState.ValueType
     """Events in this state."""
     preview: _builtins.bool
-    """Change nothing, say how many there are."""
+    """Change nothing; only count the events."""
     request_id: _builtins.str
     """The caller's id for this replay, 1 to 255 bytes of printable ASCII. Required unless `preview`."""
     @_builtins.property
     def event_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """These events, at most 500, each at most 255 bytes. An unknown one is NOT_FOUND, one whose payload was deleted
-        FAILED_PRECONDITION, and none is replayed. Filters leave those out.
+        """The events' ids, at most 500, each at most 255 bytes. If an event is unknown (NOT_FOUND) or its payload was deleted
+        (FAILED_PRECONDITION), no event is replayed. Filters skip events whose payload was deleted.
         """
 
     @_builtins.property
@@ -733,16 +735,18 @@ Global___ReplayStripeEventsRequest: _TypeAlias = ReplayStripeEventsRequest  # no
 
 @_typing.final
 class ReplayStripeEventsResponse(_message.Message):
-    """What is replayed."""
+    """The result of a replay."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REPLAYED_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     replayed: _builtins.int
-    """Events that wait to be applied again; with `preview`, that would. At most 10,000 in one call, oldest first."""
+    """Events that wait to be applied again; with `preview`, events that would wait. At most 10,000 in a call, oldest
+    first.
+    """
     more: _builtins.bool
-    """More events match than one call takes; call again with another request_id."""
+    """More events match than a call replays; call again with another request_id."""
     def __init__(
         self,
         *,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """For operators and their consoles. Not for product backends.
+    """For operators and their consoles, not for product backends.
     """
 
     def __init__(self, channel):
@@ -78,7 +78,7 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """For operators and their consoles. Not for product backends.
+    """For operators and their consoles, not for product backends.
     """
 
     def ListAccounts(self, request, context):
@@ -93,7 +93,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetAccount(self, request, context):
-        """Tells all about one account.
+        """Returns an account's details.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.
@@ -104,8 +104,9 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetOverride(self, request, context):
-        """Gives an account an included quantity of its own on a meter, over its plan. Replaces one that is there. It counts
-        from the next call on, and is written to the audit log. Prices are not overridden: that is a plan of its own.
+        """Sets an account's own included quantity for a meter, instead of its plan's. Replaces an existing override. It
+        applies from the next call on, and is written to the audit log. Prices cannot be overridden; define another plan
+        for that.
 
         Retry: safe with the same request_id.
         Depends on: Postgres only.
@@ -116,7 +117,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveOverride(self, request, context):
-        """Takes an account's override on a meter away, so that its plan decides again. Written to the audit log.
+        """Removes an account's override on a meter, so that its plan's quantity applies again. Written to the audit log.
 
         Retry: safe with the same request_id.
         Depends on: Postgres only.
@@ -142,7 +143,7 @@ class AdminServiceServicer:
 
         Retry: safe, it only reads.
         Depends on: Postgres only.
-        When down: wait; entries are written with the change that they tell of, and are not lost.
+        When down: wait; entries are stored in the transaction of their change, and are not lost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,10 +161,10 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReplayStripeEvents(self, request, context):
-        """Lets the worker apply stored events again, by id, type, state or time. Safe for any event: the object is fetched
-        afresh, so that an old event cannot undo a newer state. Written to the audit log.
+        """Makes the worker apply stored events again, by id, type, state or time. Safe for every event: the worker fetches
+        the object's current state, so an old event cannot undo a newer state. Written to the audit log.
 
-        Retry: safe with the same request_id; and replaying twice ends in the same state.
+        Retry: safe with the same request_id; replaying twice leads to the same state.
         Depends on: Postgres only; the worker then calls Stripe.
         When down: repeat with the same request_id until it is answered.
         """
@@ -223,7 +224,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """For operators and their consoles. Not for product backends.
+    """For operators and their consoles, not for product backends.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """For operators and their consoles. Not for product backends."""
+    """For operators and their consoles, not for product backends."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -41,22 +41,23 @@ class AdminServiceStub:
     When down: wait; nothing is lost.
     """
     GetAccount: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetAccountRequest, _admin_pb2.GetAccountResponse]
-    """Tells all about one account.
+    """Returns an account's details.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
     When down: wait; nothing is lost.
     """
     SetOverride: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetOverrideRequest, _admin_pb2.SetOverrideResponse]
-    """Gives an account an included quantity of its own on a meter, over its plan. Replaces one that is there. It counts
-    from the next call on, and is written to the audit log. Prices are not overridden: that is a plan of its own.
+    """Sets an account's own included quantity for a meter, instead of its plan's. Replaces an existing override. It
+    applies from the next call on, and is written to the audit log. Prices cannot be overridden; define another plan
+    for that.
 
     Retry: safe with the same request_id.
     Depends on: Postgres only.
     When down: repeat with the same request_id until it is answered.
     """
     RemoveOverride: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RemoveOverrideRequest, _admin_pb2.RemoveOverrideResponse]
-    """Takes an account's override on a meter away, so that its plan decides again. Written to the audit log.
+    """Removes an account's override on a meter, so that its plan's quantity applies again. Written to the audit log.
 
     Retry: safe with the same request_id.
     Depends on: Postgres only.
@@ -74,7 +75,7 @@ class AdminServiceStub:
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
-    When down: wait; entries are written with the change that they tell of, and are not lost.
+    When down: wait; entries are stored in the transaction of their change, and are not lost.
     """
     ListStripeEvents: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListStripeEventsRequest, _admin_pb2.ListStripeEventsResponse]
     """Lists the inbox of Stripe's events, newest first.
@@ -84,17 +85,17 @@ class AdminServiceStub:
     When down: wait; nothing is lost.
     """
     ReplayStripeEvents: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReplayStripeEventsRequest, _admin_pb2.ReplayStripeEventsResponse]
-    """Lets the worker apply stored events again, by id, type, state or time. Safe for any event: the object is fetched
-    afresh, so that an old event cannot undo a newer state. Written to the audit log.
+    """Makes the worker apply stored events again, by id, type, state or time. Safe for every event: the worker fetches
+    the object's current state, so an old event cannot undo a newer state. Written to the audit log.
 
-    Retry: safe with the same request_id; and replaying twice ends in the same state.
+    Retry: safe with the same request_id; replaying twice leads to the same state.
     Depends on: Postgres only; the worker then calls Stripe.
     When down: repeat with the same request_id until it is answered.
     """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """For operators and their consoles. Not for product backends."""
+    """For operators and their consoles, not for product backends."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAccounts: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAccountsRequest, _admin_pb2.ListAccountsResponse]  # type: ignore[assignment]
@@ -105,22 +106,23 @@ class AdminServiceAsyncStub(AdminServiceStub):
     When down: wait; nothing is lost.
     """
     GetAccount: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetAccountRequest, _admin_pb2.GetAccountResponse]  # type: ignore[assignment]
-    """Tells all about one account.
+    """Returns an account's details.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
     When down: wait; nothing is lost.
     """
     SetOverride: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetOverrideRequest, _admin_pb2.SetOverrideResponse]  # type: ignore[assignment]
-    """Gives an account an included quantity of its own on a meter, over its plan. Replaces one that is there. It counts
-    from the next call on, and is written to the audit log. Prices are not overridden: that is a plan of its own.
+    """Sets an account's own included quantity for a meter, instead of its plan's. Replaces an existing override. It
+    applies from the next call on, and is written to the audit log. Prices cannot be overridden; define another plan
+    for that.
 
     Retry: safe with the same request_id.
     Depends on: Postgres only.
     When down: repeat with the same request_id until it is answered.
     """
     RemoveOverride: _aio.UnaryUnaryMultiCallable[_admin_pb2.RemoveOverrideRequest, _admin_pb2.RemoveOverrideResponse]  # type: ignore[assignment]
-    """Takes an account's override on a meter away, so that its plan decides again. Written to the audit log.
+    """Removes an account's override on a meter, so that its plan's quantity applies again. Written to the audit log.
 
     Retry: safe with the same request_id.
     Depends on: Postgres only.
@@ -138,7 +140,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
-    When down: wait; entries are written with the change that they tell of, and are not lost.
+    When down: wait; entries are stored in the transaction of their change, and are not lost.
     """
     ListStripeEvents: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListStripeEventsRequest, _admin_pb2.ListStripeEventsResponse]  # type: ignore[assignment]
     """Lists the inbox of Stripe's events, newest first.
@@ -148,16 +150,16 @@ class AdminServiceAsyncStub(AdminServiceStub):
     When down: wait; nothing is lost.
     """
     ReplayStripeEvents: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReplayStripeEventsRequest, _admin_pb2.ReplayStripeEventsResponse]  # type: ignore[assignment]
-    """Lets the worker apply stored events again, by id, type, state or time. Safe for any event: the object is fetched
-    afresh, so that an old event cannot undo a newer state. Written to the audit log.
+    """Makes the worker apply stored events again, by id, type, state or time. Safe for every event: the worker fetches
+    the object's current state, so an old event cannot undo a newer state. Written to the audit log.
 
-    Retry: safe with the same request_id; and replaying twice ends in the same state.
+    Retry: safe with the same request_id; replaying twice leads to the same state.
     Depends on: Postgres only; the worker then calls Stripe.
     When down: repeat with the same request_id until it is answered.
     """
 
 class AdminServiceServicer:
-    """For operators and their consoles. Not for product backends."""
+    """For operators and their consoles, not for product backends."""
 
     def ListAccounts(
         self,
@@ -176,7 +178,7 @@ class AdminServiceServicer:
         request: _admin_pb2.GetAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetAccountResponse, _abc.Awaitable[_admin_pb2.GetAccountResponse]]:
-        """Tells all about one account.
+        """Returns an account's details.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.
@@ -188,8 +190,9 @@ class AdminServiceServicer:
         request: _admin_pb2.SetOverrideRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.SetOverrideResponse, _abc.Awaitable[_admin_pb2.SetOverrideResponse]]:
-        """Gives an account an included quantity of its own on a meter, over its plan. Replaces one that is there. It counts
-        from the next call on, and is written to the audit log. Prices are not overridden: that is a plan of its own.
+        """Sets an account's own included quantity for a meter, instead of its plan's. Replaces an existing override. It
+        applies from the next call on, and is written to the audit log. Prices cannot be overridden; define another plan
+        for that.
 
         Retry: safe with the same request_id.
         Depends on: Postgres only.
@@ -201,7 +204,7 @@ class AdminServiceServicer:
         request: _admin_pb2.RemoveOverrideRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RemoveOverrideResponse, _abc.Awaitable[_admin_pb2.RemoveOverrideResponse]]:
-        """Takes an account's override on a meter away, so that its plan decides again. Written to the audit log.
+        """Removes an account's override on a meter, so that its plan's quantity applies again. Written to the audit log.
 
         Retry: safe with the same request_id.
         Depends on: Postgres only.
@@ -229,7 +232,7 @@ class AdminServiceServicer:
 
         Retry: safe, it only reads.
         Depends on: Postgres only.
-        When down: wait; entries are written with the change that they tell of, and are not lost.
+        When down: wait; entries are stored in the transaction of their change, and are not lost.
         """
 
     def ListStripeEvents(
@@ -249,10 +252,10 @@ class AdminServiceServicer:
         request: _admin_pb2.ReplayStripeEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ReplayStripeEventsResponse, _abc.Awaitable[_admin_pb2.ReplayStripeEventsResponse]]:
-        """Lets the worker apply stored events again, by id, type, state or time. Safe for any event: the object is fetched
-        afresh, so that an old event cannot undo a newer state. Written to the audit log.
+        """Makes the worker apply stored events again, by id, type, state or time. Safe for every event: the worker fetches
+        the object's current state, so an old event cannot undo a newer state. Written to the audit log.
 
-        Retry: safe with the same request_id; and replaying twice ends in the same state.
+        Retry: safe with the same request_id; replaying twice leads to the same state.
         Depends on: Postgres only; the worker then calls Stripe.
         When down: repeat with the same request_id until it is answered.
         """

@@ -27,19 +27,19 @@ class _AlertLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertLevel
     ALERT_LEVEL_UNSPECIFIED: _AlertLevel.ValueType  # 0
     """Never sent."""
     ALERT_LEVEL_WARNING: _AlertLevel.ValueType  # 1
-    """Below 100 % of what is included."""
+    """Below 100 % of the included quantity."""
     ALERT_LEVEL_CRITICAL: _AlertLevel.ValueType  # 2
     """At 100 %."""
     ALERT_LEVEL_EXCEEDED: _AlertLevel.ValueType  # 3
     """Above 100 %."""
 
 class AlertLevel(_AlertLevel, metaclass=_AlertLevelEnumTypeWrapper):
-    """How grave an alert is."""
+    """The severity of an alert."""
 
 ALERT_LEVEL_UNSPECIFIED: AlertLevel.ValueType  # 0
 """Never sent."""
 ALERT_LEVEL_WARNING: AlertLevel.ValueType  # 1
-"""Below 100 % of what is included."""
+"""Below 100 % of the included quantity."""
 ALERT_LEVEL_CRITICAL: AlertLevel.ValueType  # 2
 """At 100 %."""
 ALERT_LEVEL_EXCEEDED: AlertLevel.ValueType  # 3
@@ -49,7 +49,7 @@ Global___AlertLevel: _TypeAlias = AlertLevel  # noqa: Y015
 @_typing.final
 class Alert(_message.Message):
     """Usage has reached a threshold. Raised once for an account, meter, period, threshold and included quantity, with the
-    usage that reached it. A correction does not take it back.
+    usage that reached it. A correction does not remove it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -67,15 +67,15 @@ class Alert(_message.Message):
     ACKNOWLEDGED_AT_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGED_BY_FIELD_NUMBER: _builtins.int
     alert_id: _builtins.str
-    """Its id, at most 64 characters."""
+    """The alert's id, at most 64 characters."""
     account_id: _builtins.str
     """The account."""
     meter: _builtins.str
     """The meter."""
     percent: _builtins.int
-    """The threshold in percent of what was included, 1 to 1000."""
+    """The threshold in percent of the included quantity, 1 to 1000."""
     level: Global___AlertLevel.ValueType
-    """How grave it is."""
+    """The severity."""
     used: _builtins.int
     """Units used when it was raised."""
     included: _builtins.int
@@ -88,7 +88,7 @@ class Alert(_message.Message):
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
-        """When it ends; exclusive."""
+        """When the period ends; exclusive."""
 
     @_builtins.property
     def raised_at(self) -> _timestamp_pb2.Timestamp:

@@ -23,21 +23,21 @@ class _Decision:
 class _DecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decision.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DECISION_UNSPECIFIED: _Decision.ValueType  # 0
-    """Never sent. A caller that reads it talks to a server of another version, and treats it as it treats an outage."""
+    """Never sent. A caller that reads it talks to a server of another version; handle it as an outage of the service."""
     DECISION_ALLOWED: _Decision.ValueType  # 1
     """Go ahead."""
     DECISION_DENIED: _Decision.ValueType  # 2
-    """Do not; nothing was consumed. The same call may succeed later, once the quota was raised or has reset."""
+    """Do not; nothing was consumed. The same call may succeed later, after the quota was raised or a new period began."""
 
 class Decision(_Decision, metaclass=_DecisionEnumTypeWrapper):
-    """May the account do this?"""
+    """Whether the account may use the units."""
 
 DECISION_UNSPECIFIED: Decision.ValueType  # 0
-"""Never sent. A caller that reads it talks to a server of another version, and treats it as it treats an outage."""
+"""Never sent. A caller that reads it talks to a server of another version; handle it as an outage of the service."""
 DECISION_ALLOWED: Decision.ValueType  # 1
 """Go ahead."""
 DECISION_DENIED: Decision.ValueType  # 2
-"""Do not; nothing was consumed. The same call may succeed later, once the quota was raised or has reset."""
+"""Do not; nothing was consumed. The same call may succeed later, after the quota was raised or a new period began."""
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
 
 class _DecisionReason:
@@ -47,55 +47,51 @@ class _DecisionReason:
 class _DecisionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DecisionReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DECISION_REASON_UNSPECIFIED: _DecisionReason.ValueType  # 0
-    """Nothing to add: allowed within what is included, or unlimited."""
+    """No reason: allowed within the included quantity, or unlimited."""
     DECISION_REASON_OVERAGE: _DecisionReason.ValueType  # 1
-    """ALLOWED: beyond what is included, and charged; projected_overage_cost says how much."""
+    """ALLOWED: beyond the included quantity, and charged; projected_overage_cost has the amount."""
     DECISION_REASON_SOFT_LIMIT: _DecisionReason.ValueType  # 2
-    """ALLOWED: beyond what is included, which the plan allows without charging; alerts only."""
+    """ALLOWED: beyond the included quantity, which the plan allows without a charge, with alerts only."""
     DECISION_REASON_GRACE: _DecisionReason.ValueType  # 3
-    """ALLOWED: beyond what is included, until grace_ends_at."""
+    """ALLOWED: beyond the included quantity, until grace_ends_at."""
     DECISION_REASON_QUOTA_EXHAUSTED: _DecisionReason.ValueType  # 4
-    """DENIED: the included quantity does not cover it, and the plan allows no more; resets_at and upgrade_plans say what
-    would help.
+    """DENIED: beyond the included quantity, and the plan allows no more. resets_at and upgrade_plans show when or with
+    which plan it would be allowed.
     """
     DECISION_REASON_GRACE_EXPIRED: _DecisionReason.ValueType  # 5
-    """DENIED: beyond what is included, and the grace ended at grace_ends_at."""
+    """DENIED: beyond the included quantity, and the grace period ended at grace_ends_at."""
     DECISION_REASON_RATE_LIMITED: _DecisionReason.ValueType  # 6
-    """DENIED: too many requests in this window; try again after retry_after."""
+    """DENIED: too many checks in this window; try again after retry_after."""
     DECISION_REASON_NOT_IN_PLAN: _DecisionReason.ValueType  # 7
-    """The account's plan, in the version that it was sold under, does not have this meter. A check is DENIED; usage that
-    already happened is recorded all the same, and is not charged.
+    """The sold version of the account's plan does not have this meter. A check is DENIED; usage that already happened is
+    still recorded, and is not charged.
     """
     DECISION_REASON_RESERVATION_CLOSED: _DecisionReason.ValueType  # 8
-    """DENIED: this request_id held a reservation that was settled, released or has expired; new work needs a new
-    request_id.
-    """
+    """DENIED: the reservation of this request_id was settled, released or has expired; new work needs a new request_id."""
 
 class DecisionReason(_DecisionReason, metaclass=_DecisionReasonEnumTypeWrapper):
-    """What is to be said beside a decision. Tolerate values that you do not know: the decision alone decides."""
+    """The reason of a decision. Accept values that you do not know: only the decision matters."""
 
 DECISION_REASON_UNSPECIFIED: DecisionReason.ValueType  # 0
-"""Nothing to add: allowed within what is included, or unlimited."""
+"""No reason: allowed within the included quantity, or unlimited."""
 DECISION_REASON_OVERAGE: DecisionReason.ValueType  # 1
-"""ALLOWED: beyond what is included, and charged; projected_overage_cost says how much."""
+"""ALLOWED: beyond the included quantity, and charged; projected_overage_cost has the amount."""
 DECISION_REASON_SOFT_LIMIT: DecisionReason.ValueType  # 2
-"""ALLOWED: beyond what is included, which the plan allows without charging; alerts only."""
+"""ALLOWED: beyond the included quantity, which the plan allows without a charge, with alerts only."""
 DECISION_REASON_GRACE: DecisionReason.ValueType  # 3
-"""ALLOWED: beyond what is included, until grace_ends_at."""
+"""ALLOWED: beyond the included quantity, until grace_ends_at."""
 DECISION_REASON_QUOTA_EXHAUSTED: DecisionReason.ValueType  # 4
-"""DENIED: the included quantity does not cover it, and the plan allows no more; resets_at and upgrade_plans say what
-would help.
+"""DENIED: beyond the included quantity, and the plan allows no more. resets_at and upgrade_plans show when or with
+which plan it would be allowed.
 """
 DECISION_REASON_GRACE_EXPIRED: DecisionReason.ValueType  # 5
-"""DENIED: beyond what is included, and the grace ended at grace_ends_at."""
+"""DENIED: beyond the included quantity, and the grace period ended at grace_ends_at."""
 DECISION_REASON_RATE_LIMITED: DecisionReason.ValueType  # 6
-"""DENIED: too many requests in this window; try again after retry_after."""
+"""DENIED: too many checks in this window; try again after retry_after."""
 DECISION_REASON_NOT_IN_PLAN: DecisionReason.ValueType  # 7
-"""The account's plan, in the version that it was sold under, does not have this meter. A check is DENIED; usage that
-already happened is recorded all the same, and is not charged.
+"""The sold version of the account's plan does not have this meter. A check is DENIED; usage that already happened is
+still recorded, and is not charged.
 """
 DECISION_REASON_RESERVATION_CLOSED: DecisionReason.ValueType  # 8
-"""DENIED: this request_id held a reservation that was settled, released or has expired; new work needs a new
-request_id.
-"""
+"""DENIED: the reservation of this request_id was settled, released or has expired; new work needs a new request_id."""
 Global___DecisionReason: _TypeAlias = DecisionReason  # noqa: Y015

@@ -25,23 +25,23 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_INVALID_REQUEST: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT. A google.rpc.BadRequest names every field that is wrong. Metadata: none. Do not repeat."""
+    """INVALID_ARGUMENT. A google.rpc.BadRequest names every wrong field. Metadata: none. Do not repeat."""
     ERROR_REASON_MALFORMED_MESSAGE: _ErrorReason.ValueType  # 2
-    """INVALID_ARGUMENT. The bytes are no message of this RPC. Metadata: none. Do not repeat."""
+    """INVALID_ARGUMENT. The bytes are not a message of this RPC's request type. Metadata: none. Do not repeat."""
     ERROR_REASON_INVALID_PAGE_TOKEN: _ErrorReason.ValueType  # 3
-    """INVALID_ARGUMENT. The page token is not one that this list gave to this caller with these filters. Metadata: none.
-    Begin again without one.
+    """INVALID_ARGUMENT. The page token was not issued for this list with these filters. Metadata: none. Begin again
+    without a token.
     """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 4
-    """UNAUTHENTICATED. No credentials, or none that are known. Metadata: none."""
+    """UNAUTHENTICATED. The call has no credentials, or unknown credentials. Metadata: none."""
     ERROR_REASON_RPC_NOT_ALLOWED: _ErrorReason.ValueType  # 5
     """PERMISSION_DENIED. The caller may not use this RPC. Metadata: caller, group (the RPC group that it would need)."""
     ERROR_REASON_ACCOUNT_NOT_ALLOWED: _ErrorReason.ValueType  # 6
-    """PERMISSION_DENIED. The caller is limited to other accounts. Says nothing of whether the account exists. Metadata:
+    """PERMISSION_DENIED. The caller is limited to other accounts. Does not tell whether the account exists. Metadata:
     caller.
     """
     ERROR_REASON_ACCOUNT_NOT_FOUND: _ErrorReason.ValueType  # 7
-    """NOT_FOUND. No such account; only where an answer on default terms makes no sense. Metadata: account_id."""
+    """NOT_FOUND. The account does not exist, and the default plan is no useful answer. Metadata: account_id."""
     ERROR_REASON_METER_NOT_FOUND: _ErrorReason.ValueType  # 8
     """NOT_FOUND. The catalog has no such meter. Metadata: meter."""
     ERROR_REASON_OPERATION_NOT_FOUND: _ErrorReason.ValueType  # 9
@@ -61,19 +61,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STRIPE_EVENT_NOT_FOUND: _ErrorReason.ValueType  # 16
     """NOT_FOUND. The inbox has no such Stripe event. Metadata: event_id."""
     ERROR_REASON_STRIPE_EVENT_BODY_DELETED: _ErrorReason.ValueType  # 43
-    """FAILED_PRECONDITION. What this Stripe event carried was deleted, as its time was over; it cannot be applied again.
-    Metadata: event_id.
+    """FAILED_PRECONDITION. The Stripe event's body was deleted at the end of its retention period, so the event cannot be
+    applied again. Metadata: event_id.
     """
     ERROR_REASON_ALREADY_SUBSCRIBED: _ErrorReason.ValueType  # 17
-    """FAILED_PRECONDITION. The account has a plan subscription that is not over; use ChangePlan or CancelSubscription.
+    """FAILED_PRECONDITION. The account has a plan subscription that has not ended; use ChangePlan or CancelSubscription.
     Metadata: plan, status.
     """
     ERROR_REASON_NOT_SUBSCRIBED: _ErrorReason.ValueType  # 18
     """FAILED_PRECONDITION. The account has no plan subscription that could be changed. Metadata: account_id."""
     ERROR_REASON_NO_STRIPE_CUSTOMER: _ErrorReason.ValueType  # 19
-    """FAILED_PRECONDITION. The account has never been a customer at Stripe; CreateCheckout makes it one. Metadata:
-    account_id.
-    """
+    """FAILED_PRECONDITION. The account has no customer at Stripe; CreateCheckout creates it. Metadata: account_id."""
     ERROR_REASON_PLAN_NOT_SOLD: _ErrorReason.ValueType  # 20
     """FAILED_PRECONDITION. The plan is in the catalog but cannot be bought. Metadata: plan."""
     ERROR_REASON_PLAN_NOT_APPLIED: _ErrorReason.ValueType  # 21
@@ -85,89 +83,92 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PAY_AS_YOU_GO_NOT_OFFERED: _ErrorReason.ValueType  # 23
     """FAILED_PRECONDITION. The account's plan has no pay-as-you-go. Metadata: plan."""
     ERROR_REASON_PAYMENT_METHOD_REQUIRED: _ErrorReason.ValueType  # 24
-    """FAILED_PRECONDITION. A payment method must be on file first; CreatePortalSession leads to where it is entered.
-    Metadata: account_id.
+    """FAILED_PRECONDITION. A payment method must be on file first; the customer can enter it on the portal's page
+    (CreatePortalSession). Metadata: account_id.
     """
     ERROR_REASON_PAYMENT_FAILED: _ErrorReason.ValueType  # 25
-    """FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe gave one."""
+    """FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe returned it."""
     ERROR_REASON_NOT_CANCELING: _ErrorReason.ValueType  # 26
     """FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id."""
     ERROR_REASON_GAUGE_NOT_CORRECTABLE: _ErrorReason.ValueType  # 27
-    """FAILED_PRECONDITION. Gauges are not corrected; record the right level. Metadata: meter."""
+    """FAILED_PRECONDITION. Gauges cannot be corrected; record the right level instead. Metadata: meter."""
     ERROR_REASON_CORRECTION_TOO_LARGE: _ErrorReason.ValueType  # 28
-    """FAILED_PRECONDITION. More than is left of the event. Metadata: event_id, left (units)."""
+    """FAILED_PRECONDITION. The correction takes back more units than are left of the event. Metadata: event_id, left
+    (units).
+    """
     ERROR_REASON_LEVEL_BELOW_ZERO: _ErrorReason.ValueType  # 29
-    """FAILED_PRECONDITION. The change would take a gauge below 0. Metadata: meter, level (units)."""
+    """FAILED_PRECONDITION. The change would set a gauge's level below 0. Metadata: meter, level (units)."""
     ERROR_REASON_EVENT_ID_REUSED: _ErrorReason.ValueType  # 30
-    """ALREADY_EXISTS. The event_id or correction_id was used with other content. Metadata: event_id. Do not repeat: it is
-    a mistake in how the caller makes its ids.
+    """ALREADY_EXISTS. The event_id or correction_id was used before with different content. Metadata: event_id. Do not
+    repeat: the caller makes its ids in a wrong way.
     """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 31
-    """ALREADY_EXISTS. The request_id was used with other content. Metadata: request_id. Do not repeat."""
+    """ALREADY_EXISTS. The request_id was used before with different content. Metadata: request_id. Do not repeat."""
     ERROR_REASON_LOST_RACE: _ErrorReason.ValueType  # 32
-    """ABORTED. Others changed the same rows each time it was tried; nothing was written. Metadata: none. Repeat with the
-    same ids.
+    """ABORTED. Concurrent calls changed the same rows at every attempt; nothing was written. Metadata: none. Repeat with
+    the same ids.
     """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 33
-    """UNAVAILABLE. Postgres cannot be reached or is too slow; the call may have been committed. RetryInfo says when to
-    repeat, with the same ids. Metadata: none.
+    """UNAVAILABLE. Postgres cannot be reached or is too slow; the call may have been committed. Repeat after RetryInfo's
+    delay, with the same ids. Metadata: none.
     """
     ERROR_REASON_STRIPE_UNAVAILABLE: _ErrorReason.ValueType  # 34
-    """UNAVAILABLE. Stripe cannot be reached, is too slow or limits us. RetryInfo says when to repeat, with the same ids.
-    Metadata: none.
+    """UNAVAILABLE. Stripe cannot be reached, is too slow or limits our calls. Repeat after RetryInfo's delay, with the
+    same ids. Metadata: none.
     """
     ERROR_REASON_USAGE_NOT_REPORTED: _ErrorReason.ValueType  # 35
-    """UNAVAILABLE. The account's usage must reach Stripe first, which is under way. RetryInfo says when to repeat, with
+    """UNAVAILABLE. The account's usage must reach Stripe first; it is being sent. Repeat after RetryInfo's delay, with
     the same ids. Metadata: account_id.
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 36
-    """UNAVAILABLE. This server is stopping; another one will answer. Metadata: none. Repeat at once. Not sent today: a
-    server that stops answers every call until its connections have gone elsewhere. One that is cut off after all, or
-    killed, ends calls with CANCELLED without details, or UNAVAILABLE; the outcome is unknown: repeat with the same ids.
+    """UNAVAILABLE. This server is stopping; another server will answer. Metadata: none. Repeat at once. Not sent today: a
+    stopping server answers every call until its clients have connected elsewhere. If a server is killed, or reaches
+    the time limit of a stop, calls end with CANCELLED without details, or UNAVAILABLE; the outcome is unknown: repeat
+    with the same ids.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 37
-    """RESOURCE_EXHAUSTED. The server sheds load; the call was not begun. RetryInfo says when to repeat. Metadata: none.
-    Far above what it can carry, calls are dropped before it sees them: CANCELLED without details, not begun either.
+    """RESOURCE_EXHAUSTED. The server is overloaded and did not begin the call. Repeat after RetryInfo's delay. Metadata:
+    none. Far above the server's capacity, gRPC drops calls: they end with CANCELLED without details, and were not
+    begun.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 38
-    """DEADLINE_EXCEEDED. The deadline, the caller's or the server's own, passed first. What the call does may have been
-    done all the same: repeat with the same ids. Metadata: none.
+    """DEADLINE_EXCEEDED. The deadline, the caller's or the server's own, has passed. The call may have had its effect:
+    repeat with the same ids. Metadata: none.
     """
     ERROR_REASON_NOT_IMPLEMENTED: _ErrorReason.ValueType  # 39
-    """UNIMPLEMENTED. This server does not offer the RPC, or not with these options. Metadata: rpc. Do not repeat."""
+    """UNIMPLEMENTED. This server does not implement the RPC, or not with these options. Metadata: rpc. Do not repeat."""
     ERROR_REASON_STRIPE_REFUSED: _ErrorReason.ValueType  # 40
-    """FAILED_PRECONDITION. Stripe finds the request itself wrong; repeating it would not help. Metadata: stripe_code,
+    """FAILED_PRECONDITION. Stripe refused the request as invalid; repeating it does not help. Metadata: stripe_code,
     stripe_param.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Why a call failed. Every error but INTERNAL carries a google.rpc.ErrorInfo with the domain "billing.internal", and as
-    its reason the name of one of these values without the prefix ("EVENT_ID_REUSED"). Beside each value: the status code
-    that it comes with, and the keys of its metadata. Read the reason and not the code alone: RESOURCE_EXHAUSTED, for
-    one, is also what gRPC itself answers to a message that is too large. Tolerate values that you do not know: go by the
-    code then.
+    """Why a call failed. Every error except INTERNAL has a google.rpc.ErrorInfo with the domain "billing.internal"; its
+    reason is the name of one of these values without the prefix ("EVENT_ID_REUSED"). Each value's comment has its status
+    code and the keys of its metadata. Read the reason and not only the code: for example, gRPC itself answers
+    RESOURCE_EXHAUSTED to a message that is too large. For a reason that you do not know, use the code.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT. A google.rpc.BadRequest names every field that is wrong. Metadata: none. Do not repeat."""
+"""INVALID_ARGUMENT. A google.rpc.BadRequest names every wrong field. Metadata: none. Do not repeat."""
 ERROR_REASON_MALFORMED_MESSAGE: ErrorReason.ValueType  # 2
-"""INVALID_ARGUMENT. The bytes are no message of this RPC. Metadata: none. Do not repeat."""
+"""INVALID_ARGUMENT. The bytes are not a message of this RPC's request type. Metadata: none. Do not repeat."""
 ERROR_REASON_INVALID_PAGE_TOKEN: ErrorReason.ValueType  # 3
-"""INVALID_ARGUMENT. The page token is not one that this list gave to this caller with these filters. Metadata: none.
-Begin again without one.
+"""INVALID_ARGUMENT. The page token was not issued for this list with these filters. Metadata: none. Begin again
+without a token.
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 4
-"""UNAUTHENTICATED. No credentials, or none that are known. Metadata: none."""
+"""UNAUTHENTICATED. The call has no credentials, or unknown credentials. Metadata: none."""
 ERROR_REASON_RPC_NOT_ALLOWED: ErrorReason.ValueType  # 5
 """PERMISSION_DENIED. The caller may not use this RPC. Metadata: caller, group (the RPC group that it would need)."""
 ERROR_REASON_ACCOUNT_NOT_ALLOWED: ErrorReason.ValueType  # 6
-"""PERMISSION_DENIED. The caller is limited to other accounts. Says nothing of whether the account exists. Metadata:
+"""PERMISSION_DENIED. The caller is limited to other accounts. Does not tell whether the account exists. Metadata:
 caller.
 """
 ERROR_REASON_ACCOUNT_NOT_FOUND: ErrorReason.ValueType  # 7
-"""NOT_FOUND. No such account; only where an answer on default terms makes no sense. Metadata: account_id."""
+"""NOT_FOUND. The account does not exist, and the default plan is no useful answer. Metadata: account_id."""
 ERROR_REASON_METER_NOT_FOUND: ErrorReason.ValueType  # 8
 """NOT_FOUND. The catalog has no such meter. Metadata: meter."""
 ERROR_REASON_OPERATION_NOT_FOUND: ErrorReason.ValueType  # 9
@@ -187,19 +188,17 @@ ERROR_REASON_OVERRIDE_NOT_FOUND: ErrorReason.ValueType  # 15
 ERROR_REASON_STRIPE_EVENT_NOT_FOUND: ErrorReason.ValueType  # 16
 """NOT_FOUND. The inbox has no such Stripe event. Metadata: event_id."""
 ERROR_REASON_STRIPE_EVENT_BODY_DELETED: ErrorReason.ValueType  # 43
-"""FAILED_PRECONDITION. What this Stripe event carried was deleted, as its time was over; it cannot be applied again.
-Metadata: event_id.
+"""FAILED_PRECONDITION. The Stripe event's body was deleted at the end of its retention period, so the event cannot be
+applied again. Metadata: event_id.
 """
 ERROR_REASON_ALREADY_SUBSCRIBED: ErrorReason.ValueType  # 17
-"""FAILED_PRECONDITION. The account has a plan subscription that is not over; use ChangePlan or CancelSubscription.
+"""FAILED_PRECONDITION. The account has a plan subscription that has not ended; use ChangePlan or CancelSubscription.
 Metadata: plan, status.
 """
 ERROR_REASON_NOT_SUBSCRIBED: ErrorReason.ValueType  # 18
 """FAILED_PRECONDITION. The account has no plan subscription that could be changed. Metadata: account_id."""
 ERROR_REASON_NO_STRIPE_CUSTOMER: ErrorReason.ValueType  # 19
-"""FAILED_PRECONDITION. The account has never been a customer at Stripe; CreateCheckout makes it one. Metadata:
-account_id.
-"""
+"""FAILED_PRECONDITION. The account has no customer at Stripe; CreateCheckout creates it. Metadata: account_id."""
 ERROR_REASON_PLAN_NOT_SOLD: ErrorReason.ValueType  # 20
 """FAILED_PRECONDITION. The plan is in the catalog but cannot be bought. Metadata: plan."""
 ERROR_REASON_PLAN_NOT_APPLIED: ErrorReason.ValueType  # 21
@@ -211,58 +210,62 @@ ERROR_REASON_PLAN_UNCHANGED: ErrorReason.ValueType  # 22
 ERROR_REASON_PAY_AS_YOU_GO_NOT_OFFERED: ErrorReason.ValueType  # 23
 """FAILED_PRECONDITION. The account's plan has no pay-as-you-go. Metadata: plan."""
 ERROR_REASON_PAYMENT_METHOD_REQUIRED: ErrorReason.ValueType  # 24
-"""FAILED_PRECONDITION. A payment method must be on file first; CreatePortalSession leads to where it is entered.
-Metadata: account_id.
+"""FAILED_PRECONDITION. A payment method must be on file first; the customer can enter it on the portal's page
+(CreatePortalSession). Metadata: account_id.
 """
 ERROR_REASON_PAYMENT_FAILED: ErrorReason.ValueType  # 25
-"""FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe gave one."""
+"""FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe returned it."""
 ERROR_REASON_NOT_CANCELING: ErrorReason.ValueType  # 26
 """FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id."""
 ERROR_REASON_GAUGE_NOT_CORRECTABLE: ErrorReason.ValueType  # 27
-"""FAILED_PRECONDITION. Gauges are not corrected; record the right level. Metadata: meter."""
+"""FAILED_PRECONDITION. Gauges cannot be corrected; record the right level instead. Metadata: meter."""
 ERROR_REASON_CORRECTION_TOO_LARGE: ErrorReason.ValueType  # 28
-"""FAILED_PRECONDITION. More than is left of the event. Metadata: event_id, left (units)."""
+"""FAILED_PRECONDITION. The correction takes back more units than are left of the event. Metadata: event_id, left
+(units).
+"""
 ERROR_REASON_LEVEL_BELOW_ZERO: ErrorReason.ValueType  # 29
-"""FAILED_PRECONDITION. The change would take a gauge below 0. Metadata: meter, level (units)."""
+"""FAILED_PRECONDITION. The change would set a gauge's level below 0. Metadata: meter, level (units)."""
 ERROR_REASON_EVENT_ID_REUSED: ErrorReason.ValueType  # 30
-"""ALREADY_EXISTS. The event_id or correction_id was used with other content. Metadata: event_id. Do not repeat: it is
-a mistake in how the caller makes its ids.
+"""ALREADY_EXISTS. The event_id or correction_id was used before with different content. Metadata: event_id. Do not
+repeat: the caller makes its ids in a wrong way.
 """
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 31
-"""ALREADY_EXISTS. The request_id was used with other content. Metadata: request_id. Do not repeat."""
+"""ALREADY_EXISTS. The request_id was used before with different content. Metadata: request_id. Do not repeat."""
 ERROR_REASON_LOST_RACE: ErrorReason.ValueType  # 32
-"""ABORTED. Others changed the same rows each time it was tried; nothing was written. Metadata: none. Repeat with the
-same ids.
+"""ABORTED. Concurrent calls changed the same rows at every attempt; nothing was written. Metadata: none. Repeat with
+the same ids.
 """
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 33
-"""UNAVAILABLE. Postgres cannot be reached or is too slow; the call may have been committed. RetryInfo says when to
-repeat, with the same ids. Metadata: none.
+"""UNAVAILABLE. Postgres cannot be reached or is too slow; the call may have been committed. Repeat after RetryInfo's
+delay, with the same ids. Metadata: none.
 """
 ERROR_REASON_STRIPE_UNAVAILABLE: ErrorReason.ValueType  # 34
-"""UNAVAILABLE. Stripe cannot be reached, is too slow or limits us. RetryInfo says when to repeat, with the same ids.
-Metadata: none.
+"""UNAVAILABLE. Stripe cannot be reached, is too slow or limits our calls. Repeat after RetryInfo's delay, with the
+same ids. Metadata: none.
 """
 ERROR_REASON_USAGE_NOT_REPORTED: ErrorReason.ValueType  # 35
-"""UNAVAILABLE. The account's usage must reach Stripe first, which is under way. RetryInfo says when to repeat, with
+"""UNAVAILABLE. The account's usage must reach Stripe first; it is being sent. Repeat after RetryInfo's delay, with
 the same ids. Metadata: account_id.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 36
-"""UNAVAILABLE. This server is stopping; another one will answer. Metadata: none. Repeat at once. Not sent today: a
-server that stops answers every call until its connections have gone elsewhere. One that is cut off after all, or
-killed, ends calls with CANCELLED without details, or UNAVAILABLE; the outcome is unknown: repeat with the same ids.
+"""UNAVAILABLE. This server is stopping; another server will answer. Metadata: none. Repeat at once. Not sent today: a
+stopping server answers every call until its clients have connected elsewhere. If a server is killed, or reaches
+the time limit of a stop, calls end with CANCELLED without details, or UNAVAILABLE; the outcome is unknown: repeat
+with the same ids.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 37
-"""RESOURCE_EXHAUSTED. The server sheds load; the call was not begun. RetryInfo says when to repeat. Metadata: none.
-Far above what it can carry, calls are dropped before it sees them: CANCELLED without details, not begun either.
+"""RESOURCE_EXHAUSTED. The server is overloaded and did not begin the call. Repeat after RetryInfo's delay. Metadata:
+none. Far above the server's capacity, gRPC drops calls: they end with CANCELLED without details, and were not
+begun.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 38
-"""DEADLINE_EXCEEDED. The deadline, the caller's or the server's own, passed first. What the call does may have been
-done all the same: repeat with the same ids. Metadata: none.
+"""DEADLINE_EXCEEDED. The deadline, the caller's or the server's own, has passed. The call may have had its effect:
+repeat with the same ids. Metadata: none.
 """
 ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 39
-"""UNIMPLEMENTED. This server does not offer the RPC, or not with these options. Metadata: rpc. Do not repeat."""
+"""UNIMPLEMENTED. This server does not implement the RPC, or not with these options. Metadata: rpc. Do not repeat."""
 ERROR_REASON_STRIPE_REFUSED: ErrorReason.ValueType  # 40
-"""FAILED_PRECONDITION. Stripe finds the request itself wrong; repeating it would not help. Metadata: stripe_code,
+"""FAILED_PRECONDITION. Stripe refused the request as invalid; repeating it does not help. Metadata: stripe_code,
 stripe_param.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -32,38 +32,38 @@ class _InvoiceStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Invoice
     INVOICE_STATUS_DRAFT: _InvoiceStatus.ValueType  # 1
     """May still change; not sent to anyone."""
     INVOICE_STATUS_OPEN: _InvoiceStatus.ValueType  # 2
-    """Final and to be paid."""
+    """Final, but not paid."""
     INVOICE_STATUS_PAID: _InvoiceStatus.ValueType  # 3
-    """Paid, also where it was marked as paid outside Stripe."""
+    """Paid, also if it was marked as paid outside of Stripe."""
     INVOICE_STATUS_VOID: _InvoiceStatus.ValueType  # 4
-    """Void: cancelled."""
+    """Void: canceled."""
     INVOICE_STATUS_UNCOLLECTIBLE: _InvoiceStatus.ValueType  # 5
-    """Given up."""
+    """Unpaid, and no payment is expected any more."""
     INVOICE_STATUS_UNKNOWN: _InvoiceStatus.ValueType  # 6
-    """A status of Stripe's that this version does not know."""
+    """A status of Stripe that this version does not know."""
 
 class InvoiceStatus(_InvoiceStatus, metaclass=_InvoiceStatusEnumTypeWrapper):
-    """Where an invoice stands, in Stripe's words."""
+    """The status of an invoice, in Stripe's words."""
 
 INVOICE_STATUS_UNSPECIFIED: InvoiceStatus.ValueType  # 0
 """Never sent. As a filter: any status."""
 INVOICE_STATUS_DRAFT: InvoiceStatus.ValueType  # 1
 """May still change; not sent to anyone."""
 INVOICE_STATUS_OPEN: InvoiceStatus.ValueType  # 2
-"""Final and to be paid."""
+"""Final, but not paid."""
 INVOICE_STATUS_PAID: InvoiceStatus.ValueType  # 3
-"""Paid, also where it was marked as paid outside Stripe."""
+"""Paid, also if it was marked as paid outside of Stripe."""
 INVOICE_STATUS_VOID: InvoiceStatus.ValueType  # 4
-"""Void: cancelled."""
+"""Void: canceled."""
 INVOICE_STATUS_UNCOLLECTIBLE: InvoiceStatus.ValueType  # 5
-"""Given up."""
+"""Unpaid, and no payment is expected any more."""
 INVOICE_STATUS_UNKNOWN: InvoiceStatus.ValueType  # 6
-"""A status of Stripe's that this version does not know."""
+"""A status of Stripe that this version does not know."""
 Global___InvoiceStatus: _TypeAlias = InvoiceStatus  # noqa: Y015
 
 @_typing.final
 class Invoice(_message.Message):
-    """An invoice as Stripe has it. Amounts are rounded to minor units."""
+    """An invoice of Stripe. Amounts are rounded to minor units."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -91,38 +91,38 @@ class Invoice(_message.Message):
     account_id: _builtins.str
     """The account that is billed."""
     number: _builtins.str
-    """The number that is printed on it; empty while it is a draft."""
+    """The number that is printed on the invoice; empty while it is a draft."""
     status: Global___InvoiceStatus.ValueType
-    """Where it stands."""
+    """The invoice's status."""
     hosted_url: _builtins.str
-    """Stripe's page to see and pay it; empty while it is a draft."""
+    """The URL of Stripe's page to see and pay the invoice; empty while it is a draft."""
     pdf_url: _builtins.str
-    """Where its PDF is; empty while it is a draft."""
+    """The URL of the PDF; empty while the invoice is a draft."""
     subscription_id: _builtins.str
-    """Stripe's id of the subscription that it bills; empty without one."""
+    """Stripe's id of the invoice's subscription; empty without a subscription."""
     more_lines: _builtins.bool
     """There are more lines at Stripe."""
     attempt_count: _builtins.int
-    """Attempts to collect it so far, 0 or more; with next_payment_attempt_at, all of them failed."""
+    """Attempts to collect the payment so far, 0 or more; if next_payment_attempt_at is set, all of them failed."""
     @_builtins.property
     def total(self) -> _money_pb2.Money:
         """The sum of its lines after discounts and taxes; negative if it is a credit."""
 
     @_builtins.property
     def amount_due(self) -> _money_pb2.Money:
-        """What is to be paid."""
+        """The amount to pay."""
 
     @_builtins.property
     def amount_paid(self) -> _money_pb2.Money:
-        """What has been paid."""
+        """The amount that was paid."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
+        """When the invoice was created."""
 
     @_builtins.property
     def due_at(self) -> _timestamp_pb2.Timestamp:
-        """When it is to be paid; absent if it is charged by itself."""
+        """When the payment is due; absent if the payment method is charged automatically."""
 
     @_builtins.property
     def paid_at(self) -> _timestamp_pb2.Timestamp:
@@ -130,11 +130,11 @@ class Invoice(_message.Message):
 
     @_builtins.property
     def next_payment_attempt_at(self) -> _timestamp_pb2.Timestamp:
-        """When the next attempt to collect it is due; absent if there is none."""
+        """When the next attempt to collect the payment is due; absent if there is none."""
 
     @_builtins.property
     def period_start(self) -> _timestamp_pb2.Timestamp:
-        """When the period that it bills began; inclusive."""
+        """When the invoice's period began; inclusive."""
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
@@ -142,7 +142,7 @@ class Invoice(_message.Message):
 
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___InvoiceLine]:
-        """What it bills, in order; at most 100, more_lines says whether there are more."""
+        """The first 100 lines, in order."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ Global___Invoice: _TypeAlias = Invoice  # noqa: Y015
 
 @_typing.final
 class InvoiceLine(_message.Message):
-    """One line of an invoice."""
+    """A line of an invoice."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -189,16 +189,16 @@ class InvoiceLine(_message.Message):
     PERIOD_END_FIELD_NUMBER: _builtins.int
     PRORATION_FIELD_NUMBER: _builtins.int
     description: _builtins.str
-    """Stripe's sentence for it."""
+    """Stripe's description."""
     quantity: _builtins.int
     """Seats, or units of the meter, 0 or more."""
     meter: _builtins.str
-    """The meter that it charges; empty for anything else."""
+    """The meter that the line charges; empty for other lines."""
     proration: _builtins.bool
-    """It corrects an earlier charge because of a change in the middle of a period."""
+    """The line corrects an earlier charge because of a change in the middle of a period."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
-        """What it adds; negative for a credit."""
+        """The line's amount; negative for a credit."""
 
     @_builtins.property
     def period_start(self) -> _timestamp_pb2.Timestamp:
@@ -206,7 +206,7 @@ class InvoiceLine(_message.Message):
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
-        """When it ends; exclusive."""
+        """When the period ends; exclusive."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Money(_message.Message):
-    """An exact amount of money. Never floating point, anywhere."""
+    """An exact amount of money. Do not convert it to floating point."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -52,11 +52,11 @@ class _Beyond:
 class _BeyondEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Beyond.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     BEYOND_UNSPECIFIED: _Beyond.ValueType  # 0
-    """Nothing to say: the limit is unlimited, and nothing lies beyond it."""
+    """The limit is unlimited, so there is no usage beyond it."""
     BEYOND_DENY: _Beyond.ValueType  # 1
     """Denied: a hard limit."""
     BEYOND_GRACE: _Beyond.ValueType  # 2
-    """Allowed for the grace period from the first crossing on, then denied."""
+    """Allowed for the grace period after usage first exceeded the included quantity, then denied."""
     BEYOND_CHARGE: _Beyond.ValueType  # 3
     """Allowed and charged by the unit."""
     BEYOND_ALLOW: _Beyond.ValueType  # 4
@@ -66,11 +66,11 @@ class Beyond(_Beyond, metaclass=_BeyondEnumTypeWrapper):
     """What happens beyond the included quantity."""
 
 BEYOND_UNSPECIFIED: Beyond.ValueType  # 0
-"""Nothing to say: the limit is unlimited, and nothing lies beyond it."""
+"""The limit is unlimited, so there is no usage beyond it."""
 BEYOND_DENY: Beyond.ValueType  # 1
 """Denied: a hard limit."""
 BEYOND_GRACE: Beyond.ValueType  # 2
-"""Allowed for the grace period from the first crossing on, then denied."""
+"""Allowed for the grace period after usage first exceeded the included quantity, then denied."""
 BEYOND_CHARGE: Beyond.ValueType  # 3
 """Allowed and charged by the unit."""
 BEYOND_ALLOW: Beyond.ValueType  # 4
@@ -117,7 +117,7 @@ class _QuotaPeriodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QuotaPeri
     """Months from the account's first use, for accounts without a subscription."""
 
 class QuotaPeriod(_QuotaPeriod, metaclass=_QuotaPeriodEnumTypeWrapper):
-    """What quota periods are counted from."""
+    """How quota periods are counted."""
 
 QUOTA_PERIOD_UNSPECIFIED: QuotaPeriod.ValueType  # 0
 """Never sent."""
@@ -131,7 +131,7 @@ Global___QuotaPeriod: _TypeAlias = QuotaPeriod  # noqa: Y015
 
 @_typing.final
 class Meter(_message.Message):
-    """What is counted, as the catalog defines it."""
+    """A meter of the catalog: a kind of usage that is counted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -160,16 +160,14 @@ class Meter(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     OPERATIONS_FIELD_NUMBER: _builtins.int
     meter: _builtins.str
-    """Its name in calls: 1 to 64 characters, [a-z][a-z0-9_]*."""
+    """The meter's name in calls: 1 to 64 characters, [a-z][a-z0-9_]*."""
     unit: _builtins.str
-    """What one unit is called ("credit", "GB")."""
+    """The name of a unit ("credit", "GB")."""
     kind: Global___MeterKind.ValueType
-    """How it counts."""
+    """How the meter counts."""
     @_builtins.property
     def operations(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """The operations that cost units of this meter: name to units each, 1 or more. An operation belongs to one meter
-        only.
-        """
+        """The operations that cost units of this meter: name to units, 1 or more. An operation belongs to a single meter."""
 
     def __init__(
         self,
@@ -189,7 +187,7 @@ Global___Meter: _TypeAlias = Meter  # noqa: Y015
 
 @_typing.final
 class Price(_message.Message):
-    """One of the prices that a plan is sold for."""
+    """A price of a plan."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -198,14 +196,14 @@ class Price(_message.Message):
     INTERVAL_FIELD_NUMBER: _builtins.int
     PER_SEAT_FIELD_NUMBER: _builtins.int
     price: _builtins.str
-    """Its name within the plan, to be sent in CreateCheckout: 1 to 64 characters, [a-z][a-z0-9_]*."""
+    """The price's name within the plan, to be sent in CreateCheckout: 1 to 64 characters, [a-z][a-z0-9_]*."""
     interval: Global___BillingInterval.ValueType
-    """How often."""
+    """How often the amount is charged."""
     per_seat: _builtins.bool
     """The amount is multiplied by the subscription's quantity."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
-        """What is charged each interval; for one seat if per_seat."""
+        """The amount that is charged each interval; for each seat if per_seat."""
 
     def __init__(
         self,
@@ -225,7 +223,7 @@ Global___Price: _TypeAlias = Price  # noqa: Y015
 
 @_typing.final
 class Limit(_message.Message):
-    """How much of one meter a plan gives, and what lies beyond."""
+    """A plan's limit of a meter: the included quantity, and what happens beyond it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -242,17 +240,17 @@ class Limit(_message.Message):
     meter: _builtins.str
     """The meter: 1 to 64 characters, [a-z][a-z0-9_]*."""
     unit: _builtins.str
-    """What one unit is called."""
+    """The name of a unit."""
     kind: Global___MeterKind.ValueType
     """How the meter counts."""
     included: _builtins.int
-    """Units included in each quota period (a gauge: at any time), 0 or more; for one seat if per_seat. 0 when unlimited."""
+    """Units included in each quota period (a gauge: at any time), 0 or more; for each seat if per_seat. 0 when unlimited."""
     unlimited: _builtins.bool
-    """There is no limit; `included` is 0 then and says nothing."""
+    """There is no limit; `included` is 0 then and has no meaning."""
     beyond: Global___Beyond.ValueType
     """What happens beyond `included`; BEYOND_UNSPECIFIED when unlimited."""
     unit_price_units: _builtins.int
-    """BEYOND_CHARGE: how many units `unit_price` is for, 1 or more. It is notation: each unit is charged, at
+    """BEYOND_CHARGE: the number of units that `unit_price` is for, 1 or more. Only a notation: each unit is charged at
     unit_price / unit_price_units. 0 otherwise.
     """
     per_seat: _builtins.bool
@@ -265,7 +263,7 @@ class Limit(_message.Message):
 
     @_builtins.property
     def grace_period(self) -> _duration_pb2.Duration:
-        """BEYOND_GRACE: how long usage is allowed from the first crossing on. Absent otherwise."""
+        """BEYOND_GRACE: how long usage is allowed after it first exceeded `included`. Absent otherwise."""
 
     def __init__(
         self,
@@ -298,10 +296,10 @@ class RateLimit(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
-    """Checks that one window admits, 1 or more."""
+    """Checks that are admitted in a window, 1 or more."""
     @_builtins.property
     def window(self) -> _duration_pb2.Duration:
-        """How long a window lasts from its first allowed check on."""
+        """How long a window lasts; it begins with its first allowed check."""
 
     def __init__(
         self,
@@ -319,7 +317,7 @@ Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
 
 @_typing.final
 class PayAsYouGo(_message.Message):
-    """What changes on a plan while an account has pay-as-you-go switched on."""
+    """Limits that replace a plan's limits while an account has pay-as-you-go switched on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -329,12 +327,12 @@ class PayAsYouGo(_message.Message):
     REQUIRES_PAYMENT_METHOD_FIELD_NUMBER: _builtins.int
     OVERAGE_CAP_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
-    """Its name for people; empty if it has none."""
+    """The display name; empty if there is none."""
     requires_payment_method: _builtins.bool
-    """A payment method must be on file before it can be switched on."""
+    """A payment method must be on file before pay-as-you-go can be switched on."""
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Limit]:
-        """The limits that replace those of the plan for the same meters; other meters keep theirs."""
+        """The limits that replace the plan's limits of the same meters; the plan's other limits stay."""
 
     @_builtins.property
     def rate_limit(self) -> Global___RateLimit:
@@ -342,7 +340,7 @@ class PayAsYouGo(_message.Message):
 
     @_builtins.property
     def overage_cap(self) -> _money_pb2.Money:
-        """Overage in a quota period that is never passed, in money; absent without a cap."""
+        """The most that overage may cost in a quota period; absent without a cap."""
 
     def __init__(
         self,
@@ -363,7 +361,7 @@ Global___PayAsYouGo: _TypeAlias = PayAsYouGo  # noqa: Y015
 
 @_typing.final
 class Plan(_message.Message):
-    """A named offer, with all that a pricing page needs."""
+    """A plan, with all data for a pricing page."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -381,36 +379,36 @@ class Plan(_message.Message):
     PER_SEAT_FIELD_NUMBER: _builtins.int
     QUOTA_PERIOD_FIELD_NUMBER: _builtins.int
     plan: _builtins.str
-    """Its name in calls: 1 to 64 characters, [a-z][a-z0-9_]*."""
+    """The plan's name in calls: 1 to 64 characters, [a-z][a-z0-9_]*."""
     plan_name: _builtins.str
-    """Its name for people."""
+    """The plan's display name."""
     description: _builtins.str
     """A sentence for people; may be empty."""
     trial_days: _builtins.int
     """Days that a new subscription is free of charge, 0 or more."""
     is_default: _builtins.bool
-    """It is what an account without a subscription has."""
+    """An account without a subscription has this plan."""
     sold: _builtins.bool
-    """It can be bought by CreateCheckout now."""
+    """The plan can be bought by CreateCheckout now."""
     per_seat: _builtins.bool
-    """It is sold by the seat: `quantity` may be above 1."""
+    """The plan is sold by the seat: `quantity` may be above 1."""
     quota_period: Global___QuotaPeriod.ValueType
-    """What its quota periods are counted from."""
+    """How its quota periods are counted."""
     @_builtins.property
     def prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Price]:
-        """What it is sold for; the first is what CreateCheckout takes when no price is named. Empty for a free plan."""
+        """The plan's prices; CreateCheckout uses the first if it names no price. Empty for a free plan."""
 
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Limit]:
-        """What it gives, one for each of its meters. A meter that is not here is not in the plan."""
+        """The plan's limits, for each of its meters. A meter without a limit is not part of the plan."""
 
     @_builtins.property
     def rate_limit(self) -> Global___RateLimit:
-        """How many checks it admits; absent without a bound."""
+        """The rate limit of checks; absent if there is none."""
 
     @_builtins.property
     def pay_as_you_go(self) -> Global___PayAsYouGo:
-        """What pay-as-you-go changes; absent if the plan does not offer it."""
+        """The limits with pay-as-you-go; absent if the plan does not offer it."""
 
     @_builtins.property
     def alert_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

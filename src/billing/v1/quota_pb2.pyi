@@ -32,29 +32,29 @@ class _ReservationState:
 class _ReservationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReservationState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RESERVATION_STATE_UNSPECIFIED: _ReservationState.ValueType  # 0
-    """There is none."""
+    """There is no reservation."""
     RESERVATION_STATE_HELD: _ReservationState.ValueType  # 1
     """Its units are held."""
     RESERVATION_STATE_SETTLED: _ReservationState.ValueType  # 2
     """Usage was recorded for it."""
     RESERVATION_STATE_RELEASED: _ReservationState.ValueType  # 3
-    """It was given back."""
+    """Its units were released."""
     RESERVATION_STATE_EXPIRED: _ReservationState.ValueType  # 4
-    """Its time was over before usage was recorded."""
+    """It expired before usage was recorded."""
 
 class ReservationState(_ReservationState, metaclass=_ReservationStateEnumTypeWrapper):
-    """What became of a reservation."""
+    """The state of a reservation."""
 
 RESERVATION_STATE_UNSPECIFIED: ReservationState.ValueType  # 0
-"""There is none."""
+"""There is no reservation."""
 RESERVATION_STATE_HELD: ReservationState.ValueType  # 1
 """Its units are held."""
 RESERVATION_STATE_SETTLED: ReservationState.ValueType  # 2
 """Usage was recorded for it."""
 RESERVATION_STATE_RELEASED: ReservationState.ValueType  # 3
-"""It was given back."""
+"""Its units were released."""
 RESERVATION_STATE_EXPIRED: ReservationState.ValueType  # 4
-"""Its time was over before usage was recorded."""
+"""It expired before usage was recorded."""
 Global___ReservationState: _TypeAlias = ReservationState  # noqa: Y015
 
 @_typing.final
@@ -72,14 +72,14 @@ class CheckQuotaRequest(_message.Message):
     RESERVATION_TTL_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """Who is asking to use something: the caller's own id, 1 to 128 printable ASCII characters without spaces. Required."""
+    """The account, by the caller's own id, 1 to 128 printable ASCII characters without spaces. Required."""
     meter: _builtins.str
-    """The meter to use, 1 to 64 characters, [a-z][a-z0-9_]*. Exactly one of meter and operation."""
+    """The meter to use, 1 to 64 characters, [a-z][a-z0-9_]*. Give exactly one of meter and operation."""
     operation: _builtins.str
-    """The operation to do, 1 to 64 characters, [a-z][a-z0-9_]*; it names its meter and what it costs there."""
+    """The operation to do, 1 to 64 characters, [a-z][a-z0-9_]*; the catalog defines its meter and its cost in units."""
     quantity: _builtins.int
-    """Units of the meter, or times that the operation is done: 1 to 10^12, left out: 1. The units that follow from an
-    operation are at most 10^12 too. On a gauge: additional units.
+    """Units of the meter, or how often the operation is done: 1 to 10^12, default: 1. An operation's total units are at
+    most 10^12 too. On a gauge: additional units.
     """
     reserve: _builtins.bool
     """Hold the units if they are allowed."""
@@ -88,10 +88,10 @@ class CheckQuotaRequest(_message.Message):
     `reserve`; without it, ignored.
     """
     explain: _builtins.bool
-    """Answer with an explanation of what produced the decision. Costs a little; for people, not for every call."""
+    """Add an explanation of the decision to the answer. It takes some time; use it for people, not for every call."""
     @_builtins.property
     def reservation_ttl(self) -> _duration_pb2.Duration:
-        """How long the hold lasts unless it is settled or released: 1 second to 24 hours, left out: 15 minutes. Only with
+        """How long the hold lasts unless it is settled or released: 1 second to 24 hours, default: 15 minutes. Only with
         `reserve`.
         """
 
@@ -119,7 +119,7 @@ Global___CheckQuotaRequest: _TypeAlias = CheckQuotaRequest  # noqa: Y015
 
 @_typing.final
 class CheckQuotaResponse(_message.Message):
-    """The decision and what it was made on. Quantities are units of the meter."""
+    """The decision and its numbers. Quantities are units of the meter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -153,30 +153,30 @@ class CheckQuotaResponse(_message.Message):
     decision: _decision_pb2.Decision.ValueType
     """Whether the account may go ahead."""
     reason: _decision_pb2.DecisionReason.ValueType
-    """What is to be said beside it."""
+    """The reason."""
     used: _builtins.int
-    """Used in the quota period so far; a gauge's level. Without the units asked for here."""
+    """Used in the quota period so far; a gauge's level. Without the units of this call."""
     reserved: _builtins.int
-    """Held for work in progress, with what this call holds."""
+    """Held for work in progress, including this call's hold."""
     included: _builtins.int
     """Included in the quota period, with seats and override applied. 0 when unlimited."""
     remaining: _builtins.int
-    """Left of what is included, not below 0: included - (used - overage) - reserved; of a gauge included - used -
+    """The remaining quantity, not below 0: included - (used - overage) - reserved; for a gauge included - used -
     reserved. 0 when unlimited.
     """
     reservation_id: _builtins.str
-    """The hold that was made, or made earlier under this request_id; to be sent in RecordUsage or ReleaseReservation.
-    Empty without one.
+    """The id of the hold that this call, or an earlier call with this request_id, created; send it in RecordUsage or
+    ReleaseReservation. Empty without a hold.
     """
     unlimited: _builtins.bool
-    """There is no limit on this meter; included and remaining are 0 then and say nothing."""
+    """There is no limit on this meter; included and remaining are 0 then and have no meaning."""
     meter: _builtins.str
-    """The meter that was decided on, also when an operation was asked for."""
+    """The meter of the decision, also if the request has an operation."""
     cost: _builtins.int
-    """Units that were asked for: quantity times the operation's cost."""
+    """The requested units: quantity times the operation's cost."""
     overage: _builtins.int
-    """Billable units of the quota period so far: those that fell beyond what was included when they were recorded and are
-    charged. 0 on a meter that is not charged. Without the units asked for here.
+    """Billable units of the quota period so far: charged units beyond the quantity that was included when they were
+    recorded. 0 on a meter that is not charged. Without the units of this call.
     """
     plan: _builtins.str
     """The plan in force, as in ListPlans."""
@@ -187,50 +187,52 @@ class CheckQuotaResponse(_message.Message):
     message: _builtins.str
     """A sentence for logs. May change at any time; do not parse it."""
     catalog_version: _builtins.int
-    """The catalog version that the account's terms come from."""
+    """The catalog version of the account's terms."""
     overridden: _builtins.bool
-    """An override of the account, not the plan alone, set `included` or `unlimited`."""
+    """An override of the account set `included` or `unlimited`."""
     reservation_state: Global___ReservationState.ValueType
-    """What became of reservation_id; UNSPECIFIED without one."""
+    """The state of the hold of reservation_id; UNSPECIFIED without a hold."""
     @_builtins.property
     def projected_overage_cost(self) -> _money_pb2.Money:
-        """What this call would add to the bill: the exact price of those units of it that fall beyond what is included, which
-        is max(0, cost - remaining) with `remaining` as it was before this call. Set with reason OVERAGE only.
+        """The amount that the requested units would add to the bill: the exact price of max(0, cost - remaining) units, with
+        `remaining` before this call. Only with reason OVERAGE.
         """
 
     @_builtins.property
     def period_start(self) -> _timestamp_pb2.Timestamp:
-        """When the quota period began; inclusive. A gauge has the plan's period, which its peak is billed by."""
+        """When the quota period began; inclusive. A gauge has the plan's period; its peak in the period is billed."""
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
-        """When it ends; exclusive."""
+        """When the period ends; exclusive."""
 
     @_builtins.property
     def resets_at(self) -> _timestamp_pb2.Timestamp:
-        """DENIED by QUOTA_EXHAUSTED or GRACE_EXPIRED: when the quota resets. Absent on a gauge, which no period resets."""
+        """DENIED by QUOTA_EXHAUSTED or GRACE_EXPIRED: when the next period begins. Absent on a gauge, which no period resets."""
 
     @_builtins.property
     def grace_ends_at(self) -> _timestamp_pb2.Timestamp:
-        """With GRACE: when it ends. With GRACE_EXPIRED: when it ended. Absent otherwise."""
+        """With GRACE: when the grace period ends. With GRACE_EXPIRED: when it ended. Absent otherwise."""
 
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
-        """With RATE_LIMITED: how long until the window is over. Absent otherwise."""
+        """With RATE_LIMITED: how long until the window ends. Absent otherwise."""
 
     @_builtins.property
     def upgrade_plans(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """DENIED by QUOTA_EXHAUSTED, GRACE_EXPIRED or NOT_IN_PLAN: the plans on sale that would have allowed this call, in
-        catalog order. Empty if none would.
+        catalog order. Empty if no plan would.
         """
 
     @_builtins.property
     def reservation_expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When the hold of reservation_id ends by itself; also that of a closed one. Absent without one."""
+        """When the hold of reservation_id expires; for a closed reservation, when it would have expired. Absent without a
+        hold.
+        """
 
     @_builtins.property
     def explanation(self) -> Global___Explanation:
-        """What produced the decision. Only with `explain`."""
+        """How the decision was made. Only with `explain`."""
 
     def __init__(
         self,
@@ -273,7 +275,7 @@ Global___CheckQuotaResponse: _TypeAlias = CheckQuotaResponse  # noqa: Y015
 
 @_typing.final
 class Explanation(_message.Message):
-    """What produced a decision, for people and for tests."""
+    """How a decision was made, for people and for tests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -296,28 +298,28 @@ class Explanation(_message.Message):
     catalog: _builtins.str
     """The name of the catalog."""
     catalog_version: _builtins.int
-    """The version that the terms come from: the one that the subscription was sold under, or the newest."""
+    """The catalog version of the terms: the version of the subscription's sale, or the newest version."""
     plan: _builtins.str
     """The plan in force."""
     subscription_id: _builtins.str
     """Stripe's id of the subscription that gives the plan; empty for the default plan."""
     status: _subscription_pb2.Status.ValueType
-    """That subscription's status; STATUS_NONE without one."""
+    """That subscription's status; STATUS_NONE without a subscription."""
     seats: _builtins.int
-    """The subscription's quantity, which limits per seat are multiplied by; 1 without one."""
+    """The subscription's quantity, by which limits per seat are multiplied; 1 without a subscription."""
     pay_as_you_go: _builtins.bool
-    """The pay-as-you-go overlay took part in the decision."""
+    """The pay-as-you-go overlay was used in the decision."""
     quota_period: _plan_pb2.QuotaPeriod.ValueType
-    """What the quota period was counted from."""
+    """The kind of quota period."""
     rate_limit_used: _builtins.int
-    """Checks admitted in the rate limit's present window, with this one if it was."""
+    """Checks admitted in the rate limit's current window, including this check if it was admitted."""
     @_builtins.property
     def decided_at(self) -> _timestamp_pb2.Timestamp:
         """The server's clock at the decision."""
 
     @_builtins.property
     def override(self) -> Global___Override:
-        """The override that took part in the decision; absent without one."""
+        """The override that was used in the decision; absent if there is none."""
 
     @_builtins.property
     def limit(self) -> _plan_pb2.Limit:
@@ -325,19 +327,19 @@ class Explanation(_message.Message):
 
     @_builtins.property
     def quota_period_anchor(self) -> _timestamp_pb2.Timestamp:
-        """The instant that it was counted from; absent for calendar months."""
+        """The instant from which quota periods are counted; absent for calendar months."""
 
     @_builtins.property
     def rate_limit(self) -> _plan_pb2.RateLimit:
-        """The rate limit in force; absent without one."""
+        """The rate limit in force; absent if there is none."""
 
     @_builtins.property
     def grace_began_at(self) -> _timestamp_pb2.Timestamp:
-        """When the first crossing of the period was recorded, which a grace begins with; absent without one."""
+        """When usage first exceeded the included quantity in the period, which is the start of a grace period; absent before."""
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The steps of the decision in order, one sentence each. May change at any time; do not parse them."""
+        """The steps of the decision in order, a sentence for each. May change at any time; do not parse them."""
 
     def __init__(
         self,
@@ -369,7 +371,7 @@ Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
 
 @_typing.final
 class Override(_message.Message):
-    """An included quantity that one account has on one meter instead of its plan's."""
+    """An account's own included quantity for a meter, instead of its plan's."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -385,14 +387,14 @@ class Override(_message.Message):
     included: _builtins.int
     """Units included instead, 0 to 10^12. 0 when unlimited. Not multiplied by seats."""
     unlimited: _builtins.bool
-    """There is no limit instead; `included` is 0 then and says nothing."""
+    """There is no limit; `included` is 0 then and has no meaning."""
     note: _builtins.str
     """Why it was set, at most 500 characters."""
     set_by: _builtins.str
     """Who set it: the caller's name."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """From when on it is no longer in force; absent: until removed."""
+        """When the override ends; absent: when it is removed."""
 
     @_builtins.property
     def set_at(self) -> _timestamp_pb2.Timestamp:
@@ -419,16 +421,16 @@ Global___Override: _TypeAlias = Override  # noqa: Y015
 
 @_typing.final
 class ReleaseReservationRequest(_message.Message):
-    """Names a reservation."""
+    """Requests to release a reservation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """The account that the reservation was made for, 1 to 128 printable ASCII characters without spaces. Required."""
+    """The account of the reservation, 1 to 128 printable ASCII characters without spaces. Required."""
     reservation_id: _builtins.str
-    """As CheckQuota answered it, 1 to 64 characters. Required; an unknown one is NOT_FOUND."""
+    """The id from CheckQuota's answer, 1 to 64 characters. Required; an unknown reservation is NOT_FOUND."""
     def __init__(
         self,
         *,
@@ -445,7 +447,7 @@ Global___ReleaseReservationRequest: _TypeAlias = ReleaseReservationRequest  # no
 
 @_typing.final
 class ReleaseReservationResponse(_message.Message):
-    """What became of the reservation."""
+    """The reservation after the call."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -455,7 +457,7 @@ class ReleaseReservationResponse(_message.Message):
     RESERVED_FIELD_NUMBER: _builtins.int
     METER_FIELD_NUMBER: _builtins.int
     state: Global___ReservationState.ValueType
-    """RELEASED, by this call or an earlier one, or why there was nothing to release."""
+    """RELEASED by this or an earlier call, or the other state in which the reservation was closed."""
     released: _builtins.bool
     """This call released it."""
     quantity: _builtins.int

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class QuotaServiceStub:
-    """Asked before the work: may this account do it? Every call of this service should carry a deadline.
+    """Called before the work, to ask whether the account may do it. Every call of this service should have a deadline.
     """
 
     def __init__(self, channel):
@@ -48,37 +48,37 @@ class QuotaServiceStub:
 
 
 class QuotaServiceServicer:
-    """Asked before the work: may this account do it? Every call of this service should carry a deadline.
+    """Called before the work, to ask whether the account may do it. Every call of this service should have a deadline.
     """
 
     def CheckQuota(self, request, context):
-        """Decides whether an account may use some units of a meter now, and if asked, holds them for the work.
+        """Decides whether an account may use some units of a meter now, and with `reserve` holds them for the work.
 
         A decision, also DENIED, is an OK answer; only a call that could not be answered is an error. Without `reserve` the
-        check stores nothing but the count of a rate limit, so two checks may both be allowed the last unit; with
-        `reserve`, or with RecordUsage and if_exceeded=REJECT, they may not. A hold ends when RecordUsage settles it,
-        ReleaseReservation releases it, or reservation_ttl is over. An account that is not known yet is answered on the
-        default plan, and made only by a hold.
+        check stores only the count of a rate limit, so two checks may both be allowed the last unit. With `reserve`, or
+        with RecordUsage and if_exceeded=REJECT, only one of them is allowed it. A hold ends when RecordUsage settles it,
+        ReleaseReservation releases it, or reservation_ttl is over. An unknown account has the default plan; only a hold
+        creates the account.
 
-        Retry: a plain check is safe to repeat, but each allowed one counts for a rate limit. A reserving check is safe
-        with the same request_id, which gives the same reservation. After DEADLINE_EXCEEDED the hold may exist: repeat with
-        the same request_id.
-        Depends on: Postgres only. Stripe being away changes nothing.
-        When down: choose beforehand, per kind of work. Fail open where a wrong yes is cheap, and record the usage when the
-        service is back, since usage is counted also beyond a limit; fail closed where it is not. On RESOURCE_EXHAUSTED
-        and UNAVAILABLE wait for RetryInfo first.
+        Retry: a check without `reserve` is safe to repeat, but each allowed check counts for a rate limit. A check with
+        `reserve` is safe with the same request_id, which returns the same reservation. After DEADLINE_EXCEEDED the hold
+        may exist: repeat with the same request_id.
+        Depends on: Postgres only. An outage of Stripe has no effect.
+        When down: choose beforehand for each kind of work. If a wrongly allowed unit costs little, allow the work and
+        record the usage when the service is back: usage is counted also beyond a limit. Otherwise deny the work. On
+        RESOURCE_EXHAUSTED and UNAVAILABLE, first repeat the call after RetryInfo's delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseReservation(self, request, context):
-        """Gives back the units of a reservation whose work was not done.
+        """Releases the units of a reservation whose work was not done.
 
-        Retry: safe, the reservation's id is the key. A reservation that is no longer held is not touched, and the answer
-        says what became of it.
+        Retry: safe, the reservation's id is the key. A reservation that is no longer held does not change, and the answer
+        has its state.
         Depends on: Postgres only.
-        When down: repeat later, or leave it: the hold ends by itself when reservation_ttl is over.
+        When down: repeat later, or do nothing: the hold ends when reservation_ttl is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,7 +106,7 @@ def add_QuotaServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class QuotaService:
-    """Asked before the work: may this account do it? Every call of this service should carry a deadline.
+    """Called before the work, to ask whether the account may do it. Every call of this service should have a deadline.
     """
 
     @staticmethod

@@ -27,92 +27,92 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class QuotaServiceStub:
-    """Asked before the work: may this account do it? Every call of this service should carry a deadline."""
+    """Called before the work, to ask whether the account may do it. Every call of this service should have a deadline."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> QuotaServiceAsyncStub: ...
     CheckQuota: _grpc.UnaryUnaryMultiCallable[_quota_pb2.CheckQuotaRequest, _quota_pb2.CheckQuotaResponse]
-    """Decides whether an account may use some units of a meter now, and if asked, holds them for the work.
+    """Decides whether an account may use some units of a meter now, and with `reserve` holds them for the work.
 
     A decision, also DENIED, is an OK answer; only a call that could not be answered is an error. Without `reserve` the
-    check stores nothing but the count of a rate limit, so two checks may both be allowed the last unit; with
-    `reserve`, or with RecordUsage and if_exceeded=REJECT, they may not. A hold ends when RecordUsage settles it,
-    ReleaseReservation releases it, or reservation_ttl is over. An account that is not known yet is answered on the
-    default plan, and made only by a hold.
+    check stores only the count of a rate limit, so two checks may both be allowed the last unit. With `reserve`, or
+    with RecordUsage and if_exceeded=REJECT, only one of them is allowed it. A hold ends when RecordUsage settles it,
+    ReleaseReservation releases it, or reservation_ttl is over. An unknown account has the default plan; only a hold
+    creates the account.
 
-    Retry: a plain check is safe to repeat, but each allowed one counts for a rate limit. A reserving check is safe
-    with the same request_id, which gives the same reservation. After DEADLINE_EXCEEDED the hold may exist: repeat with
-    the same request_id.
-    Depends on: Postgres only. Stripe being away changes nothing.
-    When down: choose beforehand, per kind of work. Fail open where a wrong yes is cheap, and record the usage when the
-    service is back, since usage is counted also beyond a limit; fail closed where it is not. On RESOURCE_EXHAUSTED
-    and UNAVAILABLE wait for RetryInfo first.
+    Retry: a check without `reserve` is safe to repeat, but each allowed check counts for a rate limit. A check with
+    `reserve` is safe with the same request_id, which returns the same reservation. After DEADLINE_EXCEEDED the hold
+    may exist: repeat with the same request_id.
+    Depends on: Postgres only. An outage of Stripe has no effect.
+    When down: choose beforehand for each kind of work. If a wrongly allowed unit costs little, allow the work and
+    record the usage when the service is back: usage is counted also beyond a limit. Otherwise deny the work. On
+    RESOURCE_EXHAUSTED and UNAVAILABLE, first repeat the call after RetryInfo's delay.
     """
     ReleaseReservation: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ReleaseReservationRequest, _quota_pb2.ReleaseReservationResponse]
-    """Gives back the units of a reservation whose work was not done.
+    """Releases the units of a reservation whose work was not done.
 
-    Retry: safe, the reservation's id is the key. A reservation that is no longer held is not touched, and the answer
-    says what became of it.
+    Retry: safe, the reservation's id is the key. A reservation that is no longer held does not change, and the answer
+    has its state.
     Depends on: Postgres only.
-    When down: repeat later, or leave it: the hold ends by itself when reservation_ttl is over.
+    When down: repeat later, or do nothing: the hold ends when reservation_ttl is over.
     """
 
 @_typing.type_check_only
 class QuotaServiceAsyncStub(QuotaServiceStub):
-    """Asked before the work: may this account do it? Every call of this service should carry a deadline."""
+    """Called before the work, to ask whether the account may do it. Every call of this service should have a deadline."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CheckQuota: _aio.UnaryUnaryMultiCallable[_quota_pb2.CheckQuotaRequest, _quota_pb2.CheckQuotaResponse]  # type: ignore[assignment]
-    """Decides whether an account may use some units of a meter now, and if asked, holds them for the work.
+    """Decides whether an account may use some units of a meter now, and with `reserve` holds them for the work.
 
     A decision, also DENIED, is an OK answer; only a call that could not be answered is an error. Without `reserve` the
-    check stores nothing but the count of a rate limit, so two checks may both be allowed the last unit; with
-    `reserve`, or with RecordUsage and if_exceeded=REJECT, they may not. A hold ends when RecordUsage settles it,
-    ReleaseReservation releases it, or reservation_ttl is over. An account that is not known yet is answered on the
-    default plan, and made only by a hold.
+    check stores only the count of a rate limit, so two checks may both be allowed the last unit. With `reserve`, or
+    with RecordUsage and if_exceeded=REJECT, only one of them is allowed it. A hold ends when RecordUsage settles it,
+    ReleaseReservation releases it, or reservation_ttl is over. An unknown account has the default plan; only a hold
+    creates the account.
 
-    Retry: a plain check is safe to repeat, but each allowed one counts for a rate limit. A reserving check is safe
-    with the same request_id, which gives the same reservation. After DEADLINE_EXCEEDED the hold may exist: repeat with
-    the same request_id.
-    Depends on: Postgres only. Stripe being away changes nothing.
-    When down: choose beforehand, per kind of work. Fail open where a wrong yes is cheap, and record the usage when the
-    service is back, since usage is counted also beyond a limit; fail closed where it is not. On RESOURCE_EXHAUSTED
-    and UNAVAILABLE wait for RetryInfo first.
+    Retry: a check without `reserve` is safe to repeat, but each allowed check counts for a rate limit. A check with
+    `reserve` is safe with the same request_id, which returns the same reservation. After DEADLINE_EXCEEDED the hold
+    may exist: repeat with the same request_id.
+    Depends on: Postgres only. An outage of Stripe has no effect.
+    When down: choose beforehand for each kind of work. If a wrongly allowed unit costs little, allow the work and
+    record the usage when the service is back: usage is counted also beyond a limit. Otherwise deny the work. On
+    RESOURCE_EXHAUSTED and UNAVAILABLE, first repeat the call after RetryInfo's delay.
     """
     ReleaseReservation: _aio.UnaryUnaryMultiCallable[_quota_pb2.ReleaseReservationRequest, _quota_pb2.ReleaseReservationResponse]  # type: ignore[assignment]
-    """Gives back the units of a reservation whose work was not done.
+    """Releases the units of a reservation whose work was not done.
 
-    Retry: safe, the reservation's id is the key. A reservation that is no longer held is not touched, and the answer
-    says what became of it.
+    Retry: safe, the reservation's id is the key. A reservation that is no longer held does not change, and the answer
+    has its state.
     Depends on: Postgres only.
-    When down: repeat later, or leave it: the hold ends by itself when reservation_ttl is over.
+    When down: repeat later, or do nothing: the hold ends when reservation_ttl is over.
     """
 
 class QuotaServiceServicer:
-    """Asked before the work: may this account do it? Every call of this service should carry a deadline."""
+    """Called before the work, to ask whether the account may do it. Every call of this service should have a deadline."""
 
     def CheckQuota(
         self,
         request: _quota_pb2.CheckQuotaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_pb2.CheckQuotaResponse, _abc.Awaitable[_quota_pb2.CheckQuotaResponse]]:
-        """Decides whether an account may use some units of a meter now, and if asked, holds them for the work.
+        """Decides whether an account may use some units of a meter now, and with `reserve` holds them for the work.
 
         A decision, also DENIED, is an OK answer; only a call that could not be answered is an error. Without `reserve` the
-        check stores nothing but the count of a rate limit, so two checks may both be allowed the last unit; with
-        `reserve`, or with RecordUsage and if_exceeded=REJECT, they may not. A hold ends when RecordUsage settles it,
-        ReleaseReservation releases it, or reservation_ttl is over. An account that is not known yet is answered on the
-        default plan, and made only by a hold.
+        check stores only the count of a rate limit, so two checks may both be allowed the last unit. With `reserve`, or
+        with RecordUsage and if_exceeded=REJECT, only one of them is allowed it. A hold ends when RecordUsage settles it,
+        ReleaseReservation releases it, or reservation_ttl is over. An unknown account has the default plan; only a hold
+        creates the account.
 
-        Retry: a plain check is safe to repeat, but each allowed one counts for a rate limit. A reserving check is safe
-        with the same request_id, which gives the same reservation. After DEADLINE_EXCEEDED the hold may exist: repeat with
-        the same request_id.
-        Depends on: Postgres only. Stripe being away changes nothing.
-        When down: choose beforehand, per kind of work. Fail open where a wrong yes is cheap, and record the usage when the
-        service is back, since usage is counted also beyond a limit; fail closed where it is not. On RESOURCE_EXHAUSTED
-        and UNAVAILABLE wait for RetryInfo first.
+        Retry: a check without `reserve` is safe to repeat, but each allowed check counts for a rate limit. A check with
+        `reserve` is safe with the same request_id, which returns the same reservation. After DEADLINE_EXCEEDED the hold
+        may exist: repeat with the same request_id.
+        Depends on: Postgres only. An outage of Stripe has no effect.
+        When down: choose beforehand for each kind of work. If a wrongly allowed unit costs little, allow the work and
+        record the usage when the service is back: usage is counted also beyond a limit. Otherwise deny the work. On
+        RESOURCE_EXHAUSTED and UNAVAILABLE, first repeat the call after RetryInfo's delay.
         """
 
     def ReleaseReservation(
@@ -120,12 +120,12 @@ class QuotaServiceServicer:
         request: _quota_pb2.ReleaseReservationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_pb2.ReleaseReservationResponse, _abc.Awaitable[_quota_pb2.ReleaseReservationResponse]]:
-        """Gives back the units of a reservation whose work was not done.
+        """Releases the units of a reservation whose work was not done.
 
-        Retry: safe, the reservation's id is the key. A reservation that is no longer held is not touched, and the answer
-        says what became of it.
+        Retry: safe, the reservation's id is the key. A reservation that is no longer held does not change, and the answer
+        has its state.
         Depends on: Postgres only.
-        When down: repeat later, or leave it: the hold ends by itself when reservation_ttl is over.
+        When down: repeat later, or do nothing: the hold ends when reservation_ttl is over.
         """
 
 def add_QuotaServiceServicer_to_server(servicer: QuotaServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

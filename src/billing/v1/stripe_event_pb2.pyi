@@ -27,32 +27,32 @@ class _StripeEventStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stri
     STRIPE_EVENT_STATE_UNSPECIFIED: _StripeEventState.ValueType  # 0
     """Never sent. As a filter: any state."""
     STRIPE_EVENT_STATE_PENDING: _StripeEventState.ValueType  # 1
-    """Waits for the worker, for the first time or for its next attempt."""
+    """Waits for the worker, for the first or the next attempt."""
     STRIPE_EVENT_STATE_APPLIED: _StripeEventState.ValueType  # 2
-    """Its object's state is in effect here."""
+    """The state of its object was applied here."""
     STRIPE_EVENT_STATE_IGNORED: _StripeEventState.ValueType  # 3
-    """Kept without effect: a type that is not handled, the other livemode, or an object that is not ours."""
+    """Stored without effect: a type that is not handled, the other livemode, or an object that is not ours."""
     STRIPE_EVENT_STATE_FAILED: _StripeEventState.ValueType  # 4
-    """Cannot be applied, for the reason in `error`; waits for a replay, or for the object's next event."""
+    """Could not be applied, for the reason in `error`; applied again at a replay or at the object's next event."""
 
 class StripeEventState(_StripeEventState, metaclass=_StripeEventStateEnumTypeWrapper):
-    """Where a stored event stands."""
+    """The state of a stored event."""
 
 STRIPE_EVENT_STATE_UNSPECIFIED: StripeEventState.ValueType  # 0
 """Never sent. As a filter: any state."""
 STRIPE_EVENT_STATE_PENDING: StripeEventState.ValueType  # 1
-"""Waits for the worker, for the first time or for its next attempt."""
+"""Waits for the worker, for the first or the next attempt."""
 STRIPE_EVENT_STATE_APPLIED: StripeEventState.ValueType  # 2
-"""Its object's state is in effect here."""
+"""The state of its object was applied here."""
 STRIPE_EVENT_STATE_IGNORED: StripeEventState.ValueType  # 3
-"""Kept without effect: a type that is not handled, the other livemode, or an object that is not ours."""
+"""Stored without effect: a type that is not handled, the other livemode, or an object that is not ours."""
 STRIPE_EVENT_STATE_FAILED: StripeEventState.ValueType  # 4
-"""Cannot be applied, for the reason in `error`; waits for a replay, or for the object's next event."""
+"""Could not be applied, for the reason in `error`; applied again at a replay or at the object's next event."""
 Global___StripeEventState: _TypeAlias = StripeEventState  # noqa: Y015
 
 @_typing.final
 class AcceptStripeEventRequest(_message.Message):
-    """One delivery of one webhook event."""
+    """A delivery of a webhook event."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -80,16 +80,16 @@ Global___AcceptStripeEventRequest: _TypeAlias = AcceptStripeEventRequest  # noqa
 
 @_typing.final
 class AcceptStripeEventResponse(_message.Message):
-    """Says that the event is safe. Exactly one of the two fields is true."""
+    """The event is stored and committed. Exactly one of the two fields is true."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STORED_FIELD_NUMBER: _builtins.int
     DUPLICATE_FIELD_NUMBER: _builtins.int
     stored: _builtins.bool
-    """This call wrote the event."""
+    """This call stored the event."""
     duplicate: _builtins.bool
-    """The event was there already, with this id; what is stored was not touched."""
+    """An event with this id was stored before; it was not changed."""
     def __init__(
         self,
         *,
@@ -106,7 +106,7 @@ Global___AcceptStripeEventResponse: _TypeAlias = AcceptStripeEventResponse  # no
 
 @_typing.final
 class StripeEvent(_message.Message):
-    """An event in the inbox, without its payload, which may hold personal data."""
+    """An event in the inbox, without its payload, which may contain personal data."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -128,22 +128,22 @@ class StripeEvent(_message.Message):
     type: _builtins.str
     """Stripe's type of the event ("customer.subscription.updated")."""
     object_id: _builtins.str
-    """Stripe's id of the object that the event is about ("sub_..."); empty if it names none."""
+    """Stripe's id of the event's object ("sub_..."); empty if the event names no object."""
     account_id: _builtins.str
-    """The account that the event was applied to; empty while that is not known."""
+    """The account that the event was applied to; empty if that is not known."""
     state: Global___StripeEventState.ValueType
-    """Where it stands."""
+    """The event's state."""
     attempts: _builtins.int
     """Attempts to apply it so far, 0 or more."""
     error: _builtins.str
-    """Why it failed, why the last attempt did, or why it is ignored; empty otherwise. At most 1,000 characters."""
+    """Why the event or its last attempt failed, or why it is ignored; empty otherwise. At most 1,000 characters."""
     livemode: _builtins.bool
-    """Whether it comes from Stripe's live mode."""
+    """Whether the event is of Stripe's live mode."""
     api_version: _builtins.str
-    """The API version that the payload was written for; empty if it names none."""
+    """The API version of the payload; empty if the payload has none."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
-        """When Stripe made it, in whole seconds: it does not say in which order events happened."""
+        """When Stripe created the event, in whole seconds; too coarse for the order of events."""
 
     @_builtins.property
     def received_at(self) -> _timestamp_pb2.Timestamp:

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class StripeEventServiceStub:
-    """The inbox for Stripe's webhook events. Called by the webhook gateway alone.
+    """The inbox for Stripe's webhook events. Called only by the webhook gateway.
     """
 
     def __init__(self, channel):
@@ -43,20 +43,20 @@ class StripeEventServiceStub:
 
 
 class StripeEventServiceServicer:
-    """The inbox for Stripe's webhook events. Called by the webhook gateway alone.
+    """The inbox for Stripe's webhook events. Called only by the webhook gateway.
     """
 
     def AcceptStripeEvent(self, request, context):
-        """Stores one event as Stripe sent it, and answers once it is committed. It is applied later, by the worker.
+        """Stores an event as Stripe sent it, and answers after the commit. The worker applies the event later.
 
-        The gateway has verified the signature over exactly these bytes; the service parses them. A payload that is no
-        Stripe event is INVALID_ARGUMENT, and repeating it is of no use.
+        The gateway has verified the signature over exactly these bytes; the service parses them. A payload that is not a
+        Stripe event is INVALID_ARGUMENT; do not repeat it.
 
-        Retry: safe at any time and in parallel; Stripe's event id is the key, and an event that is there already is
-        answered with duplicate=true and changes nothing.
+        Retry: safe at any time and in parallel; Stripe's event id is the key. An event that is already stored is answered
+        with duplicate=true and changes nothing.
         Depends on: Postgres only.
-        When down: answer Stripe with 503, on any status but OK and INVALID_ARGUMENT, and on a time-out; Stripe repeats for
-        up to three days. Never answer 200 before this call answered OK.
+        When down: on any status except OK and INVALID_ARGUMENT, and on a time-out, answer Stripe with 503; Stripe repeats
+        for up to three days. Never answer 200 before this call has answered OK.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,7 +79,7 @@ def add_StripeEventServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StripeEventService:
-    """The inbox for Stripe's webhook events. Called by the webhook gateway alone.
+    """The inbox for Stripe's webhook events. Called only by the webhook gateway.
     """
 
     @staticmethod

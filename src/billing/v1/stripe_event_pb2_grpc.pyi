@@ -27,61 +27,61 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class StripeEventServiceStub:
-    """The inbox for Stripe's webhook events. Called by the webhook gateway alone."""
+    """The inbox for Stripe's webhook events. Called only by the webhook gateway."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> StripeEventServiceAsyncStub: ...
     AcceptStripeEvent: _grpc.UnaryUnaryMultiCallable[_stripe_event_pb2.AcceptStripeEventRequest, _stripe_event_pb2.AcceptStripeEventResponse]
-    """Stores one event as Stripe sent it, and answers once it is committed. It is applied later, by the worker.
+    """Stores an event as Stripe sent it, and answers after the commit. The worker applies the event later.
 
-    The gateway has verified the signature over exactly these bytes; the service parses them. A payload that is no
-    Stripe event is INVALID_ARGUMENT, and repeating it is of no use.
+    The gateway has verified the signature over exactly these bytes; the service parses them. A payload that is not a
+    Stripe event is INVALID_ARGUMENT; do not repeat it.
 
-    Retry: safe at any time and in parallel; Stripe's event id is the key, and an event that is there already is
-    answered with duplicate=true and changes nothing.
+    Retry: safe at any time and in parallel; Stripe's event id is the key. An event that is already stored is answered
+    with duplicate=true and changes nothing.
     Depends on: Postgres only.
-    When down: answer Stripe with 503, on any status but OK and INVALID_ARGUMENT, and on a time-out; Stripe repeats for
-    up to three days. Never answer 200 before this call answered OK.
+    When down: on any status except OK and INVALID_ARGUMENT, and on a time-out, answer Stripe with 503; Stripe repeats
+    for up to three days. Never answer 200 before this call has answered OK.
     """
 
 @_typing.type_check_only
 class StripeEventServiceAsyncStub(StripeEventServiceStub):
-    """The inbox for Stripe's webhook events. Called by the webhook gateway alone."""
+    """The inbox for Stripe's webhook events. Called only by the webhook gateway."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     AcceptStripeEvent: _aio.UnaryUnaryMultiCallable[_stripe_event_pb2.AcceptStripeEventRequest, _stripe_event_pb2.AcceptStripeEventResponse]  # type: ignore[assignment]
-    """Stores one event as Stripe sent it, and answers once it is committed. It is applied later, by the worker.
+    """Stores an event as Stripe sent it, and answers after the commit. The worker applies the event later.
 
-    The gateway has verified the signature over exactly these bytes; the service parses them. A payload that is no
-    Stripe event is INVALID_ARGUMENT, and repeating it is of no use.
+    The gateway has verified the signature over exactly these bytes; the service parses them. A payload that is not a
+    Stripe event is INVALID_ARGUMENT; do not repeat it.
 
-    Retry: safe at any time and in parallel; Stripe's event id is the key, and an event that is there already is
-    answered with duplicate=true and changes nothing.
+    Retry: safe at any time and in parallel; Stripe's event id is the key. An event that is already stored is answered
+    with duplicate=true and changes nothing.
     Depends on: Postgres only.
-    When down: answer Stripe with 503, on any status but OK and INVALID_ARGUMENT, and on a time-out; Stripe repeats for
-    up to three days. Never answer 200 before this call answered OK.
+    When down: on any status except OK and INVALID_ARGUMENT, and on a time-out, answer Stripe with 503; Stripe repeats
+    for up to three days. Never answer 200 before this call has answered OK.
     """
 
 class StripeEventServiceServicer:
-    """The inbox for Stripe's webhook events. Called by the webhook gateway alone."""
+    """The inbox for Stripe's webhook events. Called only by the webhook gateway."""
 
     def AcceptStripeEvent(
         self,
         request: _stripe_event_pb2.AcceptStripeEventRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_stripe_event_pb2.AcceptStripeEventResponse, _abc.Awaitable[_stripe_event_pb2.AcceptStripeEventResponse]]:
-        """Stores one event as Stripe sent it, and answers once it is committed. It is applied later, by the worker.
+        """Stores an event as Stripe sent it, and answers after the commit. The worker applies the event later.
 
-        The gateway has verified the signature over exactly these bytes; the service parses them. A payload that is no
-        Stripe event is INVALID_ARGUMENT, and repeating it is of no use.
+        The gateway has verified the signature over exactly these bytes; the service parses them. A payload that is not a
+        Stripe event is INVALID_ARGUMENT; do not repeat it.
 
-        Retry: safe at any time and in parallel; Stripe's event id is the key, and an event that is there already is
-        answered with duplicate=true and changes nothing.
+        Retry: safe at any time and in parallel; Stripe's event id is the key. An event that is already stored is answered
+        with duplicate=true and changes nothing.
         Depends on: Postgres only.
-        When down: answer Stripe with 503, on any status but OK and INVALID_ARGUMENT, and on a time-out; Stripe repeats for
-        up to three days. Never answer 200 before this call answered OK.
+        When down: on any status except OK and INVALID_ARGUMENT, and on a time-out, answer Stripe with 503; Stripe repeats
+        for up to three days. Never answer 200 before this call has answered OK.
         """
 
 def add_StripeEventServiceServicer_to_server(servicer: StripeEventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -33,9 +33,9 @@ class _StatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Status.ValueTy
     STATUS_UNSPECIFIED: _Status.ValueType  # 0
     """Never sent. As a filter: any status."""
     STATUS_NONE: _Status.ValueType  # 1
-    """There has never been one. The default plan is in force."""
+    """The account never had a plan subscription. The default plan is in force."""
     STATUS_INCOMPLETE: _Status.ValueType  # 2
-    """The first payment is not through yet. The default plan is in force."""
+    """The first payment has not succeeded yet. The default plan is in force."""
     STATUS_INCOMPLETE_EXPIRED: _Status.ValueType  # 3
     """The first payment did not come within 23 hours. The default plan is in force."""
     STATUS_TRIALING: _Status.ValueType  # 4
@@ -43,25 +43,25 @@ class _StatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Status.ValueTy
     STATUS_ACTIVE: _Status.ValueType  # 5
     """Paid. Its plan is in force."""
     STATUS_PAST_DUE: _Status.ValueType  # 6
-    """A payment is overdue and Stripe still tries. Its plan is in force, and answers are flagged past_due."""
+    """A payment is overdue and Stripe still tries to collect it. Its plan is in force, and answers have past_due."""
     STATUS_UNPAID: _Status.ValueType  # 7
-    """Stripe has given up collecting. The default plan is in force."""
+    """Stripe has stopped trying to collect a payment. The default plan is in force."""
     STATUS_PAUSED: _Status.ValueType  # 8
     """Paused after a trial without a payment method. The default plan is in force."""
     STATUS_CANCELED: _Status.ValueType  # 9
-    """Over. The default plan is in force."""
+    """Ended. The default plan is in force."""
     STATUS_UNKNOWN: _Status.ValueType  # 10
-    """A status of Stripe's that this version does not know. The plan that was in force stays so."""
+    """A status of Stripe that this version does not know. The plan that was in force stays in force."""
 
 class Status(_Status, metaclass=_StatusEnumTypeWrapper):
-    """How a plan subscription stands, in Stripe's words. A metered-only subscription of pay-as-you-go does not count."""
+    """The status of a plan subscription, in Stripe's words. A pay-as-you-go subscription with metered items only is none."""
 
 STATUS_UNSPECIFIED: Status.ValueType  # 0
 """Never sent. As a filter: any status."""
 STATUS_NONE: Status.ValueType  # 1
-"""There has never been one. The default plan is in force."""
+"""The account never had a plan subscription. The default plan is in force."""
 STATUS_INCOMPLETE: Status.ValueType  # 2
-"""The first payment is not through yet. The default plan is in force."""
+"""The first payment has not succeeded yet. The default plan is in force."""
 STATUS_INCOMPLETE_EXPIRED: Status.ValueType  # 3
 """The first payment did not come within 23 hours. The default plan is in force."""
 STATUS_TRIALING: Status.ValueType  # 4
@@ -69,15 +69,15 @@ STATUS_TRIALING: Status.ValueType  # 4
 STATUS_ACTIVE: Status.ValueType  # 5
 """Paid. Its plan is in force."""
 STATUS_PAST_DUE: Status.ValueType  # 6
-"""A payment is overdue and Stripe still tries. Its plan is in force, and answers are flagged past_due."""
+"""A payment is overdue and Stripe still tries to collect it. Its plan is in force, and answers have past_due."""
 STATUS_UNPAID: Status.ValueType  # 7
-"""Stripe has given up collecting. The default plan is in force."""
+"""Stripe has stopped trying to collect a payment. The default plan is in force."""
 STATUS_PAUSED: Status.ValueType  # 8
 """Paused after a trial without a payment method. The default plan is in force."""
 STATUS_CANCELED: Status.ValueType  # 9
-"""Over. The default plan is in force."""
+"""Ended. The default plan is in force."""
 STATUS_UNKNOWN: Status.ValueType  # 10
-"""A status of Stripe's that this version does not know. The plan that was in force stays so."""
+"""A status of Stripe that this version does not know. The plan that was in force stays in force."""
 Global___Status: _TypeAlias = Status  # noqa: Y015
 
 class _Timing:
@@ -87,7 +87,7 @@ class _Timing:
 class _TimingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Timing.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TIMING_UNSPECIFIED: _Timing.ValueType  # 0
-    """Refused: say which."""
+    """Refused: the timing is required."""
     TIMING_NOW: _Timing.ValueType  # 1
     """At once."""
     TIMING_AT_PERIOD_END: _Timing.ValueType  # 2
@@ -97,7 +97,7 @@ class Timing(_Timing, metaclass=_TimingEnumTypeWrapper):
     """When a change takes effect."""
 
 TIMING_UNSPECIFIED: Timing.ValueType  # 0
-"""Refused: say which."""
+"""Refused: the timing is required."""
 TIMING_NOW: Timing.ValueType  # 1
 """At once."""
 TIMING_AT_PERIOD_END: Timing.ValueType  # 2
@@ -106,8 +106,8 @@ Global___Timing: _TypeAlias = Timing  # noqa: Y015
 
 @_typing.final
 class Subscription(_message.Message):
-    """The plan that an account has, and the subscription that gives it. The plan follows from all of the account's plan
-    subscriptions together; told is the one that gives it, or if none does, the one that changed last.
+    """The account's plan, and the subscription that gives it. The plan follows from all plan subscriptions of the account.
+    This message has the subscription that gives the plan, or, if none does, the subscription that changed last.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -135,60 +135,60 @@ class Subscription(_message.Message):
     plan: _builtins.str
     """The plan in force, as in ListPlans."""
     status: Global___Status.ValueType
-    """How the subscription stands; STATUS_NONE without one."""
+    """The subscription's status; STATUS_NONE without a subscription."""
     cancel_at_period_end: _builtins.bool
-    """It ends with the current billing period. False says little: see cancel_at."""
+    """The subscription ends with the current billing period. If false, it may still end at cancel_at."""
     pay_as_you_go: _builtins.bool
     """Pay-as-you-go is in force."""
     plan_name: _builtins.str
-    """The plan's name for people."""
+    """The plan's display name."""
     past_due: _builtins.bool
     """A payment is overdue."""
     quantity: _builtins.int
-    """Seats that were bought, 1 or more; 0 without a subscription."""
+    """The number of seats, 1 or more; 0 without a subscription."""
     price: _builtins.str
-    """Which of the plan's prices was bought, as in ListPlans; empty without a subscription."""
+    """The bought price of the plan, as in ListPlans; empty without a subscription."""
     catalog_version: _builtins.int
-    """The catalog version that the terms come from: the one that it was sold under, or the newest for the default plan."""
+    """The catalog version of the terms: the version of the sale, or the newest version for the default plan."""
     subscription_id: _builtins.str
-    """Stripe's id of the subscription ("sub_..."); empty without one."""
+    """Stripe's id of the subscription ("sub_..."); empty without a subscription."""
     pay_as_you_go_offered: _builtins.bool
     """The plan offers pay-as-you-go."""
     pay_as_you_go_pending: _builtins.bool
     """Pay-as-you-go was switched on but is not in force yet."""
     @_builtins.property
     def period_start(self) -> _timestamp_pb2.Timestamp:
-        """When the current billing period began, which invoices go by; inclusive. Without a subscription that gives the plan:
-        when the quota period did.
+        """When the current billing period of the invoices began; inclusive. Without a subscription that gives the plan: when
+        the quota period began.
         """
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
-        """When it ends; exclusive."""
+        """When that period ends; exclusive."""
 
     @_builtins.property
     def cancel_at(self) -> _timestamp_pb2.Timestamp:
-        """When it will end; absent if it goes on. Set also when cancel_at_period_end is."""
+        """When the subscription will end; absent if no end is scheduled. Also set together with cancel_at_period_end."""
 
     @_builtins.property
     def quota_period_start(self) -> _timestamp_pb2.Timestamp:
-        """When the quota period began, which limits go by; inclusive."""
+        """When the quota period of the limits began; inclusive."""
 
     @_builtins.property
     def quota_period_end(self) -> _timestamp_pb2.Timestamp:
-        """When the quota period ends and consumables reset; exclusive."""
+        """When the quota period ends and consumables begin at 0 again; exclusive."""
 
     @_builtins.property
     def trial_end(self) -> _timestamp_pb2.Timestamp:
-        """When the trial ends; absent without one."""
+        """When the trial ends; absent without a trial."""
 
     @_builtins.property
     def pending_change(self) -> Global___PendingChange:
-        """A change that takes effect later; absent without one."""
+        """A change that takes effect later; absent if there is none."""
 
     @_builtins.property
     def ended_at(self) -> _timestamp_pb2.Timestamp:
-        """When it ended; absent while it has not."""
+        """When the subscription ended; absent before."""
 
     def __init__(
         self,
@@ -233,11 +233,11 @@ class PendingChange(_message.Message):
     QUANTITY_FIELD_NUMBER: _builtins.int
     EFFECTIVE_AT_FIELD_NUMBER: _builtins.int
     plan: _builtins.str
-    """The plan to come, as in ListPlans."""
+    """The new plan, as in ListPlans."""
     price: _builtins.str
-    """Which of its prices."""
+    """The new plan's price."""
     quantity: _builtins.int
-    """Seats to come, 1 or more."""
+    """The new number of seats, 1 or more."""
     @_builtins.property
     def effective_at(self) -> _timestamp_pb2.Timestamp:
         """When it takes effect."""
@@ -260,7 +260,7 @@ Global___PendingChange: _TypeAlias = PendingChange  # noqa: Y015
 
 @_typing.final
 class GetSubscriptionRequest(_message.Message):
-    """Names an account."""
+    """Requests an account's subscription."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -306,7 +306,7 @@ Global___GetSubscriptionResponse: _TypeAlias = GetSubscriptionResponse  # noqa: 
 
 @_typing.final
 class CreateCheckoutRequest(_message.Message):
-    """What the account wants to buy."""
+    """Requests a checkout page."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -323,15 +323,15 @@ class CreateCheckoutRequest(_message.Message):
     plan: _builtins.str
     """The plan to buy, as in ListPlans, 1 to 64 characters, [a-z][a-z0-9_]*. Required."""
     price: _builtins.str
-    """Which of the plan's prices, 1 to 64 characters, [a-z][a-z0-9_]*; left out: its first."""
+    """The plan's price to buy, 1 to 64 characters, [a-z][a-z0-9_]*; default: the plan's first price."""
     quantity: _builtins.int
-    """Seats, 1 to 100,000, left out: 1. Above 1 only for plans that are sold by the seat."""
+    """Seats, 1 to 100,000, default: 1. Above 1 only for plans that are sold by the seat."""
     success_url: _builtins.str
-    """Where the customer is sent after paying, at most 2,048 bytes, at an origin that the service allows;
-    "{CHECKOUT_SESSION_ID}" in it is replaced. Left out: from the service's settings.
+    """The URL for the customer after the payment, at most 2,048 bytes, at an origin that the service allows;
+    "{CHECKOUT_SESSION_ID}" in it is replaced. Default: from the service's settings.
     """
     cancel_url: _builtins.str
-    """Where the customer is sent when turning back, as success_url."""
+    """The URL for a customer who leaves the page without paying; rules and default as for success_url."""
     customer_email: _builtins.str
     """The customer's e-mail address, at most 254 bytes, for a customer that Stripe does not know yet. Optional: Stripe's
     page asks for it.
@@ -364,7 +364,7 @@ Global___CreateCheckoutRequest: _TypeAlias = CreateCheckoutRequest  # noqa: Y015
 
 @_typing.final
 class CreateCheckoutResponse(_message.Message):
-    """The page."""
+    """The checkout page."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -375,12 +375,12 @@ class CreateCheckoutResponse(_message.Message):
     session_id: _builtins.str
     """Stripe's id of the checkout session ("cs_...")."""
     url: _builtins.str
-    """The page's address, to which the customer's browser is sent."""
+    """The page's URL; send the customer's browser there."""
     reused: _builtins.bool
-    """An open page was given again."""
+    """The page was open before this call."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """Until when it can be paid."""
+        """When the page expires."""
 
     def __init__(
         self,
@@ -400,7 +400,7 @@ Global___CreateCheckoutResponse: _TypeAlias = CreateCheckoutResponse  # noqa: Y0
 
 @_typing.final
 class CreatePortalSessionRequest(_message.Message):
-    """Asks for a portal page."""
+    """Requests a portal page."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -410,7 +410,7 @@ class CreatePortalSessionRequest(_message.Message):
     account_id: _builtins.str
     """The account, 1 to 128 printable ASCII characters without spaces. Required."""
     return_url: _builtins.str
-    """Where the customer is sent afterwards, at most 2,048 bytes, at an origin that the service allows. Left out: from
+    """The URL for the customer after the portal, at most 2,048 bytes, at an origin that the service allows. Default: from
     the service's settings.
     """
     request_id: _builtins.str
@@ -432,13 +432,13 @@ Global___CreatePortalSessionRequest: _TypeAlias = CreatePortalSessionRequest  # 
 
 @_typing.final
 class CreatePortalSessionResponse(_message.Message):
-    """The page."""
+    """The portal page."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     URL_FIELD_NUMBER: _builtins.int
     url: _builtins.str
-    """The page's address, to be used at once: Stripe lets it expire within minutes."""
+    """The page's URL; use it at once, because it expires within minutes."""
     def __init__(
         self,
         *,
@@ -454,7 +454,7 @@ Global___CreatePortalSessionResponse: _TypeAlias = CreatePortalSessionResponse  
 
 @_typing.final
 class SetPayAsYouGoRequest(_message.Message):
-    """Asks to switch pay-as-you-go."""
+    """Requests to switch pay-as-you-go."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -484,14 +484,14 @@ Global___SetPayAsYouGoRequest: _TypeAlias = SetPayAsYouGoRequest  # noqa: Y015
 
 @_typing.final
 class SetPayAsYouGoResponse(_message.Message):
-    """How it stands after the switch."""
+    """The state after the switch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SUBSCRIPTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def subscription(self) -> Global___Subscription:
-        """The account's plan and subscription; pay_as_you_go_pending says whether it is still under way."""
+        """The account's plan and subscription; with pay_as_you_go_pending, pay-as-you-go is not in force yet."""
 
     def __init__(
         self,
@@ -508,7 +508,7 @@ Global___SetPayAsYouGoResponse: _TypeAlias = SetPayAsYouGoResponse  # noqa: Y015
 
 @_typing.final
 class ChangePlanRequest(_message.Message):
-    """Asks to change a subscription."""
+    """Requests to change a subscription."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -523,25 +523,25 @@ class ChangePlanRequest(_message.Message):
     account_id: _builtins.str
     """The account, 1 to 128 printable ASCII characters without spaces. Required."""
     plan: _builtins.str
-    """The plan to move to, as in ListPlans, 1 to 64 characters, [a-z][a-z0-9_]*; left out: the present one."""
+    """The new plan, as in ListPlans, 1 to 64 characters, [a-z][a-z0-9_]*; default: the current plan."""
     price: _builtins.str
-    """Which of its prices, 1 to 64 characters, [a-z][a-z0-9_]*; left out: the present one if the plan stays, else the
-    plan's first.
+    """The new price of the plan, 1 to 64 characters, [a-z][a-z0-9_]*; default: the current price if the plan stays, else
+    the plan's first price.
     """
     quantity: _builtins.int
-    """Seats, 1 to 100,000; left out: as many as now if the plan is sold by the seat, else 1."""
+    """Seats, 1 to 100,000; default: the current number if the plan is sold by the seat, else 1."""
     timing: Global___Timing.ValueType
-    """When. Required."""
+    """When the change takes effect. Required."""
     preview: _builtins.bool
-    """Change nothing, say what it would cost."""
+    """Change nothing; only return the cost."""
     request_id: _builtins.str
     """The caller's id for this change, 1 to 255 bytes of printable ASCII, unique within the account. Required unless
     `preview`.
     """
     @_builtins.property
     def proration_at(self) -> _timestamp_pb2.Timestamp:
-        """The instant that prorations are worked out for, as a preview answered it, so that the change costs what the preview
-        said: not in the future, at most an hour old. Left out: now. Only with TIMING_NOW.
+        """The instant for which prorations are computed. Send the value of a preview's answer, so that the change costs the
+        same as the preview: not in the future, at most an hour old. Default: now. Only with TIMING_NOW.
         """
 
     def __init__(
@@ -568,7 +568,7 @@ Global___ChangePlanRequest: _TypeAlias = ChangePlanRequest  # noqa: Y015
 
 @_typing.final
 class ChangePlanResponse(_message.Message):
-    """What changed, or would."""
+    """The change or its preview, and its cost."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -579,15 +579,15 @@ class ChangePlanResponse(_message.Message):
     PRORATION_AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def subscription(self) -> Global___Subscription:
-        """The account's plan and subscription after the call; with TIMING_AT_PERIOD_END or `preview` still the present plan."""
+        """The account's plan and subscription after the call; with TIMING_AT_PERIOD_END or `preview` still the current plan."""
 
     @_builtins.property
     def effective_at(self) -> _timestamp_pb2.Timestamp:
-        """When it takes effect."""
+        """When the change takes effect."""
 
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_invoice_pb2.InvoiceLine]:
-        """What it costs, line by line, credits among them. With TIMING_AT_PERIOD_END: the first bill of the new plan."""
+        """The cost, line by line, including credits. With TIMING_AT_PERIOD_END: the first bill of the new plan."""
 
     @_builtins.property
     def total(self) -> _money_pb2.Money:
@@ -595,7 +595,7 @@ class ChangePlanResponse(_message.Message):
 
     @_builtins.property
     def proration_at(self) -> _timestamp_pb2.Timestamp:
-        """The instant that prorations were worked out for. Only with TIMING_NOW."""
+        """The instant for which prorations were computed. Only with TIMING_NOW."""
 
     def __init__(
         self,
@@ -616,7 +616,7 @@ Global___ChangePlanResponse: _TypeAlias = ChangePlanResponse  # noqa: Y015
 
 @_typing.final
 class CancelSubscriptionRequest(_message.Message):
-    """Asks to end a subscription."""
+    """Requests to end a subscription."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -626,7 +626,7 @@ class CancelSubscriptionRequest(_message.Message):
     account_id: _builtins.str
     """The account, 1 to 128 printable ASCII characters without spaces. Required."""
     timing: Global___Timing.ValueType
-    """When. Required."""
+    """When the subscription ends. Required."""
     request_id: _builtins.str
     """The caller's id for this cancellation, 1 to 255 bytes of printable ASCII, unique within the account. Required."""
     def __init__(
@@ -646,14 +646,14 @@ Global___CancelSubscriptionRequest: _TypeAlias = CancelSubscriptionRequest  # no
 
 @_typing.final
 class CancelSubscriptionResponse(_message.Message):
-    """How it stands after the cancellation."""
+    """The state after the cancellation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SUBSCRIPTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def subscription(self) -> Global___Subscription:
-        """The account's plan and subscription; cancel_at or ended_at says when it ends."""
+        """The account's plan and subscription; cancel_at or ended_at has the end."""
 
     def __init__(
         self,
@@ -670,7 +670,7 @@ Global___CancelSubscriptionResponse: _TypeAlias = CancelSubscriptionResponse  # 
 
 @_typing.final
 class ResumeSubscriptionRequest(_message.Message):
-    """Asks to undo a cancellation."""
+    """Requests to undo a cancellation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -696,7 +696,7 @@ Global___ResumeSubscriptionRequest: _TypeAlias = ResumeSubscriptionRequest  # no
 
 @_typing.final
 class ResumeSubscriptionResponse(_message.Message):
-    """How it stands after the call."""
+    """The state after the call."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -720,7 +720,7 @@ Global___ResumeSubscriptionResponse: _TypeAlias = ResumeSubscriptionResponse  # 
 
 @_typing.final
 class ListPlansRequest(_message.Message):
-    """Asks for plans."""
+    """Requests plans."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -728,11 +728,11 @@ class ListPlansRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     include_unsold: _builtins.bool
-    """Also list plans that cannot be bought, the default plan apart, which always is."""
+    """Also list plans that cannot be bought. The default plan is always listed."""
     page_size: _builtins.int
-    """Plans on a page, 1 to 500, left out: 50."""
+    """Plans on a page, 1 to 500, default: 50."""
     page_token: _builtins.str
-    """next_page_token of the page before, at most 512 bytes; left out: the first page."""
+    """next_page_token of the page before, at most 512 bytes; default: the first page."""
     def __init__(
         self,
         *,
@@ -750,7 +750,7 @@ Global___ListPlansRequest: _TypeAlias = ListPlansRequest  # noqa: Y015
 
 @_typing.final
 class ListPlansResponse(_message.Message):
-    """Plans, and what they have in common."""
+    """Plans, and the values that they share."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -762,7 +762,7 @@ class ListPlansResponse(_message.Message):
     DEFAULT_PLAN_FIELD_NUMBER: _builtins.int
     METERS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """To be sent for the next page; empty on the last one."""
+    """The page_token of the next page; empty on the last page."""
     catalog: _builtins.str
     """The catalog's name."""
     catalog_version: _builtins.int
@@ -770,7 +770,7 @@ class ListPlansResponse(_message.Message):
     currency: _builtins.str
     """The currency of all prices, ISO 4217 in lower case."""
     default_plan: _builtins.str
-    """The plan of an account without a subscription; "none" if that gives nothing."""
+    """The plan of an account without a subscription; "none" if there is no such plan."""
     @_builtins.property
     def plans(self) -> _containers.RepeatedCompositeFieldContainer[_plan_pb2.Plan]:
         """In catalog order."""
@@ -800,7 +800,7 @@ Global___ListPlansResponse: _TypeAlias = ListPlansResponse  # noqa: Y015
 
 @_typing.final
 class PreviewCostRequest(_message.Message):
-    """What to work out. Give an account, or a plan, or both."""
+    """Requests the preview of a bill. Give an account, or a plan, or both."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -811,22 +811,22 @@ class PreviewCostRequest(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     PAY_AS_YOU_GO_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """The account whose usage so far, and whose plan if `plan` is left out, are taken; 1 to 128 printable ASCII
-    characters without spaces.
+    """The account whose usage so far is billed, and whose plan if `plan` is empty; 1 to 128 printable ASCII characters
+    without spaces.
     """
     plan: _builtins.str
     """The plan, as in ListPlans, 1 to 64 characters, [a-z][a-z0-9_]*."""
     price: _builtins.str
-    """Which of its prices, 1 to 64 characters, [a-z][a-z0-9_]*; left out: the account's own if the plan is, else the
-    plan's first.
+    """The plan's price, 1 to 64 characters, [a-z][a-z0-9_]*; default: the account's price if it is the account's plan,
+    else the plan's first price.
     """
     quantity: _builtins.int
-    """Seats, 1 to 100,000; left out: the account's, else 1."""
+    """Seats, 1 to 100,000; default: the account's seats, else 1."""
     pay_as_you_go: _builtins.bool
-    """Pay-as-you-go switched on; left out: as the account has it, else off."""
+    """Whether pay-as-you-go is switched on; default: the account's setting, else off."""
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeterQuantity]:
-        """Quantities to work it out for, at most 100, each meter once. With an account: instead of its usage of these meters."""
+        """Quantities to bill, at most 100, each meter once. They replace the account's usage of these meters."""
 
     def __init__(
         self,
@@ -855,7 +855,7 @@ Global___PreviewCostRequest: _TypeAlias = PreviewCostRequest  # noqa: Y015
 
 @_typing.final
 class MeterQuantity(_message.Message):
-    """So many units of a meter."""
+    """A quantity of a meter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -895,12 +895,12 @@ class PreviewCostResponse(_message.Message):
     plan: _builtins.str
     """The plan."""
     price: _builtins.str
-    """Which of its prices; empty for a free plan."""
+    """The plan's price; empty for a free plan."""
     catalog_version: _builtins.int
-    """The catalog version that it was worked out by."""
+    """The catalog version of the prices."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___CostLine]:
-        """Its lines: the base price first, then one for each meter, in catalog order."""
+        """The lines: first the base price, then a line for each meter, in catalog order."""
 
     @_builtins.property
     def total(self) -> _money_pb2.Money:
@@ -908,11 +908,11 @@ class PreviewCostResponse(_message.Message):
 
     @_builtins.property
     def period_start(self) -> _timestamp_pb2.Timestamp:
-        """Usage so far: when the quota period began; inclusive. Absent without an account."""
+        """When the quota period of the account's usage began; inclusive. Absent without an account."""
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
-        """Usage so far: when the quota period ends; exclusive. Absent without an account."""
+        """When the quota period of the account's usage ends; exclusive. Absent without an account."""
 
     def __init__(
         self,
@@ -935,7 +935,7 @@ Global___PreviewCostResponse: _TypeAlias = PreviewCostResponse  # noqa: Y015
 
 @_typing.final
 class CostLine(_message.Message):
-    """One line of a preview."""
+    """A line of a preview."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -950,7 +950,7 @@ class CostLine(_message.Message):
     AMOUNT_FIELD_NUMBER: _builtins.int
     OVER_LIMIT_FIELD_NUMBER: _builtins.int
     description: _builtins.str
-    """A sentence for people."""
+    """A text for people."""
     meter: _builtins.str
     """The meter; empty for the base price."""
     quantity: _builtins.int
@@ -960,18 +960,18 @@ class CostLine(_message.Message):
     unlimited: _builtins.bool
     """There is no limit on this meter, and nothing is charged for it."""
     billable: _builtins.int
-    """Units that are charged: seats, or what lies beyond `included`."""
+    """Units that are charged: seats, or the units beyond `included`."""
     unit_price_units: _builtins.int
-    """How many units unit_price is for, 1 or more; 0 without one."""
+    """The number of units that unit_price is for, 1 or more; 0 without a unit_price."""
     over_limit: _builtins.bool
-    """The account would be denied beyond `included` on this plan, and is beyond it; what lies beyond costs nothing here."""
+    """The quantity is beyond `included`, and this plan would deny the units beyond; they cost nothing in this line."""
     @_builtins.property
     def unit_price(self) -> _money_pb2.Money:
-        """The price of `unit_price_units` units or of one seat, exact. Absent on a meter that is not charged."""
+        """The exact price of `unit_price_units` units or of a seat. Absent on a meter that is not charged."""
 
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
-        """billable times the price of one unit, rounded once, half up, to minor units, as on an invoice."""
+        """billable times the price of a unit, rounded once, half up, to minor units, as on an invoice."""
 
     def __init__(
         self,
@@ -997,7 +997,7 @@ Global___CostLine: _TypeAlias = CostLine  # noqa: Y015
 
 @_typing.final
 class ListInvoicesRequest(_message.Message):
-    """Asks for invoices."""
+    """Requests invoices."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1008,11 +1008,11 @@ class ListInvoicesRequest(_message.Message):
     account_id: _builtins.str
     """The account, 1 to 128 printable ASCII characters without spaces. Required."""
     status: _invoice_pb2.InvoiceStatus.ValueType
-    """Only those with this status; left out: all."""
+    """Only invoices with this status; default: all."""
     page_size: _builtins.int
-    """Invoices on a page, 1 to 500, left out: 50."""
+    """Invoices on a page, 1 to 500, default: 50."""
     page_token: _builtins.str
-    """next_page_token of the page before, at most 512 bytes; left out: the first page."""
+    """next_page_token of the page before, at most 512 bytes; default: the first page."""
     def __init__(
         self,
         *,
@@ -1038,7 +1038,7 @@ class ListInvoicesResponse(_message.Message):
     INVOICES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """To be sent for the next page, with the same filters; empty on the last one."""
+    """The page_token of the next page, with the same filters; empty on the last page."""
     @_builtins.property
     def invoices(self) -> _containers.RepeatedCompositeFieldContainer[_invoice_pb2.Invoice]:
         """Newest first."""
@@ -1059,7 +1059,7 @@ Global___ListInvoicesResponse: _TypeAlias = ListInvoicesResponse  # noqa: Y015
 
 @_typing.final
 class ListAlertsRequest(_message.Message):
-    """Asks for alerts."""
+    """Requests alerts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1071,13 +1071,13 @@ class ListAlertsRequest(_message.Message):
     account_id: _builtins.str
     """The account, 1 to 128 printable ASCII characters without spaces. Required."""
     include_acknowledged: _builtins.bool
-    """Also those that were acknowledged."""
+    """Also list alerts that were acknowledged."""
     meter: _builtins.str
-    """Only those of this meter, 1 to 64 characters, [a-z][a-z0-9_]*; left out: all."""
+    """Only alerts of this meter, 1 to 64 characters, [a-z][a-z0-9_]*; default: all."""
     page_size: _builtins.int
-    """Alerts on a page, 1 to 500, left out: 50."""
+    """Alerts on a page, 1 to 500, default: 50."""
     page_token: _builtins.str
-    """next_page_token of the page before, at most 512 bytes; left out: the first page."""
+    """next_page_token of the page before, at most 512 bytes; default: the first page."""
     def __init__(
         self,
         *,
@@ -1104,7 +1104,7 @@ class ListAlertsResponse(_message.Message):
     ALERTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """To be sent for the next page, with the same filters; empty on the last one."""
+    """The page_token of the next page, with the same filters; empty on the last page."""
     @_builtins.property
     def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_alert_pb2.Alert]:
         """Newest first."""
@@ -1125,7 +1125,7 @@ Global___ListAlertsResponse: _TypeAlias = ListAlertsResponse  # noqa: Y015
 
 @_typing.final
 class AcknowledgeAlertRequest(_message.Message):
-    """Names an alert."""
+    """Requests to acknowledge an alert."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1134,7 +1134,7 @@ class AcknowledgeAlertRequest(_message.Message):
     account_id: _builtins.str
     """The account, 1 to 128 printable ASCII characters without spaces. Required."""
     alert_id: _builtins.str
-    """As ListAlerts answered it, 1 to 64 characters. Required; an unknown one is NOT_FOUND."""
+    """The alert's id from ListAlerts, 1 to 64 characters. Required; an unknown alert is NOT_FOUND."""
     def __init__(
         self,
         *,
@@ -1151,14 +1151,14 @@ Global___AcknowledgeAlertRequest: _TypeAlias = AcknowledgeAlertRequest  # noqa: 
 
 @_typing.final
 class AcknowledgeAlertResponse(_message.Message):
-    """The alert as it stands."""
+    """The acknowledged alert."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ALERT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def alert(self) -> _alert_pb2.Alert:
-        """With who acknowledged it first, and when."""
+        """The alert, with the first acknowledgement's caller and time."""
 
     def __init__(
         self,

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SubscriptionServiceStub:
-    """What an account has bought, and buying it. Payment takes place on Stripe's pages; their outcome arrives by webhook,
-    so a plan changes here shortly after the customer paid, and not with the answer of a call.
+    """Plans that accounts have bought, and their sale. Customers pay on Stripe's pages, and Stripe reports the result by
+    webhook. So a plan changes shortly after the customer has paid, and not with the answer of a call.
     """
 
     @_typing.overload
@@ -36,56 +36,57 @@ class SubscriptionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SubscriptionServiceAsyncStub: ...
     GetSubscription: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.GetSubscriptionRequest, _subscription_pb2.GetSubscriptionResponse]
-    """Tells which plan an account has, and how its subscription stands.
+    """Returns the account's plan and the state of its subscription.
 
-    An account that is not known yet has the default plan and STATUS_NONE.
+    An unknown account has the default plan and STATUS_NONE.
 
     Retry: safe, it only reads.
     Depends on: Postgres only; it never calls Stripe.
-    When down: show what was last known. Do not decide by it: that is CheckQuota's part.
+    When down: show the last known plan. Do not decide by it: CheckQuota decides.
     """
     CreateCheckout: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.CreateCheckoutRequest, _subscription_pb2.CreateCheckoutResponse]
-    """Makes a page of Stripe's on which the account's customer can buy a plan, and answers its address.
+    """Creates a page at Stripe on which the account's customer can buy a plan, and returns the page's URL.
 
-    One page is open per account: an equal one that is still open is given again, another one is expired. Refused with
-    ALREADY_SUBSCRIBED while a plan subscription is not over. A trial is for an account's first plan subscription. If
-    two pages of an account are paid all the same, the first subscription stays; the other one is cancelled and
-    credited.
+    An account has at most one open page: an open page for the same purchase is returned again, and a page for another
+    purchase is expired. Refused with ALREADY_SUBSCRIBED while a plan subscription has not ended. Only an account's
+    first plan subscription has a trial. If two pages of an account are paid, the first subscription stays; the second
+    is canceled and credited.
 
-    Retry: safe. The same request_id with the same content gives the same page; without a request_id, an equal open
-    page is given again.
+    Retry: safe. The same request_id with the same content returns the same page; without a request_id, an open page
+    for the same purchase is returned again.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; tell the customer to try again shortly, and repeat with the same request_id.
     """
     CreatePortalSession: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.CreatePortalSessionRequest, _subscription_pb2.CreatePortalSessionResponse]
-    """Makes a page of Stripe's on which the account's customer sees invoices, changes payment methods and cancels.
+    """Creates a page at Stripe on which the account's customer sees invoices, changes payment methods and cancels.
 
     Refused with NO_STRIPE_CUSTOMER before the first checkout.
 
-    Retry: safe; the same request_id gives the same page while it is fresh, and another page beside it does no harm.
+    Retry: safe; the same request_id returns the same page for some minutes, and a second page does no harm.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; tell the customer to try again shortly.
     """
     SetPayAsYouGo: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.SetPayAsYouGoRequest, _subscription_pb2.SetPayAsYouGoResponse]
     """Switches pay-as-you-go on or off.
 
-    On a paid plan it is in force with the answer. Without a subscription, switching on makes a metered-only one at
-    Stripe, and it is in force once that exists; off denies overage at once, and ends it with the period. On again in
-    between undoes that. Usage that was charged stays charged, and no switch gives a fresh allowance.
+    On a paid plan it is in force with the answer. For an account without a subscription, switching on creates a
+    subscription with metered items only at Stripe, and pay-as-you-go is in force when that exists. Switching off
+    denies overage at once, and ends that subscription at the period's end; switching on before then keeps it. Charged
+    usage stays charged, and switching does not renew the included quantity.
 
-    Retry: safe with the same request_id; and setting what is set already changes nothing.
+    Retry: safe with the same request_id; setting the current value again changes nothing.
     Depends on: Postgres; and Stripe for accounts without a subscription.
-    When down: repeat later with the same request_id. Until it is answered, the switch stands as GetSubscription says.
+    When down: repeat later with the same request_id. GetSubscription returns the current setting.
     """
     ChangePlan: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.ChangePlanRequest, _subscription_pb2.ChangePlanResponse]
-    """Moves a subscription to another plan, price or quantity: now, with proration, or at the period's end. With
-    `preview`, only says what that would cost.
+    """Changes a subscription's plan, price or quantity: now, with proration, or at the period's end. With `preview`, only
+    returns the cost of the change.
 
-    A change now first sends the usage so far to Stripe, so that each unit is charged once on the terms that it was
-    used on: USAGE_NOT_REPORTED means that this is still under way. A change that cannot be paid does not take place.
-    A change at the period's end replaces one that is pending, and takes back an end that is scheduled; choosing what
-    the account has already gives up the pending one. A change now gives up what is pending, and leaves an end that is
-    scheduled.
+    A change now first sends the usage so far to Stripe, so that each unit is charged once, under the terms in force
+    when it was used: USAGE_NOT_REPORTED means that this is still under way. A change that cannot be paid does not take
+    place. A change at the period's end replaces a pending change, and undoes a scheduled cancellation; choosing the
+    current plan, price and quantity removes the pending change. A change now removes a pending change, and keeps a
+    scheduled cancellation.
 
     Retry: safe with the same request_id; a preview changes nothing.
     Depends on: Postgres and Stripe.
@@ -94,53 +95,53 @@ class SubscriptionServiceStub:
     CancelSubscription: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.CancelSubscriptionRequest, _subscription_pb2.CancelSubscriptionResponse]
     """Ends a subscription, at the period's end or now.
 
-    At the period's end the plan stays until then, and ResumeSubscription undoes it. Now: usage so far is sent to
-    Stripe and invoiced, USAGE_NOT_REPORTED means that this is still under way, and the default plan follows; what was
-    paid for the rest of the period is not given back. Either gives up a pending change. Pay-as-you-go on the default
-    plan is no such subscription: SetPayAsYouGo ends it.
+    At the period's end: the plan stays in force until then, and ResumeSubscription undoes the cancellation. Now: the
+    usage so far is sent to Stripe and invoiced (USAGE_NOT_REPORTED means that this is still under way), and the
+    account gets the default plan; the price of the period's rest is not refunded. Both remove a pending change.
+    Pay-as-you-go on the default plan is not a plan subscription: SetPayAsYouGo ends it.
 
-    Retry: safe with the same request_id; cancelling what is already ending that way changes nothing.
+    Retry: safe with the same request_id; repeating the same cancellation changes nothing.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; repeat with the same request_id until it is answered.
     """
     ResumeSubscription: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.ResumeSubscriptionRequest, _subscription_pb2.ResumeSubscriptionResponse]
     """Undoes a cancellation that has not taken effect yet.
 
-    Refused with NOT_CANCELING if none is scheduled, and with NOT_SUBSCRIBED once the subscription is over.
+    Refused with NOT_CANCELING if no cancellation is scheduled, and with NOT_SUBSCRIBED after the subscription's end.
 
     Retry: safe with the same request_id.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; repeat with the same request_id until it is answered.
     """
     ListPlans: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.ListPlansRequest, _subscription_pb2.ListPlansResponse]
-    """Lists the plans of the newest catalog version, with all that a pricing page needs.
+    """Lists the plans of the newest catalog version, with all data for a pricing page.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
-    When down: show the list that was last read; it changes with the catalog, which is seldom.
+    When down: show the list that was last read; it changes only with the catalog.
     """
     PreviewCost: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.PreviewCostRequest, _subscription_pb2.PreviewCostResponse]
-    """Works out the bill of one billing interval, line by line: for a plan and quantities, for an account's usage so far,
-    or for an account's usage on another plan. An estimate by this service's own books: taxes, discounts and
-    prorations are Stripe's to add.
+    """Computes the bill of a billing interval, line by line: for a plan and quantities, for an account's usage so far, or
+    for an account's usage on another plan. It is an estimate from this service's data, without taxes, discounts and
+    prorations, which Stripe adds.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
-    When down: leave the estimate out.
+    When down: show no estimate.
     """
     ListInvoices: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.ListInvoicesRequest, _subscription_pb2.ListInvoicesResponse]
-    """Lists an account's invoices, newest first, as they were when Stripe last told of them.
+    """Lists an account's invoices, newest first, in the state that was last fetched from Stripe.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
-    When down: offer the portal page if there is one open, or nothing.
+    When down: show a portal page if you have its URL, or nothing.
     """
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.ListAlertsRequest, _subscription_pb2.ListAlertsResponse]
     """Lists an account's alerts, newest first.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
-    When down: show none, and ask again later; alerts are stored and are not lost.
+    When down: show no alerts, and call again later; alerts are stored and are not lost.
     """
     AcknowledgeAlert: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.AcknowledgeAlertRequest, _subscription_pb2.AcknowledgeAlertResponse]
     """Marks an alert as seen.
@@ -152,62 +153,63 @@ class SubscriptionServiceStub:
 
 @_typing.type_check_only
 class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
-    """What an account has bought, and buying it. Payment takes place on Stripe's pages; their outcome arrives by webhook,
-    so a plan changes here shortly after the customer paid, and not with the answer of a call.
+    """Plans that accounts have bought, and their sale. Customers pay on Stripe's pages, and Stripe reports the result by
+    webhook. So a plan changes shortly after the customer has paid, and not with the answer of a call.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetSubscription: _aio.UnaryUnaryMultiCallable[_subscription_pb2.GetSubscriptionRequest, _subscription_pb2.GetSubscriptionResponse]  # type: ignore[assignment]
-    """Tells which plan an account has, and how its subscription stands.
+    """Returns the account's plan and the state of its subscription.
 
-    An account that is not known yet has the default plan and STATUS_NONE.
+    An unknown account has the default plan and STATUS_NONE.
 
     Retry: safe, it only reads.
     Depends on: Postgres only; it never calls Stripe.
-    When down: show what was last known. Do not decide by it: that is CheckQuota's part.
+    When down: show the last known plan. Do not decide by it: CheckQuota decides.
     """
     CreateCheckout: _aio.UnaryUnaryMultiCallable[_subscription_pb2.CreateCheckoutRequest, _subscription_pb2.CreateCheckoutResponse]  # type: ignore[assignment]
-    """Makes a page of Stripe's on which the account's customer can buy a plan, and answers its address.
+    """Creates a page at Stripe on which the account's customer can buy a plan, and returns the page's URL.
 
-    One page is open per account: an equal one that is still open is given again, another one is expired. Refused with
-    ALREADY_SUBSCRIBED while a plan subscription is not over. A trial is for an account's first plan subscription. If
-    two pages of an account are paid all the same, the first subscription stays; the other one is cancelled and
-    credited.
+    An account has at most one open page: an open page for the same purchase is returned again, and a page for another
+    purchase is expired. Refused with ALREADY_SUBSCRIBED while a plan subscription has not ended. Only an account's
+    first plan subscription has a trial. If two pages of an account are paid, the first subscription stays; the second
+    is canceled and credited.
 
-    Retry: safe. The same request_id with the same content gives the same page; without a request_id, an equal open
-    page is given again.
+    Retry: safe. The same request_id with the same content returns the same page; without a request_id, an open page
+    for the same purchase is returned again.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; tell the customer to try again shortly, and repeat with the same request_id.
     """
     CreatePortalSession: _aio.UnaryUnaryMultiCallable[_subscription_pb2.CreatePortalSessionRequest, _subscription_pb2.CreatePortalSessionResponse]  # type: ignore[assignment]
-    """Makes a page of Stripe's on which the account's customer sees invoices, changes payment methods and cancels.
+    """Creates a page at Stripe on which the account's customer sees invoices, changes payment methods and cancels.
 
     Refused with NO_STRIPE_CUSTOMER before the first checkout.
 
-    Retry: safe; the same request_id gives the same page while it is fresh, and another page beside it does no harm.
+    Retry: safe; the same request_id returns the same page for some minutes, and a second page does no harm.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; tell the customer to try again shortly.
     """
     SetPayAsYouGo: _aio.UnaryUnaryMultiCallable[_subscription_pb2.SetPayAsYouGoRequest, _subscription_pb2.SetPayAsYouGoResponse]  # type: ignore[assignment]
     """Switches pay-as-you-go on or off.
 
-    On a paid plan it is in force with the answer. Without a subscription, switching on makes a metered-only one at
-    Stripe, and it is in force once that exists; off denies overage at once, and ends it with the period. On again in
-    between undoes that. Usage that was charged stays charged, and no switch gives a fresh allowance.
+    On a paid plan it is in force with the answer. For an account without a subscription, switching on creates a
+    subscription with metered items only at Stripe, and pay-as-you-go is in force when that exists. Switching off
+    denies overage at once, and ends that subscription at the period's end; switching on before then keeps it. Charged
+    usage stays charged, and switching does not renew the included quantity.
 
-    Retry: safe with the same request_id; and setting what is set already changes nothing.
+    Retry: safe with the same request_id; setting the current value again changes nothing.
     Depends on: Postgres; and Stripe for accounts without a subscription.
-    When down: repeat later with the same request_id. Until it is answered, the switch stands as GetSubscription says.
+    When down: repeat later with the same request_id. GetSubscription returns the current setting.
     """
     ChangePlan: _aio.UnaryUnaryMultiCallable[_subscription_pb2.ChangePlanRequest, _subscription_pb2.ChangePlanResponse]  # type: ignore[assignment]
-    """Moves a subscription to another plan, price or quantity: now, with proration, or at the period's end. With
-    `preview`, only says what that would cost.
+    """Changes a subscription's plan, price or quantity: now, with proration, or at the period's end. With `preview`, only
+    returns the cost of the change.
 
-    A change now first sends the usage so far to Stripe, so that each unit is charged once on the terms that it was
-    used on: USAGE_NOT_REPORTED means that this is still under way. A change that cannot be paid does not take place.
-    A change at the period's end replaces one that is pending, and takes back an end that is scheduled; choosing what
-    the account has already gives up the pending one. A change now gives up what is pending, and leaves an end that is
-    scheduled.
+    A change now first sends the usage so far to Stripe, so that each unit is charged once, under the terms in force
+    when it was used: USAGE_NOT_REPORTED means that this is still under way. A change that cannot be paid does not take
+    place. A change at the period's end replaces a pending change, and undoes a scheduled cancellation; choosing the
+    current plan, price and quantity removes the pending change. A change now removes a pending change, and keeps a
+    scheduled cancellation.
 
     Retry: safe with the same request_id; a preview changes nothing.
     Depends on: Postgres and Stripe.
@@ -216,53 +218,53 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     CancelSubscription: _aio.UnaryUnaryMultiCallable[_subscription_pb2.CancelSubscriptionRequest, _subscription_pb2.CancelSubscriptionResponse]  # type: ignore[assignment]
     """Ends a subscription, at the period's end or now.
 
-    At the period's end the plan stays until then, and ResumeSubscription undoes it. Now: usage so far is sent to
-    Stripe and invoiced, USAGE_NOT_REPORTED means that this is still under way, and the default plan follows; what was
-    paid for the rest of the period is not given back. Either gives up a pending change. Pay-as-you-go on the default
-    plan is no such subscription: SetPayAsYouGo ends it.
+    At the period's end: the plan stays in force until then, and ResumeSubscription undoes the cancellation. Now: the
+    usage so far is sent to Stripe and invoiced (USAGE_NOT_REPORTED means that this is still under way), and the
+    account gets the default plan; the price of the period's rest is not refunded. Both remove a pending change.
+    Pay-as-you-go on the default plan is not a plan subscription: SetPayAsYouGo ends it.
 
-    Retry: safe with the same request_id; cancelling what is already ending that way changes nothing.
+    Retry: safe with the same request_id; repeating the same cancellation changes nothing.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; repeat with the same request_id until it is answered.
     """
     ResumeSubscription: _aio.UnaryUnaryMultiCallable[_subscription_pb2.ResumeSubscriptionRequest, _subscription_pb2.ResumeSubscriptionResponse]  # type: ignore[assignment]
     """Undoes a cancellation that has not taken effect yet.
 
-    Refused with NOT_CANCELING if none is scheduled, and with NOT_SUBSCRIBED once the subscription is over.
+    Refused with NOT_CANCELING if no cancellation is scheduled, and with NOT_SUBSCRIBED after the subscription's end.
 
     Retry: safe with the same request_id.
     Depends on: Postgres and Stripe.
     When down: UNAVAILABLE with RetryInfo; repeat with the same request_id until it is answered.
     """
     ListPlans: _aio.UnaryUnaryMultiCallable[_subscription_pb2.ListPlansRequest, _subscription_pb2.ListPlansResponse]  # type: ignore[assignment]
-    """Lists the plans of the newest catalog version, with all that a pricing page needs.
+    """Lists the plans of the newest catalog version, with all data for a pricing page.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
-    When down: show the list that was last read; it changes with the catalog, which is seldom.
+    When down: show the list that was last read; it changes only with the catalog.
     """
     PreviewCost: _aio.UnaryUnaryMultiCallable[_subscription_pb2.PreviewCostRequest, _subscription_pb2.PreviewCostResponse]  # type: ignore[assignment]
-    """Works out the bill of one billing interval, line by line: for a plan and quantities, for an account's usage so far,
-    or for an account's usage on another plan. An estimate by this service's own books: taxes, discounts and
-    prorations are Stripe's to add.
+    """Computes the bill of a billing interval, line by line: for a plan and quantities, for an account's usage so far, or
+    for an account's usage on another plan. It is an estimate from this service's data, without taxes, discounts and
+    prorations, which Stripe adds.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
-    When down: leave the estimate out.
+    When down: show no estimate.
     """
     ListInvoices: _aio.UnaryUnaryMultiCallable[_subscription_pb2.ListInvoicesRequest, _subscription_pb2.ListInvoicesResponse]  # type: ignore[assignment]
-    """Lists an account's invoices, newest first, as they were when Stripe last told of them.
+    """Lists an account's invoices, newest first, in the state that was last fetched from Stripe.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
-    When down: offer the portal page if there is one open, or nothing.
+    When down: show a portal page if you have its URL, or nothing.
     """
     ListAlerts: _aio.UnaryUnaryMultiCallable[_subscription_pb2.ListAlertsRequest, _subscription_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists an account's alerts, newest first.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
-    When down: show none, and ask again later; alerts are stored and are not lost.
+    When down: show no alerts, and call again later; alerts are stored and are not lost.
     """
     AcknowledgeAlert: _aio.UnaryUnaryMultiCallable[_subscription_pb2.AcknowledgeAlertRequest, _subscription_pb2.AcknowledgeAlertResponse]  # type: ignore[assignment]
     """Marks an alert as seen.
@@ -273,8 +275,8 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     """
 
 class SubscriptionServiceServicer:
-    """What an account has bought, and buying it. Payment takes place on Stripe's pages; their outcome arrives by webhook,
-    so a plan changes here shortly after the customer paid, and not with the answer of a call.
+    """Plans that accounts have bought, and their sale. Customers pay on Stripe's pages, and Stripe reports the result by
+    webhook. So a plan changes shortly after the customer has paid, and not with the answer of a call.
     """
 
     def GetSubscription(
@@ -282,13 +284,13 @@ class SubscriptionServiceServicer:
         request: _subscription_pb2.GetSubscriptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscription_pb2.GetSubscriptionResponse, _abc.Awaitable[_subscription_pb2.GetSubscriptionResponse]]:
-        """Tells which plan an account has, and how its subscription stands.
+        """Returns the account's plan and the state of its subscription.
 
-        An account that is not known yet has the default plan and STATUS_NONE.
+        An unknown account has the default plan and STATUS_NONE.
 
         Retry: safe, it only reads.
         Depends on: Postgres only; it never calls Stripe.
-        When down: show what was last known. Do not decide by it: that is CheckQuota's part.
+        When down: show the last known plan. Do not decide by it: CheckQuota decides.
         """
 
     def CreateCheckout(
@@ -296,15 +298,15 @@ class SubscriptionServiceServicer:
         request: _subscription_pb2.CreateCheckoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscription_pb2.CreateCheckoutResponse, _abc.Awaitable[_subscription_pb2.CreateCheckoutResponse]]:
-        """Makes a page of Stripe's on which the account's customer can buy a plan, and answers its address.
+        """Creates a page at Stripe on which the account's customer can buy a plan, and returns the page's URL.
 
-        One page is open per account: an equal one that is still open is given again, another one is expired. Refused with
-        ALREADY_SUBSCRIBED while a plan subscription is not over. A trial is for an account's first plan subscription. If
-        two pages of an account are paid all the same, the first subscription stays; the other one is cancelled and
-        credited.
+        An account has at most one open page: an open page for the same purchase is returned again, and a page for another
+        purchase is expired. Refused with ALREADY_SUBSCRIBED while a plan subscription has not ended. Only an account's
+        first plan subscription has a trial. If two pages of an account are paid, the first subscription stays; the second
+        is canceled and credited.
 
-        Retry: safe. The same request_id with the same content gives the same page; without a request_id, an equal open
-        page is given again.
+        Retry: safe. The same request_id with the same content returns the same page; without a request_id, an open page
+        for the same purchase is returned again.
         Depends on: Postgres and Stripe.
         When down: UNAVAILABLE with RetryInfo; tell the customer to try again shortly, and repeat with the same request_id.
         """
@@ -314,11 +316,11 @@ class SubscriptionServiceServicer:
         request: _subscription_pb2.CreatePortalSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscription_pb2.CreatePortalSessionResponse, _abc.Awaitable[_subscription_pb2.CreatePortalSessionResponse]]:
-        """Makes a page of Stripe's on which the account's customer sees invoices, changes payment methods and cancels.
+        """Creates a page at Stripe on which the account's customer sees invoices, changes payment methods and cancels.
 
         Refused with NO_STRIPE_CUSTOMER before the first checkout.
 
-        Retry: safe; the same request_id gives the same page while it is fresh, and another page beside it does no harm.
+        Retry: safe; the same request_id returns the same page for some minutes, and a second page does no harm.
         Depends on: Postgres and Stripe.
         When down: UNAVAILABLE with RetryInfo; tell the customer to try again shortly.
         """
@@ -330,13 +332,14 @@ class SubscriptionServiceServicer:
     ) -> _typing.Union[_subscription_pb2.SetPayAsYouGoResponse, _abc.Awaitable[_subscription_pb2.SetPayAsYouGoResponse]]:
         """Switches pay-as-you-go on or off.
 
-        On a paid plan it is in force with the answer. Without a subscription, switching on makes a metered-only one at
-        Stripe, and it is in force once that exists; off denies overage at once, and ends it with the period. On again in
-        between undoes that. Usage that was charged stays charged, and no switch gives a fresh allowance.
+        On a paid plan it is in force with the answer. For an account without a subscription, switching on creates a
+        subscription with metered items only at Stripe, and pay-as-you-go is in force when that exists. Switching off
+        denies overage at once, and ends that subscription at the period's end; switching on before then keeps it. Charged
+        usage stays charged, and switching does not renew the included quantity.
 
-        Retry: safe with the same request_id; and setting what is set already changes nothing.
+        Retry: safe with the same request_id; setting the current value again changes nothing.
         Depends on: Postgres; and Stripe for accounts without a subscription.
-        When down: repeat later with the same request_id. Until it is answered, the switch stands as GetSubscription says.
+        When down: repeat later with the same request_id. GetSubscription returns the current setting.
         """
 
     def ChangePlan(
@@ -344,14 +347,14 @@ class SubscriptionServiceServicer:
         request: _subscription_pb2.ChangePlanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscription_pb2.ChangePlanResponse, _abc.Awaitable[_subscription_pb2.ChangePlanResponse]]:
-        """Moves a subscription to another plan, price or quantity: now, with proration, or at the period's end. With
-        `preview`, only says what that would cost.
+        """Changes a subscription's plan, price or quantity: now, with proration, or at the period's end. With `preview`, only
+        returns the cost of the change.
 
-        A change now first sends the usage so far to Stripe, so that each unit is charged once on the terms that it was
-        used on: USAGE_NOT_REPORTED means that this is still under way. A change that cannot be paid does not take place.
-        A change at the period's end replaces one that is pending, and takes back an end that is scheduled; choosing what
-        the account has already gives up the pending one. A change now gives up what is pending, and leaves an end that is
-        scheduled.
+        A change now first sends the usage so far to Stripe, so that each unit is charged once, under the terms in force
+        when it was used: USAGE_NOT_REPORTED means that this is still under way. A change that cannot be paid does not take
+        place. A change at the period's end replaces a pending change, and undoes a scheduled cancellation; choosing the
+        current plan, price and quantity removes the pending change. A change now removes a pending change, and keeps a
+        scheduled cancellation.
 
         Retry: safe with the same request_id; a preview changes nothing.
         Depends on: Postgres and Stripe.
@@ -365,12 +368,12 @@ class SubscriptionServiceServicer:
     ) -> _typing.Union[_subscription_pb2.CancelSubscriptionResponse, _abc.Awaitable[_subscription_pb2.CancelSubscriptionResponse]]:
         """Ends a subscription, at the period's end or now.
 
-        At the period's end the plan stays until then, and ResumeSubscription undoes it. Now: usage so far is sent to
-        Stripe and invoiced, USAGE_NOT_REPORTED means that this is still under way, and the default plan follows; what was
-        paid for the rest of the period is not given back. Either gives up a pending change. Pay-as-you-go on the default
-        plan is no such subscription: SetPayAsYouGo ends it.
+        At the period's end: the plan stays in force until then, and ResumeSubscription undoes the cancellation. Now: the
+        usage so far is sent to Stripe and invoiced (USAGE_NOT_REPORTED means that this is still under way), and the
+        account gets the default plan; the price of the period's rest is not refunded. Both remove a pending change.
+        Pay-as-you-go on the default plan is not a plan subscription: SetPayAsYouGo ends it.
 
-        Retry: safe with the same request_id; cancelling what is already ending that way changes nothing.
+        Retry: safe with the same request_id; repeating the same cancellation changes nothing.
         Depends on: Postgres and Stripe.
         When down: UNAVAILABLE with RetryInfo; repeat with the same request_id until it is answered.
         """
@@ -382,7 +385,7 @@ class SubscriptionServiceServicer:
     ) -> _typing.Union[_subscription_pb2.ResumeSubscriptionResponse, _abc.Awaitable[_subscription_pb2.ResumeSubscriptionResponse]]:
         """Undoes a cancellation that has not taken effect yet.
 
-        Refused with NOT_CANCELING if none is scheduled, and with NOT_SUBSCRIBED once the subscription is over.
+        Refused with NOT_CANCELING if no cancellation is scheduled, and with NOT_SUBSCRIBED after the subscription's end.
 
         Retry: safe with the same request_id.
         Depends on: Postgres and Stripe.
@@ -394,11 +397,11 @@ class SubscriptionServiceServicer:
         request: _subscription_pb2.ListPlansRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscription_pb2.ListPlansResponse, _abc.Awaitable[_subscription_pb2.ListPlansResponse]]:
-        """Lists the plans of the newest catalog version, with all that a pricing page needs.
+        """Lists the plans of the newest catalog version, with all data for a pricing page.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.
-        When down: show the list that was last read; it changes with the catalog, which is seldom.
+        When down: show the list that was last read; it changes only with the catalog.
         """
 
     def PreviewCost(
@@ -406,13 +409,13 @@ class SubscriptionServiceServicer:
         request: _subscription_pb2.PreviewCostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscription_pb2.PreviewCostResponse, _abc.Awaitable[_subscription_pb2.PreviewCostResponse]]:
-        """Works out the bill of one billing interval, line by line: for a plan and quantities, for an account's usage so far,
-        or for an account's usage on another plan. An estimate by this service's own books: taxes, discounts and
-        prorations are Stripe's to add.
+        """Computes the bill of a billing interval, line by line: for a plan and quantities, for an account's usage so far, or
+        for an account's usage on another plan. It is an estimate from this service's data, without taxes, discounts and
+        prorations, which Stripe adds.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.
-        When down: leave the estimate out.
+        When down: show no estimate.
         """
 
     def ListInvoices(
@@ -420,11 +423,11 @@ class SubscriptionServiceServicer:
         request: _subscription_pb2.ListInvoicesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscription_pb2.ListInvoicesResponse, _abc.Awaitable[_subscription_pb2.ListInvoicesResponse]]:
-        """Lists an account's invoices, newest first, as they were when Stripe last told of them.
+        """Lists an account's invoices, newest first, in the state that was last fetched from Stripe.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.
-        When down: offer the portal page if there is one open, or nothing.
+        When down: show a portal page if you have its URL, or nothing.
         """
 
     def ListAlerts(
@@ -436,7 +439,7 @@ class SubscriptionServiceServicer:
 
         Retry: safe, it only reads.
         Depends on: Postgres only.
-        When down: show none, and ask again later; alerts are stored and are not lost.
+        When down: show no alerts, and call again later; alerts are stored and are not lost.
         """
 
     def AcknowledgeAlert(

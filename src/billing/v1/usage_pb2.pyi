@@ -34,17 +34,17 @@ class _IfExceededEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IfExceeded
     IF_EXCEEDED_UNSPECIFIED: _IfExceeded.ValueType  # 0
     """As RECORD."""
     IF_EXCEEDED_RECORD: _IfExceeded.ValueType  # 1
-    """Count it: it has happened. The answer says that it passed the limit."""
+    """Count it, because it has happened. The answer says that the limit was exceeded."""
     IF_EXCEEDED_REJECT: _IfExceeded.ValueType  # 2
     """Decide as CheckQuota would, and record only if allowed."""
 
 class IfExceeded(_IfExceeded, metaclass=_IfExceededEnumTypeWrapper):
-    """What to do with usage that the account's quota does not allow."""
+    """How to handle usage that the account's quota does not allow."""
 
 IF_EXCEEDED_UNSPECIFIED: IfExceeded.ValueType  # 0
 """As RECORD."""
 IF_EXCEEDED_RECORD: IfExceeded.ValueType  # 1
-"""Count it: it has happened. The answer says that it passed the limit."""
+"""Count it, because it has happened. The answer says that the limit was exceeded."""
 IF_EXCEEDED_REJECT: IfExceeded.ValueType  # 2
 """Decide as CheckQuota would, and record only if allowed."""
 Global___IfExceeded: _TypeAlias = IfExceeded  # noqa: Y015
@@ -56,34 +56,34 @@ class _ReservationOutcome:
 class _ReservationOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReservationOutcome.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RESERVATION_OUTCOME_UNSPECIFIED: _ReservationOutcome.ValueType  # 0
-    """The event named none."""
+    """The event named no reservation."""
     RESERVATION_OUTCOME_SETTLED: _ReservationOutcome.ValueType  # 1
-    """Settled by this event; what was held beyond the usage is free again."""
+    """Settled by this event; units that were held beyond the usage are free again."""
     RESERVATION_OUTCOME_ALREADY_CLOSED: _ReservationOutcome.ValueType  # 2
-    """Settled or released before; the usage is counted all the same."""
+    """Settled or released before; the usage is still counted."""
     RESERVATION_OUTCOME_EXPIRED: _ReservationOutcome.ValueType  # 3
-    """Its time was over before this event; the usage is counted all the same."""
+    """Expired before this event; the usage is still counted."""
     RESERVATION_OUTCOME_UNKNOWN: _ReservationOutcome.ValueType  # 4
-    """The account has no such reservation on this meter; the usage is counted all the same."""
+    """The account has no such reservation on this meter; the usage is still counted."""
 
 class ReservationOutcome(_ReservationOutcome, metaclass=_ReservationOutcomeEnumTypeWrapper):
-    """What became of the reservation that an event named."""
+    """The state of the reservation that an event named."""
 
 RESERVATION_OUTCOME_UNSPECIFIED: ReservationOutcome.ValueType  # 0
-"""The event named none."""
+"""The event named no reservation."""
 RESERVATION_OUTCOME_SETTLED: ReservationOutcome.ValueType  # 1
-"""Settled by this event; what was held beyond the usage is free again."""
+"""Settled by this event; units that were held beyond the usage are free again."""
 RESERVATION_OUTCOME_ALREADY_CLOSED: ReservationOutcome.ValueType  # 2
-"""Settled or released before; the usage is counted all the same."""
+"""Settled or released before; the usage is still counted."""
 RESERVATION_OUTCOME_EXPIRED: ReservationOutcome.ValueType  # 3
-"""Its time was over before this event; the usage is counted all the same."""
+"""Expired before this event; the usage is still counted."""
 RESERVATION_OUTCOME_UNKNOWN: ReservationOutcome.ValueType  # 4
-"""The account has no such reservation on this meter; the usage is counted all the same."""
+"""The account has no such reservation on this meter; the usage is still counted."""
 Global___ReservationOutcome: _TypeAlias = ReservationOutcome  # noqa: Y015
 
 @_typing.final
 class RecordUsageRequest(_message.Message):
-    """One usage event."""
+    """A usage event."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -119,41 +119,41 @@ class RecordUsageRequest(_message.Message):
     PROPERTIES_FIELD_NUMBER: _builtins.int
     IF_EXCEEDED_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """Who used it: the caller's own id, 1 to 128 printable ASCII characters without spaces. Required. The first event
-    makes the account.
+    """The account that used it, by the caller's own id, 1 to 128 printable ASCII characters without spaces. Required. The
+    first event creates the account.
     """
     event_id: _builtins.str
     """The caller's id of the event, 1 to 255 bytes of printable ASCII, unique within the account for as long as events
     are kept. Required. Use the id of the run, so that a repeated run is not counted twice.
     """
     meter: _builtins.str
-    """The meter, 1 to 64 characters, [a-z][a-z0-9_]*. Exactly one of meter and operation. One that the catalog does not
-    have is NOT_FOUND.
+    """The meter, 1 to 64 characters, [a-z][a-z0-9_]*. Give exactly one of meter and operation. A meter that the catalog
+    does not have is NOT_FOUND.
     """
     operation: _builtins.str
-    """The operation, 1 to 64 characters, [a-z][a-z0-9_]*; it names its meter and what it costs there."""
+    """The operation, 1 to 64 characters, [a-z][a-z0-9_]*; the catalog defines its meter and its cost in units."""
     quantity: _builtins.int
-    """Units of the meter, or times that the operation was done: 1 to 10^12, left out: 1. The units that follow from an
-    operation are at most 10^12 too. On a gauge: a change of the level, -10^12 to 10^12, not 0, not below a level of 0.
-    Not beside `level`.
+    """Units of the meter, or how often the operation was done: 1 to 10^12, default 1. An operation's total units are at
+    most 10^12 too. On a gauge: a change of the level, -10^12 to 10^12, not 0; the level cannot become negative.
+    Not together with `level`.
     """
     level: _builtins.int
     """Gauges only: sets the level, 0 to 10^12, instead of changing it."""
     reservation_id: _builtins.str
-    """The reservation to settle, as CheckQuota answered it, at most 64 characters. Optional."""
+    """The reservation to settle, from CheckQuota's answer, at most 64 characters. Optional."""
     retry_attempt: _builtins.int
-    """Above 0: this is a repetition, under an event_id of its own, of work that was counted before, 0 to 1,000. It is
-    stored, counted as 0, settles its reservation with 0 and is never denied.
+    """0 to 1,000. Above 0: the event reports, with a new event_id, the repetition of work that was counted before. It is
+    stored, counts 0 units, settles its reservation with 0 and is never denied.
     """
     if_exceeded: Global___IfExceeded.ValueType
-    """What to do when the quota does not allow it."""
+    """How to handle usage that the quota does not allow."""
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
-        """When it happened, left out: now. At most 5 minutes ahead of the server's clock, and not older than events are kept."""
+        """When it happened, default: now. At most 5 minutes ahead of the server's clock, and not older than events are kept."""
 
     @_builtins.property
     def properties(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What is to be kept with the event, at most 50 entries; keys 1 to 64 bytes, values at most 512 bytes. No secrets or
+        """Data to keep with the event, at most 50 entries; keys 1 to 64 bytes, values at most 512 bytes. No secrets or
         personal data: they are kept as long as the event.
         """
 
@@ -189,7 +189,7 @@ Global___RecordUsageRequest: _TypeAlias = RecordUsageRequest  # noqa: Y015
 
 @_typing.final
 class RecordUsageResponse(_message.Message):
-    """What was counted. For a duplicate, the numbers of the first answer. Quantities are units of the meter."""
+    """The result of recording. For a duplicate, the numbers of the first answer. Quantities are units of the meter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -220,48 +220,50 @@ class RecordUsageResponse(_message.Message):
     duplicate: _builtins.bool
     """The event was recorded before; this call changed nothing."""
     used: _builtins.int
-    """Used in the period that the event landed in, with this event; a gauge's level after it."""
+    """Used in the event's period, including this event; a gauge's level after it."""
     cost: _builtins.int
-    """Units that it took: quantity times the operation's cost, 0 for a repetition by retry_attempt or a denial. On a
+    """Units of the event: quantity times the operation's cost, 0 for a repetition by retry_attempt or a denial. On a
     gauge the change of the level.
     """
     meter: _builtins.str
     """The meter, also when an operation was named."""
     billable: _builtins.int
-    """Those of its units that fell beyond what is included and will be charged; on a gauge, by how much it raised the
-    peak's excess. 0 on a meter that is not charged or not in the plan.
+    """The event's units beyond the included quantity, which will be charged; on a gauge, the increase of the peak's
+    excess. 0 on a meter that is not charged or not in the plan.
     """
     included: _builtins.int
     """Included in that period, with seats and override applied. 0 when unlimited."""
     unlimited: _builtins.bool
-    """There is no limit on this meter; included and remaining are 0 then and say nothing."""
+    """There is no limit on this meter; included and remaining are 0 then and have no meaning."""
     remaining: _builtins.int
-    """Left of what is included, as CheckQuota tells it. 0 when unlimited."""
+    """The remaining quantity, as in CheckQuotaResponse. 0 when unlimited."""
     reserved: _builtins.int
     """Still held for other work in progress."""
     over_limit: _builtins.bool
-    """The meter stands beyond a limit that is hard, or whose grace is over. The event was counted all the same, unless
+    """Usage of the meter exceeds a hard limit, or a limit whose grace period is over. The event was still counted, unless
     DENIED.
     """
     decision: _decision_pb2.Decision.ValueType
-    """ALLOWED: it was recorded, which is always so with RECORD. DENIED, only with REJECT: nothing was written."""
+    """ALLOWED: the event was recorded, which is always so with RECORD. DENIED, only with REJECT: nothing was stored."""
     reason: _decision_pb2.DecisionReason.ValueType
-    """How the event landed, or why it was denied. With RECORD also NOT_IN_PLAN: kept and counted, but never charged."""
+    """Under which condition the event was counted, or why it was denied. With RECORD also NOT_IN_PLAN: stored and
+    counted, but never charged.
+    """
     plan: _builtins.str
-    """The plan whose terms it was counted under, as in ListPlans."""
+    """The plan whose terms the event was counted under, as in ListPlans."""
     reservation_outcome: Global___ReservationOutcome.ValueType
-    """What became of reservation_id."""
+    """The state of the reservation of reservation_id."""
     catalog_version: _builtins.int
     """The catalog version that the terms come from."""
     superseded: _builtins.bool
-    """Gauges: a level that is older than the last one set; stored without effect."""
+    """Gauges: the level is older than the last level that was set; the event was stored without effect."""
     overridden: _builtins.bool
-    """An override of the account, not the plan alone, set `included` or `unlimited`."""
+    """An override of the account set `included` or `unlimited`."""
     pay_as_you_go: _builtins.bool
-    """Pay-as-you-go is in force, so that its limits were decided by. Only on a denial."""
+    """Pay-as-you-go is in force, so its limits decided. Only on a denial."""
     @_builtins.property
     def period_start(self) -> _timestamp_pb2.Timestamp:
-        """When the period that it landed in began; inclusive."""
+        """When the event's period began; inclusive."""
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
@@ -328,7 +330,7 @@ class BatchRecordUsageRequest(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordUsageRequest]:
-        """1 to 5,000 events; the whole request at most 4 MiB. Each carries its own if_exceeded."""
+        """1 to 5,000 events; the whole request at most 4 MiB. Each event has its own if_exceeded."""
 
     def __init__(
         self,
@@ -357,14 +359,14 @@ class BatchRecordUsageResponse(_message.Message):
     recorded: _builtins.int
     """Events that this call recorded."""
     duplicates: _builtins.int
-    """Events that were there already."""
+    """Events that were recorded before."""
     denied: _builtins.int
     """Events that if_exceeded=REJECT denied."""
     failed: _builtins.int
     """Events that failed."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventResult]:
-        """One for each event, in the order of the request."""
+        """A result for each event, in the order of the request."""
 
     def __init__(
         self,
@@ -385,7 +387,7 @@ Global___BatchRecordUsageResponse: _TypeAlias = BatchRecordUsageResponse  # noqa
 
 @_typing.final
 class EventResult(_message.Message):
-    """What became of one event of a batch."""
+    """The result of an event of a batch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -400,7 +402,7 @@ class EventResult(_message.Message):
 
     @_builtins.property
     def error(self) -> Global___EventError:
-        """It failed; nothing of it was written."""
+        """The event failed and was not stored."""
 
     def __init__(
         self,
@@ -421,7 +423,7 @@ Global___EventResult: _TypeAlias = EventResult  # noqa: Y015
 
 @_typing.final
 class EventError(_message.Message):
-    """The error that RecordUsage would have answered."""
+    """The error that RecordUsage would have returned."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -452,7 +454,7 @@ class EventError(_message.Message):
     FIELD_VIOLATIONS_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """The status code of gRPC: 3 INVALID_ARGUMENT, 5 NOT_FOUND, 6 ALREADY_EXISTS, 7 PERMISSION_DENIED, 9
-    FAILED_PRECONDITION, 10 ABORTED, 13 INTERNAL. Repeat an event on 10 and 13 only.
+    FAILED_PRECONDITION, 10 ABORTED, 13 INTERNAL. Repeat an event only on 10 and 13.
     """
     reason: _errors_pb2.ErrorReason.ValueType
     """The reason, as in ErrorInfo; UNSPECIFIED with INTERNAL."""
@@ -464,7 +466,7 @@ class EventError(_message.Message):
 
     @_builtins.property
     def field_violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldViolation]:
-        """With INVALID_ARGUMENT: every field that is wrong. At most 20."""
+        """With INVALID_ARGUMENT: every wrong field. At most 20."""
 
     def __init__(
         self,
@@ -485,16 +487,16 @@ Global___EventError: _TypeAlias = EventError  # noqa: Y015
 
 @_typing.final
 class FieldViolation(_message.Message):
-    """A field of an event that is wrong."""
+    """A wrong field of an event."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FIELD_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     field: _builtins.str
-    """Its name within the event ("quantity", "properties")."""
+    """The field's name within the event ("quantity", "properties")."""
     description: _builtins.str
-    """What is wrong with it, a sentence."""
+    """The rule that it breaks, as a sentence."""
     def __init__(
         self,
         *,
@@ -511,7 +513,7 @@ Global___FieldViolation: _TypeAlias = FieldViolation  # noqa: Y015
 
 @_typing.final
 class GetUsageRequest(_message.Message):
-    """Asks for usage."""
+    """Requests an account's usage."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -523,19 +525,17 @@ class GetUsageRequest(_message.Message):
     account_id: _builtins.str
     """The account, 1 to 128 printable ASCII characters without spaces. Required."""
     with_operations: _builtins.bool
-    """Fill MeterUsage.by_operation. It reads the period's events: for a page, not for every call."""
+    """Fill MeterUsage.by_operation. This reads all events of the period: use it for a page, not for every call."""
     with_days: _builtins.bool
-    """Fill MeterUsage.by_day. It reads the period's events: for a page, not for every call."""
+    """Fill MeterUsage.by_day. This reads all events of the period: use it for a page, not for every call."""
     @_builtins.property
     def period_containing(self) -> _timestamp_pb2.Timestamp:
-        """Any instant inside the quota period that is asked for, left out: now. Not in the future, and not older than usage
-        is kept.
-        """
+        """Any instant inside the requested quota period, default: now. Not in the future, and not older than usage is kept."""
 
     @_builtins.property
     def meters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The meters that are asked for, at most 100, each 1 to 64 characters, [a-z][a-z0-9_]*; none: all of the plan, and
-        those that were used.
+        """The requested meters, at most 100, each 1 to 64 characters, [a-z][a-z0-9_]*; empty: all meters of the plan, and all
+        meters with usage.
         """
 
     def __init__(
@@ -557,7 +557,7 @@ Global___GetUsageRequest: _TypeAlias = GetUsageRequest  # noqa: Y015
 
 @_typing.final
 class GetUsageResponse(_message.Message):
-    """Usage in one quota period."""
+    """Usage in a quota period."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -570,9 +570,9 @@ class GetUsageResponse(_message.Message):
     PAST_DUE_FIELD_NUMBER: _builtins.int
     CATALOG_VERSION_FIELD_NUMBER: _builtins.int
     plan: _builtins.str
-    """The plan in force; for a past period the last one in it."""
+    """The plan in force; for a past period the last plan in it."""
     plan_name: _builtins.str
-    """Its name for people."""
+    """The plan's display name."""
     pay_as_you_go: _builtins.bool
     """Pay-as-you-go is in force."""
     past_due: _builtins.bool
@@ -581,7 +581,7 @@ class GetUsageResponse(_message.Message):
     """The catalog version that the terms come from."""
     @_builtins.property
     def meters(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeterUsage]:
-        """One for each meter, in catalog order."""
+        """An entry for each meter, in catalog order."""
 
     @_builtins.property
     def period_start(self) -> _timestamp_pb2.Timestamp:
@@ -589,7 +589,7 @@ class GetUsageResponse(_message.Message):
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
-        """When it ends; exclusive."""
+        """When the period ends; exclusive."""
 
     def __init__(
         self,
@@ -613,7 +613,7 @@ Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
 
 @_typing.final
 class MeterUsage(_message.Message):
-    """What was used of one meter in one quota period. Quantities are units of the meter."""
+    """Usage of a meter in a quota period. Quantities are units of the meter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -638,42 +638,42 @@ class MeterUsage(_message.Message):
     meter: _builtins.str
     """The meter."""
     used: _builtins.int
-    """Used in the period; a gauge's level (in a past period: its last one)."""
+    """Used in the period; a gauge's level (in a past period: its last level)."""
     included: _builtins.int
     """Included, with seats and override applied. 0 when unlimited."""
     percent: _builtins.int
     """used / included in percent, rounded down; may be above 100. 0 when unlimited or when nothing is included."""
     unit: _builtins.str
-    """What one unit is called."""
+    """The name of a unit."""
     kind: _plan_pb2.MeterKind.ValueType
     """How the meter counts."""
     reserved: _builtins.int
     """Held for work in progress."""
     unlimited: _builtins.bool
-    """There is no limit; included, percent and remaining are 0 then and say nothing."""
+    """There is no limit; included, percent and remaining are 0 then and have no meaning."""
     billable: _builtins.int
-    """Units that fell beyond what was included when they were recorded, and are charged; of a gauge the peak's excess."""
+    """Charged units: beyond the included quantity when they were recorded; of a gauge the peak's excess."""
     remaining: _builtins.int
-    """Left of what is included, as CheckQuota tells it. 0 when unlimited."""
+    """The remaining quantity, as in CheckQuotaResponse. 0 when unlimited."""
     peak: _builtins.int
-    """Gauges: the highest level of the period, which is what counts for `billable`. 0 for consumables."""
+    """Gauges: the highest level of the period, from which `billable` is computed. 0 for consumables."""
     in_plan: _builtins.bool
     """The meter is in the account's plan."""
     beyond: _plan_pb2.Beyond.ValueType
     """What happens beyond `included`."""
     overridden: _builtins.bool
-    """An override of the account, not the plan alone, set `included` or `unlimited`."""
+    """An override of the account set `included` or `unlimited`."""
     @_builtins.property
     def projected_overage_cost(self) -> _money_pb2.Money:
-        """The exact price of `billable` at the present unit price; absent on a meter that is not charged."""
+        """The exact price of `billable` at the current unit price; absent on a meter that is not charged."""
 
     @_builtins.property
     def grace_ends_at(self) -> _timestamp_pb2.Timestamp:
-        """While usage is beyond `included` with BEYOND_GRACE: when the grace ends or ended. Absent otherwise."""
+        """While usage is beyond `included` with BEYOND_GRACE: when the grace period ends or ended. Absent otherwise."""
 
     @_builtins.property
     def by_operation(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperationUsage]:
-        """By operation, the largest first; what was recorded by meter is under an empty operation. Consumables only. Only
+        """By operation, the largest first; usage that was recorded by meter has an empty operation. Consumables only. Only
         with with_operations.
         """
 
@@ -713,7 +713,7 @@ Global___MeterUsage: _TypeAlias = MeterUsage  # noqa: Y015
 
 @_typing.final
 class OperationUsage(_message.Message):
-    """What one operation used."""
+    """The usage of an operation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -723,9 +723,9 @@ class OperationUsage(_message.Message):
     operation: _builtins.str
     """The operation; empty for usage that was recorded by meter."""
     used: _builtins.int
-    """Units that it used, less corrections."""
+    """Units used, minus corrections."""
     events: _builtins.int
-    """Events that recorded it, without repetitions by retry_attempt and corrections."""
+    """Events of the operation, without repetitions by retry_attempt and corrections."""
     def __init__(
         self,
         *,
@@ -743,7 +743,7 @@ Global___OperationUsage: _TypeAlias = OperationUsage  # noqa: Y015
 
 @_typing.final
 class DayUsage(_message.Message):
-    """What was used on one day."""
+    """The usage of a day."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -753,7 +753,7 @@ class DayUsage(_message.Message):
     date: _builtins.str
     """The day in UTC, YYYY-MM-DD."""
     used: _builtins.int
-    """Units that were used, less corrections of events of that day."""
+    """Units used, minus corrections of events of that day."""
     events: _builtins.int
     """Events, without repetitions by retry_attempt and corrections."""
     def __init__(
@@ -773,7 +773,7 @@ Global___DayUsage: _TypeAlias = DayUsage  # noqa: Y015
 
 @_typing.final
 class CorrectUsageRequest(_message.Message):
-    """Asks to void a usage event or to lower it."""
+    """Requests to void or lower a usage event."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -789,9 +789,9 @@ class CorrectUsageRequest(_message.Message):
     corrections together. Required.
     """
     event_id: _builtins.str
-    """The event that is wrong, 1 to 255 bytes. Required; an unknown one is NOT_FOUND."""
+    """The event to correct, 1 to 255 bytes. Required; an unknown event is NOT_FOUND."""
     quantity: _builtins.int
-    """Units to take back, 1 to 10^12, never more than is left of the event; left out: all that is left."""
+    """Units to take back, 1 to 10^12, at most the units that are left of the event; default: all of them."""
     note: _builtins.str
     """Why, for the record, at most 500 characters. Optional."""
     def __init__(
@@ -815,7 +815,7 @@ Global___CorrectUsageRequest: _TypeAlias = CorrectUsageRequest  # noqa: Y015
 
 @_typing.final
 class CorrectUsageResponse(_message.Message):
-    """What was taken back. For a duplicate, the numbers of the first answer. Quantities are units of the meter."""
+    """The result of a correction. For a duplicate, the numbers of the first answer. Quantities are units of the meter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -835,7 +835,7 @@ class CorrectUsageResponse(_message.Message):
     quantity: _builtins.int
     """Units taken back from `used`."""
     billable_quantity: _builtins.int
-    """Of these, units taken back from `billable`."""
+    """Units of these that were taken back from `billable`."""
     left: _builtins.int
     """Units that are left of the event."""
     used: _builtins.int
@@ -844,11 +844,11 @@ class CorrectUsageResponse(_message.Message):
     """Billable in the period now."""
     @_builtins.property
     def period_start(self) -> _timestamp_pb2.Timestamp:
-        """When the period that was corrected began; inclusive."""
+        """When the corrected period began; inclusive."""
 
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
-        """When it ends; exclusive."""
+        """When the period ends; exclusive."""
 
     def __init__(
         self,

@@ -27,130 +27,130 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class UsageServiceStub:
-    """Told after the work: the account did this. What was acknowledged is counted exactly once, for good."""
+    """Called after the work, to record the account's usage. Acknowledged usage is counted exactly once and is never lost."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> UsageServiceAsyncStub: ...
     RecordUsage: _grpc.UnaryUnaryMultiCallable[_usage_pb2.RecordUsageRequest, _usage_pb2.RecordUsageResponse]
-    """Counts one usage event, and settles the reservation that was held for it with what was really used.
+    """Counts a usage event, and settles the event's reservation with the quantity that was really used.
 
-    The event, the counter, the settled reservation and any alert are committed together before the answer. By default
-    usage is a fact and is counted also beyond a limit; with if_exceeded=REJECT it is checked and recorded in one step,
-    and a denied one writes nothing. It lands in the period of occurred_at until 30 minutes after that period's end,
-    later in the current one.
+    The event, the counter, the settled reservation and any alert are committed together before the answer. By default,
+    usage is counted also beyond a limit, because it has happened. With if_exceeded=REJECT it is checked and recorded
+    in a single step, and denied usage is not stored. Until 30 minutes after the end of the period of occurred_at,
+    usage counts in that period, later in the current period.
 
-    Retry: safe for as long as the event is kept, with the same account_id, event_id and content: the first answer
-    comes again, with duplicate=true. The same event_id with another meter or operation, quantity or level, occurred_at
-    or properties is ALREADY_EXISTS (EVENT_ID_REUSED). After DEADLINE_EXCEEDED or a lost connection the event may be
-    counted: repeat with the same id. A denial is not remembered.
-    Depends on: Postgres only. Stripe is told later, by the worker.
-    When down: keep the event with its event_id and occurred_at, in a durable place, and repeat until it is answered.
+    Retry: safe for as long as the event is kept, with the same account_id, event_id and content: the answer is the
+    first answer, with duplicate=true. The same event_id with another meter or operation, quantity or level,
+    occurred_at or properties is ALREADY_EXISTS (EVENT_ID_REUSED). After DEADLINE_EXCEEDED or a lost connection the
+    event may have been counted: repeat the call with the same id. A denial is not stored.
+    Depends on: Postgres only. The worker reports the usage to Stripe later.
+    When down: keep the event with its event_id and occurred_at in durable storage, and repeat until it is answered.
     """
     BatchRecordUsage: _grpc.UnaryUnaryMultiCallable[_usage_pb2.BatchRecordUsageRequest, _usage_pb2.BatchRecordUsageResponse]
-    """Counts up to 5,000 events, each as RecordUsage would, and answers for each of them; a bad one harms no other.
+    """Counts up to 5,000 events, each as RecordUsage does, and answers for each; an invalid event does not affect others.
 
-    The events may belong to different accounts. Of two with the same account and event_id the first one wins, and the
-    other is a duplicate or EVENT_ID_REUSED. The batch is not one transaction for the caller: some may be committed and
-    others not.
+    The events may belong to different accounts. Of two events with the same account and event_id the first is counted,
+    and the second is a duplicate or EVENT_ID_REUSED. The batch is not a single transaction: some events may be
+    committed and others not.
 
-    Retry: safe, whole or in part; each event has its event_id. After any error of the call itself, repeat it whole.
+    Retry: safe, whole or in part; each event has its event_id. After any error of the call itself, repeat all events.
     Depends on: Postgres only.
     When down: keep the events, and repeat until each is answered.
     """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_usage_pb2.GetUsageRequest, _usage_pb2.GetUsageResponse]
-    """Tells what an account has used in the current quota period or in a past one.
+    """Returns an account's usage in the current or a past quota period.
 
-    An account that is not known yet is answered on the default plan, with nothing used.
+    An unknown account has the default plan and no usage.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
-    When down: show what was last known, marked as such. Do not decide by it: that is CheckQuota's part.
+    When down: show the last known usage, marked as such. Do not decide by it: CheckQuota decides.
     """
     CorrectUsage: _grpc.UnaryUnaryMultiCallable[_usage_pb2.CorrectUsageRequest, _usage_pb2.CorrectUsageResponse]
-    """Voids a usage event or lowers it, by a new entry that points to it. Not for gauges: record the right level instead.
+    """Voids or lowers a usage event, by a new entry that refers to it. Not for gauges: record the right level instead.
 
-    Lowers used by the quantity, and billable by as much of it as is billable, in the period that the event was counted
-    in. What Stripe was told is lowered with it. Alerts that were raised stay.
+    Lowers `used` by the quantity, and `billable` by the billable part of the quantity, in the period in which the
+    event was counted. Usage that was reported to Stripe is lowered too. Raised alerts stay.
 
-    Retry: safe with the same correction_id and content: the first answer comes again, with duplicate=true.
+    Retry: safe with the same correction_id and content: the answer is the first answer, with duplicate=true.
     Depends on: Postgres only.
     When down: keep the correction with its id, and repeat until it is answered.
     """
 
 @_typing.type_check_only
 class UsageServiceAsyncStub(UsageServiceStub):
-    """Told after the work: the account did this. What was acknowledged is counted exactly once, for good."""
+    """Called after the work, to record the account's usage. Acknowledged usage is counted exactly once and is never lost."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RecordUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.RecordUsageRequest, _usage_pb2.RecordUsageResponse]  # type: ignore[assignment]
-    """Counts one usage event, and settles the reservation that was held for it with what was really used.
+    """Counts a usage event, and settles the event's reservation with the quantity that was really used.
 
-    The event, the counter, the settled reservation and any alert are committed together before the answer. By default
-    usage is a fact and is counted also beyond a limit; with if_exceeded=REJECT it is checked and recorded in one step,
-    and a denied one writes nothing. It lands in the period of occurred_at until 30 minutes after that period's end,
-    later in the current one.
+    The event, the counter, the settled reservation and any alert are committed together before the answer. By default,
+    usage is counted also beyond a limit, because it has happened. With if_exceeded=REJECT it is checked and recorded
+    in a single step, and denied usage is not stored. Until 30 minutes after the end of the period of occurred_at,
+    usage counts in that period, later in the current period.
 
-    Retry: safe for as long as the event is kept, with the same account_id, event_id and content: the first answer
-    comes again, with duplicate=true. The same event_id with another meter or operation, quantity or level, occurred_at
-    or properties is ALREADY_EXISTS (EVENT_ID_REUSED). After DEADLINE_EXCEEDED or a lost connection the event may be
-    counted: repeat with the same id. A denial is not remembered.
-    Depends on: Postgres only. Stripe is told later, by the worker.
-    When down: keep the event with its event_id and occurred_at, in a durable place, and repeat until it is answered.
+    Retry: safe for as long as the event is kept, with the same account_id, event_id and content: the answer is the
+    first answer, with duplicate=true. The same event_id with another meter or operation, quantity or level,
+    occurred_at or properties is ALREADY_EXISTS (EVENT_ID_REUSED). After DEADLINE_EXCEEDED or a lost connection the
+    event may have been counted: repeat the call with the same id. A denial is not stored.
+    Depends on: Postgres only. The worker reports the usage to Stripe later.
+    When down: keep the event with its event_id and occurred_at in durable storage, and repeat until it is answered.
     """
     BatchRecordUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.BatchRecordUsageRequest, _usage_pb2.BatchRecordUsageResponse]  # type: ignore[assignment]
-    """Counts up to 5,000 events, each as RecordUsage would, and answers for each of them; a bad one harms no other.
+    """Counts up to 5,000 events, each as RecordUsage does, and answers for each; an invalid event does not affect others.
 
-    The events may belong to different accounts. Of two with the same account and event_id the first one wins, and the
-    other is a duplicate or EVENT_ID_REUSED. The batch is not one transaction for the caller: some may be committed and
-    others not.
+    The events may belong to different accounts. Of two events with the same account and event_id the first is counted,
+    and the second is a duplicate or EVENT_ID_REUSED. The batch is not a single transaction: some events may be
+    committed and others not.
 
-    Retry: safe, whole or in part; each event has its event_id. After any error of the call itself, repeat it whole.
+    Retry: safe, whole or in part; each event has its event_id. After any error of the call itself, repeat all events.
     Depends on: Postgres only.
     When down: keep the events, and repeat until each is answered.
     """
     GetUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.GetUsageRequest, _usage_pb2.GetUsageResponse]  # type: ignore[assignment]
-    """Tells what an account has used in the current quota period or in a past one.
+    """Returns an account's usage in the current or a past quota period.
 
-    An account that is not known yet is answered on the default plan, with nothing used.
+    An unknown account has the default plan and no usage.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
-    When down: show what was last known, marked as such. Do not decide by it: that is CheckQuota's part.
+    When down: show the last known usage, marked as such. Do not decide by it: CheckQuota decides.
     """
     CorrectUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.CorrectUsageRequest, _usage_pb2.CorrectUsageResponse]  # type: ignore[assignment]
-    """Voids a usage event or lowers it, by a new entry that points to it. Not for gauges: record the right level instead.
+    """Voids or lowers a usage event, by a new entry that refers to it. Not for gauges: record the right level instead.
 
-    Lowers used by the quantity, and billable by as much of it as is billable, in the period that the event was counted
-    in. What Stripe was told is lowered with it. Alerts that were raised stay.
+    Lowers `used` by the quantity, and `billable` by the billable part of the quantity, in the period in which the
+    event was counted. Usage that was reported to Stripe is lowered too. Raised alerts stay.
 
-    Retry: safe with the same correction_id and content: the first answer comes again, with duplicate=true.
+    Retry: safe with the same correction_id and content: the answer is the first answer, with duplicate=true.
     Depends on: Postgres only.
     When down: keep the correction with its id, and repeat until it is answered.
     """
 
 class UsageServiceServicer:
-    """Told after the work: the account did this. What was acknowledged is counted exactly once, for good."""
+    """Called after the work, to record the account's usage. Acknowledged usage is counted exactly once and is never lost."""
 
     def RecordUsage(
         self,
         request: _usage_pb2.RecordUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_pb2.RecordUsageResponse, _abc.Awaitable[_usage_pb2.RecordUsageResponse]]:
-        """Counts one usage event, and settles the reservation that was held for it with what was really used.
+        """Counts a usage event, and settles the event's reservation with the quantity that was really used.
 
-        The event, the counter, the settled reservation and any alert are committed together before the answer. By default
-        usage is a fact and is counted also beyond a limit; with if_exceeded=REJECT it is checked and recorded in one step,
-        and a denied one writes nothing. It lands in the period of occurred_at until 30 minutes after that period's end,
-        later in the current one.
+        The event, the counter, the settled reservation and any alert are committed together before the answer. By default,
+        usage is counted also beyond a limit, because it has happened. With if_exceeded=REJECT it is checked and recorded
+        in a single step, and denied usage is not stored. Until 30 minutes after the end of the period of occurred_at,
+        usage counts in that period, later in the current period.
 
-        Retry: safe for as long as the event is kept, with the same account_id, event_id and content: the first answer
-        comes again, with duplicate=true. The same event_id with another meter or operation, quantity or level, occurred_at
-        or properties is ALREADY_EXISTS (EVENT_ID_REUSED). After DEADLINE_EXCEEDED or a lost connection the event may be
-        counted: repeat with the same id. A denial is not remembered.
-        Depends on: Postgres only. Stripe is told later, by the worker.
-        When down: keep the event with its event_id and occurred_at, in a durable place, and repeat until it is answered.
+        Retry: safe for as long as the event is kept, with the same account_id, event_id and content: the answer is the
+        first answer, with duplicate=true. The same event_id with another meter or operation, quantity or level,
+        occurred_at or properties is ALREADY_EXISTS (EVENT_ID_REUSED). After DEADLINE_EXCEEDED or a lost connection the
+        event may have been counted: repeat the call with the same id. A denial is not stored.
+        Depends on: Postgres only. The worker reports the usage to Stripe later.
+        When down: keep the event with its event_id and occurred_at in durable storage, and repeat until it is answered.
         """
 
     def BatchRecordUsage(
@@ -158,13 +158,13 @@ class UsageServiceServicer:
         request: _usage_pb2.BatchRecordUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_pb2.BatchRecordUsageResponse, _abc.Awaitable[_usage_pb2.BatchRecordUsageResponse]]:
-        """Counts up to 5,000 events, each as RecordUsage would, and answers for each of them; a bad one harms no other.
+        """Counts up to 5,000 events, each as RecordUsage does, and answers for each; an invalid event does not affect others.
 
-        The events may belong to different accounts. Of two with the same account and event_id the first one wins, and the
-        other is a duplicate or EVENT_ID_REUSED. The batch is not one transaction for the caller: some may be committed and
-        others not.
+        The events may belong to different accounts. Of two events with the same account and event_id the first is counted,
+        and the second is a duplicate or EVENT_ID_REUSED. The batch is not a single transaction: some events may be
+        committed and others not.
 
-        Retry: safe, whole or in part; each event has its event_id. After any error of the call itself, repeat it whole.
+        Retry: safe, whole or in part; each event has its event_id. After any error of the call itself, repeat all events.
         Depends on: Postgres only.
         When down: keep the events, and repeat until each is answered.
         """
@@ -174,13 +174,13 @@ class UsageServiceServicer:
         request: _usage_pb2.GetUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_pb2.GetUsageResponse, _abc.Awaitable[_usage_pb2.GetUsageResponse]]:
-        """Tells what an account has used in the current quota period or in a past one.
+        """Returns an account's usage in the current or a past quota period.
 
-        An account that is not known yet is answered on the default plan, with nothing used.
+        An unknown account has the default plan and no usage.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.
-        When down: show what was last known, marked as such. Do not decide by it: that is CheckQuota's part.
+        When down: show the last known usage, marked as such. Do not decide by it: CheckQuota decides.
         """
 
     def CorrectUsage(
@@ -188,12 +188,12 @@ class UsageServiceServicer:
         request: _usage_pb2.CorrectUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_pb2.CorrectUsageResponse, _abc.Awaitable[_usage_pb2.CorrectUsageResponse]]:
-        """Voids a usage event or lowers it, by a new entry that points to it. Not for gauges: record the right level instead.
+        """Voids or lowers a usage event, by a new entry that refers to it. Not for gauges: record the right level instead.
 
-        Lowers used by the quantity, and billable by as much of it as is billable, in the period that the event was counted
-        in. What Stripe was told is lowered with it. Alerts that were raised stay.
+        Lowers `used` by the quantity, and `billable` by the billable part of the quantity, in the period in which the
+        event was counted. Usage that was reported to Stripe is lowered too. Raised alerts stay.
 
-        Retry: safe with the same correction_id and content: the first answer comes again, with duplicate=true.
+        Retry: safe with the same correction_id and content: the answer is the first answer, with duplicate=true.
         Depends on: Postgres only.
         When down: keep the correction with its id, and repeat until it is answered.
         """

@@ -49,7 +49,7 @@ class Fields:
     """Collects the violations of a request; `done` raises them all at once."""
 
     def __init__(self, prefix: str = "") -> None:
-        """`prefix` stands before every field's name, as in `events[3].`."""
+        """`prefix` is put before every field's name, as in `events[3].`."""
         self._prefix = prefix
         self._violations: list[errors.FieldViolation] = []
 

@@ -140,7 +140,7 @@ class RateLimit(Part):
 
 
 class Price(Part):
-    """What a plan costs, whatever is used."""
+    """A plan's price, independent of usage."""
 
     amount: Amount
     """Major units: 20 or "19.99"."""

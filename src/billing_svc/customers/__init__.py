@@ -1,4 +1,4 @@
 """The account's customer at Stripe: created, linked and unlinked, and its portal pages.
 
-May import stripe and what is below it; not pricing.
+May import stripe and lower areas; not pricing.
 """

@@ -1,4 +1,4 @@
 """Stripe's webhook events: stored as received, leased by object, applied, replayed.
 
-May import subscriptions and what is below it; not reconciliation.
+May import subscriptions and lower areas; not reconciliation.
 """

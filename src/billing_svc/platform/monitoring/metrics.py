@@ -51,7 +51,7 @@ class Calls:
 
 
 class Batch:
-    """One batcher's sizes and waits, each observed once for a whole batch."""
+    """A batcher's metrics: size and wait of each batch."""
 
     def __init__(self, observe_size: Callable[[float], None], observe_wait: Callable[[float], None]) -> None:
         self.observe_size = observe_size
@@ -59,7 +59,7 @@ class Batch:
 
 
 class ServerMetrics:
-    """What a server process counts."""
+    """The metrics of a server process."""
 
     def __init__(self) -> None:
         self.registry = registries.CollectorRegistry()
@@ -113,7 +113,7 @@ class ServerMetrics:
 
 
 class Worker:
-    """What a worker process counts."""
+    """The metrics of a worker process."""
 
     def __init__(self) -> None:
         self.registry = registries.CollectorRegistry()

@@ -18,7 +18,7 @@ T = TypeVar("T")
 # Importing everything takes a second or two on an idle machine.
 _ANSWER_SECONDS_MAX = 60.0
 _POLL_SECONDS = 0.05
-# How soon a dead Postgres is noticed; one system call each time.
+# How often to check that Postgres is alive; a check is a system call.
 _WATCH_SECONDS = 0.25
 
 

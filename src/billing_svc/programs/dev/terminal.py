@@ -22,7 +22,7 @@ _COLOURS = {
     "gateway": "cyan",
 }
 _NAME_WIDTH = max(map(len, _COLOURS))
-# Where the time of day stands in an ISO time.
+# The position of the time of day in an ISO time.
 _CLOCK = slice(11, 19)
 
 
