@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from billing.v1 import (
     usage_pb2_grpc,
 )
 from billing_svc.api import access
+from billing_svc.api.transport import choice, serving
 from billing_svc.catalog import loading, versions
 from billing_svc.platform import clock
 from billing_svc.platform.database import engine as engines
@@ -67,6 +69,11 @@ def tokens() -> access.Tokens:
     limited = access.Caller("limited", frozenset(access.Group) - {access.Group.WEBHOOK}, "org_1")
     callers += [(limited, LIMITED_TOKEN)]
     return access.Tokens((caller, [hashlib.sha256(token.encode()).hexdigest()]) for caller, token in callers)
+
+
+def server_class() -> type[serving.Server]:
+    """Return the transport that the tests run on: by BILLING_TRANSPORT, as servers in other processes."""
+    return choice.server_class("aio" if os.environ.get("BILLING_TRANSPORT") == "aio" else "fast")
 
 
 @pytest.fixture

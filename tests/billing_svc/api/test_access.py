@@ -11,14 +11,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from billing_svc.api import access, interceptors
 from billing_svc.api.servicers import services
-from billing_svc.api.transport import serving
 from billing_svc.platform import clock
 from billing_svc.platform import settings as settings_module
 from billing_svc.platform.database import transactions as transactions_module
 from billing_svc.programs import server
 from billing_svc.stripe import client
 from tests.billing_svc import books, refusals
-from tests.billing_svc.conftest import TOKEN, Billing, tokens
+from tests.billing_svc.conftest import TOKEN, Billing, server_class, tokens
 
 METHODS = [
     f"/{service.full_name}/{method.name}"
@@ -185,10 +184,10 @@ async def test_an_rpc_that_nobody_entered_is_refused_to_a_caller_with_every_grou
         response_serializer=empty_pb2.Empty.SerializeToString,
     )
     known = tokens()
-    hidden = serving.Server(server.routing(known))
+    hidden = server_class()(server.routing(known))
     hidden.add_registered_method_handlers("billing.v1.Hidden", {"Call": handler})
     port = hidden.listen("127.0.0.1:0")
-    hidden.start()
+    await hidden.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         refusal = await _send(channel, "/billing.v1.Hidden/Call", b"", _bearer(TOKEN))
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.PERMISSION_DENIED, "RPC_NOT_ALLOWED")

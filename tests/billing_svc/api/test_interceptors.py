@@ -16,11 +16,10 @@ from structlog.testing import capture_logs
 
 from billing.v1 import admin_pb2_grpc, quota_pb2, subscription_pb2, usage_pb2, usage_pb2_grpc
 from billing_svc.api import interceptors
-from billing_svc.api.transport import serving
 from billing_svc.programs import server
 from tests.billing_svc import books, processes, refusals
 from tests.billing_svc.api.test_access import MALFORMED, METHODS
-from tests.billing_svc.conftest import TOKEN, Billing, tokens
+from tests.billing_svc.conftest import TOKEN, Billing, server_class, tokens
 
 GENERATED = re.compile("[0-9a-f]{32}")
 EVENT = usage_pb2.RecordUsageRequest(account_id="org_1", event_id="run_1", meter="runs")
@@ -57,10 +56,10 @@ async def test_malformed_bytes_are_refused_in_our_words_by_every_rpc(billing: Bi
 async def test_rpcs_of_later_releases_say_so() -> None:
     """A generated servicer of which nothing is written yet, inside the production layers."""
     known = tokens()
-    bare = serving.Server(server.routing(known))
+    bare = server_class()(server.routing(known))
     bare.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, admin_pb2_grpc.AdminServiceServicer())
     port = bare.listen("127.0.0.1:0")
-    bare.start()
+    await bare.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         for method in [one for one in METHODS if "AdminService" in one]:
             refusal = await _send(channel, method, b"")

@@ -22,7 +22,7 @@ _WEBHOOK_PATH = "/stripe/webhook"
 _PROBE_SECONDS_MAX = 2.0
 # The service's variables are set here alone: a stray one would make `dev` behave differently on one machine.
 _OWN_PREFIXES = ("BILLING_", "DATABASE_URL", "GATEWAY_", "STRIPE_")
-_KEPT = frozenset({"BILLING_LOG_LEVEL"})
+_KEPT = frozenset({"BILLING_LOG_LEVEL", "BILLING_TRANSPORT"})
 
 _SANDBOX = (sys.executable, "-m", "stripe_sandbox")
 
