@@ -76,6 +76,12 @@ def server_class() -> type[serving.Server]:
     return choice.server_class("aio" if os.environ.get("BILLING_TRANSPORT") == "aio" else "fast")
 
 
+@pytest.fixture(params=[os.environ.get("BILLING_TRANSPORT")] if "BILLING_TRANSPORT" in os.environ else ["fast", "aio"])
+def each_transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test once for each transport; where BILLING_TRANSPORT is set for the whole run, for that alone."""
+    monkeypatch.setenv("BILLING_TRANSPORT", request.param)
+
+
 @pytest.fixture
 def catalog_name() -> str:
     """The catalog that the server starts with; a module may choose another."""

@@ -52,6 +52,7 @@ def test_the_contract_is_enumerated() -> None:
     assert "/billing.v1.UsageService/RecordUsage" in METHODS
 
 
+@pytest.mark.usefixtures("each_transport")
 @pytest.mark.parametrize("body", [b"", MALFORMED], ids=["empty", "malformed"])
 async def test_every_rpc_refuses_unknown_callers_before_it_reads_the_message(
     billing: Billing, channel: grpc.aio.Channel, body: bytes
@@ -79,6 +80,7 @@ async def test_every_rpc_refuses_unknown_callers_before_it_reads_the_message(
     assert await books.row_counts(billing.engine) == before
 
 
+@pytest.mark.usefixtures("each_transport")
 @pytest.mark.parametrize("body", [b"", MALFORMED], ids=["empty", "malformed"])
 async def test_every_rpc_refuses_callers_without_its_group(channel: grpc.aio.Channel, body: bytes) -> None:
     for method in METHODS:
@@ -88,6 +90,7 @@ async def test_every_rpc_refuses_callers_without_its_group(channel: grpc.aio.Cha
             assert (refusal.code, refusal.reason) == denied, (method, group)
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_its_own_group_is_enough_for_every_rpc(channel: grpc.aio.Channel) -> None:
     """The message is read then, and found malformed."""
     for method in METHODS:
@@ -109,6 +112,7 @@ async def test_the_scheme_is_read_in_any_case(channel: grpc.aio.Channel, authori
     assert (refusal.code is not grpc.StatusCode.UNAUTHENTICATED) == is_known
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_health_is_answered_to_anyone(billing: Billing, channel: grpc.aio.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     for service in ("", *services.SERVICES):
@@ -136,6 +140,7 @@ async def _refused_reflection(channel: grpc.aio.Channel, metadata: Metadata) -> 
     return await refusals.refused(stub.ServerReflectionInfo(metadata=metadata).read())
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_reflection_needs_a_token_and_no_group(channel: grpc.aio.Channel) -> None:
     for metadata in ((), _bearer(SECRET)):
         refusal = await _refused_reflection(channel, metadata)
@@ -143,6 +148,7 @@ async def test_reflection_needs_a_token_and_no_group(channel: grpc.aio.Channel) 
     assert await _services(channel, _bearer("only-check")) >= set(services.SERVICES)
 
 
+@pytest.mark.usefixtures("each_transport")
 @pytest.mark.parametrize(
     ("method", "metadata"),
     [
@@ -165,6 +171,7 @@ async def test_a_malformed_message_to_a_standard_service_is_refused_in_our_words
     assert "decod" not in refusal.message.lower()
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_a_method_that_does_not_exist_is_unimplemented(channel: grpc.aio.Channel) -> None:
     for method in ("/billing.v1.QuotaService/Nothing", "/billing.v1.Nothing/CheckQuota", "/x"):
         for metadata in ((), _bearer(TOKEN)):
@@ -172,6 +179,7 @@ async def test_a_method_that_does_not_exist_is_unimplemented(channel: grpc.aio.C
             assert refusal.code is grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_an_rpc_that_nobody_entered_is_refused_to_a_caller_with_every_group() -> None:
     """The production interceptors around a service that has no entry."""
 

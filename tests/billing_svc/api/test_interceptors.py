@@ -41,6 +41,7 @@ async def _send(channel: grpc.aio.Channel, method: str, body: bytes) -> refusals
     return await refusals.refused(call(body, metadata=_bearer()))
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_malformed_bytes_are_refused_in_our_words_by_every_rpc(billing: Billing, raw: grpc.aio.Channel) -> None:
     before = await books.contents(billing.engine)
     # Cut off, an overlong length, a group without an end, and a string that is not UTF-8.
@@ -53,6 +54,7 @@ async def test_malformed_bytes_are_refused_in_our_words_by_every_rpc(billing: Bi
     assert await books.contents(billing.engine) == before
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_rpcs_of_later_releases_say_so() -> None:
     """A generated servicer of which nothing is written yet, inside the production layers."""
     known = tokens()
@@ -68,6 +70,7 @@ async def test_rpcs_of_later_releases_say_so() -> None:
     await bare.stop(grace_seconds=1)
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_what_a_handler_raises_stays_inside(billing: Billing, capfd: pytest.CaptureFixture[str]) -> None:
     async with billing.engine.begin() as connection:
         await connection.execute(sa.text("ALTER TABLE usage_events RENAME COLUMN units TO hush_hush"))
@@ -97,6 +100,7 @@ async def test_a_fit_request_id_is_taken_over(billing: Billing, sent: str) -> No
         assert await connection.scalar(sa.text("SELECT request_id FROM usage_events")) == sent
 
 
+@pytest.mark.usefixtures("each_transport")
 @pytest.mark.parametrize("metadata", [(), (("x-request-id", ""),), (("x-request-id", "x" * 129),)])
 async def test_an_unfit_request_id_is_replaced(billing: Billing, metadata: Sequence[tuple[str, str]]) -> None:
     call = billing.quota.CheckQuota(CHECK, metadata=metadata)
@@ -109,6 +113,7 @@ async def test_an_unfit_request_id_is_replaced(billing: Billing, metadata: Seque
     assert all(GENERATED.fullmatch(str(one)) for one in ids)
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_an_unauthenticated_call_has_its_request_id_too(billing: Billing) -> None:
     async with grpc.aio.insecure_channel(billing.address) as channel:
         stub = usage_pb2_grpc.UsageServiceStub(channel)
@@ -117,6 +122,7 @@ async def test_an_unauthenticated_call_has_its_request_id_too(billing: Billing) 
     assert refusal.request_ids == ("req-1",)
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_the_longest_error_arrives_whole_enough(billing: Billing) -> None:
     """Past about 8 KiB of trailers a status is destroyed in transit; reason and first fields must survive."""
     wide = "\N{GRINNING FACE}" * 16
@@ -136,6 +142,7 @@ async def test_the_longest_error_arrives_whole_enough(billing: Billing) -> None:
     assert refusal.fields[0] == "meters[0]"
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_a_client_s_deadline_does_not_tear_the_transaction(billing: Billing) -> None:
     await billing.usage.RecordUsage(EVENT)
     second = usage_pb2.RecordUsageRequest(account_id="org_1", event_id="run_2", meter="runs")
@@ -156,7 +163,7 @@ def one_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interceptors, "SERVER_DEADLINE_SECONDS", 1.0)
 
 
-@pytest.mark.usefixtures("one_second")
+@pytest.mark.usefixtures("each_transport", "one_second")
 class TestTheServersDeadline:
     async def test_it_answers_unknown_and_a_repeat_finds_out(self, billing: Billing) -> None:
         await billing.usage.RecordUsage(EVENT)
@@ -217,6 +224,7 @@ async def test_a_storm_of_deadlines_leaves_nothing_half_done(billing: Billing) -
     assert [await books.used(billing.engine, f"org_{n}") for n in range(3)] == [50, 50, 50]
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_each_call_has_one_log_line(billing: Billing) -> None:
     metadata = (("x-request-id", "req-1"),)
     with capture_logs() as lines:

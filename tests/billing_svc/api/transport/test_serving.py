@@ -22,6 +22,8 @@ from billing_svc.programs import server
 from tests.billing_svc import raw_http2
 from tests.billing_svc.conftest import TOKEN, Billing, server_class, tokens
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 CHECK = quota_pb2.CheckQuotaRequest(account_id="org_1", meter="runs")
 METHOD = b"/billing.v1.QuotaService/CheckQuota"
 AUTHORIZED = (b"authorization", b"Bearer " + TOKEN.encode())
