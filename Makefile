@@ -15,7 +15,7 @@ READY := .venv/.ready
 export XDG_CACHE_HOME := $(CURDIR)/.cache
 export TMPDIR := $(CURDIR)/.cache/tmp
 
-.PHONY: help dev check test test-all coverage faults mutants bench lint format generate constraints clean
+.PHONY: help dev check test test-all test-aio coverage faults mutants bench lint format generate constraints clean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -38,6 +38,14 @@ test-all: test  ## Run make test, and then the long tests: series of stops and k
 
 coverage: $(READY)  ## Run what make test runs, and show which lines of src/ none of it reached
 	$(PYTEST) -m "not long" --cov=src --cov-report=term-missing:skip-covered $(ARGS)
+
+# What meets the transport: every RPC from outside, stops and kills under load, the whole path.
+AIO := tests/billing_svc/api tests/billing_svc/programs/test_stops.py tests/billing_svc/programs/test_stopping.py \
+	tests/billing_svc/programs/test_replicas.py tests/faults/test_kill_server.py tests/faults/test_hostile.py \
+	tests/end_to_end/test_first_path.py tests/end_to_end/test_bad_requests.py
+
+test-aio: $(READY)  ## Run on gRPC's public interface what `make test` runs on the fast transport
+	BILLING_TRANSPORT=aio $(PY) -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder $(AIO) $(ARGS)
 
 faults: $(READY)  ## Bring every fault about, for long; make faults ARGS="--minutes 2 --seed 7 -k holds"
 	@PYTHONPATH=src:. $(PY) -m tests.faults $(ARGS)

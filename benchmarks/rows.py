@@ -72,6 +72,11 @@ class Plan:
         return self.start(self.stand.serve("nyqst", self.nyqst_database))
 
     @cached_property
+    def nyqst_aio(self) -> programs.Server:
+        """The same on gRPC's public interface."""
+        return self.start(self.stand.serve("nyqst_aio", self.nyqst_database, "aio"))
+
+    @cached_property
     def kalshibook(self) -> programs.Server:
         """One process of the service, where every check counts against a rate limit of 120 a minute."""
         self.stand.create_catalog("kalshibook", "project", "credits")
@@ -98,6 +103,22 @@ def record(plan: Plan) -> list[Row]:
         ]
     )
     return [results.row(echo), *_against(echo, others, _RECORD_BAR, _RECORD_AIM)]
+
+
+def transports(plan: Plan) -> list[Row]:
+    """Both calls on each transport, by turns, against the same echo."""
+    rows = []
+    for name, rpc in (("CheckQuota", traffic.CHECK), ("RecordUsage", traffic.RECORD)):
+        sent = traffic.Traffic(rpc)
+        echo, *others = plan.meter.compare(
+            [
+                Subject(f"echo of {name}, beside both", plan.echo, sent),
+                Subject(f"{name}, on fast", plan.nyqst, sent),
+                Subject(f"{name}, on aio", plan.nyqst_aio, sent),
+            ]
+        )
+        rows += [results.row(echo), *(results.row(one, echo) for one in others)]
+    return rows
 
 
 def rated(plan: Plan) -> list[Row]:
@@ -339,6 +360,7 @@ GROUPS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "rated": rated,
     "reserve": reserve,
     "record": record,
+    "transports": transports,
     "batch": batch,
     "overload": overload,
     "memory": memory,

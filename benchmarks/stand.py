@@ -143,11 +143,12 @@ class Stand:
                 every = sql.SQL("SELECT count(every.*) FROM (SELECT * FROM {} ORDER BY account_id) AS every")
                 connection.execute(every.format(sql.Identifier(table)))
 
-    def serve(self, name: str, database: str) -> programs.Server:
+    def serve(self, name: str, database: str, transport: str = "fast") -> programs.Server:
         """Start `billing-svc serve` with one process, as in production: all interceptors, the log to a file."""
         env = programs.environment(
             BILLING_DEV="1",
             BILLING_LISTEN="{address}",
+            BILLING_TRANSPORT=transport,
             DATABASE_URL=self.url(database),
             STRIPE_API_KEY="sk_test_benchmark",
             STRIPE_API_BASE="http://127.0.0.1:9",

@@ -70,8 +70,8 @@ _PROCESSES = (
 def pytest_configure() -> None:
     """Let SIGTERM end a run as Ctrl-C does, so that fixtures clean up (`timeout` sends it), and forget settings."""
     signal.signal(signal.SIGTERM, _interrupt)
-    # A shell that has read `.dev/environment` would pass on the settings of `make dev`.
-    for name in _settings():
+    # A shell that has read `.dev/environment` would pass on the settings of `make dev`. The transport is the run's own.
+    for name in _settings() - {"BILLING_TRANSPORT"}:
         os.environ.pop(name, None)
     # Some tests use the SDK by itself; it would write into the home directory.
     stripe.enable_telemetry = False

@@ -1,4 +1,5 @@
 import contextlib
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,6 +12,12 @@ from billing_svc.platform.settings import Settings
 from billing_svc.programs import server
 from billing_svc.stripe import client
 from tests.billing_svc import service
+
+
+@pytest.fixture(params=[os.environ.get("BILLING_TRANSPORT")] if "BILLING_TRANSPORT" in os.environ else ["fast", "aio"])
+def each_transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test once for each transport; if BILLING_TRANSPORT is set for the whole run, for that transport alone."""
+    monkeypatch.setenv("BILLING_TRANSPORT", request.param)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from billing.v1 import (
     usage_pb2_grpc,
 )
 from billing_svc.api import access
+from billing_svc.api.transport import choice, serving
 from billing_svc.platform import clock
 from billing_svc.platform.database import transactions as transactions_module
 from billing_svc.platform.settings import Settings
@@ -94,3 +96,8 @@ async def running(
 def channel_to(address: str) -> grpc.aio.Channel:
     """Return a channel whose calls carry the token of the caller with every group."""
     return grpc.aio.insecure_channel(address, interceptors=[_Token()])
+
+
+def server_class() -> type[serving.Server]:
+    """Return the transport that the tests run on, by BILLING_TRANSPORT as in the servers of other processes."""
+    return choice.server_class("aio" if os.environ.get("BILLING_TRANSPORT") == "aio" else "fast")

@@ -128,9 +128,11 @@ class DevProcess:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return an environment without the service's variables and without PATH."""
+    """Return an environment without PATH and the service's variables, but for the transport that the run is for."""
     foreign = ("BILLING_", "DATABASE_URL", "GATEWAY_", "STRIPE_", "PATH")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    kept = {
+        key: value for key, value in os.environ.items() if key == "BILLING_TRANSPORT" or not key.startswith(foreign)
+    }
     return kept | {"PYTHONPATH": str(ROOT / "src")} | more
 
 

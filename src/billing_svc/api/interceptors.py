@@ -93,9 +93,9 @@ class Interceptors:
         self._counted = counted
         self._counts: dict[str, Callable[[str, str, float], None]] = {}
 
-    def begin(self, core: Any, metadata: calls.Metadata, serialize: calls.Serializer) -> CallState:  # noqa: ANN401 - Cython's
+    def begin(self, wire: calls.Wire, metadata: calls.Metadata, serialize: calls.Serializer) -> CallState:
         """Return the state of a new call."""
-        return CallState(core, metadata, serialize)
+        return CallState(wire, metadata, serialize)
 
     def route(self, method: str, handler: MethodHandler) -> serving.Route:
         """Return a method's route: its handler inside the layers, and its refusal."""
@@ -109,7 +109,14 @@ class Interceptors:
             run = _within(self._open_layers if is_open else self._layers, method, _parse(method, handler))
         serialize: Any = handler.response_serializer
         refuse = _within(self._layers, method, _refuse)
-        return serving.Route(method, run, refuse, serialize, streams_requests=handler.request_streaming)
+        return serving.Route(
+            method,
+            run,
+            refuse,
+            serialize,
+            streams_requests=handler.request_streaming,
+            streams_responses=handler.response_streaming,
+        )
 
     def admits(self, method: str, call: calls.Call) -> bool:
         """Authenticate and authorize the caller; returns False if the call is refused.

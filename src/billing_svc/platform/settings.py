@@ -3,7 +3,7 @@
 import ipaddress
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -44,6 +44,8 @@ class Settings(DatabaseSettings):
     """The settings of the programs that may call Stripe: `serve`, `worker` and some commands."""
 
     listen: Annotated[str, Field(alias="BILLING_LISTEN")] = "127.0.0.1:50051"
+    # `fast` is on gRPC's private interface, `aio` on its public one: slower, and of any release.
+    transport: Annotated[Literal["fast", "aio"], Field(alias="BILLING_TRANSPORT")] = "fast"
     reflection: Annotated[bool, Field(alias="BILLING_REFLECTION")] = False
     callers_file: Annotated[Path | None, Field(alias="BILLING_CALLERS_FILE")] = None
     tls_cert_file: Annotated[Path | None, Field(alias="BILLING_TLS_CERT_FILE")] = None

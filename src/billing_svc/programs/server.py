@@ -14,7 +14,7 @@ from billing_svc.api.servicers.quota import QuotaServicer
 from billing_svc.api.servicers.stripe_events import StripeEventServicer
 from billing_svc.api.servicers.subscriptions import SubscriptionOperations, SubscriptionServicer
 from billing_svc.api.servicers.usage import UsageServicer
-from billing_svc.api.transport import serving
+from billing_svc.api.transport import choice, serving
 from billing_svc.catalog import versions
 from billing_svc.customers import portal
 from billing_svc.customers.create_customer import Customers
@@ -126,12 +126,13 @@ async def start(
     admin = AdminServicer(database, catalogs, now)
     events = StripeEventServicer(database, now, livemode=settings.livemode)
     health = HealthServicer(services.SERVICES)
-    rpc = serving.Server(routing(tokens, counted), _options(settings, shared_port=shared_port))
+    transport = choice.server_class(settings.transport)
+    rpc = transport(routing(tokens, counted), _options(settings, shared_port=shared_port))
     servicers = services.Servicers(quota, usage, subscriptions, admin, events, health)
     servicers.register(rpc, reflected=settings.reflection)
     credentials = tls.Certificates(settings).credentials() if settings.is_encrypted else None
     port = rpc.listen(settings.listen, credentials)
-    rpc.start()
+    await rpc.start()
     running = Running(rpc, health, database, port, drain_seconds(settings))
     await running.set_serving(True)
     return running

@@ -11,7 +11,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from billing_svc.api import access, interceptors
 from billing_svc.api.servicers import services
-from billing_svc.api.transport import serving
 from billing_svc.platform import clock
 from billing_svc.platform import settings as settings_module
 from billing_svc.platform.database import transactions as transactions_module
@@ -19,7 +18,7 @@ from billing_svc.programs import server
 from billing_svc.stripe import client
 from tests.billing_svc import books, refusals
 from tests.billing_svc.api.methods import MALFORMED, METHODS
-from tests.billing_svc.service import TOKEN, Billing, tokens
+from tests.billing_svc.service import TOKEN, Billing, server_class, tokens
 
 SECRET = "sk_live_looks_like_a_secret"
 
@@ -47,6 +46,7 @@ def test_the_contract_is_enumerated() -> None:
     assert "/billing.v1.UsageService/RecordUsage" in METHODS
 
 
+@pytest.mark.usefixtures("each_transport")
 @pytest.mark.parametrize("body", [b"", MALFORMED], ids=["empty", "malformed"])
 async def test_every_rpc_refuses_unknown_callers_before_it_reads_the_message(
     billing: Billing, channel: grpc.aio.Channel, body: bytes
@@ -74,6 +74,7 @@ async def test_every_rpc_refuses_unknown_callers_before_it_reads_the_message(
     assert await books.row_counts(billing.engine) == before
 
 
+@pytest.mark.usefixtures("each_transport")
 @pytest.mark.parametrize("body", [b"", MALFORMED], ids=["empty", "malformed"])
 async def test_every_rpc_refuses_callers_without_its_group(channel: grpc.aio.Channel, body: bytes) -> None:
     for method in METHODS:
@@ -83,6 +84,7 @@ async def test_every_rpc_refuses_callers_without_its_group(channel: grpc.aio.Cha
             assert (refusal.code, refusal.reason) == denied, (method, group)
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_its_own_group_is_enough_for_every_rpc(channel: grpc.aio.Channel) -> None:
     """The message is read then, and found malformed."""
     for method in METHODS:
@@ -104,6 +106,7 @@ async def test_the_scheme_is_read_in_any_case(channel: grpc.aio.Channel, authori
     assert (refusal.code is not grpc.StatusCode.UNAUTHENTICATED) == is_known
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_health_is_answered_to_anyone(billing: Billing, channel: grpc.aio.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     for service in ("", *services.SERVICES):
@@ -131,6 +134,7 @@ async def _refused_reflection(channel: grpc.aio.Channel, metadata: Metadata) -> 
     return await refusals.refused(stub.ServerReflectionInfo(metadata=metadata).read())
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_reflection_needs_a_token_and_no_group(channel: grpc.aio.Channel) -> None:
     for metadata in ((), _bearer(SECRET)):
         refusal = await _refused_reflection(channel, metadata)
@@ -138,6 +142,7 @@ async def test_reflection_needs_a_token_and_no_group(channel: grpc.aio.Channel) 
     assert await _services(channel, _bearer("only-check")) >= set(services.SERVICES)
 
 
+@pytest.mark.usefixtures("each_transport")
 @pytest.mark.parametrize(
     ("method", "metadata"),
     [
@@ -160,6 +165,7 @@ async def test_a_malformed_message_to_a_standard_service_is_refused_in_our_words
     assert "decod" not in refusal.message.lower()
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_a_method_that_does_not_exist_is_unimplemented(channel: grpc.aio.Channel) -> None:
     for method in ("/billing.v1.QuotaService/Nothing", "/billing.v1.Nothing/CheckQuota", "/x"):
         for metadata in ((), _bearer(TOKEN)):
@@ -167,6 +173,7 @@ async def test_a_method_that_does_not_exist_is_unimplemented(channel: grpc.aio.C
             assert refusal.code is grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_an_rpc_that_nobody_entered_is_refused_to_a_caller_with_every_group() -> None:
     """The production interceptors around a service that has no entry."""
 
@@ -179,10 +186,10 @@ async def test_an_rpc_that_nobody_entered_is_refused_to_a_caller_with_every_grou
         response_serializer=empty_pb2.Empty.SerializeToString,
     )
     known = tokens()
-    hidden = serving.Server(server.routing(known))
+    hidden = server_class()(server.routing(known))
     hidden.add_registered_method_handlers("billing.v1.Hidden", {"Call": handler})
     port = hidden.listen("127.0.0.1:0")
-    hidden.start()
+    await hidden.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         refusal = await _send(channel, "/billing.v1.Hidden/Call", b"", _bearer(TOKEN))
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.PERMISSION_DENIED, "RPC_NOT_ALLOWED")

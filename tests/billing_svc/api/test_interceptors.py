@@ -16,11 +16,10 @@ from structlog.testing import capture_logs
 
 from billing.v1 import admin_pb2_grpc, quota_pb2, subscription_pb2, usage_pb2, usage_pb2_grpc
 from billing_svc.api import interceptors
-from billing_svc.api.transport import serving
 from billing_svc.programs import server
 from tests.billing_svc import books, processes, refusals
 from tests.billing_svc.api.methods import MALFORMED, METHODS
-from tests.billing_svc.service import TOKEN, Billing, tokens
+from tests.billing_svc.service import TOKEN, Billing, server_class, tokens
 
 GENERATED = re.compile("[0-9a-f]{32}")
 EVENT = usage_pb2.RecordUsageRequest(account_id="org_1", event_id="run_1", meter="runs")
@@ -42,6 +41,7 @@ async def _send(channel: grpc.aio.Channel, method: str, body: bytes) -> refusals
     return await refusals.refused(call(body, metadata=_bearer()))
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_malformed_bytes_are_refused_in_our_words_by_every_rpc(billing: Billing, raw: grpc.aio.Channel) -> None:
     before = await books.contents(billing.engine)
     # Cut off, an overlong length, a group without an end, and a string that is not UTF-8.
@@ -54,13 +54,14 @@ async def test_malformed_bytes_are_refused_in_our_words_by_every_rpc(billing: Bi
     assert await books.contents(billing.engine) == before
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_rpcs_of_later_releases_say_so() -> None:
     """A generated servicer of which nothing is written yet, inside the production layers."""
     known = tokens()
-    bare = serving.Server(server.routing(known))
+    bare = server_class()(server.routing(known))
     bare.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, admin_pb2_grpc.AdminServiceServicer())
     port = bare.listen("127.0.0.1:0")
-    bare.start()
+    await bare.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         for method in [one for one in METHODS if "AdminService" in one]:
             refusal = await _send(channel, method, b"")
@@ -69,6 +70,7 @@ async def test_rpcs_of_later_releases_say_so() -> None:
     await bare.stop(grace_seconds=1)
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_what_a_handler_raises_stays_inside(billing: Billing, capfd: pytest.CaptureFixture[str]) -> None:
     async with billing.engine.begin() as connection:
         await connection.execute(sa.text("ALTER TABLE usage_events RENAME COLUMN units TO hush_hush"))
@@ -98,6 +100,7 @@ async def test_a_fit_request_id_is_taken_over(billing: Billing, sent: str) -> No
         assert await connection.scalar(sa.text("SELECT request_id FROM usage_events")) == sent
 
 
+@pytest.mark.usefixtures("each_transport")
 @pytest.mark.parametrize("metadata", [(), (("x-request-id", ""),), (("x-request-id", "x" * 129),)])
 async def test_an_unfit_request_id_is_replaced(billing: Billing, metadata: Sequence[tuple[str, str]]) -> None:
     call = billing.quota.CheckQuota(CHECK, metadata=metadata)
@@ -110,6 +113,7 @@ async def test_an_unfit_request_id_is_replaced(billing: Billing, metadata: Seque
     assert all(GENERATED.fullmatch(str(one)) for one in ids)
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_an_unauthenticated_call_has_its_request_id_too(billing: Billing) -> None:
     async with grpc.aio.insecure_channel(billing.address) as channel:
         stub = usage_pb2_grpc.UsageServiceStub(channel)
@@ -118,6 +122,7 @@ async def test_an_unauthenticated_call_has_its_request_id_too(billing: Billing) 
     assert refusal.request_ids == ("req-1",)
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_the_longest_error_arrives_whole_enough(billing: Billing) -> None:
     """Past about 8 KiB of trailers a status is destroyed in transit; reason and first fields must survive."""
     wide = "\N{GRINNING FACE}" * 16
@@ -137,6 +142,7 @@ async def test_the_longest_error_arrives_whole_enough(billing: Billing) -> None:
     assert refusal.fields[0] == "meters[0]"
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_a_client_s_deadline_does_not_tear_the_transaction(billing: Billing) -> None:
     await billing.usage.RecordUsage(EVENT)
     second = usage_pb2.RecordUsageRequest(account_id="org_1", event_id="run_2", meter="runs")
@@ -157,7 +163,7 @@ def one_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interceptors, "SERVER_DEADLINE_SECONDS", 1.0)
 
 
-@pytest.mark.usefixtures("one_second")
+@pytest.mark.usefixtures("each_transport", "one_second")
 class TestTheServersDeadline:
     async def test_a_deadline_answers_unknown_and_a_repeat_finds_out(self, billing: Billing) -> None:
         await billing.usage.RecordUsage(EVENT)
@@ -218,6 +224,7 @@ async def test_a_storm_of_deadlines_leaves_nothing_half_done(billing: Billing) -
     assert [await books.used(billing.engine, f"org_{n}") for n in range(3)] == [50, 50, 50]
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_each_call_has_one_log_line(billing: Billing) -> None:
     metadata = (("x-request-id", "req-1"),)
     with capture_logs() as lines:

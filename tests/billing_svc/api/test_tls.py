@@ -112,6 +112,7 @@ def bearer(token: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {token}"),)
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_a_certificate_names_its_caller(port: int, authority: trustme.CA) -> None:
     with capture_logs() as lines:
         assert await call(port, authority, certificates.issue(authority, URI)) is None
@@ -144,6 +145,7 @@ async def test_a_wrong_token_is_not_saved_by_a_certificate(port: int, authority:
     assert refusal.code is grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_without_a_certificate_of_the_authorities_there_is_no_connection(
     port: int, authority: trustme.CA
 ) -> None:

@@ -21,6 +21,8 @@ from billing_svc.stripe import client
 from tests.billing_svc import processes
 from tests.billing_svc.service import tokens
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 # Below what a connection that has reached its age is left for its calls.
 SECONDS_MAX = 10.0
 WAITING = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")

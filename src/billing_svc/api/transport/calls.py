@@ -1,57 +1,56 @@
-"""One call: what its handler sees of it, and its ways to an answer."""
+"""One call: what its handler sees of it, and its ways to an answer, whichever transport it came by."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Never, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Never, Protocol, TypeAlias
 
 import grpc
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # has no type hints
-
-T = TypeVar("T")
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 Serializer: TypeAlias = Callable[[Any], bytes]
 
-_NO_FLAGS = 0
-_OK: int = grpc.StatusCode.OK.value[0]
-# It holds nothing, so one serves every call.
-_INITIAL_METADATA = cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS)
 
+class Wire(Protocol):
+    """A transport's side of one call."""
 
-def _tell(waiting: "asyncio.Future[T]", result: T) -> None:
-    if not waiting.done():  # it was cancelled
-        waiting.set_result(result)
+    def receive(self) -> Awaitable[bytes | None]:
+        """Return the next message, to be awaited; None after the last one."""
+
+    async def write(self, message: bytes) -> None:
+        """Send one message of a stream, and wait until it is out."""
+
+    def answer(self, message: bytes | None, trailing: Metadata) -> None:
+        """End the call with OK, after a message or, at a stream's end, without. Raises on what cannot be sent."""
+
+    def refuse(self, code: grpc.StatusCode, details: str, trailing: Metadata) -> None:
+        """End the call with a status in place of an answer. Raises on what cannot be sent."""
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """Return what TLS knows of the caller."""
 
 
 class Call:
     """A call under way; what of `grpc.aio.ServicerContext` the layers and servicers use."""
 
-    __slots__ = ("_core", "_has_begun", "_serialize", "_told", "_trailing", "code", "is_over", "metadata", "task")
+    __slots__ = ("_serialize", "_told", "_trailing", "_wire", "code", "is_over", "metadata", "task")
 
-    def __init__(self, core: Any, metadata: Metadata, serialize: Serializer) -> None:  # noqa: ANN401 - Cython's
-        self._core = core
+    def __init__(self, wire: Wire, metadata: Metadata, serialize: Serializer) -> None:
+        self._wire = wire
         self.metadata = metadata
         self._serialize = serialize
         # What answers it, once something does.
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Any] | None = None
         # It was answered, or its caller has gone: nothing can be sent any more.
         self.is_over = False
         # How it ended; until it does, as if its caller had gone.
         self.code = grpc.StatusCode.CANCELLED
-        self._has_begun = False
         self._trailing: Metadata = ()
         # The status that is meant, and why.
         self._told = grpc.StatusCode.UNKNOWN, ""
-        core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._gone)
 
-    def receive(self) -> "asyncio.Future[bytes | None]":
+    def receive(self) -> Awaitable[bytes | None]:
         """Return the next message, to be awaited; None after the last one."""
-        coming: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-        self._core.start_server_batch(
-            (cygrpc.ReceiveMessageOperation(_NO_FLAGS),),
-            lambda event: _tell(coming, event.batch_operations[0].message()),
-        )
-        return coming
+        return self._wire.receive()
 
     async def messages(self) -> AsyncIterator[bytes]:
         """Yield the messages of a stream."""
@@ -60,24 +59,19 @@ class Call:
 
     async def write(self, response: Any) -> None:  # noqa: ANN401 - any message
         """Send one message of a stream, and wait until it is out."""
-        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        message = cygrpc.SendMessageOperation(self._serialize(response), _NO_FLAGS)
-        self._begin((message,), lambda _event: _tell(sent, None))
-        await sent
+        await self._wire.write(self._serialize(response))
 
     def answer(self, response: Any) -> None:  # noqa: ANN401 - any message, or None after a stream
         """Send the response and the end of the call."""
-        status = cygrpc.SendStatusFromServerOperation(self._trailing, _OK, b"", _NO_FLAGS)
-        if response is None:
-            self._end(grpc.StatusCode.OK, status)
-        else:
-            message = cygrpc.SendMessageOperation(self._serialize(response), _NO_FLAGS)
-            self._end(grpc.StatusCode.OK, message, status)
+        if not self.is_over:
+            self._wire.answer(None if response is None else self._serialize(response), self._trailing)
+            self.is_over, self.code = True, grpc.StatusCode.OK
 
     def refuse(self, code: grpc.StatusCode, details: str) -> None:
         """Send a status in place of an answer."""
-        number: int = code.value[0]
-        self._end(code, cygrpc.SendStatusFromServerOperation(self._trailing, number, details.encode(), _NO_FLAGS))
+        if not self.is_over:
+            self._wire.refuse(code, details, self._trailing)
+            self.is_over, self.code = True, code
 
     def refuse_as_told(self) -> None:
         """Send the status that `abort` was given."""
@@ -100,23 +94,11 @@ class Call:
         """Say what goes with the answer's end."""
         self._trailing = metadata
 
-    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         """Return what TLS knows of the caller."""
-        found = cygrpc.auth_context(self._core) or {}
-        return {key.decode(): values for key, values in found.items()}
+        return self._wire.auth_context()
 
-    def _end(self, code: grpc.StatusCode, *operations: Any) -> None:  # noqa: ANN401 - Cython's
-        if not self.is_over:
-            self._begin(operations, None)
-            self.is_over, self.code = True, code
-
-    def _begin(self, operations: tuple[Any, ...], done: Callable[[Any], object] | None) -> None:
-        if not self._has_begun:
-            operations = (_INITIAL_METADATA, *operations)
-        self._core.start_server_batch(operations, done)
-        self._has_begun = True  # not before: what cannot be sent raises
-
-    def _gone(self, _event: object) -> None:
+    def gone(self) -> None:
         """Stop working for a caller that has gone, or whose deadline has passed."""
         if not self.is_over:
             self.is_over = True

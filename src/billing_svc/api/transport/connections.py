@@ -41,6 +41,12 @@ async def gone(port: int, seconds_max: float) -> bool:
     return True
 
 
+def is_listened_on(port: int) -> bool:
+    """Say whether this process takes connections to a port."""
+    with contextlib.ExitStack() as opened:
+        return any(_is_listening(one) for one in map(opened.enter_context, _sockets(port)))
+
+
 def count(port: int) -> int:
     """Return how many connections to a port are open in this process."""
     found = 0

@@ -1,5 +1,6 @@
-"""A gRPC server whose handlers run on the event loop; it does what of `grpc.aio.Server` is used here."""
+"""A gRPC server whose handlers run on the event loop: what its two implementations share (ADR 0017)."""
 
+import abc
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,14 +8,11 @@ from typing import Any, Protocol, TypeAlias
 
 import grpc
 import structlog
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # has no type hints
 
-from billing_svc.api.transport import calls, connections, events
+from billing_svc.api.transport import calls, connections
 
 _log = structlog.get_logger("rpc")
 
-# Calls that the core may hand over at once; what comes beyond waits in it for the next turn of the loop.
-_REQUESTED = 64
 # What a stop that has reached its bound still gives the calls under way.
 _LAST_SECONDS = 1.0
 
@@ -22,6 +20,9 @@ MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # Takes the request (bytes to be awaited, or None; where it streams, an iterator of bytes; None where it is not to be
 # read) and the call as the routing began it, and returns the response, or None after a stream of its own.
 Handler: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
+
+# What callers of any other method are told.
+NO_SUCH_METHOD = "there is no such method"
 
 
 class CannotListen(Exception):
@@ -38,6 +39,7 @@ class Route:
     refuse: Handler
     serialize: calls.Serializer
     streams_requests: bool = False
+    streams_responses: bool = False
 
 
 class Routing(Protocol):
@@ -46,7 +48,7 @@ class Routing(Protocol):
     def route(self, method: str, handler: MethodHandler) -> Route:
         """Return how a method is answered; called once for each, before the server starts."""
 
-    def begin(self, core: Any, metadata: calls.Metadata, serialize: calls.Serializer) -> calls.Call:  # noqa: ANN401
+    def begin(self, wire: calls.Wire, metadata: calls.Metadata, serialize: calls.Serializer) -> calls.Call:
         """Return a call that has just come."""
 
     def admits(self, method: str, call: Any) -> bool:  # noqa: ANN401 - what `begin` returned
@@ -56,21 +58,17 @@ class Routing(Protocol):
         """Note how a call ended: it was answered or refused, or its caller has gone."""
 
 
-class Server:
+class Server(abc.ABC):
     """Listens on one port, and answers each call by its method's route."""
 
     def __init__(self, routing: Routing, options: Sequence[tuple[str, int]] = ()) -> None:
         self._routing = routing
-        self._core = cygrpc.Server(tuple(options), False)  # noqa: FBT003 - without xDS
-        # From the start on.
-        self._events: events.Events | None = None
-        # As the core names them: a path may be any bytes.
-        self._routes: dict[bytes, Route] = {}
+        self._options = tuple(options)
+        self._routes: dict[str, Route] = {}
         # asyncio itself keeps only weak references to their tasks.
         self._under_way: set[calls.Call] = set()
         self._port = 0
-        # The core takes no more once it was told to shut down.
-        self._is_shut = False
+        self._has_started = False
         self._stopping: asyncio.Task[None] | None = None
 
     def add(self, register: Callable[..., None], servicer: object) -> None:
@@ -81,27 +79,22 @@ class Server:
         """Take over a service's methods; generated code calls it."""
         for name, handler in handlers.items():
             method = f"/{service}/{name}"
-            self._routes[method.encode()] = self._routing.route(method, handler)
+            self._routes[method] = self._routing.route(method, handler)
 
-    def add_generic_rpc_handlers(self, _handlers: object) -> None:
+    def add_generic_rpc_handlers(self, _handlers: object) -> None:  # noqa: B027 - on purpose
         """Do nothing: generated code registers each service in both ways."""
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen on an address and return the port. Raises CannotListen."""
-        secret = () if credentials is None else (credentials._credentials,)  # type: ignore[attr-defined]  # noqa: SLF001
-        port: int = self._core.add_http2_port(address.encode(), *secret)
-        if port == 0:
+        self._port = self._bind(address, credentials)
+        if self._port == 0:
             raise CannotListen(address)
-        self._port = port
-        return port
+        return self._port
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Take calls up from now on."""
-        self._events = events.Events()
-        self._core.register_completion_queue(self._events.queue)
-        self._core.start()
-        for _ in range(_REQUESTED):
-            self._request_call()
+        await self._start()
+        self._has_started = True
 
     async def stop(self, grace_seconds: float) -> None:
         """Take no new connection, answer what comes on the open ones until all have gone, then end (ADR 0015).
@@ -113,13 +106,13 @@ class Server:
 
         Once begun it goes on, also without the one who asked; who asks again waits for the same.
         """
-        if self._events is None:
+        if not self._has_started:
             return
         if self._stopping is None:
-            self._stopping = asyncio.get_running_loop().create_task(self._stop(self._events, grace_seconds))
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(grace_seconds))
         await asyncio.shield(self._stopping)
 
-    async def _stop(self, taken_up: events.Events, grace_seconds: float) -> None:
+    async def _stop(self, grace_seconds: float) -> None:
         await connections.refuse_new(self._port)
         if not await connections.gone(self._port, grace_seconds):
             _log.warning(
@@ -128,44 +121,29 @@ class Server:
                 calls=len(self._under_way),
                 after=grace_seconds,
             )
-        stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._is_shut = True
-        self._core.shutdown(taken_up.queue, lambda _event: stopped.set_result(None))
-        done, _ = await asyncio.wait({stopped}, timeout=min(grace_seconds, _LAST_SECONDS))
-        if not done:
-            self._core.cancel_all_calls()
-            await stopped
-        ending = [call.task for call in self._under_way if call.task is not None]
-        if ending:
-            await asyncio.wait(ending)
-        await taken_up.end()
-        self._core.destroy()
+        await self._shut_down(min(grace_seconds, _LAST_SECONDS))
 
-    def _request_call(self) -> None:
-        queue = self._events.queue  # type: ignore[union-attr]  # it has started
-        self._core.request_call(queue, queue, self._take_up)
+    @abc.abstractmethod
+    def _bind(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        """Listen on an address and return the port, or 0."""
 
-    def _take_up(self, event: Any) -> None:  # noqa: ANN401 - Cython's
-        if not event.success:  # the server stops
-            return
-        if not self._is_shut:
-            self._request_call()
-        route = self._routes.get(event.call_details.method)
-        if route is None:
-            calls.Call(event.call, (), bytes).refuse(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
-            return
-        call = self._routing.begin(event.call, event.invocation_metadata, route.serialize)
+    @abc.abstractmethod
+    async def _start(self) -> None:
+        """Let the core begin."""
+
+    @abc.abstractmethod
+    async def _shut_down(self, seconds_max: float) -> None:
+        """End the core, and after `seconds_max` whatever call is still under way; return when nothing is left."""
+
+    def _admitted(self, route: Route, call: calls.Call) -> tuple[Handler, Any]:
+        """Return what answers a call, and the request that it takes."""
         if not self._routing.admits(route.method, call):
-            answering = self._answer(route.method, route.refuse, None, call)
-        elif route.streams_requests:
-            answering = self._answer(route.method, route.run, call.messages(), call)
-        else:
-            # Mostly there when the task begins. While it is not, the layers bound how long and for how many that lasts.
-            answering = self._answer(route.method, route.run, call.receive(), call)
-        self._under_way.add(call)
-        call.task = asyncio.get_running_loop().create_task(answering)
+            return route.refuse, None
+        # Mostly there when the task begins. While it is not, the layers bound how long and for how many that lasts.
+        return route.run, call.messages() if route.streams_requests else call.receive()
 
-    async def _answer(self, method: str, handler: Handler, request: Any, call: calls.Call) -> None:  # noqa: ANN401 - as handlers take it
+    async def _answer(self, handler: Handler, request: Any, call: calls.Call) -> None:  # noqa: ANN401 - as handlers take it
+        """Let a handler answer a call that is under way; whatever it raises ends in a status."""
         try:
             try:
                 response = await handler(request, call)
@@ -181,5 +159,3 @@ class Server:
         finally:
             call.task = None
             self._under_way.discard(call)
-            # After the answer is out: it waits for no line of a log.
-            self._routing.ended(method, call)

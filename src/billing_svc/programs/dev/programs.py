@@ -22,7 +22,7 @@ _WEBHOOK_PATH = "/stripe/webhook"
 _PROBE_SECONDS_MAX = 2.0
 # Variables of the service are not inherited, so that `dev` behaves the same on every machine.
 _OWN_PREFIXES = ("BILLING_", "DATABASE_URL", "GATEWAY_", "STRIPE_")
-_KEPT = frozenset({"BILLING_LOG_LEVEL"})
+_KEPT = frozenset({"BILLING_LOG_LEVEL", "BILLING_TRANSPORT"})
 
 _SANDBOX = (sys.executable, "-m", "stripe_sandbox")
 

@@ -1,0 +1,24 @@
+"""Which of the two transports a process uses."""
+
+from typing import Literal, TypeAlias
+
+import grpc
+import structlog
+
+from billing_svc.api.transport import aio, fast_interface, serving
+
+_log = structlog.get_logger("rpc")
+
+Name: TypeAlias = Literal["fast", "aio"]
+
+
+def server_class(name: Name) -> type[serving.Server]:
+    """Return the transport of a name; in place of `fast` `aio`, if gRPC's private interface is not as it was."""
+    if name == "fast":
+        unlike = fast_interface.unlike()
+        if not unlike:
+            from billing_svc.api.transport import fast  # noqa: PLC0415 - it cannot be imported otherwise
+
+            return fast.FastServer
+        _log.warning("fast_transport_unusable", unlike=unlike, grpcio=grpc.__version__, instead="aio")
+    return aio.AioServer
