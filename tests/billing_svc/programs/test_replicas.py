@@ -183,5 +183,7 @@ async def test_a_port_that_a_stranger_listens_on_is_refused(
         stranger.listen()
         running = await start(database_url, stranger.getsockname()[1], tmp_path / "serve.log")
         assert await running.ended() == 1
-        assert "cannot listen on" in running.log.read_text()
+        said = running.log.read_text()
+        assert "cannot listen on" in said
+        assert "Address already in use" in said
         assert running.workers() == []
