@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from billing_svc.catalog import parts
 from billing_svc.metering.quota import rules, terms
+from billing_svc.pricing import rules as pricing_rules
 
 NOW = datetime(2026, 5, 11, 9, 30, tzinfo=UTC)
 GRACE = timedelta(hours=24)
@@ -111,7 +112,7 @@ def test_the_projected_cost_is_what_is_then_counted_as_billable(
     before = counter if counter.level is None else rules.raise_peak(allowance, counter)
     decision = decide(allowance, before, units)
     billed = rules.count(allowance, before, units, NOW).billable - before.billable
-    assert decision.projected_cost == (allowance.limit.price_of(billed) if allowance.charges else 0)
+    assert decision.projected_cost == (pricing_rules.overage(allowance.limit, billed) if allowance.charges else 0)
     if counter.level is None and allowance.charges:
         assert decision.units_beyond == billed
 

@@ -122,10 +122,6 @@ class Limit(Part):
         """The exact price of a unit; 0 if nothing is charged."""
         return Decimal(0) if self.unit_price is None else money.EXACT.divide(self.unit_price, Decimal(self.per))
 
-    def price_of(self, units: int) -> Decimal:
-        """Return the price of `units` beyond the included quantity, exact and unrounded; 0 if nothing is charged."""
-        return money.EXACT.multiply(self.unit_price_exact, Decimal(units))
-
 
 class RateLimit(Part):
     """How many checks are admitted in a window, which begins with its first check."""

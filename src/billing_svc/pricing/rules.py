@@ -22,6 +22,11 @@ class BaseLine:
     amount: Decimal
 
 
+def overage(limit: parts.Limit | None, units: int) -> Decimal:
+    """Return the price of units beyond the included quantity, in major units, exact; 0 if the limit charges nothing."""
+    return Decimal(0) if limit is None else money.EXACT.multiply(limit.unit_price_exact, Decimal(units))
+
+
 def rounded(amount: Decimal, currency: str) -> Decimal:
     """Return the amount of an invoice line: rounded to minor units, half up, after price and quantity are multiplied.
 

@@ -29,7 +29,7 @@ class _Billed:
     `owed` are those among them that were recorded under terms before the present ones.
     """
 
-    charge: rules.Charge
+    charge: rules.ChargeTerms
     start: datetime
     end: datetime
     owed: Sequence[rules.AccruedUnits]
@@ -165,7 +165,7 @@ async def _charge(
     terms: rules.PlanVersion | None,
     held: list[subscription_records.SubscriptionRecord],
     customer_id: str | None,
-) -> rules.Charge | None:
+) -> rules.ChargeTerms | None:
     if terms is None:
         return None
     plan, version = terms
@@ -176,7 +176,13 @@ async def _charge(
     customer_id = customer_id if bills is None else bills.customer_id
     if customer_id is None:
         return None
-    return rules.Charge(plan, version, price.lookup_key, customer_id, None if bills is None else bills.subscription_id)
+    return rules.ChargeTerms(
+        plan=plan,
+        catalog_version=version,
+        event_name=price.lookup_key,
+        customer_id=customer_id,
+        subscription_id=None if bills is None else bills.subscription_id,
+    )
 
 
 def _bills(
@@ -266,7 +272,7 @@ async def _write(
 
 
 async def _owed(
-    conn: AsyncConnection, counter: counters.UnreportedCounter, present: rules.Charge
+    conn: AsyncConnection, counter: counters.UnreportedCounter, present: rules.ChargeTerms
 ) -> dict[rules.PlanVersion, int]:
     """Return what was recorded under other terms than the present ones and is not sealed yet, the earliest first.
 

@@ -17,7 +17,7 @@ PlanVersion: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
+class ChargeTerms:
     """The terms that units are charged under, and who is charged; without a subscription, by an invoice item."""
 
     plan: str
@@ -36,7 +36,7 @@ class Charge:
 class Piece:
     """A part (from_units, to_units] of a billable total under one charge; after a correction it runs backwards."""
 
-    charge: Charge
+    charge: ChargeTerms
     from_units: int
     to_units: int
 
@@ -82,9 +82,15 @@ class UsageReport:
         return self.to_units - self.from_units
 
     @property
-    def charge(self) -> Charge:
+    def charge(self) -> ChargeTerms:
         """Return what it is charged under."""
-        return Charge(self.plan, self.catalog_version, self.stripe_event_name, self.customer_id, self.subscription_id)
+        return ChargeTerms(
+            plan=self.plan,
+            catalog_version=self.catalog_version,
+            event_name=self.stripe_event_name,
+            customer_id=self.customer_id,
+            subscription_id=self.subscription_id,
+        )
 
     @property
     def is_growing(self) -> bool:
@@ -101,7 +107,7 @@ class UsageReport:
 class AccruedUnits:
     """The units of a counter that are sealed under one charge."""
 
-    charge: Charge
+    charge: ChargeTerms
     units: int
 
 
@@ -127,7 +133,7 @@ def billed_by_terms(entries: Iterable[tuple[str, int, int]]) -> dict[PlanVersion
 
 
 def split_into_reports(
-    sealed: int, billable: int, present: Charge, accrued: Sequence[AccruedUnits], owed: Sequence[AccruedUnits] = ()
+    sealed: int, billable: int, present: ChargeTerms, accrued: Sequence[AccruedUnits], owed: Sequence[AccruedUnits] = ()
 ) -> list[Piece]:
     """Cut the way from `sealed` to `billable` into pieces.
 

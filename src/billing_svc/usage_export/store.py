@@ -89,18 +89,18 @@ async def accrued(
     conn: AsyncConnection, account_id: str, meter: str, period_start: datetime
 ) -> list[rules.AccruedUnits]:
     """Return what is sealed of a counter under each charge, the newest first."""
-    columns = select_list.columns(rules.Charge, _REPORTS, event_name=_REPORTS.c.stripe_event_name)
+    columns = select_list.columns(rules.ChargeTerms, _REPORTS, event_name=_REPORTS.c.stripe_event_name)
     query = (
         sa.select(sa.cast(sa.func.sum(_UNITS), sa.BigInteger), *columns)
         .where(*_of_counter(account_id, meter, period_start))
         .group_by(*columns)
         .order_by(sa.func.max(_REPORTS.c.slice).desc())
     )
-    return [rules.AccruedUnits(rules.Charge(*charge), units) for units, *charge in await conn.execute(query)]
+    return [rules.AccruedUnits(rules.ChargeTerms(*charge), units) for units, *charge in await conn.execute(query)]
 
 
 async def last_added_at(
-    conn: AsyncConnection, account_id: str, meter: str, period_start: datetime, charge: rules.Charge
+    conn: AsyncConnection, account_id: str, meter: str, period_start: datetime, charge: rules.ChargeTerms
 ) -> datetime | None:
     """Return the latest timestamp with which a counter's units were charged under a charge; None if none were."""
     query = sa.select(sa.func.max(_REPORTS.c.reported_for)).where(

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing_svc.catalog import loading, model
+from billing_svc.pricing import rules as pricing_rules
 
 # Line numbers matter to the tests below: line 1 is `catalog:`.
 GOOD = """\
@@ -306,7 +307,7 @@ def test_a_unit_price_of_12_places_in_cents_is_the_finest(tmp_path: Path) -> Non
     finest = "0." + "0" * 13 + "1"
     catalog = loading.load_text(GOOD.replace('"0.50"', f'"{finest}"'), "x.yaml")
     limit = catalog.plan("pro").limits["runs"]
-    assert f"{limit.price_of(10**15):f}" == "10.00000000000000"
+    assert f"{pricing_rules.overage(limit, 10**15):f}" == "10.00000000000000"
     assert errors_of(GOOD.replace('"0.50"', f'"{finest[:-1]}01"'), tmp_path)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from billing_svc.catalog import checking, loading, model, parts
+from billing_svc.pricing import rules as pricing_rules
 
 CATALOGS = Path(__file__).parents[3] / "catalogs"
 NAMES = ("agentplatform", "automation", "kalshibook", "nyqst", "orgs")
@@ -144,7 +145,7 @@ def test_a_month_on_agentplatform_standard_costs_exactly_186_50() -> None:
         limit = limit_of(plan, meter)
         included = limit.included_for(1)
         assert included is not None
-        lines.append(limit.price_of(units - included))
+        lines.append(pricing_rules.overage(limit, units - included))
     assert lines == [Decimal(5), Decimal(50), Decimal(20), Decimal("2.50"), Decimal(10)]
     assert plan.prices["monthly"].amount + sum(lines) == Decimal("186.50")
 

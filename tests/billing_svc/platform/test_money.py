@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from billing_svc.catalog import loading
+from billing_svc.pricing import rules as pricing_rules
 from tests.billing_svc.service import CATALOGS
 
 SRC = Path(__file__).parents[3] / "src" / "billing_svc"
@@ -90,4 +91,4 @@ def test_no_message_of_the_contract_has_a_float() -> None:
 def test_costs_are_exact_at_any_size(catalog: str, plan: str, meter: str, units: int, cost: str) -> None:
     limit = loading.load_file(CATALOGS / f"{catalog}.yaml").plans[plan].limit(meter, pay_as_you_go=False)
     assert limit is not None
-    assert limit.price_of(units) == Decimal(cost)
+    assert pricing_rules.overage(limit, units) == Decimal(cost)

@@ -78,7 +78,7 @@ def to_proto_meter_usage(
         line.under.plan, line.meter, counter.billable, pay_as_you_go=line.under.pay_as_you_go
     )
     if charging is not None:
-        cost = charging.price_of(counter.billable)
+        cost = pricing_rules.overage(charging, counter.billable)
         usage.projected_overage_cost.CopyFrom(fields.to_proto_money(cost, line.under.catalog.currency))
     if limit is not None and limit.beyond == "grace" and line.grace_ends_at is not None:
         usage.grace_ends_at.FromDatetime(line.grace_ends_at)

@@ -1,4 +1,4 @@
-"""Which thresholds usage has crossed. Pure."""
+"""Which alerts usage raises, when an event is counted (`usage/batch_ledger.py`). Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class AlertFilter:
     with_acknowledged: bool
 
 
-def crossed(
+def alerts_to_raise(
     percents: Sequence[int],
     allowance: terms.Allowance,
     before: quota_rules.Counter,

@@ -12,6 +12,7 @@ from decimal import Decimal
 from billing_svc.catalog import model, parts
 from billing_svc.metering.quota import terms
 from billing_svc.platform import values
+from billing_svc.pricing import rules as pricing_rules
 
 # The most units of a single event, hold or correction; millions of such events fit an int64 counter.
 UNITS_MAX = 10**12
@@ -213,7 +214,9 @@ def _decide_charge(
         if counter.billable + held_beyond + beyond > allowance.charged_units_max:
             return Decision(allowed=False, reason=Reason.QUOTA_EXHAUSTED, units_beyond=beyond)
     charged = beyond if counter.level is None else _peak_excess(counter, counter.level + units, included)
-    return Decision(allowed=True, reason=Reason.OVERAGE, units_beyond=beyond, projected_cost=limit.price_of(charged))
+    return Decision(
+        allowed=True, reason=Reason.OVERAGE, units_beyond=beyond, projected_cost=pricing_rules.overage(limit, charged)
+    )
 
 
 def _peak_excess(counter: Counter, level: int, included: int) -> int:

@@ -5,19 +5,16 @@ from datetime import datetime, timedelta
 
 from billing_svc.catalog import model, parts
 from billing_svc.metering.gauges import rules as gauges_rules
-from billing_svc.metering.quota import holds as reservations_rules
+from billing_svc.metering.quota import holds, terms
 from billing_svc.metering.quota import rules as quota_rules
-from billing_svc.metering.quota import terms
 from billing_svc.platform import errors, values
 
 # A past period takes late events for this long; after that they count in the current period.
-LATE_GRACE = timedelta(minutes=30)
+PERIOD_STAYS_OPEN = timedelta(minutes=30)
 # The clock of a caller may be ahead by this much.
 FUTURE_TOLERANCE = timedelta(minutes=5)
 # Events older than this are refused: the invoice of their period is long paid.
 RETENTION = timedelta(days=400)
-# The most units of an event; millions of such events fit an int64 counter.
-UNITS_MAX = 10**12
 
 
 @values.value
@@ -81,7 +78,7 @@ class RecordedEvent:
     overridden: bool
     reason: quota_rules.Reason
     superseded: bool
-    reservation_outcome: reservations_rules.SettlementOutcome | None
+    reservation_outcome: holds.SettlementOutcome | None
 
 
 @values.value
@@ -116,8 +113,10 @@ def units(event: NewEvent, level: gauges_rules.Level | None, meter: str, asked: 
         # A retry of work that was recorded already is stored with 0 units and never denied.
         return 0
     if level is None:
-        if asked > UNITS_MAX:
-            violation = errors.FieldViolation("quantity", f"comes to {asked} units; at most {UNITS_MAX} are allowed")
+        if asked > quota_rules.UNITS_MAX:
+            violation = errors.FieldViolation(
+                "quantity", f"comes to {asked} units; at most {quota_rules.UNITS_MAX} are allowed"
+            )
             raise errors.InvalidRequest([violation])
         return asked
     if event.sent.level is not None:
@@ -125,8 +124,8 @@ def units(event: NewEvent, level: gauges_rules.Level | None, meter: str, asked: 
     if level.level + asked < 0:
         message = f"quantity: the level is {level.level}; a change of {asked} would take it below 0"
         raise errors.LevelBelowZero(message, {"meter": meter, "level": str(level.level)})
-    if level.level + asked > UNITS_MAX:
-        violation = errors.FieldViolation("quantity", f"takes the level past {UNITS_MAX}")
+    if level.level + asked > quota_rules.UNITS_MAX:
+        violation = errors.FieldViolation("quantity", f"takes the level past {quota_rules.UNITS_MAX}")
         raise errors.InvalidRequest([violation])
     return asked
 
@@ -149,9 +148,10 @@ def terms_of_event(
 ) -> terms.EffectiveTerms:
     """Return the terms, and with them the period, under which an event counts.
 
-    That is the period in which it happened, until `LATE_GRACE` after that period's end; after that, the current period.
+    That is the period in which it happened, until `PERIOD_STAYS_OPEN` after that period's end; after that, the current
+    period.
     """
-    then = terms.at_instant(account_state, catalogs, occurred_at)
-    if now < then.period.end + LATE_GRACE:
+    then = terms.effective_terms(account_state, catalogs, occurred_at)
+    if now < then.period.end + PERIOD_STAYS_OPEN:
         return then
-    return terms.at_instant(account_state, catalogs, now)
+    return terms.effective_terms(account_state, catalogs, now)

@@ -182,7 +182,7 @@ def _moved(
         replace(one, catalog_version=version) if one.subscription_id == subscription_id else one
         for one in account_state.subscriptions
     )
-    return terms.at_instant(
+    return terms.effective_terms(
         replace(account_state, subscriptions=subscriptions), {**known.catalogs, version: newest}, now
     )
 

@@ -20,8 +20,7 @@ from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, intents, prices, subscription_records
 from billing_svc.subscriptions.follow_ups import rules
 from billing_svc.subscriptions.records import apply_subscription, follow_up_queue, refresh_subscription
-from billing_svc.usage_export import export_now
-from billing_svc.usage_export import settlement as usage_settlement
+from billing_svc.usage_export import charge_unbilled, export_now
 
 _log = structlog.get_logger(__name__)
 
@@ -62,14 +61,14 @@ class FollowUps:
         writes: intents.Requests,
         refresher: refresh_subscription.Refresher,
         flush: export_now.ExportNow,
-        settlement: usage_settlement.Settlement,
+        unbilled_usage: charge_unbilled.UnbilledUsage,
         now: clock.Clock,
     ) -> None:
         self._database = database
         self._requests = writes
         self._refresher = refresher
         self._flush = flush
-        self._settlement = settlement
+        self._unbilled_usage = unbilled_usage
         self._clock = now
 
     async def do_due(self) -> int:
@@ -148,11 +147,11 @@ class FollowUps:
         """Look whether all that was used is charged; False while it is too early to tell."""
         if row.superfluous or row.ended_at is None:
             return True  # the one that stays charges what was used
-        at = row.ended_at + usage_settlement.SETTLED_AFTER
+        at = row.ended_at + charge_unbilled.SETTLED_AFTER
         if self._clock.now() < at:
             await self._database.run(lambda conn: follow_up_queue.defer(conn, duty, at))
             return False
-        await self._settlement.settle(duty.account_id, row.subscription_id)
+        await self._unbilled_usage.settle(duty.account_id, row.subscription_id)
         return True
 
     async def _write(self, case: _Case, row: subscription_records.SubscriptionRecord) -> None:

@@ -81,7 +81,7 @@ def meter_line(
         in_plan=limit is not None,
         billable=billable,
         charging=charging,
-        amount=pricing_rules.rounded(Decimal(0) if charging is None else charging.price_of(billable), currency),
+        amount=pricing_rules.rounded(pricing_rules.overage(charging, billable), currency),
         over_limit=passed > 0
         and (limit is None or limit.beyond in _DENYING or allowance.charged_units_max is not None),
     )

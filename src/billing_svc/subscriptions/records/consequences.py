@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 SWITCHING = timedelta(minutes=1)
 
 
-async def draw(conn: AsyncConnection, origin: audit_store.Origin, account_id: str, now: datetime) -> None:
+async def apply(conn: AsyncConnection, origin: audit_store.Origin, account_id: str, now: datetime) -> None:
     """Mark what was bought twice, end what a plan replaces, and leave what is to be done at Stripe as duties."""
     rows = await subscription_records.of_account(conn, account_id)
     for row in _bought_twice(rows):

@@ -1,4 +1,7 @@
-"""What a subscription at Stripe means for the account's plan. Pure: no I/O, `now` is an argument."""
+"""When a subscription gives its plan. Pure: no I/O, `now` is an argument.
+
+Which of an account's subscriptions gives the plan that is in force says `metering/quota/terms.py`.
+"""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +22,7 @@ class Interval:
     end: datetime | None
 
 
-def effective(
+def interval_in_force(
     subscription: stripe_subscriptions.StripeSubscription,
     previous: Interval | None,
     period_end: datetime,
