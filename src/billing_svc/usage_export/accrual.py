@@ -1,4 +1,4 @@
-"""Accrual: puts billable units into usage reports, in one transaction for each account, under the counters' row locks."""
+"""Accrual: puts billable units into usage reports; a transaction for each account, under the counters' row locks."""
 
 import uuid
 from collections.abc import Sequence
@@ -206,7 +206,7 @@ async def _write(
     send_interval: timedelta,
     now: datetime,
 ) -> int:
-    """Write `billable` minus `sealed` into reports: the newest grows if it was never sent, else new reports follow it."""
+    """Put `billable` minus `sealed` into reports: the newest grows if it was never sent, else new reports follow."""
     pieces = rules.split_into_reports(
         counter.sealed,
         counter.billable,

@@ -102,7 +102,7 @@ def at_stripe(
     invoices: Sequence[Mapping[str, Any]],
     now: datetime,
 ) -> NextStep:
-    """Return the next step for a report whose period is over, from its subscription and that subscription's invoices."""
+    """Return the next step for a report of a past period, from its subscription and that subscription's invoices."""
     if fetched is None:
         return NextStep(Step.CHARGE_LATE, why="Stripe has no such subscription")
     is_over = fetched.status in stripe_subscriptions.OVER

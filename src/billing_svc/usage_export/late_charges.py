@@ -63,7 +63,7 @@ class LateUsage:
         return [one for one in reports if one.state is state and one.next_attempt_at <= now]
 
     async def _tried(self, lease: leases.Lease, report: rules.UsageReport, step: Any) -> int:  # noqa: ANN401 - one of two methods
-        """Take one step. If Stripe cannot be reached it is tried again; if Stripe refuses, the report stores the error."""
+        """Take one step. Repeats later if Stripe cannot be reached; if it refuses, the report keeps the error."""
         try:
             return int(await step(lease, report))
         except (errors.StripeUnavailable, errors.LostRace) as error:

@@ -18,7 +18,7 @@ PlanVersion: TypeAlias = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """The terms and the customer that units are charged to; without a subscription they are charged by an invoice item."""
+    """The terms and the customer that units are charged to; without a subscription an invoice item charges them."""
 
     plan: str
     catalog_version: int

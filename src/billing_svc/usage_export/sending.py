@@ -95,7 +95,7 @@ class Sender:
         return sum(task.result() for task in tasks)
 
     async def send(self, account_id: str, *, at_once: bool = False) -> SendRound | None:
-        """Send an account's due reports, or (`at_once`) all of them; None while another process sends for the account."""
+        """Send an account's due reports, or (`at_once`) all; None while another process sends for the account."""
         now = self._clock.now()
         lease = await self._database.run(lambda conn: leases.take(conn, f"usage:{account_id}", now))
         if lease is None:

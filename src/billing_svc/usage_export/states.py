@@ -26,7 +26,7 @@ OPEN = (ReportState.SEALED, ReportState.LATE, ReportState.ITEMISED)
 
 
 class Transition(enum.Enum):
-    """The target state and the possible source states. The function with the same name in lower case sets the columns."""
+    """The target state and the possible source states. The function with the same lower-case name sets the columns."""
 
     RESEALED = ReportState.SEALED, (ReportState.SEALED,)
     RETRIED = ReportState.SEALED, (ReportState.FAILED,)

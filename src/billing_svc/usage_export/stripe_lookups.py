@@ -1,4 +1,4 @@
-"""Lookups before a report is sent: its subscription, the state of its billing period at Stripe, and its meter's total."""
+"""Lookups before a report is sent: its subscription, its billing period at Stripe, and its meter's total."""
 
 from datetime import datetime, timedelta
 
@@ -37,7 +37,7 @@ class StripeLookups:
         return await self._database.read(lambda conn: self._held(conn, report))
 
     async def period(self, report: rules.UsageReport) -> billability.NextStep:
-        """Ask Stripe whether the report's period can still be billed; return the next step. Raises StripeUnavailable."""
+        """Ask Stripe whether the report's period can still be billed; return the step. Raises StripeUnavailable."""
         if report.subscription_id is None:
             return billability.NextStep(billability.Step.CHARGE_LATE, why="no subscription bills it")
         await self._pace.wait()
