@@ -1,4 +1,4 @@
-"""What a run found: rows, their bars, the machine; as a table, as a file, and two files side by side."""
+"""The results of a run: rows, their bars, the machine; as a table, as a file, and two files side by side."""
 
 import datetime as dt
 import importlib.metadata
@@ -19,7 +19,7 @@ from benchmarks.rounds import Rounds
 
 FOLDER = programs.ROOT / "benchmarks" / "results"
 _PACKAGES = ("grpcio", "protobuf", "psycopg", "psycopg-binary", "sqlalchemy", "uvloop", "structlog")
-# A share of failed calls that a shared machine explains; beyond it, the row is not worth its figures.
+# The share of failed calls that a shared machine explains; with more, the row's figures are not valid.
 _FAILED_SHARE_MAX = 0.001
 _PIPED_COLUMNS = 170
 _TITLE = (
@@ -30,9 +30,9 @@ _TITLE = (
 
 @dataclass(slots=True)
 class Row:
-    """One line of the table. `ratio` is against the thing in `against`; `bar` and `aim` are DESIGN's, of the ratio.
+    """A row of the table. `ratio` is relative to the subject in `against`; `bar` and `aim` are limits of that ratio.
 
-    Where the bar is not of a ratio, `passed` is decided by whoever makes the row.
+    If the bar is not about a ratio, the row's creator sets `passed`.
     """
 
     name: str
@@ -64,7 +64,7 @@ def row(
     units_per_call: int = 1,
     note: str = "",
 ) -> Row:
-    """Make a row of a subject; the ratio is the median of the rounds' ratios."""
+    """Make a subject's row; the ratio is the median of the rounds' ratios."""
     ratios = measured.ratios(against) if against else []
     ratio = statistics.median(ratios) if ratios else None
     errors = measured.errors()
@@ -96,7 +96,7 @@ def row(
 
 
 def print_table(rows: list[Row]) -> None:
-    """Print what was found."""
+    """Print the rows."""
     table = Table(title=_TITLE)
     for heading in ("", "bar", "per second", "ratio", "by CPU", "p50 ms", "p95", "p99", "server CPU", "Postgres"):
         table.add_column(heading, justify="right" if heading not in {"", "bar"} else "left", no_wrap=True)
@@ -148,7 +148,7 @@ def save(rows: list[Row], postgres_version: str, settings: dict[str, object]) ->
 
 
 def compare(before: Path, after: Path) -> None:
-    """Print two runs side by side. Ratios can be compared across machines, the rest only on one."""
+    """Print two runs side by side. Only ratios can be compared between different machines."""
     old, new = (json.loads(path.read_text()) for path in (before, after))
     for label, run in (("before", old), ("after", new)):
         print(f"{label}: {run['taken_at']} {run['commit']} {run['machine']['kind']} {run['settings']}")
