@@ -259,7 +259,7 @@ def naive(plan: Plan) -> list[Row]:
 
 
 def h2load(plan: Plan) -> list[Row]:
-    """A fixed request from a driver in C: the maximum of the server alone."""
+    """Send a fixed request from a driver in C: the maximum of the server alone."""
     program = shutil.which("h2load")
     if program is None:
         note = "left out: h2load is not installed (Debian: apt install nghttp2-client; macOS: brew install nghttp2)"
@@ -298,7 +298,7 @@ def h2load(plan: Plan) -> list[Row]:
 
 
 def memory(plan: Plan) -> list[Row]:
-    """The memory of a process after many calls of all kinds, and how much of it was added late."""
+    """Measure a process's memory after many calls of all kinds, and how much of it was added late."""
     server = plan.nyqst
     before = server.calls
     sizes = []
