@@ -72,7 +72,7 @@ def within(
 ) -> list[UsageDiscrepancy]:
     """Compare our own tables: a counter with its usage reports."""
     found = []
-    total = sum(one.units for one in own)
+    total = sum(report.units for report in own)
     if counter.billable != counter.sealed:
         detail = f"{counter.billable - counter.sealed} billable units are in no usage report yet"
         found.append(of(DiscrepancyKind.UNSEALED, counter, counter.billable, counter.sealed, detail))
@@ -80,13 +80,13 @@ def within(
         detail = f"the usage reports add up to {total} units"
         found.append(of(DiscrepancyKind.SLICES, counter, counter.sealed, total, detail))
     is_past = now >= counter.period_end + SETTLED_AFTER
-    for one in own:
-        about = {"event_name": one.stripe_event_name, "report_id": one.report_id}
-        if one.state is states.ReportState.FAILED:
-            found.append(of(DiscrepancyKind.FAILED, counter, one.units, 0, one.error or "", **about))
-        elif one.state in states.OPEN and is_past:
-            detail = one.error or f"{one.state} since {one.sealed_at.isoformat(timespec='minutes')}"
-            found.append(of(DiscrepancyKind.NOT_SENT, counter, one.units, 0, detail, **about))
+    for report in own:
+        about = {"event_name": report.stripe_event_name, "report_id": report.report_id}
+        if report.state is states.ReportState.FAILED:
+            found.append(of(DiscrepancyKind.FAILED, counter, report.units, 0, report.error or "", **about))
+        elif report.state in states.OPEN and is_past:
+            detail = report.error or f"{report.state} since {report.sealed_at.isoformat(timespec='minutes')}"
+            found.append(of(DiscrepancyKind.NOT_SENT, counter, report.units, 0, detail, **about))
     return found
 
 
@@ -108,16 +108,16 @@ def invoiced(
         charged[line.start, line.end] = charged.get((line.start, line.end), 0) + line.units
     within_line: dict[tuple[datetime, datetime], list[rules.UsageReport]] = {span: [] for span in charged}
     ours = theirs = 0
-    for one in sent:
+    for report in sent:
         # `<=` at the end: if a subscription is ended at once, the last event's timestamp can be the second of the end.
-        holding = [span for span in charged if span[0] <= one.reported_for <= span[1]]
+        holding = [span for span in charged if span[0] <= report.reported_for <= span[1]]
         if holding:
-            within_line[max(holding)].append(one)
-        elif one.period_start == counter.period_start and not is_open(one.reported_for):
-            ours += one.units
+            within_line[max(holding)].append(report)
+        elif report.period_start == counter.period_start and not is_open(report.reported_for):
+            ours += report.units
     for span, held in within_line.items():
-        last = max((one.period_start for one in held), default=None)
+        last = max((report.period_start for report in held), default=None)
         if last == counter.period_start or (last is None and counter.period_start <= span[0] < counter.period_end):
-            ours += max(0, sum(one.units for one in held))
+            ours += max(0, sum(report.units for report in held))
             theirs += charged[span]
     return ours, theirs

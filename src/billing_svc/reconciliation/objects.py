@@ -104,8 +104,8 @@ class ObjectReconciliation:
         """Return Stripe's objects that belong to our customers; for all accounts, with as few requests as possible."""
         if account_id is None:
             ours = set(customers)
-            return [one for one in await fetch(None) if _customer_of(one) in ours]
-        return [one for customer_id in customers for one in await fetch(customer_id)]
+            return [data for data in await fetch(None) if _customer_of(data) in ours]
+        return [data for customer_id in customers for data in await fetch(customer_id)]
 
     async def _compare_subscriptions(
         self, fetched: Sequence[client.Data], account_id: str | None
@@ -114,8 +114,10 @@ class ObjectReconciliation:
         for data in fetched:
             subscription = stripe_subscriptions.from_stripe(data)
 
-            async def apply(conn: AsyncConnection, one: stripe_subscriptions.StripeSubscription = subscription) -> str:
-                return await apply_subscription.apply(conn, self._catalogs, one, _COMPARING, self._clock.now())
+            async def apply(
+                conn: AsyncConnection, subscription: stripe_subscriptions.StripeSubscription = subscription
+            ) -> str:
+                return await apply_subscription.apply(conn, self._catalogs, subscription, _COMPARING, self._clock.now())
 
             differences += await self._difference(
                 "subscription", tables.subscriptions, subscription.subscription_id, apply
@@ -135,8 +137,8 @@ class ObjectReconciliation:
         for data in fetched:
             invoice = await fetch_invoices.complete(self._stripe, data)
 
-            async def apply(conn: AsyncConnection, one: Any = invoice) -> str:  # noqa: ANN401 - bound here
-                return await apply_invoice.apply(conn, one, _COMPARING, self._clock.now())
+            async def apply(conn: AsyncConnection, invoice: Any = invoice) -> str:  # noqa: ANN401 - bound here
+                return await apply_invoice.apply(conn, invoice, _COMPARING, self._clock.now())
 
             differences += await self._difference("invoice", tables.invoices, invoice.invoice_id, apply)
         known = await self._database.read(lambda conn: _invoices_since(conn, account_id, since))
@@ -172,7 +174,7 @@ class ObjectReconciliation:
         async def apply(conn: AsyncConnection) -> None:
             lease = await leases.take(conn, difference.object_id, now)
             if lease is None:
-                raise errors.LostRace("the invoice is being brought up to date by a worker")
+                raise errors.LostRace("a worker is updating the invoice")
             if invoice is not None:
                 await apply_invoice.apply(conn, invoice, origin, now)
             else:
@@ -186,7 +188,7 @@ class ObjectReconciliation:
 
 def _detail(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
     if before is None or after is None:
-        return "" if before is after else "is not here"
+        return "" if before is after else "is not stored here"
     return ", ".join(
         f"{name}: {_short(before[name])} is {_short(after[name])} at Stripe"
         for name in after

@@ -52,8 +52,11 @@ class Comparison:
         found += len(usage_discrepancies)
         if fix and usage_discrepancies:
             usage_discrepancies = await self._usage.fix(usage_discrepancies, origin)
-        findings = [Finding(one.kind, one.account_id, one.object_id, one.detail) for one in differing]
-        findings += [_of_usage(one) for one in usage_discrepancies]
+        findings = [
+            Finding(difference.kind, difference.account_id, difference.object_id, difference.detail)
+            for difference in differing
+        ]
+        findings += [_of_usage(discrepancy) for discrepancy in usage_discrepancies]
         if account_id is None:
             changes = {"found": found, "left": len(findings), "fix": fix}
             now = self._clock.now()
@@ -61,6 +64,6 @@ class Comparison:
         return findings
 
 
-def _of_usage(one: discrepancies.UsageDiscrepancy) -> Finding:
-    about = f"{one.meter} since {one.period_start:%Y-%m-%d}"
-    return Finding(f"usage: {one.kind}", one.account_id, about, one.detail)
+def _of_usage(discrepancy: discrepancies.UsageDiscrepancy) -> Finding:
+    about = f"{discrepancy.meter} since {discrepancy.period_start:%Y-%m-%d}"
+    return Finding(f"usage: {discrepancy.kind}", discrepancy.account_id, about, discrepancy.detail)

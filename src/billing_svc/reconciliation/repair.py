@@ -43,10 +43,10 @@ class Repair:
                     await self._invoice_alone(discrepancy, origin)
                 case _:
                     pass
-        for account_id in dict.fromkeys(one.account_id for one in found):
+        for account_id in dict.fromkeys(discrepancy.account_id for discrepancy in found):
             now = self._clock.now()
             await self._database.run(
-                lambda conn, one=account_id, now=now: retry_failed.retry_all(conn, one, origin, now)  # type: ignore[misc]
+                lambda conn, account_id=account_id, now=now: retry_failed.retry_all(conn, account_id, origin, now)  # type: ignore[misc]
             )
             try:
                 await self._flush.flush(account_id)
@@ -63,39 +63,46 @@ class Repair:
         if meters is None:
             return  # Stripe never deletes a meter, so this is not the Stripe account that the usage was sent to
         minutes: dict[datetime, list[rules.UsageReport]] = {}
-        for one in await self._reports(discrepancy.account_id):
-            if one.stripe_event_name == discrepancy.event_name and one.state is states.ReportState.SENT:
-                minutes.setdefault(one.minute, []).append(one)
+        for report in await self._reports(discrepancy.account_id):
+            if report.stripe_event_name == discrepancy.event_name and report.state is states.ReportState.SENT:
+                minutes.setdefault(report.minute, []).append(report)
         for minute, reports in minutes.items():
-            if max(one.last_attempt_at or minute for one in reports) + billability.SUMS_LAG_MAX > self._clock.now():
+            if (
+                max(report.last_attempt_at or minute for report in reports) + billability.SUMS_LAG_MAX
+                > self._clock.now()
+            ):
                 continue  # it may still appear
             total = await self._stripe.meter_total(meters, reports[0].customer_id, minute, minute + _MINUTE)
-            missing = sum(one.units for one in reports) - total
-            lost = reports if total == 0 else [one for one in reports if one.units == missing]
-            if missing and sum(one.units for one in lost) == missing:
+            missing = sum(report.units for report in reports) - total
+            lost = reports if total == 0 else [report for report in reports if report.units == missing]
+            if missing and sum(report.units for report in lost) == missing:
                 change = states.failed_absent(self._clock.now(), "its meter does not have it")
                 await self._change(lost, change, "usage.report_failed", origin)
 
     async def _charge_unbilled(self, discrepancy: discrepancies.UsageDiscrepancy, origin: audit_store.Origin) -> None:
         """Charge by invoice items what the meter has and no invoice charges: the newest reports that add up to it."""
         unbilled, left = [], discrepancy.ours - discrepancy.theirs
-        for one in reversed(await self._reports(discrepancy.account_id)):
-            is_of = (one.meter, one.period_start, one.stripe_event_name, one.state) == (
+        for report in reversed(await self._reports(discrepancy.account_id)):
+            is_of = (report.meter, report.period_start, report.stripe_event_name, report.state) == (
                 discrepancy.meter,
                 discrepancy.period_start,
                 discrepancy.event_name,
                 states.ReportState.SENT,
             )
             if is_of and left:
-                unbilled.append(one)
-                left -= one.units
+                unbilled.append(report)
+                left -= report.units
         if left == 0:
             change = states.unbilled(self._clock.now(), "its invoice does not charge it")
             await self._change(unbilled, change, "usage.report_unbilled", origin)
 
     async def _invoice_alone(self, discrepancy: discrepancies.UsageDiscrepancy, origin: audit_store.Origin) -> None:
         """Let an item that no invoice will take have its own invoice."""
-        left = [one for one in await self._reports(discrepancy.account_id) if one.report_id == discrepancy.report_id]
+        left = [
+            report
+            for report in await self._reports(discrepancy.account_id)
+            if report.report_id == discrepancy.report_id
+        ]
         await self._change(left, states.uninvoiced(self._clock.now()), "usage.item_uninvoiced", origin)
 
     async def _change(
@@ -104,9 +111,9 @@ class Repair:
         now = self._clock.now()
 
         async def write(conn: AsyncConnection) -> None:
-            for one in reports:
-                if await store.write(conn, one, change):
-                    changes = {"report": one.report_id, "meter": one.meter, "units": one.units}
-                    await audit_store.append(conn, origin, one.account_id, action, changes, now)
+            for report in reports:
+                if await store.write(conn, report, change):
+                    changes = {"report": report.report_id, "meter": report.meter, "units": report.units}
+                    await audit_store.append(conn, origin, report.account_id, action, changes, now)
 
         await self._database.run(write)

@@ -37,32 +37,36 @@ class _AccountUsage:
 
     def was_trial(self, counter: counters.UnreportedCounter) -> bool:
         return any(
-            one.trial_end is not None
-            and one.effective_from < counter.period_end
-            and counter.period_start < one.trial_end
-            for one in self.subscriptions
+            record.trial_end is not None
+            and record.effective_from < counter.period_end
+            and counter.period_start < record.trial_end
+            for record in self.subscriptions
         )
 
     def is_superfluous(self, subscription_id: str | None) -> bool:
         """Say whether a subscription is superfluous: its usage is charged by the account's other subscription."""
-        return any(one.superfluous and one.subscription_id == subscription_id for one in self.subscriptions)
+        return any(record.superfluous and record.subscription_id == subscription_id for record in self.subscriptions)
 
     def is_open_at(self, subscription_id: str) -> Callable[[datetime], bool]:
         """Return a function that says whether an instant lies in the billing period that is not invoiced yet."""
-        row = next((one for one in self.subscriptions if one.subscription_id == subscription_id), None)
+        row = next((record for record in self.subscriptions if record.subscription_id == subscription_id), None)
         return (lambda _at: False) if row is None or row.is_over else row.in_billing_period
 
     def sent(self, subscription_id: str, name: str) -> list[rules.UsageReport]:
         """Return the reports that were sent to a meter of a subscription, in all quota periods."""
         return [
-            one
-            for one in self.reports
-            if (one.subscription_id, one.stripe_event_name, one.state)
+            report
+            for report in self.reports
+            if (report.subscription_id, report.stripe_event_name, report.state)
             == (subscription_id, name, states.ReportState.SENT)
         ]
 
     def of(self, counter: counters.UnreportedCounter) -> list[rules.UsageReport]:
-        return [one for one in self.reports if (one.meter, one.period_start) == (counter.meter, counter.period_start)]
+        return [
+            report
+            for report in self.reports
+            if (report.meter, report.period_start) == (counter.meter, counter.period_start)
+        ]
 
 
 class UsageReconciliation:
@@ -92,7 +96,7 @@ class UsageReconciliation:
         self, found: Sequence[discrepancies.UsageDiscrepancy], origin: audit_store.Origin
     ) -> list[discrepancies.UsageDiscrepancy]:
         """Repair what can be repaired, and return the discrepancies that remain in the same accounts."""
-        accounts = list(dict.fromkeys(one.account_id for one in found))
+        accounts = list(dict.fromkeys(discrepancy.account_id for discrepancy in found))
         await self._repair.mend(found, origin)
         return await self.compare(accounts)
 
@@ -114,7 +118,7 @@ class UsageReconciliation:
         async def read(conn: AsyncConnection) -> _AccountUsage:
             return _AccountUsage(
                 account_id,
-                [one for one in await counters.billed(conn, account_id) if one.period_start >= since],
+                [counter for counter in await counters.billed(conn, account_id) if counter.period_start >= since],
                 await store.all_of_account(conn, account_id, since - _PERIOD_MAX),
                 await subscription_records.of_account(conn, account_id),
             )
@@ -130,9 +134,11 @@ class UsageReconciliation:
         for counter in account_usage.totals:
             own = account_usage.of(counter)
             found += discrepancies.within(counter, own, now)
-            names = list(dict.fromkeys((one.customer_id, one.stripe_event_name) for one in own))
+            names = list(dict.fromkeys((report.customer_id, report.stripe_event_name) for report in own))
             for customer_id, name in names:
-                sent = [one for one in own if (one.customer_id, one.stripe_event_name) == (customer_id, name)]
+                sent = [
+                    report for report in own if (report.customer_id, report.stripe_event_name) == (customer_id, name)
+                ]
                 found += await self._compare_meter(counter, sent, meters.get(name, []))
                 # Usage in a trial is on no invoice.
                 if not account_usage.was_trial(counter) and not account_usage.is_superfluous(sent[0].subscription_id):
@@ -145,7 +151,9 @@ class UsageReconciliation:
     ) -> list[discrepancies.UsageDiscrepancy]:
         """Compare whole minutes, with reports of all periods: at a bound, two periods share a minute."""
         minutes = [
-            one.minute for one in own if one.state is states.ReportState.SENT or one.first_attempt_at is not None
+            report.minute
+            for report in own
+            if report.state is states.ReportState.SENT or report.first_attempt_at is not None
         ]
         if not minutes:
             return []
@@ -154,11 +162,13 @@ class UsageReconciliation:
         theirs = await self._stripe.meter_total(meter_ids, own[0].customer_id, start, end)
         # Events with an unknown outcome may have arrived.
         unknown = [
-            one.units for one in own if one.state is states.ReportState.SEALED and one.first_attempt_at is not None
+            report.units
+            for report in own
+            if report.state is states.ReportState.SEALED and report.first_attempt_at is not None
         ]
         if theirs in {ours, ours + sum(unknown)}:
             return []
-        detail = f"the meter {own[0].stripe_event_name} was sent {ours} units and has {theirs}"
+        detail = f"the meter {own[0].stripe_event_name} has {theirs} units, but {ours} were sent to it"
         return [
             discrepancies.of(
                 discrepancies.DiscrepancyKind.METER, counter, ours, theirs, detail, event_name=own[0].stripe_event_name
@@ -174,10 +184,14 @@ class UsageReconciliation:
     ) -> list[discrepancies.UsageDiscrepancy]:
         """Compare a settled period's reports with the lines of the invoices that charge them."""
         subscription_id, name = own[0].subscription_id, own[0].stripe_event_name
-        is_settled = all(one.state in _SETTLED for one in own) and all(
-            now >= one.period_end + discrepancies.SETTLED_AFTER for one in own
+        is_settled = all(report.state in _SETTLED for report in own) and all(
+            now >= report.period_end + discrepancies.SETTLED_AFTER for report in own
         )
-        if subscription_id is None or not is_settled or any(one.subscription_id != subscription_id for one in own):
+        if (
+            subscription_id is None
+            or not is_settled
+            or any(report.subscription_id != subscription_id for report in own)
+        ):
             return []
         price_ids = await self._database.read(lambda conn: store.price_ids(conn, name))
         lines: list[discrepancies.DiscrepancyKey] = []
@@ -185,15 +199,15 @@ class UsageReconciliation:
             # Such an old draft waits for a person, as drafts of an unpaid subscription do; its lines are counted.
             if invoice["status"] != "void":
                 lines += [
-                    _line(one)
-                    for one in await self._stripe.all_invoice_lines(invoice)
-                    if parse.price_of_line(one) in price_ids
+                    _line(line)
+                    for line in await self._stripe.all_invoice_lines(invoice)
+                    if parse.price_of_line(line) in price_ids
                 ]
         sent = account_usage.sent(subscription_id, name)
         ours, theirs = discrepancies.invoiced(counter, sent, lines, account_usage.is_open_at(subscription_id))
         if theirs == ours:
             return []
-        detail = f"the invoices of {subscription_id} charge {theirs} units of the {ours} that {name} was sent"
+        detail = f"the invoices of {subscription_id} charge {theirs} units, but {ours} were sent to {name}"
         return [discrepancies.of(discrepancies.DiscrepancyKind.LINE, counter, ours, theirs, detail, event_name=name)]
 
     async def _compare_items(
@@ -220,7 +234,7 @@ class UsageReconciliation:
             elif not item.get("invoice") and not store.will_be_invoiced(
                 account_usage.subscriptions, report.customer_id
             ):
-                detail = f"invoice item {report.invoice_item_id} is on no invoice, and none will come"
+                detail = f"invoice item {report.invoice_item_id} is on no invoice, and no invoice will take it"
                 found.append(
                     discrepancies.of(discrepancies.DiscrepancyKind.UNINVOICED, counter, ours, 0, detail, **about)
                 )

@@ -99,9 +99,9 @@ class Found:
     prices: Mapping[str, client.Data]
     portal: client.Data | None
 
-    def meter_id(self, one: WantedObject) -> str | None:
+    def meter_id(self, wanted: WantedObject) -> str | None:
         """Return the id of a price's meter, active or not."""
-        meter = self.meters.get(one.lookup_key)
+        meter = self.meters.get(wanted.lookup_key)
         return None if meter is None else str(meter["id"])
 
 
@@ -164,72 +164,88 @@ def differences(catalog: model.Catalog, wanted: list[WantedObject], found: Found
     """Return what has to be done at Stripe, in an order in which it can be done; empty if nothing."""
     seen: set[str] = set()
     steps: list[Difference] = []
-    for one in wanted:
-        if one.product_id not in seen:
-            seen.add(one.product_id)
-            steps += _product(one, found.products.get(one.product_id))
-        if one.is_metered:
-            steps += _meter(one, found.meters.get(one.lookup_key))
-        steps += _price(one, found)
+    for wanted_price in wanted:
+        if wanted_price.product_id not in seen:
+            seen.add(wanted_price.product_id)
+            steps += _product(wanted_price, found.products.get(wanted_price.product_id))
+        if wanted_price.is_metered:
+            steps += _meter(wanted_price, found.meters.get(wanted_price.lookup_key))
+        steps += _price(wanted_price, found)
     return steps + _portal(catalog, found.portal)
 
 
-def _product(one: WantedObject, product: client.Data | None) -> list[Difference]:
+def _product(wanted: WantedObject, product: client.Data | None) -> list[Difference]:
     if product is None:
-        return [Difference("product", one.product_id, "missing", "products.create", one.product_params(), one)]
+        return [Difference("product", wanted.product_id, "missing", "products.create", wanted.product_params(), wanted)]
     changes: dict[str, Any] = {}
     told = []
-    if product["name"] != one.product_name:
-        changes["name"] = one.product_name
-        told.append(f"is called {product['name']!r}, not {one.product_name!r}")
+    if product["name"] != wanted.product_name:
+        changes["name"] = wanted.product_name
+        told.append(f"is called {product['name']!r}, not {wanted.product_name!r}")
     if not product["active"]:
         changes["active"] = True
         told.append("is archived")
     if not changes:
         return []
-    params = {"product": one.product_id, **changes}
+    params = {"product": wanted.product_id, **changes}
     return [
         Difference(
             "product",
-            one.product_id,
+            wanted.product_id,
             " and ".join(told),
             "products.update",
             params,
-            one,
+            wanted,
             product,
             drift="active" in changes,
         )
     ]
 
 
-def _meter(one: WantedObject, meter: client.Data | None) -> list[Difference]:
+def _meter(wanted: WantedObject, meter: client.Data | None) -> list[Difference]:
     if meter is None:
-        return [Difference("meter", one.lookup_key, "missing", "billing.meters.create", one.meter_params(), one)]
+        return [
+            Difference("meter", wanted.lookup_key, "missing", "billing.meters.create", wanted.meter_params(), wanted)
+        ]
     params = {"meter": meter["id"]}
     if meter["status"] != "active":
         return [
             Difference(
-                "meter", one.lookup_key, "is switched off", "billing.meters.reactivate", params, one, meter, drift=True
+                "meter",
+                wanted.lookup_key,
+                "is switched off",
+                "billing.meters.reactivate",
+                params,
+                wanted,
+                meter,
+                drift=True,
             )
         ]
-    if meter["display_name"] != one.product_name:
-        detail = f"is called {meter['display_name']!r}, not {one.product_name!r}"
-        params["display_name"] = one.product_name
-        return [Difference("meter", one.lookup_key, detail, "billing.meters.update", params, one, meter)]
+    if meter["display_name"] != wanted.product_name:
+        detail = f"is called {meter['display_name']!r}, not {wanted.product_name!r}"
+        params["display_name"] = wanted.product_name
+        return [Difference("meter", wanted.lookup_key, detail, "billing.meters.update", params, wanted, meter)]
     return []
 
 
-def _price(one: WantedObject, found: Found) -> list[Difference]:
-    price, meter_id = found.prices.get(one.lookup_key), found.meter_id(one)
-    if price is not None and one.is_met_by(price, meter_id):
+def _price(wanted: WantedObject, found: Found) -> list[Difference]:
+    price, meter_id = found.prices.get(wanted.lookup_key), found.meter_id(wanted)
+    if price is not None and wanted.is_met_by(price, meter_id):
         return []
-    detail = "missing" if price is None else f"{_told(price)} becomes {_told(one.params(meter_id))}"
-    is_ours = price is None or (price["product"] == one.product_id and price["active"])
+    detail = "missing" if price is None else f"{_told(price)} becomes {_told(wanted.params(meter_id))}"
+    is_ours = price is None or (price["product"] == wanted.product_id and price["active"])
     # Prices are immutable: a changed price is a new price, which takes over the lookup key. Existing subscriptions keep
     # the old price.
     return [
         Difference(
-            "price", one.lookup_key, detail, "prices.create", one.params(meter_id), one, price, drift=not is_ours
+            "price",
+            wanted.lookup_key,
+            detail,
+            "prices.create",
+            wanted.params(meter_id),
+            wanted,
+            price,
+            drift=not is_ours,
         )
     ]
 

@@ -52,13 +52,23 @@ async def compare(
         # Several meters may have had the name; at most one of them is active.
         if meter["status"] == "active" or meter["event_name"] not in meters:
             meters[meter["event_name"]] = meter
-    portals = [one for one in await stripe.portal_configurations() if one["metadata"].get("catalog") == catalog.name]
+    portals = [
+        configuration
+        for configuration in await stripe.portal_configurations()
+        if configuration["metadata"].get("catalog") == catalog.name
+    ]
     found = catalog_objects.Found(
-        products={one["id"]: one for one in await stripe.products(sorted({one.product_id for one in wanted}))},
+        products={
+            product["id"]: product
+            for product in await stripe.products(sorted({wanted_price.product_id for wanted_price in wanted}))
+        },
         meters=meters,
-        prices={price["lookup_key"]: price for price in await stripe.prices([one.lookup_key for one in wanted])},
+        prices={
+            price["lookup_key"]: price
+            for price in await stripe.prices([wanted_price.lookup_key for wanted_price in wanted])
+        },
         # The oldest configuration, if concurrent runs created two.
-        portal=min(portals, key=lambda one: (one["created"], one["id"]), default=None),
+        portal=min(portals, key=lambda portal: (portal["created"], portal["id"]), default=None),
     )
     return found, catalog_objects.differences(catalog, wanted, found)
 
@@ -79,9 +89,9 @@ async def apply(
     await database.read(lambda conn: versions.refuse_other_kinds(conn, catalog))
     found, differences = await compare(stripe, catalog)
     sync = _Sync(stripe, intents.Requests(database, stripe, now), catalog, found)
-    for one in differences:
-        await sync.remove(one)
-        report(f"{one.kind} {one.key}: {one.detail}")
+    for difference in differences:
+        await sync.remove(difference)
+        report(f"{difference.kind} {difference.key}: {difference.detail}")
     wanted = catalog_objects.wanted_prices(catalog)
 
     async def publish(conn: AsyncConnection) -> tuple[int, bool, list[str]]:
@@ -99,7 +109,11 @@ async def apply(
     for price_id in replaced:
         await sync.retire(price_id)
     report(f"catalog {catalog.name}: version {version}{'' if is_new else ' is in force already'}")
-    meters = {one.lookup_key: sync.meters[one.lookup_key] for one in wanted if one.is_metered}
+    meters = {
+        wanted_price.lookup_key: sync.meters[wanted_price.lookup_key]
+        for wanted_price in wanted
+        if wanted_price.is_metered
+    }
     return Applied(version, sync.prices, meters, sync.portal)
 
 
@@ -130,23 +144,34 @@ class _Sync:
         self.meters = {key: str(meter["id"]) for key, meter in found.meters.items()}
         self.portal = "" if found.portal is None else str(found.portal["id"])
 
-    async def remove(self, one: catalog_objects.Difference) -> None:
+    async def remove(self, difference: catalog_objects.Difference) -> None:
         """Remove a difference. If another process has removed it meanwhile, nothing changes."""
-        match one.operation:
+        match difference.operation:
             case "products.create":
-                await self._make(f"product:{one.key}", one.operation, one.params, lambda: self._product(one.key))
+                await self._make(
+                    f"product:{difference.key}",
+                    difference.operation,
+                    difference.params,
+                    lambda: self._product(difference.key),
+                )
             case "billing.meters.create":
-                self.meters[one.key] = await self._make(
-                    f"meter:{one.key}", one.operation, one.params, lambda: self._meter(one.key)
+                self.meters[difference.key] = await self._make(
+                    f"meter:{difference.key}",
+                    difference.operation,
+                    difference.params,
+                    lambda: self._meter(difference.key),
                 )
             case "prices.create":
-                self.prices[one.key] = await self._price(one)
+                self.prices[difference.key] = await self._price(difference)
             case "billing_portal.configurations.create":
                 self.portal = await self._make(
-                    f"{_PORTAL_PURPOSE}{one.key}", one.operation, one.params, self._portal_configuration
+                    f"{_PORTAL_PURPOSE}{difference.key}",
+                    difference.operation,
+                    difference.params,
+                    self._portal_configuration,
                 )
             case _:
-                await self._change(one)
+                await self._change(difference)
 
     async def retire(self, price_id: str) -> None:
         """Deactivate a price, so that it is not sold any more; existing subscriptions keep it. Repeats do nothing."""
@@ -154,38 +179,45 @@ class _Sync:
         with contextlib.suppress(client.NotAtStripe):
             await self._make(f"retire:{price_id}", "prices.deactivate", {"price": price_id}, _harmless)
 
-    async def _price(self, one: catalog_objects.Difference) -> str:
-        wanted = one.wanted
+    async def _price(self, difference: catalog_objects.Difference) -> str:
+        wanted = difference.wanted
         if wanted is None:
             raise ValueError("a price difference has no wanted price")
-        meter_id = self.meters.get(one.key)
+        meter_id = self.meters.get(difference.key)
         params = wanted.params(meter_id)
 
         async def find() -> client.Data | None:
-            holders = await self._stripe.prices([one.key])
+            holders = await self._stripe.prices([difference.key])
             return next((price for price in holders if wanted.is_met_by(price, meter_id)), None)
 
         # A return to an earlier amount needs a new price again, so the purpose includes the price that is replaced.
-        purpose = f"price:{one.key}:{'' if one.old is None else one.old['id']}:{_digest(params)}"
-        return await self._make(purpose, one.operation, params, find)
+        purpose = f"price:{difference.key}:{'' if difference.old is None else difference.old['id']}:{_digest(params)}"
+        return await self._make(purpose, difference.operation, params, find)
 
-    async def _change(self, one: catalog_objects.Difference) -> None:
+    async def _change(self, difference: catalog_objects.Difference) -> None:
         # The same change can be needed again after someone has undone it, so the purpose includes the last update's
         # time.
-        since = "" if one.old is None else one.old.get("updated", "")
-        purpose = f"change:{one.kind}:{one.key}:{since}:{_digest(one.params)}"
-        await self._make(purpose, one.operation, one.params, _harmless)
+        since = "" if difference.old is None else difference.old.get("updated", "")
+        purpose = f"change:{difference.kind}:{difference.key}:{since}:{_digest(difference.params)}"
+        await self._make(purpose, difference.operation, difference.params, _harmless)
 
     async def _product(self, product_id: str) -> client.Data | None:
         return next(iter(await self._stripe.products([product_id])), None)
 
     async def _meter(self, event_name: str) -> client.Data | None:
         meters = await self._stripe.meters()
-        return next((one for one in meters if one["event_name"] == event_name), None)
+        return next((meter for meter in meters if meter["event_name"] == event_name), None)
 
     async def _portal_configuration(self) -> client.Data | None:
         found = await self._stripe.portal_configurations()
-        return next((one for one in found if one["metadata"].get("catalog") == self._catalog.name), None)
+        return next(
+            (
+                configuration
+                for configuration in found
+                if configuration["metadata"].get("catalog") == self._catalog.name
+            ),
+            None,
+        )
 
     async def _make(
         self, purpose: str, operation: str, params: Mapping[str, Any], find: Callable[[], Awaitable[client.Data | None]]

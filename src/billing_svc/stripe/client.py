@@ -265,8 +265,8 @@ class Stripe:
     async def meter_ids(self) -> dict[str, list[str]]:
         """Return the meters by event name: a deactivated meter keeps its units, and a new meter may get its name."""
         found: dict[str, list[str]] = {}
-        for one in await self.all_meters():
-            found.setdefault(str(one["event_name"]), []).append(str(one["id"]))
+        for meter in await self.all_meters():
+            found.setdefault(str(meter["event_name"]), []).append(str(meter["id"]))
         return found
 
     async def all_meters(self) -> list[Data]:
@@ -303,7 +303,7 @@ class Stripe:
         total = 0
         for meter_id in meter_ids:
             list_page = functools.partial(self._client.v1.billing.meters.event_summaries.list_async, meter_id)
-            total += sum(int(one["aggregated_value"]) for one in await self._all(list_page, params))
+            total += sum(int(summary["aggregated_value"]) for summary in await self._all(list_page, params))
         return total
 
     # Events, and the time.
@@ -365,7 +365,9 @@ async def _translated(call: Awaitable[stripe.StripeObject]) -> Data:
         raise errors.StripeUnavailable("Stripe cannot be reached; send the same call again", 2.0) from error
     except stripe.IdempotencyError as error:
         # Another release sent the same intent with other parameters; the object may exist.
-        raise KeySpent("Stripe knows this request in another form; send the same call again", 2.0) from error
+        raise KeySpent(
+            "Stripe has this idempotency key with other parameters; send the same call again", 2.0
+        ) from error
     except stripe.APIError as error:
         if _is_kept(error):
             raise KeySpent("Stripe failed; send the same call again", 2.0) from error

@@ -69,7 +69,9 @@ class Requests:
                 return await self._attempt(intent, look_up)
             except _OthersRefused:
                 continue
-        raise errors.LostRace("other calls for the same thing were refused meanwhile; send the same call again")
+        raise errors.LostRace(
+            "Stripe refused other calls for the same object at the same time; send the same call again"
+        )
 
     async def is_known(self, account_id: str, purpose: str) -> bool:
         """Say whether an intent is stored for a purpose and was not refused."""

@@ -63,19 +63,19 @@ async def keep(
     )
     rows = [
         {
-            "price_id": ids[one.lookup_key],
-            "lookup_key": one.lookup_key,
-            "product_id": one.product_id,
+            "price_id": ids[wanted_price.lookup_key],
+            "lookup_key": wanted_price.lookup_key,
+            "product_id": wanted_price.product_id,
             "catalog_version": version,
-            "plan": one.plan,
-            "price": one.price,
-            "meter": one.meter,
-            "pay_as_you_go": one.pay_as_you_go,
-            "stripe_event_name": one.lookup_key if one.is_metered else None,
+            "plan": wanted_price.plan,
+            "price": wanted_price.price,
+            "meter": wanted_price.meter,
+            "pay_as_you_go": wanted_price.pay_as_you_go,
+            "stripe_event_name": wanted_price.lookup_key if wanted_price.is_metered else None,
             "is_current": True,
             "created_at": now,
         }
-        for one in wanted
+        for wanted_price in wanted
     ]
     await conn.execute(
         postgresql.insert(_PRICES).on_conflict_do_update(

@@ -100,7 +100,7 @@ def _next_phase(schedule: object) -> Phase | None:
     coming = [phase for phase in schedule["phases"] if phase["start_date"] >= present["end_date"]]
     if not coming:
         return None
-    phase = min(coming, key=lambda one: one["start_date"])
+    phase = min(coming, key=lambda phase: phase["start_date"])
     prices = {parse.id_of(item["price"]): _quantity(item.get("quantity") or 1) for item in phase["items"]}
     return Phase(parse.instant(phase["start_date"]), prices)
 

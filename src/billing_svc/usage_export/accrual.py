@@ -142,7 +142,7 @@ async def _billed(
     if charge is None:
         return None
     start, end = counter.period_start, counter.period_end
-    subscription = next((one for one in held if one.subscription_id == charge.subscription_id), None)
+    subscription = next((record for record in held if record.subscription_id == charge.subscription_id), None)
     if subscription is not None:
         start = max(start, subscription.effective_from)
         if subscription.effective_until is not None and subscription.effective_until > start:
@@ -184,15 +184,15 @@ def _bills(
 ) -> subscription_records.SubscriptionRecord | None:
     """Return the subscription that bills a counter: its own, or the metered-only subscription of pay-as-you-go."""
     if counter.subscription_id is not None:
-        return next((one for one in held if one.subscription_id == counter.subscription_id), None)
+        return next((record for record in held if record.subscription_id == counter.subscription_id), None)
     return next(
         (
-            one
-            for one in held
-            if not one.is_plan
-            and one.plan == plan
-            and one.effective_from < counter.period_end
-            and (one.effective_until is None or one.effective_until > counter.period_start)
+            record
+            for record in held
+            if not record.is_plan
+            and record.plan == plan
+            and record.effective_from < counter.period_end
+            and (record.effective_until is None or record.effective_until > counter.period_start)
         ),
         None,
     )
@@ -276,7 +276,7 @@ async def _owed(
     """
     owed = rules.billed_by_terms(await counters.billed_units(conn, counter))
     owed.pop(present.terms, None)
-    for one in await store.accrued(conn, counter.account_id, counter.meter, counter.period_start):
-        if one.charge.terms in owed:
-            owed[one.charge.terms] -= one.units
+    for accrued_units in await store.accrued(conn, counter.account_id, counter.meter, counter.period_start):
+        if accrued_units.charge.terms in owed:
+            owed[accrued_units.charge.terms] -= accrued_units.units
     return owed

@@ -106,13 +106,13 @@ def at_stripe(
     if fetched is None:
         return NextStep(Step.CHARGE_LATE, why="Stripe has no such subscription")
     is_over = fetched.status in stripe_subscriptions.OVER
-    item = next((one for one in fetched.items if one.price_id in price_ids), None)
+    item = next((item for item in fetched.items if item.price_id in price_ids), None)
     if item is not None and not is_over and item.period_start <= report.reported_for < item.period_end:
         return NextStep(Step.SEND)
-    covering = [one for one in invoices if _covers(one, report.reported_for)]
-    if any(one["status"] != "draft" for one in covering):
+    covering = [invoice for invoice in invoices if _covers(invoice, report.reported_for)]
+    if any(invoice["status"] != "draft" for invoice in covering):
         return NextStep(Step.CHARGE_LATE, why="its invoice is final")
-    if item is None and not any(_has_line(one, price_ids) for one in covering):
+    if item is None and not any(_has_line(invoice, price_ids) for invoice in covering):
         return NextStep(Step.CHARGE_LATE, why="its subscription has no such item any more")
     since = fetched.ended_at if is_over or item is None else item.period_start
     return _into_draft(covering, now) if covering else _without_invoice(since, now)

@@ -60,7 +60,7 @@ class LateUsage:
     async def _due(self, account_id: str, state: states.ReportState) -> list[rules.UsageReport]:
         now = self._clock.now()
         reports = await self._database.read(lambda conn: store.open_reports(conn, account_id))
-        return [one for one in reports if one.state is state and one.next_attempt_at <= now]
+        return [report for report in reports if report.state is state and report.next_attempt_at <= now]
 
     async def _tried(self, lease: leases.Lease, report: rules.UsageReport, step: Any) -> int:  # noqa: ANN401 - one of two methods
         """Take one step. Repeats later if Stripe cannot be reached; if it refuses, the report keeps the error."""
@@ -114,7 +114,7 @@ class LateUsage:
             if price is None:  # cannot happen: accrual found this price before
                 raise LookupError(f"plan {report.plan} of version {report.catalog_version} has no price for its usage")
             held = await subscription_records.of_account(conn, report.account_id)
-            bills = next((one for one in held if one.subscription_id == report.subscription_id), None)
+            bills = next((record for record in held if record.subscription_id == report.subscription_id), None)
             so_far = await store.charged(conn, report)
             amount = pricing_rules.late_amount(
                 pricing_rules.unit_price_in_minor_units(catalog, price),
@@ -195,4 +195,6 @@ class LateUsage:
 
 
 def _of_report(objects: list[client.Data], report: rules.UsageReport) -> client.Data | None:
-    return next((one for one in objects if (one.get("metadata") or {}).get("usage_report") == report.report_id), None)
+    return next(
+        (data for data in objects if (data.get("metadata") or {}).get("usage_report") == report.report_id), None
+    )

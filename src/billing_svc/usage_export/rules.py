@@ -137,17 +137,17 @@ def split_into_reports(
     """
     pieces: list[Piece] = []
     position = sealed
-    for one in owed:
-        units = min(one.units, billable - position)
+    for accrued_units in owed:
+        units = min(accrued_units.units, billable - position)
         if units > 0:
-            pieces.append(Piece(one.charge, position, position + units))
+            pieces.append(Piece(accrued_units.charge, position, position + units))
             position += units
     if position < billable:
         return [*pieces, Piece(present, position, billable)]
-    for one in accrued:
-        units = min(one.units, position - billable)
+    for accrued_units in accrued:
+        units = min(accrued_units.units, position - billable)
         if units > 0:
-            pieces.append(Piece(one.charge, position, position - units))
+            pieces.append(Piece(accrued_units.charge, position, position - units))
             position -= units
     if position > billable:  # not reached while the reports' units add up to `sealed`
         pieces.append(Piece(present, position, billable))

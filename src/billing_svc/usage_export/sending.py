@@ -78,7 +78,7 @@ class Sender:
         accounts = await self._database.read(lambda conn: store.due_accounts(conn, ACCOUNTS_MAX, now))
         at_once = asyncio.Semaphore(ACCOUNTS_AT_ONCE)
 
-        async def one(account_id: str) -> int:
+        async def send_account(account_id: str) -> int:
             async with at_once:
                 try:
                     done = await self.send(account_id)
@@ -91,7 +91,7 @@ class Sender:
                 return 0
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(account_id)) for account_id in accounts]
+            tasks = [group.create_task(send_account(account_id)) for account_id in accounts]
         return sum(task.result() for task in tasks)
 
     async def send(self, account_id: str, *, at_once: bool = False) -> SendRound | None:
@@ -217,7 +217,7 @@ class Sender:
         if total == others + report.units:
             await self._write(lease, report, states.sent(now))
         elif total != others:
-            why = f"its meter has {total} units in its minute; {others} or {others + report.units} were expected"
+            why = f"its meter has {total} units in that minute; {others} or {others + report.units} were expected"
             _log.error("report_failed", account=report.account_id, report=report.report_id, error=why)
             await self._write(lease, report, states.failed_undecided(now, why))
         elif report.refused_at is not None:

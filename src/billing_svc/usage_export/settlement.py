@@ -49,16 +49,16 @@ class Settlement:
         sent = await self._database.read(lambda conn: _sent(conn, account_id, subscription_id))
         if not sent:
             return 0
-        since = min(one.reported_for for one in sent)
+        since = min(report.reported_for for report in sent)
         charged: list[client.Data] = []
         for invoice in await self._stripe.invoices_of_subscription(subscription_id, since):
             if invoice["status"] != "void":
                 charged += await self._stripe.all_invoice_lines(invoice)
         prices = {
             name: await self._database.read(lambda conn, name=name: store.price_ids(conn, name))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
-            for name in {one.stripe_event_name for one in sent}
+            for name in {report.stripe_event_name for report in sent}
         }
-        unbilled = [one for one in sent if not _is_charged(one, charged, prices[one.stripe_event_name])]
+        unbilled = [report for report in sent if not _is_charged(report, charged, prices[report.stripe_event_name])]
         if unbilled:
             _log.warning(
                 "usage_without_invoice", account=account_id, subscription=subscription_id, slices=len(unbilled)
@@ -70,12 +70,12 @@ class Settlement:
     async def _settle_items(self, account_id: str, subscription_id: str) -> int:
         """Let items that waited for the subscription's next invoice have their own: that next invoice will not come."""
         left: list[rules.UsageReport] = []
-        for one in await self._database.read(lambda conn: _waiting(conn, account_id, subscription_id)):
+        for report in await self._database.read(lambda conn: _waiting(conn, account_id, subscription_id)):
             # An item that is missing at Stripe was deleted there by a person; it is not charged again.
             with contextlib.suppress(client.NotAtStripe):
-                item = await self._stripe.invoice_item(str(one.invoice_item_id))
+                item = await self._stripe.invoice_item(str(report.invoice_item_id))
                 if not item.get("invoice"):
-                    left.append(one)
+                    left.append(report)
         if left:
             _log.warning("items_without_invoice", account=account_id, subscription=subscription_id, items=len(left))
             await self._reopen(left, states.uninvoiced(self._clock.now()), "usage.item_uninvoiced")
@@ -85,10 +85,10 @@ class Settlement:
         now = self._clock.now()
 
         async def reopen(conn: AsyncConnection) -> None:
-            for one in reports:
-                if await store.write(conn, one, change):
-                    changes = {"report": one.report_id, "meter": one.meter, "units": one.units}
-                    await audit_store.append(conn, _ORIGIN, one.account_id, action, changes, now)
+            for report in reports:
+                if await store.write(conn, report, change):
+                    changes = {"report": report.report_id, "meter": report.meter, "units": report.units}
+                    await audit_store.append(conn, _ORIGIN, report.account_id, action, changes, now)
 
         await self._database.run(reopen)
 
@@ -96,21 +96,23 @@ class Settlement:
 async def _sent(conn: AsyncConnection, account_id: str, subscription_id: str) -> list[rules.UsageReport]:
     """Return the reports that were sent for the subscription's last billing period; usage in a trial is free."""
     held = await subscription_records.of_account(conn, account_id)
-    row = next((one for one in held if one.subscription_id == subscription_id), None)
+    row = next((record for record in held if record.subscription_id == subscription_id), None)
     if row is None:
         return []
     since = row.billing_period_start if row.trial_end is None else max(row.billing_period_start, row.trial_end)
     return [
-        one
-        for one in await store.all_of_account(conn, account_id, row.billing_period_start - _PERIODS_APART_MAX)
-        if one.subscription_id == subscription_id and one.state is states.ReportState.SENT and one.reported_for >= since
+        report
+        for report in await store.all_of_account(conn, account_id, row.billing_period_start - _PERIODS_APART_MAX)
+        if report.subscription_id == subscription_id
+        and report.state is states.ReportState.SENT
+        and report.reported_for >= since
     ]
 
 
 async def _waiting(conn: AsyncConnection, account_id: str, subscription_id: str) -> list[rules.UsageReport]:
     """Return the reports whose items may have waited for an invoice of this subscription and get no other invoice."""
     held = await subscription_records.of_account(conn, account_id)
-    row = next((one for one in held if one.subscription_id == subscription_id), None)
+    row = next((record for record in held if record.subscription_id == subscription_id), None)
     if row is None or store.will_be_invoiced(held, row.customer_id):
         return []
     # Items from before the last billing period are on the invoice with which that period began.

@@ -34,7 +34,7 @@ class ChargedUnits:
 
 def will_be_invoiced(held: Sequence[subscription_records.SubscriptionRecord], customer_id: str) -> bool:
     """Say whether the next invoice of a subscription will take the customer's pending invoice items."""
-    return any(one.customer_id == customer_id and one.is_giving for one in held)
+    return any(record.customer_id == customer_id and record.is_giving for record in held)
 
 
 async def due_accounts(conn: AsyncConnection, most: int, now: datetime) -> list[str]:

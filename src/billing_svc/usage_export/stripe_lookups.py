@@ -70,6 +70,6 @@ class StripeLookups:
         prices = catalog.plan(found.plan).metered_prices
         return billability.ReportBilling(
             found,
-            event_names={one.lookup_key for one in prices},
+            event_names={price.lookup_key for price in prices},
             is_changing=await store.is_changing(conn, report.account_id, self._clock.now() - CHANGES_LAST),
         )

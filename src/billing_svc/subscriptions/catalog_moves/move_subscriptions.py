@@ -179,8 +179,10 @@ def _moved(
     """Return the terms that would hold now after the move."""
     account_state = known.facts.account_state
     subscriptions = tuple(
-        replace(one, catalog_version=version) if one.subscription_id == subscription_id else one
-        for one in account_state.subscriptions
+        replace(subscription, catalog_version=version)
+        if subscription.subscription_id == subscription_id
+        else subscription
+        for subscription in account_state.subscriptions
     )
     return terms.at_instant(
         replace(account_state, subscriptions=subscriptions), {**known.catalogs, version: newest}, now
@@ -189,7 +191,7 @@ def _moved(
 
 def _charged(plan: parts.Plan) -> dict[tuple[str, bool], Decimal]:
     """Return the exact unit price of each metered price of a plan, by (meter, whether it needs pay-as-you-go)."""
-    return {(one.meter, one.pay_as_you_go): one.limit.unit_price_exact for one in plan.metered_prices}
+    return {(price.meter, price.pay_as_you_go): price.limit.unit_price_exact for price in plan.metered_prices}
 
 
 def _price(price: parts.Price) -> str:

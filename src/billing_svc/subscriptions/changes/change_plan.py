@@ -91,7 +91,7 @@ class PlanChanges:
     async def _choose(self, conn: AsyncConnection, order: rules.ChangeOrder, now: datetime) -> rules.ChangeTarget:
         row = await stripe_change.held(conn, order.account_id, now)
         if not row.is_giving:
-            message = f"the subscription is {row.status}, so its plan cannot be changed; a payment comes first"
+            message = f"the subscription is {row.status}, so its plan cannot be changed before it is paid"
             raise errors.NotSubscribed(message, {"account_id": order.account_id})
         version = await versions.newest_published(conn)
         sold = await self._catalogs.get(conn, row.catalog_version)
@@ -229,7 +229,7 @@ class PlanChanges:
         sold = await self._carrier.database.read(
             lambda conn: prices.sold_prices(conn, {line.price_id for line in lines})
         )
-        meters = {price_id: one.meter for price_id, one in sold.items()}
+        meters = {price_id: price.meter for price_id, price in sold.items()}
         return costs.kept(effective_at, target.proration_at, str(invoice["currency"]), lines, meters)
 
     async def _items(
@@ -241,18 +241,18 @@ class PlanChanges:
     async def _ours(self, price_ids: list[str]) -> Mapping[str, bool]:
         """Return, for those of these prices that are from our catalog, whether they are metered."""
         sold = await self._carrier.database.read(lambda conn: prices.sold_prices(conn, price_ids))
-        return {price_id: bool(one.meter) for price_id, one in sold.items()}
+        return {price_id: bool(price.meter) for price_id, price in sold.items()}
 
 
 async def _price_ids(conn: AsyncConnection, choice: rules.ChosenPrice) -> tuple[str, tuple[str, ...]]:
     """Return a choice's base price and its metered prices, also those of pay-as-you-go. Raises PlanNotApplied."""
     plan: parts.Plan = choice.plan
     base = plan.base_lookup_key(choice.price)
-    metered = [one.lookup_key for one in plan.metered_prices]
+    metered = [price.lookup_key for price in plan.metered_prices]
     ids = await prices.prices_of_version(conn, [base, *metered], choice.catalog_version)
     if {base, *metered} - ids.keys():
         raise errors.PlanNotApplied(
-            f"plan {plan.key} is not at Stripe yet; `billing-svc catalog apply` brings it there",
+            f"plan {plan.key} has no prices at Stripe yet; `billing-svc catalog apply` creates them",
             {"plan": plan.key, "price": choice.price},
         )
     return ids[base], tuple(ids[key] for key in metered)

@@ -144,7 +144,7 @@ def phases(schedule: Mapping[str, Any], ours: Collection[str], target: ChangeTar
     Raises LostRace if the schedule does not have exactly one phase, as a new schedule has.
     """
     if len(schedule["phases"]) != 1:
-        raise errors.LostRace("the subscription's schedule was changed by others; send the same call again")
+        raise errors.LostRace("someone else changed the subscription's schedule; send the same call again")
     present = schedule["phases"][0]
     discounts = _discounts(present)
     kept = [item for item in present["items"] if parse.id_of(item["price"]) not in ours]
@@ -178,9 +178,9 @@ def _phase_item(item: Mapping[str, Any]) -> dict[str, Any]:
 def _discounts(phase: Mapping[str, Any]) -> dict[str, Any]:
     """Return a phase's discounts, to pass them on: a phase without discounts would remove the subscription's."""
     found = [
-        {kind: parse.id_of(one[kind])}
-        for one in phase.get("discounts") or ()
+        {kind: parse.id_of(discount[kind])}
+        for discount in phase.get("discounts") or ()
         for kind in ("discount", "coupon", "promotion_code")
-        if one.get(kind)
+        if discount.get(kind)
     ]
     return {"discounts": found} if found else {}

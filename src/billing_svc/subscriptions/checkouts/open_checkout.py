@@ -92,7 +92,7 @@ class Checkout:
         asked = request_ids.CallerRequest(order.account_id, order.request_id, "checkout", order.content)
         known = await request_ids.find(conn, asked) if order.request_id else None
         bought = await subscription_records.plan_subscriptions(conn, order.account_id)
-        held = next((one for one in bought if not one.is_over), None)
+        held = next((record for record in bought if not record.is_over), None)
         if held is not None:
             raise errors.AlreadySubscribed(
                 f"the account is subscribed to {held.plan} ({held.status}); use ChangePlan, or cancel it first",
@@ -135,7 +135,9 @@ class Checkout:
 
         async def look_up(_since: datetime) -> client.Data | None:
             sessions = await self._stripe.checkout_sessions_of(customer_id)
-            return next((one for one in sessions if one["metadata"].get("checkout_id") == page.checkout_id), None)
+            return next(
+                (session for session in sessions if session["metadata"].get("checkout_id") == page.checkout_id), None
+            )
 
         intent = intents.Intent(order.account_id, f"checkout:{page.checkout_id}", "checkout.sessions.create", params)
         try:
@@ -257,12 +259,12 @@ async def _line_items(
 ) -> list[dict[str, Any]]:
     """Return the base price and all metered prices, also pay-as-you-go's, so that its switch is local."""
     base = plan.base_lookup_key(price)
-    metered = [one.lookup_key for one in plan.metered_prices]
+    metered = [metered_price.lookup_key for metered_price in plan.metered_prices]
     ids = await prices.prices_of_version(conn, [base, *metered], catalog_version)
     missing = sorted({base, *metered} - ids.keys())
     if missing:
         raise errors.PlanNotApplied(
-            f"plan {plan.key} is not at Stripe yet; `billing-svc catalog apply` brings it there",
+            f"plan {plan.key} has no prices at Stripe yet; `billing-svc catalog apply` creates them",
             {"plan": plan.key, "price": price},
         )
     # Stripe does not accept a quantity for a metered price.

@@ -136,7 +136,7 @@ class FollowUps:
                 continue
             await self._write(case, row)
             written.add(case.purpose)
-        raise errors.LostRace("the subscription was changed by others at the same time; send the same call again")
+        raise errors.LostRace("someone else changed the subscription at the same time; send the same call again")
 
     async def _close(self, case: _Case) -> None:
         """Delete a follow-up that is done, unless an earlier follow-up's write may still arrive and undo it."""
@@ -230,10 +230,10 @@ async def _read(conn: AsyncConnection, account_id: str, subscription_id: str, no
     row = next((row for row in rows if row.subscription_id == subscription_id), None)
     state = rules.FollowUpState(
         superfluous=row is not None and row.superfluous,
-        plan_in_force=any(one.gives_plan(now) for one in rows),
+        plan_in_force=any(record.gives_plan(now) for record in rows),
         switched_on=under == subscription_id,
     )
-    plan = next((one.plan for one in rows if one.gives_plan(now) and not one.superfluous), None)
+    plan = next((record.plan for record in rows if record.gives_plan(now) and not record.superfluous), None)
     wanted = rules.wanted(state)
     # A subscription that is over cannot be changed by a late write.
     contested = (

@@ -98,7 +98,7 @@ def lines_from_stripe(page: object, invoiced_at: datetime) -> tuple[Sequence[Inv
     if not isinstance(page, Mapping) or not isinstance(page.get("data"), list):
         return (), False
     try:
-        return [_line(one, invoiced_at) for one in page["data"]], page.get("has_more") is True
+        return [_line(line, invoiced_at) for line in page["data"]], page.get("has_more") is True
     except (KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
         raise ValueError(f"not an invoice's line: {error!r}") from error
 

@@ -132,7 +132,7 @@ async def list_invoices(
         query = query.where(_INVOICES.c.created_at < choice.created_before)
     order = (_INVOICES.c.created_at, _INVOICES.c.invoice_id)
     if after is not None:
-        query = query.where(sa.tuple_(*order) < sa.tuple_(*(sa.literal(one) for one in after)))
+        query = query.where(sa.tuple_(*order) < sa.tuple_(*(sa.literal(bound) for bound in after)))
     rows = await conn.execute(query.order_by(*(column.desc() for column in order)).limit(most))
     return [InvoiceRecord(*row) for row in rows]
 

@@ -157,7 +157,10 @@ class PayAsYouGoToggle:
 
         async def look_up(_since: datetime) -> client.Data | None:
             found = await self._carrier.stripe.subscriptions_of(customer_id)
-            return next((one for one in found if one["metadata"].get("purpose") == needed.purpose), None)
+            return next(
+                (subscription for subscription in found if subscription["metadata"].get("purpose") == needed.purpose),
+                None,
+            )
 
         intent = intents.Intent(account_id, needed.purpose, "subscriptions.create", params)
         return str((await self._carrier.requests.perform(intent, look_up))["id"])
@@ -170,7 +173,7 @@ class PayAsYouGoToggle:
             return {}
         on_file = await self._carrier.stripe.payment_methods_of(customer_id)
         if not on_file:
-            message = "a payment method must be on file first; CreatePortalSession leads to where it is entered"
+            message = "the customer has no payment method; it can be added on the page of CreatePortalSession"
             raise errors.PaymentMethodRequired(message, {"account_id": account_id})
         return {"default_payment_method": str(on_file[0]["id"])}
 
@@ -189,11 +192,11 @@ async def _needed(
     conn: AsyncConnection, under: terms.EffectiveTerms, rows: list[subscription_records.SubscriptionRecord]
 ) -> _Needed:
     """Return what must be created. Raises PlanNotApplied."""
-    keys = [one.lookup_key for one in under.plan.charged(pay_as_you_go=True)]
+    keys = [price.lookup_key for price in under.plan.charged(pay_as_you_go=True)]
     ids = await prices.prices_of_version(conn, keys, under.catalog_version)
     if set(keys) - ids.keys():
         raise errors.PlanNotApplied(
-            f"plan {under.plan.key} is not at Stripe yet; `billing-svc catalog apply` brings it there",
+            f"plan {under.plan.key} has no prices at Stripe yet; `billing-svc catalog apply` creates them",
             {"plan": under.plan.key, "price": ""},
         )
     # The key is the last subscription's id: concurrent calls, or a repeat after a crash, create the same subscription.

@@ -134,7 +134,7 @@ def _meter_lines(
 ) -> tuple[preview_rules.MeterLine, ...]:
     definitions = {
         **basis.newest.meters,
-        **{key: one for key, one in catalog.meters.items() if key in under.plan.limits},
+        **{key: meter for key, meter in catalog.meters.items() if key in under.plan.limits},
     }
     for meter in request.usage:
         if meter not in definitions:

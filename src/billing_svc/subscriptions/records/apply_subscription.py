@@ -112,7 +112,7 @@ async def _with_pending_change(
 ) -> subscription_records.SubscriptionRecord:
     """Return a record with the pending change of the subscription's schedule, if that has a price of our catalog."""
     sold = await prices.sold_prices(conn, list(phase.prices)) if phase is not None and not record.is_over else {}
-    base = next((one for one in sold.values() if one.price), None)
+    base = next((price for price in sold.values() if price.price), None)
     if phase is None or base is None:
         return record
     coming = phase.prices[base.price_id]

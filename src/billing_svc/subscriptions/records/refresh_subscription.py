@@ -56,7 +56,7 @@ class Refresher:
                     await self._give_back(lease)
                     raise
             await asyncio.sleep(POLL_SECONDS)
-        raise errors.LostRace("the subscription is being brought up to date by others; send the same call again")
+        raise errors.LostRace("another process is updating the subscription; send the same call again")
 
     async def fetch(self, subscription_id: str) -> stripe_subscriptions.StripeSubscription:
         """Return a subscription as Stripe has it, without writing anything. Raises what the function `fetch` raises."""
