@@ -107,8 +107,8 @@ class Load:
         return Done(
             calls_in_all=self._calls,
             seconds=min(ends, time.perf_counter()) - began,
-            latencies_us=[round(one * 1e6) for one in self._latencies],
-            shed_us=[round(one * 1e6) for one in self._shed],
+            latencies_us=[round(latency * 1e6) for latency in self._latencies],
+            shed_us=[round(latency * 1e6) for latency in self._shed],
             errors=dict(self._errors),
             marked=self._marked,
             cpu_seconds=cpu,

@@ -53,9 +53,9 @@ def spawn(
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time of a process and its children, including children that have ended and were waited for."""
     total = 0.0
-    for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
         try:
-            times = one.cpu_times()
+            times = process.cpu_times()
         except psutil.NoSuchProcess:  # it has ended: the next call finds its time in the parent's account
             continue
         total += times.user + times.system + times.children_user + times.children_system

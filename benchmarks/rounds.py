@@ -51,24 +51,24 @@ class Rounds:
     @property
     def per_second(self) -> float:
         """The median over the rounds."""
-        return statistics.median(one.per_second for one in self.rounds)
+        return statistics.median(each.per_second for each in self.rounds)
 
     def ratios(self, other: "Rounds") -> list[float]:
         """Return the throughput relative to another subject's, for each round."""
-        return [one.per_second / beside.per_second for one, beside in zip(self.rounds, other.rounds, strict=True)]
+        return [each.per_second / beside.per_second for each, beside in zip(self.rounds, other.rounds, strict=True)]
 
     def percentile_ms(self, percent: float) -> float:
         """Return a percentile of the latencies of all rounds."""
-        return driver.percentile_ms([one for each in self.rounds for one in each.done.latencies_us], percent)
+        return driver.percentile_ms([latency for each in self.rounds for latency in each.done.latencies_us], percent)
 
     def share(self, count: Callable[[Round], float]) -> float:
         """Return a count of the rounds divided by their calls."""
-        return sum(map(count, self.rounds)) / max(1, sum(one.done.calls_in_all for one in self.rounds))
+        return sum(map(count, self.rounds)) / max(1, sum(each.done.calls_in_all for each in self.rounds))
 
     @property
     def driver_busy(self) -> float:
         """The CPU that the driver used, in cores."""
-        return self.share(lambda one: one.done.cpu_seconds) * self.per_second
+        return self.share(lambda each: each.done.cpu_seconds) * self.per_second
 
     def cpu_ratio(self, other: "Rounds") -> float:
         """Return the other's CPU time per call, of all processes, divided by this subject's; hardly noisy."""
@@ -77,13 +77,13 @@ class Rounds:
     @property
     def others_busy(self) -> float:
         """The mean of the cores that other processes used."""
-        return statistics.fmean(one.others_busy for one in self.rounds)
+        return statistics.fmean(each.others_busy for each in self.rounds)
 
     def errors(self) -> dict[str, int]:
         """Return how often each error occurred."""
         total: dict[str, int] = {}
-        for one in self.rounds:
-            for error, count in one.done.errors.items():
+        for each in self.rounds:
+            for error, count in each.done.errors.items():
                 total[error] = total.get(error, 0) + count
         return total
 
@@ -158,9 +158,9 @@ class Meter:
         for subject in subjects:
             self._drive(subject, _WARM_UP_SECONDS, 0.0)
         for n in range(self.rounds):
-            for one in every:
-                one.rounds.append(self._drive(one.subject, seconds or self.seconds, 0.5))
-            rates = ", ".join(f"{one.subject.name} {one.rounds[-1].per_second:,.0f}/s" for one in every)
+            for measured in every:
+                measured.rounds.append(self._drive(measured.subject, seconds or self.seconds, 0.5))
+            rates = ", ".join(f"{measured.subject.name} {measured.rounds[-1].per_second:,.0f}/s" for measured in every)
             self.say(f"round {n + 1} of {self.rounds}: {rates}")
         return every
 
@@ -182,5 +182,5 @@ class Meter:
         return Round(done, server, postgres, max(0.0, others / (time.monotonic() - began)))
 
 
-def _cpu_seconds(one: Round) -> float:
-    return one.server_cpu_seconds + one.postgres_cpu_seconds + one.done.cpu_seconds
+def _cpu_seconds(each: Round) -> float:
+    return each.server_cpu_seconds + each.postgres_cpu_seconds + each.done.cpu_seconds

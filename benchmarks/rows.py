@@ -132,10 +132,14 @@ def batch(plan: Plan) -> list[Row]:
     copied = _copy_rates(plan)
     rows = []
     for measured in (alone, four):
-        one = results.row(measured, units_per_call=_BATCH_EVENTS)
+        found = results.row(measured, units_per_call=_BATCH_EVENTS)
         ratios = [each.per_second * _BATCH_EVENTS / rate for each, rate in zip(measured.rounds, copied, strict=True)]
-        one.against, one.ratio, one.ratios = "COPY", statistics.median(ratios), [round(ratio, 4) for ratio in ratios]
-        rows.append(one)
+        found.against, found.ratio, found.ratios = (
+            "COPY",
+            statistics.median(ratios),
+            [round(ratio, 4) for ratio in ratios],
+        )
+        rows.append(found)
     rows[0].bar, rows[0].aim = 0.15, 0.25
     rows[0].passed = (rows[0].ratio or 0) >= rows[0].bar and not rows[0].errors
     note = f"{_BATCH_EVENTS:,} rows a transaction, keys and indexes as usage_events"
@@ -284,7 +288,7 @@ def h2load(plan: Plan) -> list[Row]:
                 capture_output=True,
             )
             rates[name].append(_H2LOAD_CALLS / (time.perf_counter() - began))
-    ratios = [one / echo for one, echo in zip(rates["CheckQuota"], rates["echo"], strict=True)]
+    ratios = [rate / echo for rate, echo in zip(rates["CheckQuota"], rates["echo"], strict=True)]
     return [
         Row("h2load: echo", per_second=statistics.median(rates["echo"])),
         Row(
@@ -321,14 +325,14 @@ def _spread(name: str, server: programs.Server, rpc: str, whom: tuple[str, ...])
         "hot": "one account",
         "mix": "a mix",
     }
-    return [Subject(f"{name}, {says[one]}", server, traffic.Traffic(rpc, one)) for one in whom]
+    return [Subject(f"{name}, {says[accounts]}", server, traffic.Traffic(rpc, accounts)) for accounts in whom]
 
 
 def _against(echo: Rounds, others: list[Rounds], bar: float, aim: float) -> list[Row]:
     first, *rest = others
     return [
         results.row(first, echo, bar=bar, aim=aim),
-        *(results.row(one, echo, bar=round(bar * _SPREAD, 2)) for one in rest),
+        *(results.row(measured, echo, bar=round(bar * _SPREAD, 2)) for measured in rest),
     ]
 
 

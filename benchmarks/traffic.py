@@ -74,7 +74,7 @@ class Traffic:
         dice.shuffle(every)
         if self.whom == "mix":
             busy = [encoded(account(n)) for n in range(_BUSY_ACCOUNTS)]
-            every = [one for rare in every for one in (dice.choice(busy), rare)]
+            every = [account_id for rare in every for account_id in (dice.choice(busy), rare)]
         return itertools.cycle(every)
 
     def _batches(self, dice: random.Random) -> Iterator[bytes]:

@@ -30,13 +30,13 @@ def pause_before_repeating(error: grpc.RpcError, pause_seconds: float) -> float 
     if error.code() in REPEATABLE:
         return pause_seconds
     if error.code() is grpc.StatusCode.CANCELLED and not any(
-        one.Is(error_details_pb2.ErrorInfo.DESCRIPTOR) for one in details
+        detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR) for detail in details
     ):
         # From gRPC's core, if the server has ended or is overloaded. This client never cancels calls.
         return pause_seconds
     retry_info = error_details_pb2.RetryInfo()
     # Without RetryInfo, gRPC itself has refused the message as too large; a repeat would fail again.
-    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and any(one.Unpack(retry_info) for one in details):
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and any(detail.Unpack(retry_info) for detail in details):
         named_seconds: float = retry_info.retry_delay.ToTimedelta().total_seconds()
         return max(pause_seconds, named_seconds)
     return None

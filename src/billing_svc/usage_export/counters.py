@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.database import select_list, tables
 
-# Bound on the counters of an account that one transaction accrues; usual are a few meters in two periods.
+# Bound on the counters of an account that one transaction accrues; usually there are a few meters in two periods.
 COUNTERS_MAX = 200
 
 _COUNTERS = tables.usage_counters

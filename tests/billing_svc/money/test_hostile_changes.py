@@ -168,7 +168,7 @@ async def test_a_correction_after_the_end_of_a_month_since_signup(ledger: Ledger
     await ledger.use("credits", 50)
     events = await ledger.world.rows(tables.usage_events)
     await over_the_quota_period(ledger)
-    # It is on the invoice of its own month, although the signup's line is not on the second invoice.
+    # The overage is on the invoice of its own month.
     assert await ledger.charged_by_meters() == 50 * Decimal("0.10")
     await correct(ledger, next(one.event_id for one in events if one.units == 50), 20)
     await ledger.work()

@@ -65,7 +65,7 @@ async def look_again(conn: AsyncConnection, follow_up: FollowUp, at: datetime) -
 
 
 async def renew(conn: AsyncConnection, account_id: str, subscription_id: str, now: datetime) -> None:
-    """Make a follow-up due now under a new id: the wanted state has changed since it was last checked."""
+    """Store or renew a follow-up, due now and with a new id: the wanted state may have changed since the last check."""
     values = {"duty_id": uuid.uuid4().hex, "due_at": now, "attempts": 0, "note": None, "created_at": now}
     insert = postgresql.insert(_DUTIES).values(account_id=account_id, subscription_id=subscription_id, **values)
     await conn.execute(
