@@ -70,7 +70,7 @@ class Gateway:
             return Answer(refusal.status, refusal.reason)
         # Repeated headers are joined to a single list, as HTTP says; a second timestamp then makes it malformed.
         header = b",".join(value for name, value in request.scope["headers"] if name == b"stripe-signature")
-        fault = signature.find_fault(raw, header, self._secrets, datetime.now(UTC))
+        fault = signature.verify(raw, header, self._secrets, datetime.now(UTC))
         if fault is not None:
             return Answer(HTTPStatus.BAD_REQUEST, fault.value)
         try:

@@ -32,7 +32,7 @@ class Fault(enum.StrEnum):
     WRONG = "signature_wrong"
 
 
-def find_fault(body: bytes, header: bytes, secrets: Sequence[bytes], now: datetime) -> Fault | None:
+def verify(body: bytes, header: bytes, secrets: Sequence[bytes], now: datetime) -> Fault | None:
     """Return why `header` is no valid signature of `body` for any of `secrets` at `now`; None means Stripe sent it.
 
     An empty header counts as missing. No secret may be empty: anyone can forge a signature for an empty secret.

@@ -28,7 +28,7 @@ def header(body: bytes = BODY, secret: bytes = SECRET, at: int = SECOND) -> byte
 
 
 def fault(header_value: bytes, body: bytes = BODY, secrets: tuple[bytes, ...] = (SECRET,)) -> Fault | None:
-    return signature.find_fault(body, header_value, secrets, NOW)
+    return signature.verify(body, header_value, secrets, NOW)
 
 
 def test_the_signature_of_stripes_own_sdk_verifies() -> None:
@@ -41,7 +41,7 @@ def test_stripes_own_sdk_accepts_what_verifies_here() -> None:
     now = datetime.now(UTC)
     made = header(at=int(now.timestamp()))
 
-    assert signature.find_fault(BODY, made, (SECRET,), now) is None
+    assert signature.verify(BODY, made, (SECRET,), now) is None
     assert stripe.WebhookSignature.verify_header(BODY, made.decode(), SECRET.decode(), signature.TOLERANCE_SECONDS)
 
 
@@ -73,7 +73,7 @@ def test_the_tolerance_holds_in_both_directions(age_seconds: int, expected: Faul
 
 
 def test_the_tolerance_is_exact_to_the_fraction_of_a_second() -> None:
-    assert signature.find_fault(BODY, header(), (SECRET,), NOW + timedelta(seconds=300, microseconds=1)) is Fault.OLD
+    assert signature.verify(BODY, header(), (SECRET,), NOW + timedelta(seconds=300, microseconds=1)) is Fault.OLD
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from billing_svc.metering.alerts import store as alerts_store
 from billing_svc.metering.overrides import store as overrides_store
 from billing_svc.metering.quota import lookup, terms
 from billing_svc.metering.reservations import store as reservations_store
-from billing_svc.metering.usage_summary import rules as statements_rules
+from billing_svc.metering.usage_summary import rules as summary_rules
 from billing_svc.metering.usage_summary import summarize_usage
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
@@ -24,7 +24,7 @@ class Summary:
 
     account: accounts_store.Account
     account_state: terms.AccountState
-    statement: statements_rules.UsageSummary
+    statement: summary_rules.UsageSummary
     subscriptions: Sequence[subscription_records.SubscriptionRecord]
 
 

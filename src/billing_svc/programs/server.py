@@ -31,8 +31,8 @@ from billing_svc.subscriptions.checkouts.open_checkout import Checkout
 from billing_svc.subscriptions.follow_ups.run_follow_ups import FollowUps
 from billing_svc.subscriptions.pay_as_you_go.toggle import PayAsYouGoToggle
 from billing_svc.subscriptions.records.refresh_subscription import Refresher
+from billing_svc.usage_export.charge_unbilled import UnbilledUsage
 from billing_svc.usage_export.export_now import ExportNow
-from billing_svc.usage_export.settlement import Settlement
 
 _log = structlog.get_logger("server")
 
@@ -144,7 +144,7 @@ def _operations(
     refresher = Refresher(database, catalogs, stripe, now)
     flush = ExportNow(database, catalogs, stripe, now)
     carrier = StripeChange(database, stripe, refresher, flush, now)
-    settlement = Settlement(database, stripe, now)
+    settlement = UnbilledUsage(database, stripe, now)
     duties = FollowUps(database, Requests(database, stripe, now), refresher, flush, settlement, now)
     return SubscriptionOperations(
         checkout=Checkout(database, catalogs, stripe, customers, now),

@@ -20,7 +20,7 @@ from billing_svc.platform.settings import Settings
 from billing_svc.stripe import client, intents
 from billing_svc.subscriptions.follow_ups import run_follow_ups
 from billing_svc.subscriptions.records import refresh_subscription
-from billing_svc.usage_export import accrual, export_now, pacing, sending, settlement
+from billing_svc.usage_export import accrual, charge_unbilled, export_now, pacing, sending
 
 _log = structlog.get_logger("worker")
 
@@ -68,7 +68,7 @@ async def work(settings: Settings) -> None:
         intents.Requests(database, stripe, now),
         refresh_subscription.Refresher(database, catalogs, stripe, now),
         export_now.ExportNow(database, catalogs, stripe, now),
-        settlement.Settlement(database, stripe, now),
+        charge_unbilled.UnbilledUsage(database, stripe, now),
         now,
     )
 

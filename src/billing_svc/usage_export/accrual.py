@@ -29,7 +29,7 @@ class _Billed:
     `owed` are units that are not in a report yet and were recorded under earlier terms.
     """
 
-    charge: rules.Charge
+    charge: rules.ChargeTerms
     start: datetime
     end: datetime
     owed: Sequence[rules.AccruedUnits]
@@ -165,7 +165,7 @@ async def _charge(
     terms: rules.PlanVersion | None,
     held: list[subscription_records.SubscriptionRecord],
     customer_id: str | None,
-) -> rules.Charge | None:
+) -> rules.ChargeTerms | None:
     if terms is None:
         return None
     plan, version = terms
@@ -176,7 +176,9 @@ async def _charge(
     customer_id = customer_id if bills is None else bills.customer_id
     if customer_id is None:
         return None
-    return rules.Charge(plan, version, price.lookup_key, customer_id, None if bills is None else bills.subscription_id)
+    return rules.ChargeTerms(
+        plan, version, price.lookup_key, customer_id, None if bills is None else bills.subscription_id
+    )
 
 
 def _bills(
@@ -267,7 +269,7 @@ async def _write(
 
 
 async def _owed(
-    conn: AsyncConnection, counter: counters.UnreportedCounter, present: rules.Charge
+    conn: AsyncConnection, counter: counters.UnreportedCounter, present: rules.ChargeTerms
 ) -> dict[rules.PlanVersion, int]:
     """Return units recorded under other terms than the present terms and not in a report yet; earliest terms first.
 

@@ -17,7 +17,7 @@ PlanVersion: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
+class ChargeTerms:
     """The terms and the customer that units are charged to; without a subscription an invoice item charges them."""
 
     plan: str
@@ -36,7 +36,7 @@ class Charge:
 class Piece:
     """The part (from_units, to_units] of a counter's billable units, under one charge; to < from after a correction."""
 
-    charge: Charge
+    charge: ChargeTerms
     from_units: int
     to_units: int
 
@@ -82,9 +82,11 @@ class UsageReport:
         return self.to_units - self.from_units
 
     @property
-    def charge(self) -> Charge:
+    def charge(self) -> ChargeTerms:
         """Return the charge of the report's units."""
-        return Charge(self.plan, self.catalog_version, self.stripe_event_name, self.customer_id, self.subscription_id)
+        return ChargeTerms(
+            self.plan, self.catalog_version, self.stripe_event_name, self.customer_id, self.subscription_id
+        )
 
     @property
     def is_growing(self) -> bool:
@@ -101,7 +103,7 @@ class UsageReport:
 class AccruedUnits:
     """The units of a counter that are in reports under one charge."""
 
-    charge: Charge
+    charge: ChargeTerms
     units: int
 
 
@@ -127,7 +129,7 @@ def billed_by_terms(entries: Iterable[tuple[str, int, int]]) -> dict[PlanVersion
 
 
 def split_into_reports(
-    sealed: int, billable: int, present: Charge, accrued: Sequence[AccruedUnits], owed: Sequence[AccruedUnits] = ()
+    sealed: int, billable: int, present: ChargeTerms, accrued: Sequence[AccruedUnits], owed: Sequence[AccruedUnits] = ()
 ) -> list[Piece]:
     """Split the change from `sealed` to `billable` into pieces.
 

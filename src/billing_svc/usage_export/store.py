@@ -89,18 +89,18 @@ async def accrued(
     conn: AsyncConnection, account_id: str, meter: str, period_start: datetime
 ) -> list[rules.AccruedUnits]:
     """Return a counter's accrued units under each charge, the newest charge first."""
-    columns = select_list.columns(rules.Charge, _REPORTS, event_name=_REPORTS.c.stripe_event_name)
+    columns = select_list.columns(rules.ChargeTerms, _REPORTS, event_name=_REPORTS.c.stripe_event_name)
     query = (
         sa.select(sa.cast(sa.func.sum(_UNITS), sa.BigInteger), *columns)
         .where(*_of_counter(account_id, meter, period_start))
         .group_by(*columns)
         .order_by(sa.func.max(_REPORTS.c.slice).desc())
     )
-    return [rules.AccruedUnits(rules.Charge(*charge), units) for units, *charge in await conn.execute(query)]
+    return [rules.AccruedUnits(rules.ChargeTerms(*charge), units) for units, *charge in await conn.execute(query)]
 
 
 async def last_added_at(
-    conn: AsyncConnection, account_id: str, meter: str, period_start: datetime, charge: rules.Charge
+    conn: AsyncConnection, account_id: str, meter: str, period_start: datetime, charge: rules.ChargeTerms
 ) -> datetime | None:
     """Return the latest timestamp of a report that added a counter's units under a charge; None if there is none."""
     query = sa.select(sa.func.max(_REPORTS.c.reported_for)).where(

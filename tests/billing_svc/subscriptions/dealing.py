@@ -11,7 +11,7 @@ from billing_svc.platform.database import tables
 from billing_svc.stripe import intents
 from billing_svc.subscriptions.follow_ups import run_follow_ups
 from billing_svc.subscriptions.records import refresh_subscription
-from billing_svc.usage_export import accrual, export_now, pacing, sending, settlement
+from billing_svc.usage_export import accrual, charge_unbilled, export_now, pacing, sending
 from tests.billing_svc.sandboxed import World
 
 NOW, AT_PERIOD_END = subscription_pb2.TIMING_NOW, subscription_pb2.TIMING_AT_PERIOD_END
@@ -85,7 +85,7 @@ class Dealing:
             intents.Requests(database, stripe, now),
             refresh_subscription.Refresher(database, self.catalogs, stripe, now),
             export_now.ExportNow(database, self.catalogs, stripe, now),
-            settlement.Settlement(database, stripe, now),
+            charge_unbilled.UnbilledUsage(database, stripe, now),
             now,
         )
 

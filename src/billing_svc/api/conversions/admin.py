@@ -6,7 +6,7 @@ from datetime import datetime
 
 from billing.v1 import admin_pb2, subscription_pb2
 from billing_svc.api import account_overview, fields, paging
-from billing_svc.api.conversions import catalog as plans_conversions
+from billing_svc.api.conversions import catalog as catalog_conversions
 from billing_svc.api.conversions import quota as quota_conversions
 from billing_svc.api.conversions import subscriptions as subscriptions_conversions
 from billing_svc.api.conversions import usage_summary
@@ -91,7 +91,7 @@ def _to_proto_held(row: subscription_records.SubscriptionRecord, now: datetime) 
     """Return a subscription with its own plan and period, whether or not it is in force."""
     message = subscription_pb2.Subscription(
         plan=row.plan,
-        status=plans_conversions.to_proto_status(row.status),
+        status=catalog_conversions.to_proto_status(row.status),
         period_start=fields.to_proto_instant(row.billing_period_start),
         period_end=fields.to_proto_instant(row.billing_period_end),
         cancel_at_period_end=row.cancel_at_period_end,

@@ -8,9 +8,8 @@ from google.protobuf import timestamp_pb2
 
 from billing.v1 import decision_pb2, plan_pb2, quota_pb2
 from billing_svc.api import fields
-from billing_svc.api.conversions import catalog as plans_conversions
-from billing_svc.metering.quota import check_quota, lookup, rules, terms
-from billing_svc.metering.quota import holds as reservations_rules
+from billing_svc.api.conversions import catalog as catalog_conversions
+from billing_svc.metering.quota import check_quota, holds, lookup, rules, terms
 from billing_svc.metering.reservations import hold_units
 
 RESERVATION_ID_LENGTH_MAX = 64
@@ -33,12 +32,12 @@ def from_proto_check(request: quota_pb2.CheckQuotaRequest, caller: str) -> check
     hold = None
     if request.reserve:
         check.identifier("request_id", request.request_id)
-        ttl = reservations_rules.TTL_DEFAULT
+        ttl = holds.TTL_DEFAULT
         if request.HasField("reservation_ttl"):
             ttl = check.duration("reservation_ttl", request.reservation_ttl)
-            if not reservations_rules.TTL_MIN <= ttl <= reservations_rules.TTL_MAX:
+            if not holds.TTL_MIN <= ttl <= holds.TTL_MAX:
                 check.refuse("reservation_ttl", f"is {ttl.total_seconds():g} s; must be 1 second to 24 hours")
-        hold = reservations_rules.Hold(request.request_id, ttl, caller)
+        hold = holds.Hold(request.request_id, ttl, caller)
     check.done()
     return check_quota.QuotaQuestion(
         lookup.MeterQuery(request.account_id, request.meter, request.operation), quantity, hold
@@ -65,7 +64,7 @@ def to_proto_released(released: hold_units.ReleaseOutcome) -> quota_pb2.ReleaseR
     )
 
 
-def to_proto_state(state: reservations_rules.HoldState) -> quota_pb2.ReservationState.ValueType:
+def to_proto_state(state: holds.HoldState) -> quota_pb2.ReservationState.ValueType:
     """Return a reservation's state as its enum value."""
     return quota_pb2.ReservationState.Value(f"RESERVATION_STATE_{state.name}")
 
@@ -187,10 +186,10 @@ def to_proto_explanation(checked: check_quota.QuotaAnswer) -> quota_pb2.Explanat
         catalog_version=under.catalog_version,
         plan=under.plan.key,
         subscription_id=subscription.subscription_id if subscription else "",
-        status=plans_conversions.to_proto_status(subscription.status if subscription else None),
+        status=catalog_conversions.to_proto_status(subscription.status if subscription else None),
         seats=under.quantity,
         pay_as_you_go=under.pay_as_you_go and under.plan.pay_as_you_go is not None,
-        quota_period=plans_conversions.to_proto_quota_period(catalog, under.plan, is_default=subscription is None),
+        quota_period=catalog_conversions.to_proto_quota_period(catalog, under.plan, is_default=subscription is None),
         grace_began_at=fields.to_proto_instant(
             counter.exceeded_at if counter.is_exceeded(allowance.included) else None
         ),
@@ -203,9 +202,9 @@ def to_proto_explanation(checked: check_quota.QuotaAnswer) -> quota_pb2.Explanat
     # The plan's limit. For an override of a meter that is not part of the plan there is none.
     limit = under.plan.limit(known.meter, pay_as_you_go=under.pay_as_you_go)
     if limit is not None:
-        message.limit.CopyFrom(plans_conversions.to_proto_limit(catalog, known.meter, limit))
+        message.limit.CopyFrom(catalog_conversions.to_proto_limit(catalog, known.meter, limit))
     if checked.rate_limit is not None:
-        message.rate_limit.CopyFrom(plans_conversions.to_proto_rate_limit(checked.rate_limit))
+        message.rate_limit.CopyFrom(catalog_conversions.to_proto_rate_limit(checked.rate_limit))
         message.rate_limit_used = checked.rate_limit_used
     message.steps.extend(_steps(known, under, allowance, counter))
     return message

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from billing.v1 import subscription_pb2
 from billing_svc.api import fields
-from billing_svc.api.conversions import catalog as plans_conversions
+from billing_svc.api.conversions import catalog as catalog_conversions
 from billing_svc.metering.quota import terms
 from billing_svc.stripe import subscription_records
 from billing_svc.subscriptions.checkouts import store as checkouts_store
@@ -81,7 +81,7 @@ def to_proto_subscription(
     )
     if row is None:
         return message
-    message.status = plans_conversions.to_proto_status(row.status)
+    message.status = catalog_conversions.to_proto_status(row.status)
     message.subscription_id = row.subscription_id
     message.price = row.price
     message.quantity = row.quantity

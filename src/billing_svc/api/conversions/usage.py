@@ -11,7 +11,7 @@ from google.rpc import code_pb2
 from billing.v1 import decision_pb2, errors_pb2, usage_pb2
 from billing_svc.api import fields
 from billing_svc.api.conversions import quota as quota_conversions
-from billing_svc.metering.quota import holds as reservations_rules
+from billing_svc.metering.quota import holds
 from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.metering.usage import batch_ledger, rules
 from billing_svc.platform import errors
@@ -31,7 +31,7 @@ _FIT = re.compile(
 _REJECTING = usage_pb2.IF_EXCEEDED_REJECT
 _RESERVATION_OUTCOMES = {
     outcome: usage_pb2.ReservationOutcome.Value(f"RESERVATION_OUTCOME_{outcome.name}")
-    for outcome in reservations_rules.SettlementOutcome
+    for outcome in holds.SettlementOutcome
 }
 _IF_EXCEEDED = frozenset(usage_pb2.IfExceeded.values())
 

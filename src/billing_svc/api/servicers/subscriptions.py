@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing.v1 import subscription_pb2, subscription_pb2_grpc
 from billing_svc.api import fields, interceptors
 from billing_svc.api.conversions import alerts as alerts_conversions
-from billing_svc.api.conversions import catalog as plans_conversions
+from billing_svc.api.conversions import catalog as catalog_conversions
 from billing_svc.api.conversions import changes as changes_conversions
 from billing_svc.api.conversions import invoices as invoices_conversions
 from billing_svc.api.conversions import previews, subscriptions
@@ -119,14 +119,14 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         self, request: subscription_pb2.ListPlansRequest, context: interceptors.Context
     ) -> subscription_pb2.ListPlansResponse:
         """List the plans of the newest catalog."""
-        page_size, after = plans_conversions.from_proto_list_plans(request)
+        page_size, after = catalog_conversions.from_proto_list_plans(request)
 
         async def work(conn: AsyncConnection) -> tuple[model.Catalog, int]:
             version = await versions.newest_published(conn)
             return await self._catalogs.get(conn, version), version
 
         catalog, version = await self._database.read(work)
-        return plans_conversions.to_proto_plans(
+        return catalog_conversions.to_proto_plans(
             catalog, version, include_unsold=request.include_unsold, page_size=page_size, after=after
         )
 

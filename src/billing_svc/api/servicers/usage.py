@@ -100,7 +100,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         """Return the account's usage in a quota period."""
         query = usage_summary.from_proto_get(request)
         now = self._clock.now()
-        statement = await self._database.read(lambda conn: summarize_usage.draw(conn, self._catalogs, query, now))
+        statement = await self._database.read(lambda conn: summarize_usage.summarize(conn, self._catalogs, query, now))
         return usage_summary.to_proto_usage(statement, request)
 
     async def _record(self, events: Sequence[rules.NewEvent]) -> list[batch_ledger.EventOutcome]:

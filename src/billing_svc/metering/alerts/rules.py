@@ -31,7 +31,7 @@ class AlertFilter:
     with_acknowledged: bool
 
 
-def crossed(
+def alerts_to_raise(
     percents: Sequence[int],
     allowance: terms.Allowance,
     before: quota_rules.Counter,

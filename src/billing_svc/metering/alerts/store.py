@@ -20,7 +20,7 @@ _COUNTERS = tables.usage_counters
 Position: TypeAlias = tuple[datetime, int, str]
 
 
-async def raise_alerts(
+async def insert_alerts(
     conn: AsyncConnection, alerts: Sequence[tuple[tuple[str, str, datetime], rules.Alert]], now: datetime
 ) -> None:
     """Store alerts of counters (account, meter, period start); an alert that was raised before is left unchanged."""

@@ -7,8 +7,7 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import parts, versions
-from billing_svc.metering.quota import holds as reservations_rules
-from billing_svc.metering.quota import lookup, rules, store, terms
+from billing_svc.metering.quota import holds, lookup, rules, store, terms
 from billing_svc.platform import clock, errors, values
 from billing_svc.platform.database import transactions
 
@@ -19,7 +18,7 @@ class QuotaQuestion:
 
     asked: lookup.MeterQuery
     quantity: int
-    hold: reservations_rules.Hold | None = None
+    hold: holds.Hold | None = None
 
 
 @values.value
@@ -33,7 +32,7 @@ class QuotaAnswer:
     counter: rules.Counter
     units: int
     decision: rules.Decision
-    reservation: reservations_rules.Reservation | None = None
+    reservation: holds.Reservation | None = None
 
     @property
     def rate_limit(self) -> parts.RateLimit | None:
@@ -69,7 +68,7 @@ class QuotaChecks:
         async def decide(conn: AsyncConnection) -> list[QuotaAnswer | errors.BillingError]:
             known = await lookup.read(conn, self._catalogs, asked, now)
             by_asked = dict(zip(asked, known, strict=True))
-            outcomes = [answer(by_asked[question.asked], question, now) for question in questions]
+            outcomes = [decide_question(by_asked[question.asked], question, now) for question in questions]
             wanted = _wanted(outcomes)
             admitted = await store.admit_at_once(conn, wanted, now) if wanted else {}
             return [
@@ -79,7 +78,7 @@ class QuotaChecks:
         return await self._database.look(decide)
 
 
-def answer(
+def decide_question(
     known: lookup.MeterState | errors.BillingError, question: QuotaQuestion, now: datetime
 ) -> QuotaAnswer | errors.BillingError:
     """Decide a check on the facts read, without the rate limit."""

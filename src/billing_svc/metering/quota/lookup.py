@@ -37,7 +37,7 @@ class MeterState:
 
     def terms_at(self, at: datetime) -> terms.EffectiveTerms:
         """Return the terms in force at an instant."""
-        return terms.at_instant(self.facts.account_state, self.catalogs, at)
+        return terms.effective_terms(self.facts.account_state, self.catalogs, at)
 
     @property
     def is_gauge(self) -> bool:

@@ -139,7 +139,7 @@ class EffectiveTerms:
         return int(Decimal(overlay.overage_cap) // limit.unit_price_exact) if limit.beyond == "charge" else None
 
 
-def at_instant(account_state: AccountState, catalogs: Mapping[int, model.Catalog], at: datetime) -> EffectiveTerms:
+def effective_terms(account_state: AccountState, catalogs: Mapping[int, model.Catalog], at: datetime) -> EffectiveTerms:
     """Return the terms of an account at `at`.
 
     The latest of several subscriptions in force decides; without a subscription, the default plan of the newest

@@ -125,7 +125,7 @@ def _refused_at_once(
     known: lookup.MeterState | errors.BillingError, question: check_quota.QuotaQuestion, now: datetime
 ) -> check_quota.QuotaAnswer | errors.BillingError | None:
     """Return the answer that needs no lock: an error, or the denial of a counter that does not exist yet; else None."""
-    checked = check_quota.answer(known, question, now)
+    checked = check_quota.decide_question(known, question, now)
     if isinstance(checked, errors.BillingError):
         return checked
     is_unused = checked.under.period.start not in checked.known.facts.counters
@@ -189,7 +189,7 @@ class _NewHolds:
         counter = known.facts.counters[start]
         counter = replace(counter, reserved=counter.reserved + self.held.get(key, 0))
         facts = replace(known.facts, counters={start: counter})
-        checked = check_quota.answer(replace(known, facts=facts), question, self._now)
+        checked = check_quota.decide_question(replace(known, facts=facts), question, self._now)
         if isinstance(checked, errors.BillingError) or not checked.decision.allowed or question.hold is None:
             return checked
         denial = self._admit(checked)
@@ -247,7 +247,7 @@ def _repeated(
     """Answer a repeated request with the present state of its reservation."""
     if reservation.sent != _sent(question):
         return _reused(question)
-    checked = check_quota.answer(known, question, now)
+    checked = check_quota.decide_question(known, question, now)
     if isinstance(checked, errors.BillingError):
         return checked
     state = reservation.state_at(now)

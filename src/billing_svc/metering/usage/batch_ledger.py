@@ -11,8 +11,7 @@ from billing_svc.metering.alerts import rules as alerts_rules
 from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.gauges import rules as gauges_rules
 from billing_svc.metering.gauges import store as gauges_store
-from billing_svc.metering.quota import holds as reservations_rules
-from billing_svc.metering.quota import lookup, terms
+from billing_svc.metering.quota import holds, lookup, terms
 from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.metering.reservations import hold_units
 from billing_svc.metering.reservations import store as reservations_store
@@ -78,7 +77,7 @@ class BatchLedger:
         self,
         locked: Mapping[counters_store.CounterKey, counters_store.LockedCounter],
         levels: Mapping[gauges_store.GaugeKey, gauges_rules.Level],
-        reservations: Mapping[tuple[str, str], reservations_rules.Reservation],
+        reservations: Mapping[tuple[str, str], holds.Reservation],
         now: datetime,
     ) -> None:
         self._rows = dict(locked)
@@ -86,7 +85,7 @@ class BatchLedger:
         self._reservations = dict(reservations)
         # The reserved units of each counter so far.
         self._reserved = {key: row.counter.reserved for key, row in locked.items()}
-        self._closings: list[tuple[reservations_rules.Reservation, reservations_rules.HoldState, str | None]] = []
+        self._closings: list[tuple[holds.Reservation, holds.HoldState, str | None]] = []
         self.levels = dict(levels)
         self.counters: dict[counters_store.CounterKey, counters_store.CounterUpdate] = {}
         self.events: list[store.StoredEvent] = []
@@ -103,7 +102,7 @@ class BatchLedger:
             named: replace(one, state=one.state_at(self._now)) for named, one in self._reservations.items()
         }
 
-    async def settle(self, conn: AsyncConnection) -> None:
+    async def close_reservations(self, conn: AsyncConnection) -> None:
         """Write the new states of the reservations that events named."""
         if not self._closings:
             return
@@ -114,7 +113,7 @@ class BatchLedger:
             back[one.counter_key] = back.get(one.counter_key, 0) - one.units
         await counters_store.add_reserved(conn, back, self._now)
 
-    def take(self, placed: PlacedEvent) -> EventOutcome:
+    def decide_and_count(self, placed: PlacedEvent) -> EventOutcome:
         """Decide on an event and count it. Raises the error of an invalid event, and then changes nothing."""
         event, target = placed.event, placed.target
         key, known, under, allowance = target.key, target.known, target.under, target.allowance
@@ -139,7 +138,7 @@ class BatchLedger:
             before = before.holding(self._reserved[key])
         after = quota_rules.count(allowance, before, units, self._now)
         is_new_allowance = (row.included, row.overridden) != (allowance.included, allowance.overridden)
-        for alert in alerts_rules.crossed(
+        for alert in alerts_rules.alerts_to_raise(
             under.catalog.alert_percents, allowance, before, after, is_new_allowance=is_new_allowance
         ):
             self.alerts.append((key, alert))
@@ -186,42 +185,37 @@ class BatchLedger:
 
     def _is_held(
         self,
-        reservation: reservations_rules.Reservation,
+        reservation: holds.Reservation,
         key: counters_store.CounterKey,
-        outcome: reservations_rules.SettlementOutcome | None,
+        outcome: holds.SettlementOutcome | None,
     ) -> bool:
         """Say whether a reservation is held on the event's own counter."""
-        return outcome is reservations_rules.SettlementOutcome.SETTLED and reservation.counter_key == key
+        return outcome is holds.SettlementOutcome.SETTLED and reservation.counter_key == key
 
     def _close(
         self,
-        reservation: reservations_rules.Reservation,
-        outcome: reservations_rules.SettlementOutcome | None,
+        reservation: holds.Reservation,
+        outcome: holds.SettlementOutcome | None,
         event: rules.NewEvent,
     ) -> None:
         """Give back all units of a reservation, however many were used: the first event that names it settles it."""
-        if (
-            outcome is reservations_rules.SettlementOutcome.UNKNOWN
-            or reservation.state is not reservations_rules.HoldState.HELD
-        ):
+        if outcome is holds.SettlementOutcome.UNKNOWN or reservation.state is not holds.HoldState.HELD:
             return
-        is_settled = outcome is reservations_rules.SettlementOutcome.SETTLED
-        state = reservations_rules.HoldState.SETTLED if is_settled else reservations_rules.HoldState.EXPIRED
+        is_settled = outcome is holds.SettlementOutcome.SETTLED
+        state = holds.HoldState.SETTLED if is_settled else holds.HoldState.EXPIRED
         self._closings.append((reservation, state, event.event_id if is_settled else None))
         self._reserved[reservation.counter_key] -= reservation.units
         self._reservations[event.reservation_key] = replace(reservation, state=state)
 
 
-def _outcome(
-    reservation: reservations_rules.Reservation | None, meter: str, now: datetime
-) -> reservations_rules.SettlementOutcome:
+def _outcome(reservation: holds.Reservation | None, meter: str, now: datetime) -> holds.SettlementOutcome:
     """Return the settlement outcome of the reservation that an event names."""
     if reservation is None or reservation.meter != meter:
-        return reservations_rules.SettlementOutcome.UNKNOWN
+        return holds.SettlementOutcome.UNKNOWN
     match reservation.state_at(now):
-        case reservations_rules.HoldState.HELD:
-            return reservations_rules.SettlementOutcome.SETTLED
-        case reservations_rules.HoldState.EXPIRED:
-            return reservations_rules.SettlementOutcome.EXPIRED
+        case holds.HoldState.HELD:
+            return holds.SettlementOutcome.SETTLED
+        case holds.HoldState.EXPIRED:
+            return holds.SettlementOutcome.EXPIRED
         case _:
-            return reservations_rules.SettlementOutcome.ALREADY_CLOSED
+            return holds.SettlementOutcome.ALREADY_CLOSED

@@ -15,8 +15,7 @@ from billing_svc.metering.alerts import store as alerts_store
 from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.gauges import rules as gauges_rules
 from billing_svc.metering.gauges import store as gauges_store
-from billing_svc.metering.quota import holds as reservations_rules
-from billing_svc.metering.quota import lookup, terms
+from billing_svc.metering.quota import holds, lookup, terms
 from billing_svc.metering.quota import store as quota_store
 from billing_svc.metering.reservations import store as reservations_store
 from billing_svc.metering.usage import batch_ledger, rules, store
@@ -118,7 +117,7 @@ def _refused_at_once(one: batch_ledger.PlacedEvent, now: datetime) -> batch_ledg
     """Return the refusal of an event by a gauge at zero, which creates neither gauge nor account; else None."""
     batch = batch_ledger.BatchLedger({}, {one.target.gauge_key: gauges_rules.Level(0, None)}, {}, now)
     try:
-        outcome = batch.take(one)
+        outcome = batch.decide_and_count(one)
     except errors.BillingError as error:
         return error
     return None if isinstance(outcome, batch_ledger.EventAnswer) else outcome
@@ -129,7 +128,7 @@ async def _count(
     catalogs: versions.CatalogCache,
     placed: Sequence[batch_ledger.PlacedEvent],
     locked: Mapping[counters_store.CounterKey, counters_store.LockedCounter],
-    reservations: Mapping[tuple[str, str], reservations_rules.Reservation],
+    reservations: Mapping[tuple[str, str], holds.Reservation],
     outcomes: dict[int, batch_ledger.EventOutcome],
     now: datetime,
 ) -> None:
@@ -149,7 +148,7 @@ async def _count(
         await batch.expire(conn)
     for one in placed:
         try:
-            outcomes[one.n] = batch.take(one)
+            outcomes[one.n] = batch.decide_and_count(one)
         except errors.BillingError as error:
             outcomes[one.n] = error
     refused = {one.event.key for one in placed if not isinstance(outcomes[one.n], batch_ledger.EventAnswer)}
@@ -160,8 +159,8 @@ async def _count(
         return
     if gauges:
         await gauges_store.update(conn, batch.levels, gauges)
-    await batch.settle(conn)
-    await alerts_store.raise_alerts(conn, batch.alerts, now)
+    await batch.close_reservations(conn)
+    await alerts_store.insert_alerts(conn, batch.alerts, now)
     known = {key: one for key, one in batch.counters.items() if key in locked}
     opened = {key: one for key, one in batch.counters.items() if key not in locked}
     unknown = {one.key[0] for one in targets if one.is_of_unknown and one.key in opened}

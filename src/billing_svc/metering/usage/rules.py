@@ -5,13 +5,12 @@ from datetime import datetime, timedelta
 
 from billing_svc.catalog import model, parts
 from billing_svc.metering.gauges import rules as gauges_rules
-from billing_svc.metering.quota import holds as reservations_rules
+from billing_svc.metering.quota import holds, terms
 from billing_svc.metering.quota import rules as quota_rules
-from billing_svc.metering.quota import terms
 from billing_svc.platform import errors, values
 
 # A past period takes late events for this long; after that they count in the current period.
-LATE_GRACE = timedelta(minutes=30)
+PERIOD_STAYS_OPEN = timedelta(minutes=30)
 # The clock of a caller may be ahead by this much.
 FUTURE_TOLERANCE = timedelta(minutes=5)
 # Events older than this are refused: the invoice of their period is long paid.
@@ -81,7 +80,7 @@ class RecordedEvent:
     overridden: bool
     reason: quota_rules.Reason
     superseded: bool
-    reservation_outcome: reservations_rules.SettlementOutcome | None
+    reservation_outcome: holds.SettlementOutcome | None
 
 
 @values.value
@@ -149,9 +148,9 @@ def terms_of_event(
 ) -> terms.EffectiveTerms:
     """Return the terms, and with them the period, under which an event counts.
 
-    That is the period in which it happened, until `LATE_GRACE` after that period's end; after that, the current period.
+    That is the period in which it happened, until `PERIOD_STAYS_OPEN` after that period's end; after that, the current period.
     """
-    then = terms.at_instant(account_state, catalogs, occurred_at)
-    if now < then.period.end + LATE_GRACE:
+    then = terms.effective_terms(account_state, catalogs, occurred_at)
+    if now < then.period.end + PERIOD_STAYS_OPEN:
         return then
-    return terms.at_instant(account_state, catalogs, now)
+    return terms.effective_terms(account_state, catalogs, now)

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.metering.counters import store as counters_store
-from billing_svc.metering.quota import holds as reservations_rules
+from billing_svc.metering.quota import holds
 from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.metering.usage import rules
 from billing_svc.platform.database import bulk, direct, select_list, tables
@@ -114,7 +114,7 @@ def _to_recorded(values: Sequence[Any]) -> rules.RecordedEvent:
     return replace(
         recorded,
         reason=quota_rules.Reason(recorded.reason),
-        reservation_outcome=reservations_rules.SettlementOutcome(outcome) if outcome else None,
+        reservation_outcome=holds.SettlementOutcome(outcome) if outcome else None,
     )
 
 

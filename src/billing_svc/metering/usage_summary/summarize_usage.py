@@ -24,7 +24,7 @@ class SummaryQuery:
     with_shares: bool = False
 
 
-async def draw(
+async def summarize(
     conn: AsyncConnection, catalogs: versions.CatalogCache, query: SummaryQuery, now: datetime
 ) -> rules.UsageSummary:
     """Return a usage summary in catalog order. Raises MeterNotFound, and InvalidRequest if `at` is out of range.

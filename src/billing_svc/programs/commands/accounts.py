@@ -119,7 +119,7 @@ def show_usage(
         query = summarize_usage.SummaryQuery(account, instant)
 
         async def draw(conn: "AsyncConnection") -> "UsageSummary":
-            return await summarize_usage.draw(conn, versions.CatalogCache(), query, now)
+            return await summarize_usage.summarize(conn, versions.CatalogCache(), query, now)
 
         return await database.read(draw)
 

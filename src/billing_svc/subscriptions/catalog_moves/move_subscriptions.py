@@ -184,7 +184,7 @@ def _moved(
         else subscription
         for subscription in account_state.subscriptions
     )
-    return terms.at_instant(
+    return terms.effective_terms(
         replace(account_state, subscriptions=subscriptions), {**known.catalogs, version: newest}, now
     )
 

@@ -21,8 +21,8 @@ from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, intents, prices, subscription_records
 from billing_svc.subscriptions.follow_ups import rules
 from billing_svc.subscriptions.records import apply_subscription, follow_up_queue, refresh_subscription
+from billing_svc.usage_export import charge_unbilled as usage_settlement
 from billing_svc.usage_export import export_now
-from billing_svc.usage_export import settlement as usage_settlement
 
 _log = structlog.get_logger(__name__)
 

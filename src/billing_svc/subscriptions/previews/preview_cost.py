@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import model, parts, versions
 from billing_svc.metering.quota import periods, terms
-from billing_svc.metering.usage_summary import rules as statements_rules
+from billing_svc.metering.usage_summary import rules as summary_rules
 from billing_svc.metering.usage_summary import summarize_usage
 from billing_svc.platform import errors
 from billing_svc.pricing import rules
@@ -34,7 +34,7 @@ class _Basis:
 
     newest_version: int
     newest: model.Catalog
-    statement: statements_rules.UsageSummary | None
+    statement: summary_rules.UsageSummary | None
     own_price: str
 
     @property
@@ -72,7 +72,7 @@ async def _basis(
     newest = await catalogs.get(conn, newest_version)
     if not request.account_id:
         return _Basis(newest_version, newest, statement=None, own_price="")
-    statement = await summarize_usage.draw(conn, catalogs, summarize_usage.SummaryQuery(request.account_id), now)
+    statement = await summarize_usage.summarize(conn, catalogs, summarize_usage.SummaryQuery(request.account_id), now)
     subscription = statement.under.subscription
     own_price = ""
     if subscription is not None:

@@ -14,7 +14,7 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.stripe import prices, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import consequences, follow_up_queue, rules
-from billing_svc.usage_export import settlement
+from billing_svc.usage_export import charge_unbilled
 
 _log = structlog.get_logger(__name__)
 
@@ -56,7 +56,7 @@ async def apply(
     await accounts_store.lock(conn, account_id)
     previous = await subscription_records.find(conn, account_id, fetched.subscription_id)
     given = None if previous is None else rules.Interval(previous.effective_from, previous.effective_until)
-    interval = rules.effective(fetched, given, item.period_end, now)
+    interval = rules.interval_in_force(fetched, given, item.period_end, now)
     superfluous = previous is not None and previous.superfluous
     if superfluous:
         interval = rules.Interval(interval.start, interval.start)
@@ -101,9 +101,9 @@ async def apply(
     if fetched.ended_at is not None:
         # After this time the follow-up checks that all usage was charged, also that of an earlier plan; it is not
         # overdue before.
-        at = fetched.ended_at + settlement.SETTLED_AFTER
+        at = fetched.ended_at + charge_unbilled.SETTLED_AFTER
         await follow_up_queue.add(conn, account_id, fetched.subscription_id, at, at)
-    await consequences.draw(conn, origin, account_id, now)
+    await consequences.apply(conn, origin, account_id, now)
     return account_id
 
 

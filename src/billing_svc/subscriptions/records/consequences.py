@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 SWITCHING = timedelta(minutes=1)
 
 
-async def draw(conn: AsyncConnection, origin: audit_store.Origin, account_id: str, now: datetime) -> None:
+async def apply(conn: AsyncConnection, origin: audit_store.Origin, account_id: str, now: datetime) -> None:
     """Mark plans that were bought twice, switch off replaced pay-as-you-go, and store the follow-ups at Stripe."""
     rows = await subscription_records.of_account(conn, account_id)
     for row in _bought_twice(rows):

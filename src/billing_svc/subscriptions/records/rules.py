@@ -19,7 +19,7 @@ class Interval:
     end: datetime | None
 
 
-def effective(
+def interval_in_force(
     subscription: stripe_subscriptions.StripeSubscription,
     previous: Interval | None,
     period_end: datetime,

@@ -38,7 +38,7 @@ def _standing(*subscriptions: terms.PlanSubscription, created_at: datetime | Non
 def _period(
     account_state: terms.AccountState, at: datetime, catalog: model.Catalog = NYQST
 ) -> tuple[str, periods.Period]:
-    found = terms.at_instant(account_state, {1: catalog}, at)
+    found = terms.effective_terms(account_state, {1: catalog}, at)
     return found.plan.key, found.period
 
 

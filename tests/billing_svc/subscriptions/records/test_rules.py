@@ -40,12 +40,12 @@ def subscription(status: str, **more: object) -> stripe_subscriptions.StripeSubs
 def test_a_status_that_gives_the_plan_gives_it_whatever_went_before(
     status: str, previous: rules.Interval | None
 ) -> None:
-    assert rules.effective(subscription(status), previous, PERIOD_END, NOW) == GAVE
+    assert rules.interval_in_force(subscription(status), previous, PERIOD_END, NOW) == GAVE
     at_period_end = subscription(status, cancel_at_period_end=True)
-    assert rules.effective(at_period_end, previous, PERIOD_END, NOW).end == PERIOD_END
-    assert rules.effective(subscription(status, cancel_at=LATER), previous, PERIOD_END, NOW).end == LATER
+    assert rules.interval_in_force(at_period_end, previous, PERIOD_END, NOW).end == PERIOD_END
+    assert rules.interval_in_force(subscription(status, cancel_at=LATER), previous, PERIOD_END, NOW).end == LATER
     both = subscription(status, cancel_at_period_end=True, cancel_at=LATER)
-    assert rules.effective(both, previous, PERIOD_END, NOW).end == LATER
+    assert rules.interval_in_force(both, previous, PERIOD_END, NOW).end == LATER
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_status_that_gives_the_plan_gives_it_whatever_went_before(
 def test_a_status_that_gives_no_plan_ends_the_interval(
     status: str, previous: rules.Interval | None, end: datetime | None
 ) -> None:
-    assert rules.effective(subscription(status), previous, PERIOD_END, NOW) == rules.Interval(START, end)
+    assert rules.interval_in_force(subscription(status), previous, PERIOD_END, NOW) == rules.Interval(START, end)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_status_that_gives_no_plan_ends_the_interval(
 def test_a_canceled_subscription_gave_its_plan_until_it_ended(
     fields: dict[str, object], previous: rules.Interval | None, end: datetime
 ) -> None:
-    interval = rules.effective(subscription("canceled", **fields), previous, PERIOD_END, NOW)
+    interval = rules.interval_in_force(subscription("canceled", **fields), previous, PERIOD_END, NOW)
     assert interval == rules.Interval(START, end)
 
 

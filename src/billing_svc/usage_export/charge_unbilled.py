@@ -28,7 +28,7 @@ _PERIODS_APART_MAX = timedelta(days=32)
 _ORIGIN = audit_store.Origin("service")
 
 
-class Settlement:
+class UnbilledUsage:
     """Checks once what the invoices of an ended subscription charge."""
 
     def __init__(self, database: transactions.Transactions, stripe: client.Stripe, now: clock.Clock) -> None:
