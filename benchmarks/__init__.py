@@ -1,1 +1,1 @@
-"""What the service carries, against a bare echo, `COPY` and hand-written code, in one run on one machine."""
+"""The service's throughput, compared with a bare echo, `COPY` and hand-written code, in the same run on one machine."""

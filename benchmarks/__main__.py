@@ -1,4 +1,4 @@
-"""`make bench`: everything, in one run."""
+"""`make bench`: all measurements, in one run."""
 
 import time
 from pathlib import Path
@@ -15,11 +15,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.callback(invoke_without_command=True)
 def run(
     context: typer.Context,
-    only: Annotated[str, typer.Option(help=f"Only these, by commas: {', '.join(rows.GROUPS)}.")] = "",
-    stored: Annotated[int, typer.Option(min=1, help="Stored events that are held against none.")] = 200_000,
-    calls: Annotated[int, typer.Option(min=1_000, help="Calls after which memory is looked at.")] = 100_000,
+    only: Annotated[str, typer.Option(help=f"Only these groups, separated by commas: {', '.join(rows.GROUPS)}.")] = "",
+    stored: Annotated[
+        int, typer.Option(min=1, help="Stored events; such a database is compared with an empty one.")
+    ] = 200_000,
+    calls: Annotated[int, typer.Option(min=1_000, help="Calls before memory is measured.")] = 100_000,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0.5, help="How long each round drives each subject.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Seconds for each subject in a round.")] = 2.0,
     drivers: Annotated[int, typer.Option(min=1, help="Processes that make the calls.")] = 1,
 ) -> None:
     """Measure the service against a bare echo, COPY and hand-written code. Takes some minutes."""
@@ -55,7 +57,7 @@ def run(
 
 @app.command()
 def compare(before: Path, after: Path) -> None:
-    """Show two runs' files side by side."""
+    """Show the files of two runs side by side."""
     results.compare(before, after)
 
 

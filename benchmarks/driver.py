@@ -1,6 +1,6 @@
-"""The load: a process that makes calls from pre-encoded bytes and times them; the very same for every server.
+"""The load generator: a process that sends pre-encoded requests and times the answers; the same for every server.
 
-It reads one job a line (JSON) from stdin, and answers each with one line. `python -m benchmarks.driver` starts it.
+It reads a job (JSON) from each line of stdin, and answers each with a line. `python -m benchmarks.driver` starts it.
 """
 
 import array
@@ -20,12 +20,12 @@ import uvloop
 
 from benchmarks import traffic
 
-# What production callers send too.
+# Production callers send it too.
 _METADATA = (("authorization", "Bearer dev-token"),)
 _DEADLINE_SECONDS = 20.0
-# How often calls that are due are begun.
+# How often the calls that are due are started.
 _TICK_SECONDS = 0.002
-# A caller's process has one; more spread over the processes of `--workers`.
+# A caller's process has one channel; more channels spread the load over the processes of `--workers`.
 _CHANNELS = 4
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
@@ -33,18 +33,19 @@ _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 )
-# By the service, and by gRPC's core before the service sees the call.
+# Refused by the service, or by gRPC's core before the service gets the call.
 _SHED = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED})
-# Field 1, 2: CheckQuota's DENIED. Field 1, 1: RecordUsage's duplicate, which must not occur.
+# Bytes to find in answers. Field 1 = 2 is CheckQuota's DENIED; field 1 = 1 is RecordUsage's duplicate, which must not
+# occur.
 _MARKS = {traffic.CHECK: b"\x08\x02", traffic.RECORD: b"\x08\x01"}
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to do: for `seconds` after a warm-up, or until `calls` were made; or round trips to Postgres.
+    """A job: calls for `seconds` after a warm-up, or until `calls` were made; or round trips to Postgres.
 
-    With `per_second` calls begin at that rate, whether or not earlier ones were answered, while fewer than `in_flight`
-    are under way.
+    With `per_second`, calls start at that rate without waiting for answers, as long as fewer than `in_flight` are under
+    way.
     """
 
     address: str = ""
@@ -59,7 +60,7 @@ class Job:
 
 @dataclass(slots=True)
 class Done:
-    """What came of it. Latencies are within the window, of good calls and of those shed, in microseconds."""
+    """A job's result. Latencies are in microseconds, of successful and of refused calls after the warm-up."""
 
     calls_in_all: int = 0
     seconds: float = 0.0
@@ -71,7 +72,7 @@ class Done:
 
 
 class Load:
-    """One job under way."""
+    """A running job."""
 
     def __init__(self, job: Job, requests: Iterator[bytes]) -> None:
         assert job.sent is not None
@@ -85,14 +86,14 @@ class Load:
         self._marked = 0
 
     async def run(self) -> Done:
-        """Keep `in_flight` calls under way, then say what came of them."""
+        """Keep `in_flight` calls under way, and return the result."""
         job = self._job
         assert job.sent is not None
         channels = [grpc.aio.insecure_channel(job.address, _OPTIONS) for _ in range(min(_CHANNELS, job.in_flight))]
         try:
             await asyncio.gather(*(channel.channel_ready() for channel in channels))
             began = time.perf_counter() + job.warm_up_seconds
-            # Counting by calls, the last ones are the end.
+            # With a number of calls, the job ends after the last of them.
             ends = began + job.seconds if not job.calls else float("inf")
             cpu = time.process_time()
             rpcs: list[Any] = [channel.unary_unary(job.sent.rpc, None, None) for channel in channels]
@@ -106,8 +107,8 @@ class Load:
         return Done(
             calls_in_all=self._calls,
             seconds=min(ends, time.perf_counter()) - began,
-            latencies_us=[round(one * 1e6) for one in self._latencies],
-            shed_us=[round(one * 1e6) for one in self._shed],
+            latencies_us=[round(latency * 1e6) for latency in self._latencies],
+            shed_us=[round(latency * 1e6) for latency in self._shed],
             errors=dict(self._errors),
             marked=self._marked,
             cpu_seconds=cpu,
@@ -158,7 +159,7 @@ def percentile_ms(latencies_us: Sequence[int], percent: float) -> float:
 
 
 async def _round_trips(job: Job) -> Done:
-    """Time what any call that asks Postgres cannot do without."""
+    """Time round trips to Postgres, which every call of the service needs."""
     latencies = []
     async with await psycopg.AsyncConnection.connect(job.database_url, autocommit=True) as connection:
         began = time.perf_counter()
@@ -169,7 +170,7 @@ async def _round_trips(job: Job) -> Done:
 
 
 def main() -> None:
-    """Do the jobs of stdin, one after the other."""
+    """Run the jobs from stdin, one after another."""
     gc.disable()
     requests: dict[traffic.Traffic, Iterator[bytes]] = {}
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -180,7 +181,7 @@ def main() -> None:
             if sent is None:
                 done = runner.run(_round_trips(job))
             else:
-                # Kept across rounds: encoding 100,000 accounts takes a while.
+                # Kept for the next rounds: encoding 100,000 accounts takes long.
                 if sent not in requests:
                     requests[sent] = sent.requests()
                     next(requests[sent])

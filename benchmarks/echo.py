@@ -1,6 +1,6 @@
-"""A bare grpc.aio server that answers each request with itself: what Python's gRPC can do at the most.
+"""A bare grpc.aio server that answers each request with itself: the upper bound of what Python's gRPC can do.
 
-`python -m benchmarks.echo ADDRESS`. It parses and writes the service's own messages, on the service's event loop.
+`python -m benchmarks.echo ADDRESS`. It parses and writes the service's messages, on the same event loop.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ async def _echo(request: Any, _context: Any) -> Any:  # noqa: ANN401 - any messa
 
 
 async def serve(address: str) -> None:
-    """Answer until killed."""
+    """Serve until the process is killed."""
     server = grpc.aio.server()
     for rpc, kind in _REQUESTS.items():
         _, service, name = rpc.split("/")

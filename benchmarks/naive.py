@@ -1,7 +1,7 @@
-"""What people write by hand: gRPC servicers that do one ORM transaction per call. For comparison alone.
+"""A service as it is often written by hand: gRPC servicers with an ORM transaction for each call. Only for comparison.
 
-It knows one limit for everybody, no periods, no plans, no authentication and no log; it still counts exactly.
-`python -m benchmarks.naive ADDRESS DATABASE_URL` makes its own tables.
+It has the same limit for all accounts and no periods, plans, authentication or logs; it still counts exactly. `python
+-m benchmarks.naive ADDRESS DATABASE_URL` creates its own tables.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from billing.v1 import decision_pb2, quota_pb2, quota_pb2_grpc, usage_pb2, usage_pb2_grpc
 
 _INCLUDED = 1_000_000_000
-# As the service's own.
+# The same as the service's.
 _POOL_SIZE = 10
 _POOL_WAIT_SECONDS = 30
 
@@ -89,7 +89,7 @@ class _UsageService(usage_pb2_grpc.UsageServiceServicer):
 
 
 async def serve(address: str, url: str) -> None:
-    """Answer until killed."""
+    """Serve until the process is killed."""
     engine = create_async_engine(url, pool_size=_POOL_SIZE, max_overflow=0, pool_timeout=_POOL_WAIT_SECONDS)
     async with engine.begin() as connection:
         await connection.run_sync(_Base.metadata.create_all)

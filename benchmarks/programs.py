@@ -1,4 +1,4 @@
-"""The processes under test: started, measured from outside, and gone with us."""
+"""The processes under test: starts them, measures them from outside, and ends them with this process."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.05
 
 
 def environment(**added: str) -> dict[str, str]:
-    """Return what our processes are started with: nothing of the service's from outside."""
+    """Return the environment for our processes, without any of the service's variables from outside."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -35,7 +35,7 @@ def environment(**added: str) -> dict[str, str]:
 def spawn(
     arguments: list[str], env: Mapping[str, str], log_file: Path, *, piped: bool = False
 ) -> subprocess.Popen[str]:
-    """Start `python ARGUMENTS`, its errors going to a file; on Linux it dies with us."""
+    """Start `python ARGUMENTS`, with its errors written to a file; on Linux it ends when this process ends."""
     pipe = subprocess.PIPE if piped else subprocess.DEVNULL
     with log_file.open("ab") as log:
         return subprocess.Popen(
@@ -51,28 +51,28 @@ def spawn(
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return what a process and its children have used, those that have ended and were waited for too."""
+    """Return the CPU time of a process and its children, including children that have ended and were waited for."""
     total = 0.0
-    for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
         try:
-            times = one.cpu_times()
-        except psutil.NoSuchProcess:  # ended meanwhile: now in its parent's account, at the next look
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:  # it has ended: the next call finds its time in the parent's account
             continue
         total += times.user + times.system + times.children_user + times.children_system
     return total
 
 
 def machine_cpu_seconds() -> float:
-    """Return what all processes of the machine have used."""
+    """Return the CPU time of all processes of the machine."""
     times = psutil.cpu_times()
     return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
 
 class Server:
-    """A server process on a port of its own."""
+    """A server process on its own port."""
 
     def __init__(self, name: str, arguments: list[str], env: Mapping[str, str], folder: Path) -> None:
-        """`{address}` in the arguments and the environment is where it shall listen."""
+        """`{address}` in the arguments and the environment is replaced by the server's address."""
         self.name = name
         self.port = embedded.free_port()
         self.calls = 0
@@ -101,7 +101,7 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address that it listens on."""
         return f"127.0.0.1:{self.port}"
 
     @property
@@ -110,15 +110,15 @@ class Server:
         return self._process.pid
 
     def cpu_seconds(self) -> float:
-        """Return what it has used so far."""
+        """Return the CPU time that it has used so far."""
         return cpu_seconds(self.pid)
 
     def resident_mb(self) -> float:
-        """Return how much memory it holds, in MB (10^6 bytes)."""
+        """Return its resident memory, in MB (10^6 bytes)."""
         return float(psutil.Process(self.pid).memory_info().rss / 1e6)
 
     def stop(self) -> None:
-        """End it, by force if it does not drain."""
+        """End it; kill it if it does not drain."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:

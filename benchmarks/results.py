@@ -1,4 +1,4 @@
-"""What a run found: rows, their bars, the machine; as a table, as a file, and two files side by side."""
+"""The results of a run: rows, their bars, the machine; as a table, as a file, and two files side by side."""
 
 import datetime as dt
 import importlib.metadata
@@ -19,7 +19,7 @@ from benchmarks.rounds import Rounds
 
 FOLDER = programs.ROOT / "benchmarks" / "results"
 _PACKAGES = ("grpcio", "protobuf", "psycopg", "psycopg-binary", "sqlalchemy", "uvloop", "structlog")
-# A share of failed calls that a shared machine explains; beyond it, the row is not worth its figures.
+# The share of failed calls that a shared machine explains; with more, the row's figures are not valid.
 _FAILED_SHARE_MAX = 0.001
 _PIPED_COLUMNS = 170
 _TITLE = (
@@ -30,9 +30,9 @@ _TITLE = (
 
 @dataclass(slots=True)
 class Row:
-    """One line of the table. `ratio` is against the thing in `against`; `bar` and `aim` are DESIGN's, of the ratio.
+    """A row of the table. `ratio` is relative to the subject in `against`; `bar` and `aim` are limits of that ratio.
 
-    Where the bar is not of a ratio, `passed` is decided by whoever makes the row.
+    If the bar is not about a ratio, the row's creator sets `passed`.
     """
 
     name: str
@@ -64,12 +64,12 @@ def row(
     units_per_call: int = 1,
     note: str = "",
 ) -> Row:
-    """Make a row of a subject; the ratio is the median of the rounds' ratios."""
+    """Make a subject's row; the ratio is the median of the rounds' ratios."""
     ratios = measured.ratios(against) if against else []
     ratio = statistics.median(ratios) if ratios else None
     errors = measured.errors()
-    failed = sum(errors.values()) / max(1, sum(one.done.calls_in_all for one in measured.rounds))
-    marked = measured.share(lambda one: one.done.marked)
+    failed = sum(errors.values()) / max(1, sum(each.done.calls_in_all for each in measured.rounds))
+    marked = measured.share(lambda each: each.done.marked)
     if marked:
         note = ", ".join(filter(None, (note, f"{marked:.1%} denied or duplicate")))
     units = 1000 / units_per_call
@@ -78,7 +78,7 @@ def row(
         per_second=measured.per_second * units_per_call,
         against=against.subject.name if against else "",
         ratio=ratio,
-        ratios=[round(one, 4) for one in ratios],
+        ratios=[round(value, 4) for value in ratios],
         cpu_ratio=measured.cpu_ratio(against) if against else None,
         bar=bar,
         aim=aim,
@@ -86,8 +86,8 @@ def row(
         p50_ms=measured.percentile_ms(50),
         p95_ms=measured.percentile_ms(95),
         p99_ms=measured.percentile_ms(99),
-        server_cpu_per_1000=measured.share(lambda one: one.server_cpu_seconds) * units,
-        postgres_cpu_per_1000=measured.share(lambda one: one.postgres_cpu_seconds) * units,
+        server_cpu_per_1000=measured.share(lambda each: each.server_cpu_seconds) * units,
+        postgres_cpu_per_1000=measured.share(lambda each: each.postgres_cpu_seconds) * units,
         driver_busy=measured.driver_busy,
         others_busy=measured.others_busy,
         errors=errors,
@@ -96,32 +96,32 @@ def row(
 
 
 def print_table(rows: list[Row]) -> None:
-    """Print what was found."""
+    """Print the rows."""
     table = Table(title=_TITLE)
     for heading in ("", "bar", "per second", "ratio", "by CPU", "p50 ms", "p95", "p99", "server CPU", "Postgres"):
         table.add_column(heading, justify="right" if heading not in {"", "bar"} else "left", no_wrap=True)
     table.add_column("driver", justify="right")
     table.add_column("others", justify="right")
-    for one in rows:
+    for entry in rows:
         table.add_row(
-            one.name,
-            _verdict(one),
-            _number(one.per_second, ",.0f"),
-            _number(one.ratio, ".3f"),
-            _number(one.cpu_ratio, ".3f"),
-            _number(one.p50_ms, ".2f"),
-            _number(one.p95_ms, ".2f"),
-            _number(one.p99_ms, ".2f"),
-            _number(one.server_cpu_per_1000, ".3f"),
-            _number(one.postgres_cpu_per_1000, ".3f"),
-            _number(one.driver_busy, ".2f"),
-            _number(one.others_busy, ".2f"),
+            entry.name,
+            _verdict(entry),
+            _number(entry.per_second, ",.0f"),
+            _number(entry.ratio, ".3f"),
+            _number(entry.cpu_ratio, ".3f"),
+            _number(entry.p50_ms, ".2f"),
+            _number(entry.p95_ms, ".2f"),
+            _number(entry.p99_ms, ".2f"),
+            _number(entry.server_cpu_per_1000, ".3f"),
+            _number(entry.postgres_cpu_per_1000, ".3f"),
+            _number(entry.driver_busy, ".2f"),
+            _number(entry.others_busy, ".2f"),
         )
     _console().print(table)
-    for one in rows:
-        for note in (one.note, *(f"{count:,} calls failed: {error}" for error, count in one.errors.items())):
+    for entry in rows:
+        for note in (entry.note, *(f"{count:,} calls failed: {error}" for error, count in entry.errors.items())):
             if note:
-                print(f"{one.name}: {note}")
+                print(f"{entry.name}: {note}")
 
 
 def save(rows: list[Row], postgres_version: str, settings: dict[str, object]) -> Path:
@@ -139,7 +139,7 @@ def save(rows: list[Row], postgres_version: str, settings: dict[str, object]) ->
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
         "settings": settings,
-        "rows": [asdict(one) for one in rows],
+        "rows": [asdict(entry) for entry in rows],
     }
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{now:%Y-%m-%dT%H%M%S}-{kind}.json"
@@ -148,34 +148,34 @@ def save(rows: list[Row], postgres_version: str, settings: dict[str, object]) ->
 
 
 def compare(before: Path, after: Path) -> None:
-    """Print two runs side by side. Ratios can be compared across machines, the rest only on one."""
+    """Print two runs side by side. Only ratios can be compared between different machines."""
     old, new = (json.loads(path.read_text()) for path in (before, after))
     for label, run in (("before", old), ("after", new)):
         print(f"{label}: {run['taken_at']} {run['commit']} {run['machine']['kind']} {run['settings']}")
     table = Table(
         "", "ratio before", "after", "change", "per second", "after", "server CPU", "after", "p99 ms", "after"
     )
-    rows: dict[str, dict[str, Any]] = {one["name"]: one for one in new["rows"]}
-    for one in old["rows"]:
-        other = rows.pop(one["name"], {})
-        ratios = one["ratio"], other.get("ratio")
+    rows: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in new["rows"]}
+    for entry in old["rows"]:
+        other = rows.pop(entry["name"], {})
+        ratios = entry["ratio"], other.get("ratio")
         change = f"{ratios[1] / ratios[0] - 1:+.0%}" if ratios[0] and ratios[1] else ""
         table.add_row(
-            one["name"],
+            entry["name"],
             *(_number(value, ".2f") for value in ratios),
             change,
-            *(_number(value, ",.0f") for value in (one["per_second"], other.get("per_second"))),
-            *(_number(value, ".3f") for value in (one["server_cpu_per_1000"], other.get("server_cpu_per_1000"))),
-            *(_number(value, ".2f") for value in (one["p99_ms"], other.get("p99_ms"))),
+            *(_number(value, ",.0f") for value in (entry["per_second"], other.get("per_second"))),
+            *(_number(value, ".3f") for value in (entry["server_cpu_per_1000"], other.get("server_cpu_per_1000"))),
+            *(_number(value, ".2f") for value in (entry["p99_ms"], other.get("p99_ms"))),
         )
     for name in rows:
         table.add_row(name, "", _number(rows[name]["ratio"], ".2f"), "new")
     _console().print(table)
 
 
-def _verdict(one: Row) -> str:
-    bar = "" if one.bar is None else f" {one.bar:.2f}" + (f", aim {one.aim:.2f}" if one.aim else "")
-    return "" if one.passed is None else ("[green]pass[/]" if one.passed else "[red]FAIL[/]") + bar
+def _verdict(entry: Row) -> str:
+    bar = "" if entry.bar is None else f" {entry.bar:.2f}" + (f", aim {entry.aim:.2f}" if entry.aim else "")
+    return "" if entry.passed is None else ("[green]pass[/]" if entry.passed else "[red]FAIL[/]") + bar
 
 
 def _number(value: float | None, form: str) -> str:

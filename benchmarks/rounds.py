@@ -1,4 +1,4 @@
-"""Measuring: short rounds of the echo and its rivals by turns, because the machine is shared and noisy."""
+"""Measures in short rounds that alternate between the subjects, because the machine is shared and noisy."""
 
 import json
 import statistics
@@ -11,13 +11,13 @@ from typing import Self
 
 from benchmarks import driver, programs, traffic
 
-# The first calls of a server find cold caches and an empty pool.
+# A server's first calls find cold caches and an empty pool.
 _WARM_UP_SECONDS = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One thing that is driven: a server and what it is asked."""
+    """What is measured: a server and its load."""
 
     name: str
     server: programs.Server
@@ -27,17 +27,17 @@ class Subject:
 
 @dataclass(slots=True)
 class Round:
-    """What one round of a subject came to."""
+    """The result of a round of a subject."""
 
     done: driver.Done
     server_cpu_seconds: float
     postgres_cpu_seconds: float
-    # What the rest of the machine did meanwhile, in cores: 0 on one that is ours alone.
+    # The CPU that other processes of the machine used, in cores: 0 if nothing else runs.
     others_busy: float
 
     @property
     def per_second(self) -> float:
-        """Good calls a second."""
+        """Successful calls per second."""
         return len(self.done.latencies_us) / self.done.seconds
 
 
@@ -51,39 +51,39 @@ class Rounds:
     @property
     def per_second(self) -> float:
         """The median over the rounds."""
-        return statistics.median(one.per_second for one in self.rounds)
+        return statistics.median(each.per_second for each in self.rounds)
 
     def ratios(self, other: "Rounds") -> list[float]:
-        """Return the throughput against another subject's, round by round."""
-        return [one.per_second / beside.per_second for one, beside in zip(self.rounds, other.rounds, strict=True)]
+        """Return the throughput relative to another subject's, for each round."""
+        return [each.per_second / beside.per_second for each, beside in zip(self.rounds, other.rounds, strict=True)]
 
     def percentile_ms(self, percent: float) -> float:
         """Return a percentile of the latencies of all rounds."""
-        return driver.percentile_ms([one for each in self.rounds for one in each.done.latencies_us], percent)
+        return driver.percentile_ms([latency for each in self.rounds for latency in each.done.latencies_us], percent)
 
     def share(self, count: Callable[[Round], float]) -> float:
-        """Return something that is counted in each round, per call."""
-        return sum(map(count, self.rounds)) / max(1, sum(one.done.calls_in_all for one in self.rounds))
+        """Return a count of the rounds divided by their calls."""
+        return sum(map(count, self.rounds)) / max(1, sum(each.done.calls_in_all for each in self.rounds))
 
     @property
     def driver_busy(self) -> float:
-        """How much of one core the driver took."""
-        return self.share(lambda one: one.done.cpu_seconds) * self.per_second
+        """The CPU that the driver used, in cores."""
+        return self.share(lambda each: each.done.cpu_seconds) * self.per_second
 
     def cpu_ratio(self, other: "Rounds") -> float:
-        """Return what a call of the other takes of all processes' CPU, against one of this: noise hardly moves it."""
+        """Return the other's CPU time per call, of all processes, divided by this subject's; hardly noisy."""
         return other.share(_cpu_seconds) / self.share(_cpu_seconds)
 
     @property
     def others_busy(self) -> float:
-        """How many cores others took, at the mean."""
-        return statistics.fmean(one.others_busy for one in self.rounds)
+        """The mean of the cores that other processes used."""
+        return statistics.fmean(each.others_busy for each in self.rounds)
 
     def errors(self) -> dict[str, int]:
-        """Return how often each error came."""
+        """Return how often each error occurred."""
         total: dict[str, int] = {}
-        for one in self.rounds:
-            for error, count in one.done.errors.items():
+        for each in self.rounds:
+            for error, count in each.done.errors.items():
                 total[error] = total.get(error, 0) + count
         return total
 
@@ -107,7 +107,7 @@ class Drivers:
             process.wait()
 
     def run(self, job: driver.Job) -> driver.Done:
-        """Do a job, and wait for it."""
+        """Run a job, and wait for its result."""
         used = self._processes[: max(1, min(len(self._processes), job.in_flight))]
         job = driver.Job(
             job.address,
@@ -144,7 +144,7 @@ class Drivers:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """How everything is measured in this run."""
+    """The settings of all measurements of a run."""
 
     drivers: Drivers
     postgres_cpu_seconds: Callable[[], float]
@@ -153,14 +153,14 @@ class Meter:
     seconds: float
 
     def compare(self, subjects: Sequence[Subject], seconds: float | None = None) -> list[Rounds]:
-        """Drive the subjects by turns, the first one (what the others are held against) first in each round."""
+        """Measure the subjects by turns; each round begins with the first subject, to which the others are compared."""
         every = [Rounds(subject) for subject in subjects]
         for subject in subjects:
             self._drive(subject, _WARM_UP_SECONDS, 0.0)
         for n in range(self.rounds):
-            for one in every:
-                one.rounds.append(self._drive(one.subject, seconds or self.seconds, 0.5))
-            rates = ", ".join(f"{one.subject.name} {one.rounds[-1].per_second:,.0f}/s" for one in every)
+            for measured in every:
+                measured.rounds.append(self._drive(measured.subject, seconds or self.seconds, 0.5))
+            rates = ", ".join(f"{measured.subject.name} {measured.rounds[-1].per_second:,.0f}/s" for measured in every)
             self.say(f"round {n + 1} of {self.rounds}: {rates}")
         return every
 
@@ -182,5 +182,5 @@ class Meter:
         return Round(done, server, postgres, max(0.0, others / (time.monotonic() - began)))
 
 
-def _cpu_seconds(one: Round) -> float:
-    return one.server_cpu_seconds + one.postgres_cpu_seconds + one.done.cpu_seconds
+def _cpu_seconds(each: Round) -> float:
+    return each.server_cpu_seconds + each.postgres_cpu_seconds + each.done.cpu_seconds

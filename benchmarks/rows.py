@@ -1,4 +1,4 @@
-"""What is measured: each group makes some rows of the table. The bars are those of the design, section 10."""
+"""The measurements: each group makes some rows of the table."""
 
 import contextlib
 import io
@@ -16,28 +16,28 @@ from benchmarks.results import Row
 from benchmarks.rounds import Meter, Rounds, Subject
 
 _BATCH_EVENTS = 1_000
-# A lone call may take this much longer than an echo and a round trip to Postgres.
+# How much longer a lone call may take than an echo and a round trip to Postgres together.
 _LONE_MS_MAX = 0.5
 _RESIDENT_MB_MAX = 150
-# Flat: what allocators and caches add after the first calls.
+# Memory counts as flat below this: allocators and caches grow a little after the first calls.
 _GROWTH_MB_MAX = 10
 _MEMORY_STEPS = 5
 _H2LOAD_CALLS = 8_000
 _OVERLOAD_SECONDS = 4.0
-# More than the server lets wait.
+# More than the server's queues hold.
 _OVERLOAD_IN_FLIGHT = 2_000
-# What is accepted has waited behind two full queues at the most.
+# An accepted call waits behind at most two full queues.
 _OVERLOAD_MS_MAX = 1_000
-# Every call that is not answered is shed: by us, or by gRPC's core before we see it.
+# A call without an answer must have been refused, by the service or by gRPC's core.
 _SHED = ("RESOURCE_EXHAUSTED", "CANCELLED")
 _CHECK_BAR, _CHECK_AIM = 0.60, 0.85
 _RECORD_BAR, _RECORD_AIM = 0.55, 0.75
-# One hot account, many accounts and a mix: none falls under the bar by more than a fifth.
+# For a hot account, many accounts and a mix: no throughput may be below the bar by more than a fifth.
 _SPREAD = 0.8
 
 
 class Plan:
-    """The servers of a run, each started when a group first needs it."""
+    """The servers of a run; each is started when a group first needs it."""
 
     def __init__(self, stood: stand.Stand, meter: Meter, *, stored: int, calls: int) -> None:
         self.stand = stood
@@ -51,12 +51,12 @@ class Plan:
         self._running.close()
 
     def start(self, server: programs.Server) -> programs.Server:
-        """Have a server run until the end."""
+        """Register a server to be stopped at the end of the run."""
         return self._running.enter_context(server)
 
     @cached_property
     def nyqst_database(self) -> str:
-        """Accounts on `pro`: 200 runs, charged beyond. Nobody is denied."""
+        """A database of accounts on `pro`: 200 runs included, charged beyond. No call is denied."""
         self.stand.create_catalog("nyqst", "pro", "runs")
         self.stand.create("nyqst_empty", "nyqst")
         return "nyqst"
@@ -68,7 +68,7 @@ class Plan:
 
     @cached_property
     def nyqst(self) -> programs.Server:
-        """One process of the service."""
+        """A process of the service."""
         return self.start(self.stand.serve("nyqst", self.nyqst_database))
 
     @cached_property
@@ -78,13 +78,13 @@ class Plan:
 
     @cached_property
     def kalshibook(self) -> programs.Server:
-        """One process of the service, where every check counts against a rate limit of 120 a minute."""
+        """A process of the service in which every check counts against a rate limit of 120 a minute."""
         self.stand.create_catalog("kalshibook", "project", "credits")
         return self.start(self.stand.serve("kalshibook", "kalshibook"))
 
 
 def check(plan: Plan) -> list[Row]:
-    """CheckQuota against the echo."""
+    """CheckQuota, compared with the echo."""
     echo, *others = plan.meter.compare(
         [
             Subject("echo", plan.echo, traffic.Traffic(traffic.CHECK)),
@@ -95,7 +95,7 @@ def check(plan: Plan) -> list[Row]:
 
 
 def record(plan: Plan) -> list[Row]:
-    """RecordUsage, committed, against the same echo."""
+    """RecordUsage, committed, compared with the echo."""
     echo, *others = plan.meter.compare(
         [
             Subject("echo of RecordUsage", plan.echo, traffic.Traffic(traffic.RECORD)),
@@ -122,7 +122,7 @@ def transports(plan: Plan) -> list[Row]:
 
 
 def rated(plan: Plan) -> list[Row]:
-    """CheckQuota where each check is a small write."""
+    """CheckQuota with a rate limit, where each check is a small write."""
     echo, checks = plan.meter.compare(
         [
             Subject("echo", plan.echo, traffic.Traffic(traffic.CHECK)),
@@ -133,7 +133,7 @@ def rated(plan: Plan) -> list[Row]:
 
 
 def reserve(plan: Plan) -> list[Row]:
-    """CheckQuota that holds its units."""
+    """CheckQuota that reserves its units."""
     sent = traffic.Traffic(traffic.CHECK, reserve=True)
     subject = Subject("CheckQuota, reserving", plan.nyqst, sent)
     tried = plan.meter.drivers.run(driver.Job(plan.nyqst.address, sent, in_flight=1, warm_up_seconds=0, calls=1))
@@ -144,7 +144,7 @@ def reserve(plan: Plan) -> list[Row]:
 
 
 def batch(plan: Plan) -> list[Row]:
-    """BatchRecordUsage, and COPY of the rows that it stored."""
+    """BatchRecordUsage, and COPY of the same rows."""
     name = f"BatchRecordUsage, {_BATCH_EVENTS:,} events"
     sent = traffic.Traffic(traffic.BATCH, events=_BATCH_EVENTS)
     alone, four = plan.meter.compare(
@@ -153,10 +153,14 @@ def batch(plan: Plan) -> list[Row]:
     copied = _copy_rates(plan)
     rows = []
     for measured in (alone, four):
-        one = results.row(measured, units_per_call=_BATCH_EVENTS)
+        found = results.row(measured, units_per_call=_BATCH_EVENTS)
         ratios = [each.per_second * _BATCH_EVENTS / rate for each, rate in zip(measured.rounds, copied, strict=True)]
-        one.against, one.ratio, one.ratios = "COPY", statistics.median(ratios), [round(ratio, 4) for ratio in ratios]
-        rows.append(one)
+        found.against, found.ratio, found.ratios = (
+            "COPY",
+            statistics.median(ratios),
+            [round(ratio, 4) for ratio in ratios],
+        )
+        rows.append(found)
     rows[0].bar, rows[0].aim = 0.15, 0.25
     rows[0].passed = (rows[0].ratio or 0) >= rows[0].bar and not rows[0].errors
     note = f"{_BATCH_EVENTS:,} rows a transaction, keys and indexes as usage_events"
@@ -164,7 +168,7 @@ def batch(plan: Plan) -> list[Row]:
 
 
 def _copy_rates(plan: Plan) -> list[float]:
-    """Return rows a second of COPY, once for each round: the newest rows, into a table of the same shape."""
+    """Return COPY's rows per second for each round: the newest rows, into a table of the same structure."""
     rates = []
     with psycopg.connect(plan.stand.conninfo(plan.nyqst_database), autocommit=True) as connection:
         connection.execute("CREATE TABLE copied (LIKE usage_events INCLUDING ALL)")
@@ -184,7 +188,7 @@ def _copy_rates(plan: Plan) -> list[float]:
 
 
 def lone(plan: Plan) -> list[Row]:
-    """One CheckQuota at a time, against an echo and a round trip to Postgres."""
+    """CheckQuota, each call after the previous, compared with an echo and a round trip to Postgres."""
     sent = traffic.Traffic(traffic.CHECK)
     subjects = [
         Subject("lone echo", plan.echo, sent, in_flight=1),
@@ -202,10 +206,10 @@ def lone(plan: Plan) -> list[Row]:
 
 
 def history(plan: Plan) -> list[Row]:
-    """Drive the first two with and without stored events."""
+    """Run the groups `check` and `record` with and without stored events."""
     plan.stand.create("nyqst_stored", "nyqst_empty" if plan.nyqst_database else "")
     plan.stand.store_events("nyqst_stored", plan.stored)
-    # Of a database that was just copied Postgres has nothing at hand.
+    # Postgres has no page of a newly copied database in memory.
     plan.stand.warm("nyqst_empty")
     plan.stand.warm("nyqst_stored")
     with plan.stand.serve("empty", "nyqst_empty") as empty, plan.stand.serve("stored", "nyqst_stored") as stored:
@@ -223,7 +227,7 @@ def history(plan: Plan) -> list[Row]:
 
 
 def overload(plan: Plan) -> list[Row]:
-    """Twice what the server can carry, at a rate that does not wait for answers; then half of it again."""
+    """Twice the load that the server can carry, at a fixed rate; then half of what it can carry."""
     server, sent = plan.nyqst, traffic.Traffic(traffic.CHECK)
 
     def drive(*, per_second: float = 0.0, seconds: float = 1.0) -> driver.Done:
@@ -239,7 +243,7 @@ def overload(plan: Plan) -> list[Row]:
     half = drive(per_second=carried / 2)
     before = server.resident_mb()
     twice = drive(per_second=carried * 2, seconds=_OVERLOAD_SECONDS)
-    # At once: the warm-up is the second that it has to recover in.
+    # Begins at once: its warm-up is the second in which the server must recover.
     after = drive(per_second=carried / 2)
     grown = server.resident_mb() - before
     wrong = {error: count for error, count in twice.errors.items() if not error.startswith(_SHED)}
@@ -266,7 +270,7 @@ def overload(plan: Plan) -> list[Row]:
 
 
 def naive(plan: Plan) -> list[Row]:
-    """Drive what people write by hand."""
+    """Measure the hand-written service."""
     plan.stand.create("naive")
     server = plan.start(plan.stand.naive("naive"))
     echo, checks, records = plan.meter.compare(
@@ -280,7 +284,7 @@ def naive(plan: Plan) -> list[Row]:
 
 
 def h2load(plan: Plan) -> list[Row]:
-    """One fixed body, from a driver in C: what the server alone can do."""
+    """Send a fixed request from a driver in C: the maximum of the server alone."""
     program = shutil.which("h2load")
     if program is None:
         note = "left out: h2load is not installed (Debian: apt install nghttp2-client; macOS: brew install nghttp2)"
@@ -305,7 +309,7 @@ def h2load(plan: Plan) -> list[Row]:
                 capture_output=True,
             )
             rates[name].append(_H2LOAD_CALLS / (time.perf_counter() - began))
-    ratios = [one / echo for one, echo in zip(rates["CheckQuota"], rates["echo"], strict=True)]
+    ratios = [rate / echo for rate, echo in zip(rates["CheckQuota"], rates["echo"], strict=True)]
     return [
         Row("h2load: echo", per_second=statistics.median(rates["echo"])),
         Row(
@@ -319,7 +323,7 @@ def h2load(plan: Plan) -> list[Row]:
 
 
 def memory(plan: Plan) -> list[Row]:
-    """How much one process holds after many calls of all kinds, and how much of that came late."""
+    """Measure a process's memory after many calls of all kinds, and how much of it was added late."""
     server = plan.nyqst
     before = server.calls
     sizes = []
@@ -342,14 +346,14 @@ def _spread(name: str, server: programs.Server, rpc: str, whom: tuple[str, ...])
         "hot": "one account",
         "mix": "a mix",
     }
-    return [Subject(f"{name}, {says[one]}", server, traffic.Traffic(rpc, one)) for one in whom]
+    return [Subject(f"{name}, {says[accounts]}", server, traffic.Traffic(rpc, accounts)) for accounts in whom]
 
 
 def _against(echo: Rounds, others: list[Rounds], bar: float, aim: float) -> list[Row]:
     first, *rest = others
     return [
         results.row(first, echo, bar=bar, aim=aim),
-        *(results.row(one, echo, bar=round(bar * _SPREAD, 2)) for one in rest),
+        *(results.row(measured, echo, bar=round(bar * _SPREAD, 2)) for measured in rest),
     ]
 
 

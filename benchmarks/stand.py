@@ -1,4 +1,4 @@
-"""What is measured on: a durable Postgres, databases with accounts and history in them, and servers."""
+"""The test stand: a durable Postgres, databases with accounts and stored events, and servers."""
 
 import asyncio
 import contextlib
@@ -20,15 +20,15 @@ from billing_svc.catalog import loading, versions
 from billing_svc.metering.quota import periods
 from billing_svc.platform.database import embedded, engine, migrating, transactions
 
-# What docs/operations.md advises for a Postgres that is written to all day. With the defaults (128 MB of buffers, 1 GB
-# of WAL between checkpoints) ten million stored events mean that nearly each record writes a page to the WAL whole.
+# docs/operations.md recommends these for a Postgres with many writes. With the defaults (128 MB of buffers, 1 GB of WAL
+# between checkpoints) and ten million stored events, nearly each record writes a whole page to the WAL.
 _SETTINGS = {"max_wal_size": "16GB", "checkpoint_timeout": "30min"}
-# Events are made in steps, so that progress shows and no transaction gets long.
+# Events are stored in steps, to show progress and to keep transactions short.
 _EVENTS_PER_STEP = 500_000
-# Subscriptions began this long ago: in the middle of a quota period, away from its ends.
+# When the subscriptions began: so that now is in the middle of a quota period.
 _SUBSCRIBED = timedelta(days=10)
 
-# Every account is subscribed, so that each decision reads all that it ever reads.
+# Every account is subscribed, so that each decision reads as much as a decision can read.
 _ACCOUNTS = """
     CREATE TEMPORARY TABLE known ON COMMIT DROP AS
         SELECT 'org_' || n AS account_id FROM generate_series(0, %(accounts)s - 1) AS n
@@ -47,7 +47,7 @@ _ACCOUNTS = """
       FROM known;
 """
 
-# One account's events lie together, as the primary key does.
+# The events of an account are stored together, in the order of the primary key.
 _EVENTS = """
     INSERT INTO usage_events (account_id, event_id, sent_meter, sent_quantity, properties, meter, period_start, units,
                               billable, occurred_at, recorded_at, caller, request_id, period_end, plan,
@@ -71,7 +71,7 @@ class Stand:
         self._say = say
 
     def postgres_cpu_seconds(self) -> float:
-        """Return what Postgres has used so far."""
+        """Return the CPU time that Postgres has used so far."""
         assert self._postgres.pid is not None
         return programs.cpu_seconds(self._postgres.pid)
 
@@ -81,21 +81,21 @@ class Stand:
             return str(connection.execute("SHOW server_version").fetchone()[0])  # type: ignore[index]
 
     def url(self, database: str) -> str:
-        """Return what `serve` and SQLAlchemy connect to."""
+        """Return the URL that `serve` and SQLAlchemy connect to."""
         return sa.make_url(self._url).set(database=database).render_as_string(hide_password=False)
 
     def conninfo(self, database: str) -> str:
-        """Return what psycopg connects to."""
+        """Return the connection string for psycopg."""
         return sa.make_url(self.url(database)).set(drivername="postgresql").render_as_string(hide_password=False)
 
     def create(self, database: str, template: str = "template1") -> None:
-        """Create a database, a copy of another or an empty one."""
+        """Create a database, empty or a copy of another."""
         with psycopg.connect(self.conninfo("billing"), autocommit=True) as connection:
             statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
             connection.execute(statement.format(sql.Identifier(database), sql.Identifier(template)))
 
     def create_catalog(self, database: str, plan: str, meter: str) -> None:
-        """Create a database with the catalog of its name, and accounts that are subscribed to a plan."""
+        """Create a database with the catalog of the same name, and accounts that are subscribed to a plan."""
         self._say(f"{database}: schema, catalog, {traffic.ACCOUNTS:,} accounts on {plan}")
         self.create(database)
         migrating.upgrade(self.url(database))
@@ -123,7 +123,7 @@ class Stand:
         self._settle(database)
 
     def store_events(self, database: str, events: int) -> None:
-        """Give the accounts a history."""
+        """Store events for the accounts."""
         each = -(-events // traffic.ACCOUNTS)
         period = _period(datetime.now(UTC))
         began = time.monotonic()
@@ -136,7 +136,7 @@ class Stand:
         self._settle(database)
 
     def warm(self, database: str) -> None:
-        """Read what decisions read, as any service has done that runs for a while."""
+        """Read what decisions read, so that it is in memory, as it is for a service that has run for a while."""
         with psycopg.connect(self.conninfo(database)) as connection:
             connection.execute("SET enable_seqscan = off")
             for table in ("accounts", "subscriptions", "usage_counters"):
@@ -144,7 +144,7 @@ class Stand:
                 connection.execute(every.format(sql.Identifier(table)))
 
     def serve(self, name: str, database: str, transport: str = "fast") -> programs.Server:
-        """Start `billing-svc serve` with one process, as in production: all interceptors, the log to a file."""
+        """Start `billing-svc serve` with one process, as in production: all interceptors, and the log in a file."""
         env = programs.environment(
             BILLING_DEV="1",
             BILLING_LISTEN="{address}",
@@ -162,22 +162,22 @@ class Stand:
         return programs.Server("echo", ["-m", "benchmarks.echo", "{address}"], programs.environment(), self.folder)
 
     def naive(self, database: str) -> programs.Server:
-        """Start what people write by hand."""
+        """Start the hand-written service."""
         arguments = ["-m", "benchmarks.naive", "{address}", self.url(database)]
         return programs.Server("naive", arguments, programs.environment(), self.folder)
 
     def _settle(self, database: str) -> None:
-        # So that no autovacuum begins in the middle of a round.
+        # No autovacuum may begin in the middle of a round.
         with psycopg.connect(self.conninfo(database), autocommit=True) as connection:
             connection.execute("VACUUM (ANALYZE)")
 
 
 @contextlib.contextmanager
 def stand(say: Callable[[str], None]) -> Iterator[Stand]:
-    """Run a Postgres that survives a crash of the machine (fsync on) in a folder that is deleted afterwards."""
+    """Run a Postgres with fsync in a folder that is deleted afterwards."""
     folder = Path(tempfile.mkdtemp(prefix=f"billing-svc-bench-{secrets.token_hex(4)}-"))
     try:
-        folder.chmod(0o711)  # run by root, Postgres is another user, who passes through
+        folder.chmod(0o711)  # started by root, Postgres runs as another user, who needs to pass through
         say("starting Postgres, fsync on")
         settings = {**_SETTINGS, "shared_buffers": f"{psutil.virtual_memory().total // 4 // 2**20}MB"}
         with embedded.EmbeddedPostgres(folder / "postgres", embedded.free_port(), settings=settings) as postgres:

@@ -1,4 +1,4 @@
-"""Requests as bytes: what a call carries is encoded before it is sent, so that the driver does next to nothing."""
+"""Requests as bytes: encoded before they are sent, so that the driver uses little CPU."""
 
 import itertools
 import random
@@ -15,19 +15,19 @@ BATCH = "/billing.v1.UsageService/BatchRecordUsage"
 
 ACCOUNTS = 100_000
 HOT_ACCOUNT = "hot"
-# The mix: every second call is for one of these, the others for any account.
+# The mix: every second call is for a busy account, the others are for any account.
 _BUSY_ACCOUNTS = 10
 # Field 2 of RecordUsageRequest and field 6 of CheckQuotaRequest, with the length of a UUID's hex digits.
 _EVENT_ID, _REQUEST_ID = b"\x12\x20", b"\x32\x20"
-# Batches repeat after this many: encoding 1,000 events takes longer than the server may take.
+# Batches repeat after so many: encoding 1,000 events takes longer than the server may take for them.
 _BATCH_TEMPLATES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What is called, for whom: `known` accounts evenly, `new` ones, the `hot` one, or a `mix`.
+    """What is called, and for which accounts: `known` accounts evenly, `new` accounts, the `hot` account, or a `mix`.
 
-    With `events` the call is a batch of so many. With `reserve` a check holds its units.
+    With `events` each call is a batch of so many events. With `reserve` a check reserves its units.
     """
 
     rpc: str
@@ -37,7 +37,7 @@ class Traffic:
     events: int = 0
 
     def requests(self) -> Iterator[bytes]:
-        """Yield requests without end, each with ids of its own."""
+        """Yield requests without end; each has its own ids."""
         # Not seeded: ids must differ from those of earlier rounds.
         dice = random.Random()  # noqa: S311 - no secret
         if self.events:
@@ -64,7 +64,7 @@ class Traffic:
         return encoded
 
     def _parts(self, dice: random.Random, encoded: Callable[[str], bytes]) -> Iterator[bytes]:
-        """Yield each call's account and what does not change, encoded."""
+        """Yield each call's account and its constant parts, encoded."""
         if self.whom == "new":
             run = f"{dice.getrandbits(64):x}"
             return (encoded(f"new_{run}_{n}") for n in itertools.count())
@@ -74,7 +74,7 @@ class Traffic:
         dice.shuffle(every)
         if self.whom == "mix":
             busy = [encoded(account(n)) for n in range(_BUSY_ACCOUNTS)]
-            every = [one for rare in every for one in (dice.choice(busy), rare)]
+            every = [account_id for rare in every for account_id in (dice.choice(busy), rare)]
         return itertools.cycle(every)
 
     def _batches(self, dice: random.Random) -> Iterator[bytes]:
@@ -83,7 +83,7 @@ class Traffic:
         templates = [list(itertools.islice(parts, self.events)) for _ in range(_BATCH_TEMPLATES)]
         bits = dice.getrandbits
         for template in itertools.cycle(templates):
-            # Field 1 of BatchRecordUsageRequest, length first. An event here is shorter than 128 bytes.
+            # Field 1 of BatchRecordUsageRequest, preceded by its length. An event is shorter than 128 bytes.
             batch = []
             for part in template:
                 event = part + _EVENT_ID + b"%032x" % bits(128)
@@ -92,5 +92,5 @@ class Traffic:
 
 
 def account(n: int) -> str:
-    """Return the id of a known account; `stand.py` makes the same ones in SQL."""
+    """Return the id of a known account; `stand.py` creates the same ids in SQL."""
     return f"org_{n}"

@@ -1,7 +1,7 @@
-"""How a service that runs something asks before each run and reports after it.
+"""A complete caller: a service that checks the quota before each run and records the usage after it.
 
-Try it beside `make dev`: .venv/bin/python examples/run_service.py org_42
-It needs googleapis-common-protos beside the stubs, to read how long an overloaded server asks to wait.
+Try it while `make dev` runs: .venv/bin/python examples/run_service.py org_42 Besides the stubs it needs
+googleapis-common-protos, to read how long an overloaded server asks to wait.
 """
 
 import sys
@@ -16,27 +16,27 @@ from google.rpc import error_details_pb2, status_pb2
 
 from billing.v1 import decision_pb2, quota_pb2, quota_pb2_grpc, usage_pb2, usage_pb2_grpc
 
-# A user waits for the check. The record is worth more patience: unrecorded usage is given away.
+# A user waits for the check. The record may take longer, because usage that is not recorded is not charged.
 CHECK_SECONDS, RECORD_SECONDS = 0.5, 3.0
 PAUSES_SECONDS = (0.1, 0.4, 1.6, 6.4)
 
-# Nothing was decided or the outcome is unknown. What was recorded after all is answered as a duplicate.
+# The call was not made, or its outcome is unknown. A repeat of usage that was recorded is answered as a duplicate.
 REPEATABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED}
 
 
 def pause_before_repeating(error: grpc.RpcError, pause_seconds: float) -> float | None:
-    """Return how long to wait before the same call is sent again, at least `pause_seconds`; None: it would not help."""
+    """Return the seconds to wait before repeating the call, at least `pause_seconds`; None: a repeat would not help."""
     details = _details(error)
     if error.code() in REPEATABLE:
         return pause_seconds
     if error.code() is grpc.StatusCode.CANCELLED and not any(
-        one.Is(error_details_pb2.ErrorInfo.DESCRIPTOR) for one in details
+        detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR) for detail in details
     ):
-        # From gRPC's core, of a server that ended or is overloaded. We have not cancelled it.
+        # From gRPC's core, if the server has ended or is overloaded. This client never cancels calls.
         return pause_seconds
     retry_info = error_details_pb2.RetryInfo()
-    # Without it the call is one that gRPC itself finds too large, and stays so.
-    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and any(one.Unpack(retry_info) for one in details):
+    # Without RetryInfo, gRPC itself has refused the message as too large; a repeat would fail again.
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and any(detail.Unpack(retry_info) for detail in details):
         named_seconds: float = retry_info.retry_delay.ToTimedelta().total_seconds()
         return max(pause_seconds, named_seconds)
     return None
@@ -62,7 +62,7 @@ class RunService:
     def __init__(
         self, channel: grpc.Channel, token: str, *, fail_open: bool, pauses_seconds: Sequence[float] = PAUSES_SECONDS
     ) -> None:
-        """`fail_open` is what a run costs us against what a refused customer does: decide it before the outage."""
+        """`fail_open`: whether to run unchecked in an outage; a refused customer may cost more than a free run."""
         self._quota = quota_pb2_grpc.QuotaServiceStub(channel)
         self._usage = usage_pb2_grpc.UsageServiceStub(channel)
         self._metadata = (("authorization", f"Bearer {token}"),)
@@ -70,10 +70,10 @@ class RunService:
         self._pauses_seconds = pauses_seconds
 
     def run(self, account_id: str, run_id: str, work: Callable[[], None]) -> usage_pb2.RecordUsageResponse:
-        """Do the work if the account may. Raises Denied, or RpcError if billing is away; repeat with the same id."""
+        """Do the work if the account may. Raises Denied, or RpcError in an outage; then repeat with the same id."""
         self._check(account_id)
         work()
-        # The run's id is the event's, so that neither a repeated call nor a repeated run is counted twice.
+        # The run's id is the event's id, so neither a repeated call nor a repeated run is counted twice.
         event = usage_pb2.RecordUsageRequest(account_id=account_id, event_id=run_id, meter="runs")
         for pause_seconds in self._pauses_seconds:
             try:
@@ -90,7 +90,7 @@ class RunService:
         try:
             answer = self._quota.CheckQuota(request, timeout=CHECK_SECONDS, metadata=self._metadata)
         except grpc.RpcError as error:
-            # A request that is wrong stays wrong; only an outage is a reason to run unasked.
+            # An invalid request fails again; only an outage is a reason to run without a check.
             if self._fail_open and pause_before_repeating(error, 0) is not None:
                 return
             raise

@@ -1,4 +1,4 @@
-"""Accounts as a product's backend sees them, in short notation."""
+"""Helpers that call the service for an account as a product's backend does, in short notation."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,13 +23,13 @@ RATE_LIMITED = decision_pb2.DECISION_REASON_RATE_LIMITED
 NOT_IN_PLAN = decision_pb2.DECISION_REASON_NOT_IN_PLAN
 REJECT = usage_pb2.IF_EXCEEDED_REJECT
 
-# Not the first of a month, and not midnight: what begins then shows.
+# Not the first of a month and not midnight, so that a period's beginning at this instant is visible.
 START = datetime(2026, 5, 11, 9, 30, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A customer's account, as the product's backend sees it."""
+    """A customer's account, as the product's backend uses it."""
 
     billing: Billing
     account_id: str
@@ -71,7 +71,7 @@ class Account:
         return {one.meter: one for one in (await self.billing.usage.GetUsage(request)).meters}
 
     async def subscribe(self, plan: str, **fields: Any) -> told.Told:  # noqa: ANN401 - as above
-        """Let Stripe tell of a subscription that begins now."""
+        """Apply a subscription that begins now, as if Stripe had reported it."""
         subscription = told.Told(plan, account_id=self.account_id, **{"since": self.now, **fields})
         await self.tell(subscription)
         return subscription
@@ -80,7 +80,7 @@ class Account:
         await subscription.apply(self.billing.transactions, self.now)
 
     async def switch_pay_as_you_go(self, *, on: bool) -> None:
-        """Set what SetPayAsYouGo sets, on the default plan once its metered-only subscription exists at Stripe."""
+        """Write what SetPayAsYouGo writes on the default plan once its metered-only subscription exists at Stripe."""
         under = None
         if on:
             request = subscription_pb2.GetSubscriptionRequest(account_id=self.account_id)
@@ -98,7 +98,7 @@ class Account:
 
 
 async def publish(billing: Billing, text: str) -> int:
-    """Put a catalog in force, as another process would; returns its version."""
+    """Publish a catalog, as another process would; returns its version."""
     catalog = loading.load_text(text, "test")
     now = billing.clock.now()
     version, _ = await billing.transactions.run(lambda conn: versions.publish(conn, catalog, "operator:test", now))

@@ -11,5 +11,5 @@ def service_clock() -> clocks.StillClock:
 
 @pytest.fixture
 def catalog_name(request: pytest.FixtureRequest) -> str:
-    """The product that the file is named after."""
+    """Return the product's name from the name of the test file."""
     return str(request.module.__name__).rpartition("test_")[2]

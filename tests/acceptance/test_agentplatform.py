@@ -1,4 +1,4 @@
-"""A platform for agents: three consumables with grace on free, two gauges, and everything charged beyond."""
+"""A platform for agents: three consumables with grace on free, two gauges, and overage charged on the paid plans."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,7 @@ from tests.acceptance.accounts import (
     Account,
 )
 
-# Section 3's example, which costs 186.50 on standard.
+# The example of section 3, which costs 186.50 on standard.
 USED = {"llm_tokens": 1_500_000, "agent_executions": 5_500, "api_calls": 120_000, "storage_gb": 105, "user_seats": 27}
 OVERAGES = {"llm_tokens": "5", "agent_executions": "50", "api_calls": "20", "storage_gb": "2.50", "user_seats": "10"}
 GAUGES = {"storage_gb", "user_seats"}
@@ -34,7 +34,7 @@ MICROSECOND = timedelta(microseconds=1)
 
 
 async def open_gauges(account: Account) -> int:
-    """Do one round of the worker's loop."""
+    """Run the worker's loop for gauges once."""
     catalogs, now = versions.CatalogCache(), account.now
     return await account.billing.transactions.run(lambda conn: open_periods.open_due(conn, catalogs, now))
 
@@ -104,7 +104,7 @@ async def test_free_may_go_past_100_executions_for_24_hours_and_not_a_microsecon
     await account.record("hundred", "agent_executions", 100)
     before = await account.check("agent_executions")
     assert (before.decision, before.reason) == (ALLOWED, GRACE)
-    # The grace begins with the first crossing, not with reaching the limit.
+    # The grace begins when usage first exceeds the limit, not when it reaches the limit.
     service_clock.advance(timedelta(hours=2))
     crossing = service_clock.now()
     answer = await account.record("101st", "agent_executions", if_exceeded=REJECT)
@@ -126,7 +126,7 @@ async def test_free_may_go_past_100_executions_for_24_hours_and_not_a_microsecon
     assert check.grace_ends_at.ToDatetime(tzinfo=UTC) == end
     assert check.resets_at.ToDatetime(tzinfo=UTC) == datetime(2026, 6, 1, tzinfo=UTC)
     assert (await account.record("late", "agent_executions", if_exceeded=REJECT)).decision == DENIED
-    # Usage that happened is a fact all the same, and says what it is.
+    # Usage that has happened is recorded all the same, and the answer says that it is over the limit.
     fact = await account.record("fact", "agent_executions")
     assert (fact.decision, fact.reason, fact.over_limit, fact.used) == (ALLOWED, GRACE_EXPIRED, True, 1002)
     service_clock.set(datetime(2026, 6, 1, tzinfo=UTC))
@@ -160,7 +160,7 @@ async def test_the_fourth_seat_is_denied_on_free(account: Account) -> None:
 async def test_a_quiet_month_with_27_seats_owes_two_of_them(account: Account, service_clock: clocks.StillClock) -> None:
     await account.subscribe("standard")
     await account.record("seats", "user_seats", level=27)
-    # Once when it is new, in case a plan was bought at that moment.
+    # Due once after it is new, because a plan could have been bought at that moment.
     assert await open_gauges(account) == 1
     assert await open_gauges(account) == 0
     for month in (6, 7):
@@ -187,7 +187,7 @@ async def test_a_quiet_month_is_told_before_the_worker_opened_it(
 
 
 async def test_a_period_is_charged_for_its_peak(account: Account, service_clock: clocks.StillClock) -> None:
-    """Seats that come and go within a month are charged once for the most that there were."""
+    """Seats that come and go within a month are charged once, for the peak."""
     await account.subscribe("standard")
     billable = [
         (await account.record("a", "user_seats", level=26)).billable,
@@ -200,7 +200,7 @@ async def test_a_period_is_charged_for_its_peak(account: Account, service_clock:
     assert await counters(account, "user_seats") == {START: (30, 5)}
     check = await account.check("user_seats")
     assert (check.used, check.decision, check.reason) == (30, ALLOWED, OVERAGE)
-    # The next period begins with the level that is left, not with the peak.
+    # The next period begins with the present level, not with the peak.
     await account.record("f", "user_seats", level=20)
     service_clock.set(RENEWAL)
     await open_gauges(account)
@@ -230,7 +230,7 @@ async def test_a_level_that_is_older_than_the_last_one_has_no_effect(account: Ac
 async def test_a_level_stays_when_the_subscription_begins_and_ends(
     account: Account, service_clock: clocks.StillClock
 ) -> None:
-    """Each plan's own period is charged for the level that it began with."""
+    """The period of each plan is charged for the level that it began with."""
     await account.record("seats", "user_seats", level=3)
     service_clock.advance(timedelta(days=1))
     subscription = await account.subscribe("standard")

@@ -1,4 +1,4 @@
-"""Scraping and automation: nothing without a subscription, and usage resets on the first of each month."""
+"""Scraping and automation: no quota without a subscription; usage resets on the first of each month."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -16,7 +16,7 @@ async def test_without_a_subscription_there_is_nothing(account: Account) -> None
         check = await account.check(meter)
         assert (check.plan, check.decision, check.reason) == ("none", DENIED, NOT_IN_PLAN)
         assert list(check.upgrade_plans) == ["basic", "pro", "enterprise"]
-    # What happened all the same is kept and counted, and never charged.
+    # Usage that is recorded all the same is counted, and never charged.
     answer = await account.record("e", "tokens", 7)
     assert (answer.decision, answer.reason, answer.used, answer.billable) == (ALLOWED, NOT_IN_PLAN, 7, 0)
 
@@ -51,7 +51,7 @@ async def test_usage_resets_on_the_first_whenever_the_subscription_began(
 ) -> None:
     await account.subscribe("basic")
     first = await account.record("may", "scraping_tasks", 100)
-    # Its first period begins with it, not with the month.
+    # The first period begins with the subscription, not with the month.
     assert first.period_start.ToDatetime(tzinfo=UTC) == START
     for month in (6, 7, 8):
         reset = datetime(2026, month, 1, tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Market data by the credit: 1,000 a month free; with pay-as-you-go $0.008 for each one more; 4,000 for $30."""
+"""Market data by credits: 1,000 a month free; $0.008 for each more with pay-as-you-go; 4,000 for $30."""
 
 import asyncio
 import itertools
@@ -41,7 +41,7 @@ async def test_at_996_of_1000_an_orderbook_is_denied_and_deltas_are_allowed(acco
     assert list(denied.upgrade_plans) == ["project"]
     allowed = await account.check(operation="deltas")
     assert (allowed.decision, allowed.reason, allowed.cost) == (ALLOWED, PLAIN, 2)
-    # The same by recording; the denied one took nothing from the other.
+    # The same for records; the denied record took no credits.
     assert (await account.record("o", operation="orderbook", if_exceeded=REJECT)).decision == DENIED
     assert (await account.record("d", operation="deltas", quantity=2, if_exceeded=REJECT)).used == 1000
 
@@ -120,7 +120,7 @@ async def test_pay_as_you_go_of_june_does_not_charge_late_credits_of_may(
 
 
 async def test_who_cancels_is_back_on_free(account: Account, service_clock: clocks.StillClock) -> None:
-    """Pay-as-you-go ends with it: that is for the change of the subscription to switch off."""
+    """Cancelling also ends pay-as-you-go, which the application of the subscription switches off."""
     subscription = await account.subscribe("project")
     await account.record("paid", "credits", 3000)
     service_clock.advance(timedelta(days=5))
@@ -157,7 +157,7 @@ async def test_the_rate_limit_admits_n_in_a_minute_that_begins_with_the_first(
 async def test_a_rate_limit_holds_for_who_bought_it_though_no_plan_has_one_any_more(
     billing: Billing, account: Account, database_url: str, tmp_path: Path
 ) -> None:
-    """At a server that knows of none either when the first check comes."""
+    """Also at a newly started server whose newest catalog has no rate limit."""
     await account.subscribe("project")
     text = (CATALOGS / "kalshibook.yaml").read_text()
     used = []
@@ -198,7 +198,7 @@ async def test_the_rate_limit_holds_with_two_server_processes(
     pay_as_you_go: bool,
     requests: int,
 ) -> None:
-    """Twice as many checks as are admitted, all at once, over both."""
+    """Sends twice as many checks as are admitted, concurrently, to both processes."""
     service_clock.set(datetime.now(UTC))
     if plan != "free":
         await account.subscribe(plan)
@@ -222,7 +222,7 @@ async def test_the_rate_limit_holds_with_two_server_processes(
 async def test_two_processes_never_admit_past_the_credits(
     billing: Billing, account: Account, database_url: str, tmp_path: Path
 ) -> None:
-    """Recorded with REJECT from both sides at once: exactly the 200 order books that 1,000 credits buy."""
+    """Records with REJECT to both processes concurrently: exactly the 200 order books that 1,000 credits buy."""
     async with processes.servers(database_url, tmp_path, 2) as started:
         channels = [one.channel() for one in started]
         stubs = itertools.cycle([processes.usage_stub(channel) for channel in channels])

@@ -1,4 +1,4 @@
-"""Research runs and reports: 5 and 2 a month, denied beyond; or 200 for $20 and $0.50 a run more."""
+"""Research runs and reports: 5 and 2 a month, denied beyond; or 200 runs for $20 and $0.50 for each more."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -20,7 +20,7 @@ from tests.acceptance.accounts import (
 from tests.billing_svc import books
 from tests.billing_svc.service import CATALOGS
 
-# A plan above pro, to upgrade to.
+# A larger plan than pro, for upgrades.
 SCALE = """\
   scale:
     name: Scale
@@ -48,7 +48,7 @@ async def test_free_gives_five_runs_and_two_reports_and_not_one_more(account: Ac
 
 
 async def test_a_run_with_three_retries_counts_once(account: Account) -> None:
-    """By the run's id as event_id, and by ids of their own with retry_attempt."""
+    """With the run's id as event_id, and with different event ids and retry_attempt."""
     first = await account.record("run_1", "runs")
     assert (first.used, first.cost, first.duplicate) == (1, 1, False)
     for _ in range(3):
@@ -90,7 +90,7 @@ async def test_reports_are_unlimited_on_pro(account: Account) -> None:
 
 
 async def test_a_bigger_plan_frees_what_was_charged_already(account: Account) -> None:
-    """260 of 200 runs, 60 of them charged: the upgrade to 1,000 leaves 800 free, in the same period."""
+    """260 of 200 runs, 60 of them charged: an upgrade to 1,000 leaves 800 free in the same period."""
     await publish(account.billing, (CATALOGS / "nyqst.yaml").read_text() + SCALE)
     subscription = await account.subscribe("pro")
     before = await account.record("runs", "runs", 260)
@@ -108,7 +108,7 @@ async def test_a_bigger_plan_frees_what_was_charged_already(account: Account) ->
 
 
 async def test_subscribing_counts_from_the_next_call_on(account: Account) -> None:
-    """What is used up on free neither blocks nor eats into what was bought."""
+    """Usage on free neither blocks nor reduces the included units that were bought."""
     await account.record("runs", "runs", 5)
     assert (await account.check("runs")).decision == DENIED
     await account.subscribe("pro")
@@ -126,7 +126,7 @@ async def test_subscribing_counts_from_the_next_call_on(account: Account) -> Non
 async def test_months_are_counted_from_the_anchor(
     account: Account, service_clock: clocks.StillClock, anchor: datetime, ends: list[tuple[int, int]]
 ) -> None:
-    """To the microsecond, whether or not Stripe's renewal events come: none does here."""
+    """Exact to the microsecond, and without Stripe's renewal events: none arrives in this test."""
     service_clock.set(anchor)
     await account.subscribe("pro")
     for n, (month, day) in enumerate(ends):
@@ -160,7 +160,7 @@ async def test_a_renewal_told_three_days_late_changes_nothing(
 async def test_a_subscription_that_ends_gives_its_plan_until_then_and_no_longer(
     account: Account, service_clock: clocks.StillClock
 ) -> None:
-    """Also when Stripe's event of the end never comes."""
+    """Also if Stripe's event of the end never arrives."""
     subscription = await account.subscribe("pro")
     await account.record("runs", "runs", 50)
     await account.tell(subscription.but(cancel_at=PERIOD_END))
@@ -201,7 +201,7 @@ async def test_a_late_event_counts_in_its_period_for_half_an_hour(
     service_clock.advance(timedelta(microseconds=1))
     later = await account.record("later", "runs", 3, occurred_at=happened)
     assert (later.used, later.billable, later.period_start.ToDatetime(tzinfo=UTC)) == (3, 0, PERIOD_END)
-    # The late one again, when its period is long closed: the first answer.
+    # A repeat of the late event after its period is closed gets the first answer.
     service_clock.advance(timedelta(days=1))
     again = await account.record("late", "runs", 3, occurred_at=happened)
     assert (again.duplicate, again.used, again.billable) == (True, 202, 2)
@@ -211,7 +211,7 @@ async def test_a_late_event_counts_in_its_period_for_half_an_hour(
 async def test_a_late_event_is_counted_under_the_terms_that_its_period_ended_with(
     account: Account, service_clock: clocks.StillClock
 ) -> None:
-    """Not under those that hold when it comes: the subscription is over by then."""
+    """Not under the terms when it arrives: the subscription is over by then."""
     subscription = await account.subscribe("pro")
     await account.record("runs", "runs", 200)
     service_clock.advance(timedelta(days=3))
@@ -242,7 +242,7 @@ async def test_a_plan_that_was_changed_after_the_period_s_end_does_not_reach_bac
 async def test_an_early_event_counts_in_the_period_that_it_says(
     account: Account, service_clock: clocks.StillClock
 ) -> None:
-    """A caller's clock may run five minutes ahead, over the end of a period too."""
+    """A caller's clock may be five minutes ahead, also across the end of a period."""
     await account.subscribe("pro")
     service_clock.set(PERIOD_END - timedelta(minutes=5))
     await account.record("now", "runs", 10)
@@ -265,7 +265,7 @@ async def test_a_voided_run_is_free_again_and_is_not_charged(account: Account) -
     assert (check.used, check.remaining, check.overage, check.reason) == (199, 1, 0, PLAIN)
     again = await account.correct("void_1", "run_1")
     assert (again.duplicate, again.used, again.billable) == (True, 199, 0)
-    # The voided event itself is still the same event.
+    # The voided event's id stays used.
     assert (await account.record("run_1", "runs", 3)).duplicate
     await books.assert_balanced(account.billing.engine)
 
@@ -293,7 +293,7 @@ async def test_a_correction_of_a_past_period_stays_there(account: Account, servi
 
 
 async def test_a_batch_counts_in_its_order_from_the_account_s_first_event_on(account: Account) -> None:
-    """As if each had been recorded by itself: what is denied is told what the ones before it used."""
+    """The same as if each event were recorded alone: a denied event's answer includes the events before it."""
     quantities = [3, 6, 2, 1]
     events = [
         usage_pb2.RecordUsageRequest(

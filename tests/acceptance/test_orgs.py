@@ -1,4 +1,4 @@
-"""Organisations by the seat: what is per seat scales with the quantity, and a decrease counts at once."""
+"""Organisations with seats: included units scale with the quantity, and a decrease counts at once."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -28,7 +28,7 @@ async def test_members_and_exports_scale_with_the_seats(account: Account, plan: 
     assert (await account.record("seven", "members", level=7, if_exceeded=REJECT)).decision == ALLOWED
     eighth = await account.check("members")
     assert (eighth.decision, eighth.reason, eighth.used) == (DENIED, EXHAUSTED, 7)
-    # No period resets a level.
+    # A gauge is not reset by a period.
     assert not eighth.HasField("resets_at")
 
 
@@ -46,7 +46,7 @@ async def test_a_change_of_seats_counts_from_the_next_call_on(account: Account) 
     await account.tell(subscription.but(quantity=2))
     denied = await account.check("members")
     assert (denied.decision, denied.used, denied.included, denied.remaining) == (DENIED, 4, 2, 0)
-    # Members leave until there is room again.
+    # Members leave until the limit allows another member.
     assert (await account.record("leave", "members", -3)).used == 1
     assert (await account.check("members")).decision == ALLOWED
     assert (await account.check("members", 2)).decision == DENIED
@@ -71,7 +71,7 @@ async def test_exports_past_the_limit_are_allowed_for_seven_days(
     assert (check.decision, check.reason) == (ALLOWED, GRACE)
     service_clock.set(START + timedelta(days=7))
     assert (await account.check("exports")).reason == GRACE_EXPIRED
-    # A bigger plan ends the excess, and with it the grace; the next crossing begins another one.
+    # A bigger plan ends the excess and its grace; the next time over the limit begins a new grace.
     await account.tell(subscription.but(quantity=2))
     assert (await account.check("exports", 49)).reason == PLAIN
     await account.record("again", "exports", 50)

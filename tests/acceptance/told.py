@@ -1,4 +1,4 @@
-"""What Stripe tells of a subscription, applied as the worker applies it after a fetch."""
+"""A subscription as Stripe reports it, applied as the worker applies it after a fetch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,9 +23,9 @@ ORIGIN = audit_store.Origin("stripe:evt_test")
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A subscription at Stripe, active for a month from `since` unless it says otherwise.
+    """A subscription at Stripe, by default active for a month from `since`.
 
-    With an empty `price` it is metered-only: it carries the plan's pay-as-you-go.
+    With an empty `price` it is metered-only: it has the plan's pay-as-you-go prices.
     """
 
     plan: str
@@ -42,11 +42,11 @@ class Told:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def but(self, **changes: Any) -> "Told":  # noqa: ANN401 - its own fields
-        """Return what Stripe tells after a change."""
+        """Return the subscription after a change."""
         return replace(self, **changes)
 
     async def apply(self, database: transactions.Transactions, now: datetime) -> None:
-        """Let the worker have fetched it at `now`."""
+        """Apply it as the worker would after a fetch at `now`."""
         await database.run(lambda conn: self._apply(conn, now))
 
     async def _apply(self, conn: AsyncConnection, now: datetime) -> None:
@@ -85,7 +85,7 @@ class Told:
 
 
 async def _make_prices(conn: AsyncConnection, catalogs: versions.CatalogCache, version: int, now: datetime) -> None:
-    """Remember the newest catalog's prices as `catalog apply` does; one that is known already stays."""
+    """Store the newest catalog's prices as `catalog apply` does; prices that are stored already stay."""
     rows = [
         {
             "price_id": f"price_{one.lookup_key}",

@@ -1,4 +1,4 @@
-"""The whole service as `billing-svc dev` runs it, once for all tests that only use it."""
+"""The whole service as `billing-svc dev` runs it, started once for all tests that only call it."""
 
 import signal
 import tempfile
@@ -14,10 +14,10 @@ from tests.end_to_end import dev_process, python_client
 
 @pytest.fixture(scope="session")
 def dev() -> Iterator[dev_process.DevProcess]:
-    """`billing-svc dev` with the default catalog, on ports and in a folder of its own."""
+    """Run `billing-svc dev` with the default catalog, on its own ports and in its own folder."""
     with tempfile.TemporaryDirectory(prefix="billing-svc-dev-") as name:
         folder = Path(name)
-        folder.chmod(0o711)  # run by root, Postgres is another user, who passes through
+        folder.chmod(0o711)  # started by root, Postgres runs as another user, who needs to pass through
         with dev_process.ended_in_any_case(dev_process.DevProcess(folder / "data")) as process:
             process.start()
             process.await_ready()
@@ -33,5 +33,5 @@ def client(dev: dev_process.DevProcess) -> Iterator[python_client.Client]:
 
 @pytest.fixture
 def account() -> str:
-    """An account that nobody has heard of."""
+    """Return the id of a new account."""
     return f"org_{uuid.uuid4().hex}"

@@ -1,4 +1,4 @@
-"""A `billing-svc dev` of a test's own: to be interrupted, killed and started again."""
+"""A separate `billing-svc dev`, which a test interrupts, kills and starts again."""
 
 import contextlib
 import os
@@ -17,19 +17,19 @@ import psycopg
 from tests import ports
 
 ROOT = Path(__file__).resolve().parents[2]
-# Ten times what a start takes on an idle machine.
+# Ten times as long as a start takes on an idle machine.
 READY_SECONDS_MAX = 45
-# Five parts with a grace of five seconds each, were all of them stuck.
+# Five parts, each with a grace of five seconds, if all of them hang.
 END_SECONDS_MAX = 30
-# Linux ends the orphans at once; Postgres takes a moment for its own children.
+# On Linux the orphans end immediately; Postgres needs a moment for its own children.
 ORPHANS_SECONDS_MAX = 8
 POLL_SECONDS = 0.05
-# Of what the kernel tells of a process after its name.
+# Positions in /proc/PID/stat, after the process's name.
 _STATE, _PARENT, _STARTED = 0, 1, 19
 
 
 class DevProcess:
-    """One folder and one set of ports; started as often as a test likes."""
+    """A folder and a set of ports; the test may start it several times."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
@@ -45,7 +45,7 @@ class DevProcess:
 
     @property
     def database(self) -> str:
-        """Where its embedded Postgres is, which `dev` keeps to itself."""
+        """Return the URL of its embedded Postgres, which `dev` does not print."""
         folder = self.data_dir / "postgres"
         port = (folder / "cluster" / "postmaster.pid").read_text().splitlines()[3]
         password = (folder / "password").read_text()
@@ -69,11 +69,11 @@ class DevProcess:
         self.process = subprocess.Popen(
             self.command(), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        # Its own list: what an earlier process still had to say must not count for this one.
+        # A new list: the lines of an earlier process must not count for this process.
         threading.Thread(target=self._drain, args=(self.process, self.lines), daemon=True).start()
 
     def await_line(self, pattern: str, seconds: float = READY_SECONDS_MAX) -> "re.Match[str]":
-        """Return the first match of a line from its beginning; fails when there is none in time."""
+        """Return the first match at a line's beginning; fails if there is none in time."""
         deadline = time.monotonic() + seconds
         with self._changed:
             while True:
@@ -99,14 +99,14 @@ class DevProcess:
         return found
 
     def clean_up(self) -> None:
-        """End it and every part of it that was ever seen, however the test went."""
+        """End it and every part of it that was ever found, also if the test failed."""
         if self.process is None:
             return
         if self.process.poll() is None:
             self.parts()
             self.process.kill()
             self.process.wait()
-        # The start tells a part from a stranger that got its number.
+        # The start time tells a part from another process that got its id.
         left = [pid for pid, started in self._seen if (fields := _stat(pid)) and fields[_STARTED] == started]
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -114,7 +114,7 @@ class DevProcess:
         await_gone(left)
 
     def pid_of(self, part: str) -> int:
-        """Return the process that a part was started as last."""
+        """Return the process id of a part's last start."""
         found = [re.match(rf"  {part} answers after .* \(process (\d+)\)", line) for line in self.lines]
         return int([matched for matched in found if matched][-1][1])
 
@@ -138,7 +138,7 @@ def environment(**more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def ended_in_any_case(dev: DevProcess) -> Iterator[DevProcess]:
-    """Leave nothing running behind a test that failed."""
+    """End everything that a failed test has left running."""
     try:
         yield dev
     finally:
@@ -146,7 +146,7 @@ def ended_in_any_case(dev: DevProcess) -> Iterator[DevProcess]:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return all processes below one."""
+    """Return all processes below a process."""
     parents: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and (fields := _stat(int(folder.name))):
@@ -160,7 +160,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def await_gone(pids: list[int], seconds: float = ORPHANS_SECONDS_MAX) -> None:
-    """Wait until no process is left; one that only waits for its parent to notice counts as gone."""
+    """Wait until no process is left; a zombie, which its parent has not waited for yet, counts as gone."""
     deadline = time.monotonic() + seconds
     while left := [pid for pid in pids if (fields := _stat(pid)) and fields[_STATE] != "Z"]:
         assert time.monotonic() < deadline, f"still running: {[_command_of(pid) for pid in left]}"

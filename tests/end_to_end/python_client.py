@@ -8,7 +8,7 @@ from billing.v1 import quota_pb2, quota_pb2_grpc, subscription_pb2_grpc, usage_p
 
 TOKEN = "dev-token"
 CALL_SECONDS_MAX = 10
-# A proxy in the environment is not for this machine.
+# A proxy in the environment must not be used for this machine.
 CHANNEL_OPTIONS = (("grpc.enable_http_proxy", 0),)
 
 Request = TypeVar("Request")

@@ -1,4 +1,4 @@
-"""The sandbox of a running `dev`, as a test moves it and looks at it."""
+"""The sandbox of a running `dev`: moves its clock, and reads its objects."""
 
 import subprocess
 import sys
@@ -9,13 +9,13 @@ import httpx
 
 from tests.end_to_end import dev_process
 
-# A step waits for its events; with dropped ones, that takes a few attempts.
+# A step waits for its events; if some are dropped, that takes several attempts.
 ANSWER_SECONDS_MAX = 60
 COMMAND_SECONDS_MAX = 90
 
 
 class Sandbox:
-    """Its control routes, its pages and its API."""
+    """The sandbox's control routes, pages and API."""
 
     def __init__(self, dev: dev_process.DevProcess) -> None:
         self.port = dev.ports[2]
@@ -37,7 +37,7 @@ class Sandbox:
         assert answer.is_success, answer.text
 
     def all(self, path: str, **params: object) -> list[dict[str, Any]]:
-        """Return a whole list, the oldest first; what a fault of the sandbox's strikes is asked again."""
+        """Return a whole list, oldest first; a request that an injected fault fails is repeated."""
         found: list[dict[str, Any]] = []
         while True:
             after = {"starting_after": found[-1]["id"]} if found else {}
@@ -47,7 +47,7 @@ class Sandbox:
                 return found[::-1]
 
     def step(self, seconds: int, delivery_seconds: float = 10.0) -> tuple[int, list[str]]:
-        """Move the clocks to the next thing that is due, or so far; returns how far, and what happened."""
+        """Move the clocks to the next due action, at most so far; returns how far, and what happened."""
         done = self.control("POST", "clock/step", {"seconds": seconds, "delivery_seconds": delivery_seconds})
         return int(done["moved_seconds"]), [each["what"] for each in done["happened"]]
 
@@ -57,7 +57,7 @@ class Sandbox:
         each: Callable[[list[str]], object] = lambda _happened: None,
         delivery_seconds: float = 2.0,
     ) -> None:
-        """Move the clocks all the way, from one due thing to the next."""
+        """Move the clocks so far, from each due action to the next."""
         while True:
             moved, happened = self.step(seconds, delivery_seconds)
             seconds -= moved
@@ -66,7 +66,7 @@ class Sandbox:
                 return
 
     def advance_by_command(self, duration: str, *more: str) -> str:
-        """Do it as people do: `billing-svc sandbox advance`."""
+        """Move the clocks by the command `billing-svc sandbox advance`."""
         ended = subprocess.run(
             [
                 sys.executable,

@@ -1,4 +1,4 @@
-"""What is wrong is refused with its code, its reason and the name of the field, and changes nothing."""
+"""An invalid request is refused with its code, its reason and the name of the field, and changes nothing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ GOOD: dict[type[message.Message], dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """A request that differs from a good one in a field, and what is said to it."""
+    """A request that differs from a valid request in a field, and the expected refusal."""
 
     name: str
     kind: type[message.Message]
@@ -93,7 +93,7 @@ BAD = [
 
 @pytest.fixture
 def snapshot(dev: dev_process.DevProcess, account: str) -> Callable[[], dict[str, object]]:
-    """Look at everything that is kept of the account, how many accounts there are, and what was written at Stripe."""
+    """Return a function that reads the account's rows, the number of accounts and its writes at Stripe."""
 
     def look() -> dict[str, object]:
         seen: dict[str, object] = {}
@@ -101,7 +101,7 @@ def snapshot(dev: dev_process.DevProcess, account: str) -> Callable[[], dict[str
             for table in tables.metadata.sorted_tables:
                 if "account_id" in table.c:
                     query = sql.SQL("SELECT * FROM {} WHERE account_id = %s").format(sql.Identifier(table.name))
-                    # By text: rows hold documents, which do not compare.
+                    # As text: rows contain documents, which cannot be sorted.
                     seen[table.name] = sorted(map(repr, connection.execute(query, [account])))
             seen["accounts in all"] = connection.execute("SELECT count(*) FROM accounts").fetchone()
         with httpx.Client(trust_env=False) as browser:

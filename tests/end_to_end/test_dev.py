@@ -1,4 +1,4 @@
-"""`billing-svc dev` from outside: how it starts, what it survives, and that nothing outlives it."""
+"""`billing-svc dev` from outside: its start, the failures that it survives, and that no process is left after it."""
 
 import signal
 import subprocess
@@ -15,7 +15,7 @@ from tests.end_to_end import dev_process
 
 TOKEN = (("authorization", "Bearer dev-token"),)
 CALL_SECONDS_MAX = 20
-# Connections of its own: one to a server that was killed may not be known to be dead yet.
+# With its own connections: a shared connection to a killed server may not be known to be dead yet.
 CHANNEL = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
@@ -23,7 +23,7 @@ CHANNEL = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="billing-svc-dev-") as name:
         path = Path(name)
-        path.chmod(0o711)  # run by root, Postgres is another user, who passes through
+        path.chmod(0o711)  # started by root, Postgres runs as another user, who needs to pass through
         yield path
 
 
@@ -51,7 +51,7 @@ def record(dev: dev_process.DevProcess, account: str, event_id: str) -> None:
 
 
 def refused(command: list[str], **environment: str) -> str:
-    """Return the sentence with which a start is refused."""
+    """Return the message with which a start is refused."""
     ended = subprocess.run(
         command,
         cwd=dev_process.ROOT,
@@ -129,7 +129,7 @@ def test_a_part_that_dies_comes_back(running: dev_process.DevProcess, part: str)
 
 
 def advance(dev: dev_process.DevProcess, duration: str) -> str:
-    """Move the clocks by the command, and return what it says."""
+    """Move the clocks by the command, and return its output."""
     port = str(dev.ports[2])
     ended = subprocess.run(
         [sys.executable, "-m", "billing_svc", "sandbox", "advance", duration, "--sandbox-port", port, "--pause", "0"],
@@ -154,7 +154,7 @@ def test_stripes_clock_and_ours_move_together(running: dev_process.DevProcess) -
     assert told.startswith("it is ")
     assert moved.used == 0, "a new month"
     assert moved.period_start.ToDatetime() >= ended
-    # A part that is started afresh has the same time.
+    # A part that is started again has the same time.
     killed = running.pid_of("server")
     dev_process.kill(killed)
     running.await_line(rf"  server answers after .* \(process (?!{killed}\))")

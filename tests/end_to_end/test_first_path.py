@@ -1,4 +1,4 @@
-"""From an empty database to a paid plan with overage, over the real processes: in Python, and in Node."""
+"""From an empty database to a paid plan with overage, with the real processes: in Python, and in Node."""
 
 import os
 import shutil
@@ -96,8 +96,8 @@ def test_a_node_client_checks_records_and_buys(dev: dev_process.DevProcess, node
 def node_modules() -> Path:
     """Install the Node client's packages, which the lock file pins, into the clone's cache.
 
-    Without npm's registry this fails. Skipping would call a promise kept that nobody looked at; who is offline says so:
-    make test ARGS="-k 'not a_node_client'".
+    Without npm's registry this fails. It is not skipped, because a skipped test would seem to confirm the promise;
+    offline, leave it out: make test ARGS="-k 'not a_node_client'".
     """
     lock, installed = NODE_SOURCE / "package-lock.json", NODE_INSTALLED / "installed.json"
     if installed.exists() and installed.read_bytes() == lock.read_bytes():
@@ -113,7 +113,7 @@ def node_modules() -> Path:
             env={
                 **os.environ,
                 "npm_config_cache": str(ROOT / ".cache" / "npm"),
-                # Trust whom the machine trusts, as pip does; and leave nothing in the temporary folder.
+                # Trust the machine's certificate authorities, as pip does; and leave nothing in the temporary folder.
                 "NODE_USE_SYSTEM_CA": "1",
                 "NODE_DISABLE_COMPILE_CACHE": "1",
             },

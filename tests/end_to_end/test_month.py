@@ -1,4 +1,4 @@
-"""A month in a minute, over the real processes: what is charged is what was recorded, whatever fails on the way."""
+"""A month in a minute, with the real processes: the recorded usage is charged exactly, whatever fails."""
 
 import os
 import random
@@ -34,9 +34,9 @@ RUNS = 260
 OWED = Decimal("20.00") + 60 * Decimal("0.50")
 PATIENCE_SECONDS = 30
 POLL_SECONDS = 0.05
-# Which ones strike depends on how many calls there are in time; that many are far fewer than usual.
+# How many faults occur depends on the number of calls in the time; a usual run has far more.
 STRIKES_MIN = 12
-# `dev` gives a part up that dies five times within half a minute.
+# `dev` ends if a part dies five times within half a minute.
 KILL_CHANCE = 0.15
 KILLS_MAX, KILLS_WITHIN_SECONDS = 4, 30
 SEED = int(os.environ.get("BILLING_MONTH_SEED", "20261120"))
@@ -60,7 +60,7 @@ FAULTS = [
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[dev_process.DevProcess]:
-    """A `dev` whose clock may be moved."""
+    """Run a `dev` whose clock may be moved."""
     with tempfile.TemporaryDirectory(prefix="billing-svc-dev-") as name:
         folder = Path(name)
         folder.chmod(0o711)  # run by root, Postgres is another user, who passes through
@@ -73,7 +73,7 @@ def running() -> Iterator[dev_process.DevProcess]:
 
 @dataclass
 class Month:
-    """One account's month."""
+    """A month of an account."""
 
     dev: dev_process.DevProcess
     client: python_client.Client
@@ -97,12 +97,12 @@ class Month:
         return self.client.call(self.client.subscriptions.GetSubscription, request).subscription
 
     def invoices(self) -> list[invoice_pb2.Invoice]:
-        """Return what `ListInvoices` tells, the oldest first."""
+        """Return what `ListInvoices` returns, oldest first."""
         request = subscription_pb2.ListInvoicesRequest(account_id=self.account, page_size=100)
         return list(self.client.call(self.client.subscriptions.ListInvoices, request).invoices)[::-1]
 
     def run(self) -> float:
-        """Check and record one run; returns the longer of the two calls, in seconds."""
+        """Check and record a run; returns the longer of the two calls, in seconds."""
         began = time.monotonic()
         check = self.client.check(self.account)
         checked = time.monotonic()
@@ -117,7 +117,7 @@ class Month:
         return max(checked - began, time.monotonic() - checked)
 
     def persistently(self, call: Callable[[], T]) -> T:
-        """Send the same call again for as long as it is UNAVAILABLE, as callers are told to."""
+        """Repeat a call as long as it is UNAVAILABLE, as the contract tells callers to do."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
@@ -137,7 +137,7 @@ class Month:
     # The worker.
 
     def kill_worker(self) -> None:
-        """Kill it wherever it is, if it is back from the last time; `dev` starts another."""
+        """Kill the worker at any point of its work, but not too often; `dev` starts it again."""
         lately = [at for at in self.killed.values() if time.monotonic() < at + KILLS_WITHIN_SECONDS]
         pid = self.dev.pid_of("worker")
         if pid not in self.killed and len(lately) < KILLS_MAX:
@@ -145,7 +145,7 @@ class Month:
             self.killed[pid] = time.monotonic()
 
     def open_reports(self) -> list[tuple[Any, ...]]:
-        """Return what became billable and is not at Stripe yet."""
+        """Return the reports, with billable units, that are not at Stripe yet."""
         with psycopg.connect(self.dev.database) as connection:
             unsealed = (
                 "SELECT meter, billable - sealed FROM usage_counters WHERE account_id = %s AND billable <> sealed"
@@ -157,7 +157,7 @@ class Month:
             return [*connection.execute(unsealed, [self.account]), *connection.execute(unsent, [self.account])]
 
     def reconcile(self) -> str:
-        """Run the command, with the environment that `dev` gives its parts; returns what it prints."""
+        """Run the command, with the environment that `dev` gives its parts; returns its output."""
         found = psycopg.conninfo.conninfo_to_dict(self.dev.database)
         url = f"postgresql://{found['user']}:{found['password']}@{found['host']}:{found['port']}/{found['dbname']}"
         environment = programs.environment(options.Ports(*self.dev.ports), url, self.dev.data_dir, None)
@@ -175,7 +175,7 @@ class Month:
     # Stripe.
 
     def at_stripe(self) -> list[Decimal]:
-        """Return the totals of the customer's invoices, the oldest first."""
+        """Return the totals of the customer's invoices, oldest first."""
         (customer,) = [
             one for one in self.sandbox.all("/v1/customers") if one["metadata"].get("account_id") == self.account
         ]
@@ -203,7 +203,7 @@ def test_a_month_of_260_runs(month: Month) -> None:
     told = month.sandbox.advance_by_command("8d")
     assert "renews" in told
     assert "finalises" in told
-    # The period's usage comes with the next period's price.
+    # The period's usage is on the invoice with the next period's price.
     assert month.at_stripe() == [Decimal(20), OWED]
     month.until(month.told, lambda found: found == [Decimal(20), OWED], "ListInvoices tells otherwise")
     (line,) = [line for line in month.invoices()[1].lines if line.meter == "runs"]
@@ -217,7 +217,7 @@ def test_a_month_costs_the_same_with_the_worker_killed_and_every_fault(month: Mo
     month.subscribe()
     for _ in range(200):
         month.run()
-    # Of what is beyond, a bit goes to Stripe every other day, while the worker may be killed at any moment.
+    # Every other day some overage is sent to Stripe, while the worker may be killed at any moment.
     for _ in range(10):
         for _ in range(6):
             month.run()
@@ -226,7 +226,7 @@ def test_a_month_costs_the_same_with_the_worker_killed_and_every_fault(month: Mo
             time.sleep(0.1)
             if month.chance.random() < KILL_CHANCE:
                 month.kill_worker()
-    # To the period's end, and not to its invoice: that becomes final an hour later.
+    # To the period's end, not to its final invoice, which is an hour later.
     month.sandbox.advance(month.subscription().period_end.seconds - now_at(month) + 1)
     month.kill_worker()
     final_at = now_at(month) + HOUR
@@ -245,7 +245,7 @@ def test_a_month_costs_the_same_with_the_worker_killed_and_every_fault(month: Mo
 
 
 def test_a_day_without_stripe_across_the_period_s_end_charges_each_unit_once(month: Month) -> None:
-    """Checks and records do not notice, a checkout is refused for now, and everything is charged once afterwards."""
+    """Checks and records continue, a checkout is refused for now, and everything is charged once afterwards."""
     ends = month.subscribe().period_end.seconds
     before = [month.run() for _ in range(205)]
     month.sandbox.advance(ends - now_at(month) - 12 * HOUR)
@@ -254,7 +254,7 @@ def test_a_day_without_stripe_across_the_period_s_end_charges_each_unit_once(mon
     month.sandbox.control("POST", "faults", {"kind": "away"})
     during = []
     for _ in range(12):
-        # Beyond what is included, one an hour; the last of them at the period's end.
+        # Beyond the included units, one unit an hour; the last of them at the period's end.
         during.append(month.run())
         month.sandbox.advance(HOUR)
     month.recorded = 0
@@ -267,7 +267,7 @@ def test_a_day_without_stripe_across_the_period_s_end_charges_each_unit_once(mon
     assert refusal == (grpc.StatusCode.UNAVAILABLE, True)
     month.sandbox.control("DELETE", "faults")
 
-    # What the invoice lacks, because it was final before Stripe came back, is on the next one.
+    # Usage that the invoice lacks, because it was final before Stripe was back, is on the next invoice.
     def is_settled(_happened: object = None) -> None:
         month.until(month.open_reports, lambda found: not found, "not at Stripe")
 
@@ -285,7 +285,7 @@ def now_at(month: Month) -> int:
 
 
 def refused_checkout(month: Month, account: str) -> tuple[grpc.StatusCode, bool]:
-    """Return the code with which a checkout is refused, and whether it says when to come again."""
+    """Return the status code of a refused checkout, and whether the error says when to repeat."""
     request = subscription_pb2.CreateCheckoutRequest(account_id=account, plan="pro")
     with pytest.raises(grpc.RpcError) as caught:
         month.client.call(month.client.subscriptions.CreateCheckout, request)

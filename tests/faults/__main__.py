@@ -10,7 +10,7 @@ import typer
 
 from tests.faults import runs, summary
 
-# Those that stand beside what they test, and are as long in `make test`.
+# Fault tests in the folders of what they test; they take as long in `make test`.
 ELSEWHERE = (
     "tests/billing_svc/platform/database/test_transaction_faults.py",
     "tests/billing_svc/programs/test_outages.py",
@@ -30,7 +30,7 @@ def main(
     only: Annotated[str, typer.Option("-k", help="Which tests, as pytest's -k.")] = "",
     elsewhere: Annotated[bool, typer.Option(help="Also those that stand beside what they test.")] = True,  # noqa: FBT002 - typer's way
 ) -> None:
-    """Bring about every fault, at length."""
+    """Run every fault test in its long version."""
     seed = int(time.time()) % 1_000_000 if seed is None else seed
     os.environ[runs.SEED], os.environ[runs.MINUTES] = str(seed), str(minutes)
     shown = summary.Summary()
@@ -42,7 +42,7 @@ def main(
 
 
 class Registered:
-    """Gives the summary the name by which tests find it."""
+    """Registers the summary plugin under the name by which tests find it."""
 
     def __init__(self, shown: summary.Summary) -> None:
         self._shown = shown

@@ -1,6 +1,7 @@
-"""Callers with a log: of each thing that they asked for they know whether it was done, or that they do not know.
+"""Callers with a log: for each request, they know that it was done or not done, or that its outcome is unknown.
 
-What is unknown is repeated under its id in the end, and then the log says exactly what the database must hold.
+At the end, requests with an unknown outcome are repeated under their ids; then the log says exactly what the database
+must have.
 """
 
 import asyncio
@@ -15,14 +16,14 @@ from google.protobuf import duration_pb2
 from billing.v1 import decision_pb2, quota_pb2, quota_pb2_grpc, usage_pb2, usage_pb2_grpc
 from tests.billing_svc import processes, refusals
 
-# What a call may end with when its server, or Postgres, dies: whether it was done is unknown.
+# Statuses of a call whose server, or Postgres, dies: it is unknown whether it was done.
 UNKNOWN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
-# It was not, and may be repeated. Any other code is a defect.
+# Statuses of a call that was not done and may be repeated. Any other status is a defect.
 NOT_DONE = {grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED}
 CALL_SECONDS_MAX = 10.0
-# Between the repetitions of what is refused for now.
+# Between repeats of a call that is refused for now.
 PAUSE_SECONDS = 0.05
-# Longer than any run, so that no hold expires in one.
+# Longer than any run, so that no reservation expires during a run.
 HOLD = duration_pb2.Duration(seconds=3600)
 REPEATS_SHARE = 0.25
 METER = "runs"
@@ -32,14 +33,14 @@ _CLOSED = decision_pb2.DECISION_REASON_RESERVATION_CLOSED
 
 @dataclass(slots=True, eq=False)
 class Deed:
-    """Something that was asked for under an id of its own, so that asking again is safe."""
+    """A request under its own id, so that it can be repeated safely."""
 
     rpc: str
     request: Any
-    # The first answer that said that it was done; of an event as its repetition has to give it.
+    # The first answer that said that it was done; for an event, the answer that a repeat must give.
     answer: Any = None
     is_unknown: bool = False
-    # What settled or released a hold.
+    # The request that settled or released a reservation.
     closer: "Deed | None" = None
 
     @property
@@ -48,7 +49,7 @@ class Deed:
 
 
 class Server:
-    """The stubs of one connection."""
+    """The stubs of a connection."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         usage, quota = usage_pb2_grpc.UsageServiceStub(channel), quota_pb2_grpc.QuotaServiceStub(channel)
@@ -63,7 +64,7 @@ class Server:
 
 @dataclass(slots=True)
 class Caller:
-    """One of many; it does one thing at a time. On the strict account it only does what may be denied."""
+    """One of many callers, with a single request at a time; on the strict account, only requests that may be denied."""
 
     name: str
     rng: random.Random
@@ -75,11 +76,11 @@ class Caller:
     correctable: list[Deed] = field(default_factory=list)
     calls: int = 0
     was_unknown: int = 0
-    # Nothing of this caller's is under way any more: a denial is then the last word.
+    # No request of this caller is under way any more, so a denial is final.
     is_settling: bool = False
 
     async def work(self, servers: Sequence[Server], stop: asyncio.Event) -> None:
-        """Ask for one thing after the other, of any of the servers."""
+        """Make one request after another, each to any of the servers."""
         while not stop.is_set():
             server = self.rng.choice(servers)
             if self.deeds and self.rng.random() < REPEATS_SHARE:
@@ -90,14 +91,14 @@ class Caller:
                 await self.perform(server, self.next())
 
     async def settle(self, server: Server) -> None:
-        """Repeat what is unknown until it is known."""
+        """Repeat requests with an unknown outcome until it is known."""
         self.is_settling, self.deadline = True, lambda _rng: CALL_SECONDS_MAX
         for deed in self.deeds:
             while deed.is_unknown:
                 await self.perform(server, deed)
 
     def next(self) -> Deed:
-        """Choose what to do."""
+        """Choose the next request."""
         draw = self.rng.random()
         if draw < 0.3 and self.held:
             return self.close(self.held.pop(self.rng.randrange(len(self.held))))
@@ -129,7 +130,7 @@ class Caller:
         return self._keep(Deed("CheckQuota", request))
 
     def close(self, hold: Deed) -> Deed:
-        """Settle or release a hold."""
+        """Return a request that settles or releases a reservation."""
         reservation_id, account_id = hold.answer.reservation_id, hold.request.account_id
         if self.rng.random() < 0.4:
             released = quota_pb2.ReleaseReservationRequest(account_id=account_id, reservation_id=reservation_id)
@@ -145,7 +146,7 @@ class Caller:
             if account_id != self.strict:
                 settled.quantity = self.rng.randint(1, 2 * hold.units)
             elif self.rng.random() < 0.5:
-                # It has room in its own hold.
+                # Its own reservation has enough units.
                 settled.if_exceeded = usage_pb2.IF_EXCEEDED_REJECT
             hold.closer = Deed("RecordUsage", settled)
         return self._keep(hold.closer)
@@ -160,13 +161,13 @@ class Caller:
         return self._keep(Deed("CorrectUsage", request))
 
     async def perform(self, server: Server, deed: Deed) -> None:
-        """Ask for a deed and note what is known of it then."""
+        """Make a request, and log its outcome."""
         answer = await self._call(server, deed.rpc, deed.request, [deed])
         if answer is not None:
             getattr(self, f"_take_{deed.rpc}")(deed, answer)
 
     async def perform_together(self, server: Server, deeds: Sequence[Deed]) -> None:
-        """Record events in one call."""
+        """Record several events in a call."""
         request = usage_pb2.BatchRecordUsageRequest(events=[deed.request for deed in deeds])
         answer = await self._call(server, "BatchRecordUsage", request, deeds)
         if answer is not None:
@@ -178,7 +179,7 @@ class Caller:
         self.calls += 1
         seconds = self.deadline(self.rng)
         try:
-            # Waiting for a server that is gone, instead of failing at once, keeps the load from spinning.
+            # Waits until a server that is gone is back; failing immediately would make the callers spin.
             return await server.calls[rpc](
                 request, metadata=processes.METADATA, timeout=seconds, wait_for_ready=seconds > 1
             )
@@ -226,7 +227,7 @@ class Caller:
         deed.answer, deed.is_unknown = answer, False
 
     def _is_first(self, deed: Deed, answer: Any) -> bool:  # noqa: ANN401 - of an event or a correction
-        """Note an answer; every later one is the same, but for saying so."""
+        """Log an answer; every later answer must be equal, except for saying that it is a duplicate."""
         if deed.answer is not None:
             assert answer == deed.answer, "another answer than the first"
             return False
@@ -244,12 +245,12 @@ class Caller:
 
 
 def done(callers: Sequence[Caller], rpc: str) -> list[Deed]:
-    """Return what is known to have been done."""
+    """Return the requests that are known to be done."""
     return [deed for caller in callers for deed in caller.deeds if deed.rpc == rpc and deed.answer is not None]
 
 
 def figures(callers: Sequence[Caller]) -> dict[str, int]:
-    """Say how much was done, for the summary."""
+    """Return counts of what was done, for the summary."""
     return {
         "calls": sum(caller.calls for caller in callers),
         "outcomes_unknown": sum(caller.was_unknown for caller in callers),

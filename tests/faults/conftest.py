@@ -1,4 +1,4 @@
-"""The run of which a test is a part, and a Postgres of its own for those that harm it."""
+"""The run that a test is a part of, and a separate Postgres for tests that damage it."""
 
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tests.faults import runs, summary
 
 @pytest.fixture
 def run(request: pytest.FixtureRequest) -> Iterator[runs.Run]:
-    """How long, and from which seed. Its figures and its seed stand in the summary."""
+    """Return the run's duration and seed; the summary shows its counts and its seed."""
     plugin = request.config.pluginmanager.get_plugin(summary.NAME)
     tell = runs.nothing if plugin is None else plugin.tell
     made = runs.Run.from_environment(lambda text: tell(f"{request.node.name}: {text}"))
@@ -25,7 +25,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[runs.Run]:
 
 @pytest.fixture
 def own_postgres() -> Iterator[embedded.EmbeddedPostgres]:
-    """A server that may be killed: what it committed is in the operating system's hands by then."""
+    """Return a server that may be killed: committed data are with the operating system by then."""
     with tempfile.TemporaryDirectory(prefix="billing-svc-tests-") as name:
         Path(name).chmod(0o711)
         with embedded.EmbeddedPostgres(Path(name) / "postgres", ports.free_port(), durable=False) as server:

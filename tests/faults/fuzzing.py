@@ -1,4 +1,4 @@
-"""Draws what no honest client sends, over gRPC and over HTTP."""
+"""Draws requests that no correct client sends, over gRPC and over HTTP."""
 
 import hashlib
 import hmac
@@ -15,7 +15,7 @@ from tests.billing_svc import processes
 from tests.webhook_gateway.conftest import SECRET
 
 Field = descriptor.FieldDescriptor
-# As gRPC's own stubs are, their types are unknown to the checker.
+# The type checker does not know gRPC's stubs' types.
 AnyField: TypeAlias = Any
 
 STRINGS = (
@@ -29,7 +29,7 @@ SECONDS = (0, 1, -1, 253402300799, 253402300800, -62135596800, -62135596801, 2**
 
 
 def rpcs() -> dict[str, type[message.Message]]:
-    """Return every RPC with its request, as the contract has them."""
+    """Return every RPC of the contract with its request's type."""
     pool = descriptor_pool.Default()
     return {
         f"/{service}/{method.name}": message_factory.GetMessageClass(method.input_type)
@@ -40,7 +40,7 @@ def rpcs() -> dict[str, type[message.Message]]:
 
 @dataclass(frozen=True)
 class Fuzzer:
-    """Draws what no honest client sends."""
+    """Draws requests that no correct client sends."""
 
     rng: random.Random
 
@@ -88,7 +88,7 @@ class Fuzzer:
                 return self.rng.choice([one for one in INTEGERS if -(2**31) <= one < 2**31])
 
     def event(self) -> bytes:
-        """Return an event of Stripe's, or something like one."""
+        """Return a Stripe event, or bytes that resemble one."""
         event: dict[str, object] = {
             "id": self.rng.choice(("evt_1", "evt_\0", "", 7, None, "e" * 300, f"evt_{self.rng.random()}")),
             "type": self.rng.choice(("customer.subscription.updated", "invoice.paid", "a.b", 1, None, "\ud800")),
@@ -124,8 +124,8 @@ class Fuzzer:
         return known + tuple(one for one in more if self.rng.random() < 0.15)
 
     def request(self) -> bytes:
-        """Return what a client, or somebody else, may send over a connection to the gateway."""
-        # Some are as they should be, so that the others are seen to be in company.
+        """Return the bytes of a request to the gateway, valid or hostile."""
+        # Some are valid, so that hostile and valid requests arrive together.
         is_honest = self.rng.random() < 0.1
         body = b'{"id": "evt_1", "type": "a.b"}' if is_honest else self.event()
         stamp = int(time.time()) + self.rng.choice((0, 0, 0, -10_000, 10_000))

@@ -1,4 +1,4 @@
-"""What the callers know, compared with what the database holds: nothing is missing, and nothing is there twice."""
+"""Compares the callers' logs with the database: nothing is missing, and nothing is there twice."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -16,7 +16,7 @@ _HELD = sa.text("""
      WHERE state = 'held' GROUP BY account_id, meter, period_start
 """)
 _RESERVED = sa.text("SELECT account_id, meter, period_start, reserved FROM usage_counters WHERE reserved <> 0")
-# Of each counter, its billable total as sealed, and its slices in their order.
+# The accrued and billable units of each counter, and its usage reports in order.
 _SEALED = sa.text("""
     SELECT c.sealed, c.billable, r.from_units, r.to_units
       FROM usage_reports r JOIN usage_counters c USING (account_id, meter, period_start)
@@ -28,7 +28,7 @@ _UNREPORTED = sa.text("SELECT count(*) FROM usage_counters c WHERE c.sealed <> c
 
 
 async def give(engine: AsyncEngine, account_id: str, included: int, at: datetime) -> None:
-    """Let an account have so many runs, whatever its plan says."""
+    """Give an account so many runs by an override."""
     override = {"account_id": account_id, "meter": callers_module.METER, "included": included}
     async with engine.begin() as conn:
         await conn.execute(sa.insert(tables.account_overrides).values(**override, note="", set_by="test", set_at=at))
@@ -39,7 +39,7 @@ async def assert_consistent(engine: AsyncEngine) -> None:
     await books.assert_balanced(engine)
     async with engine.connect() as conn:
         assert set(await conn.execute(_HELD)) == set(await conn.execute(_RESERVED))
-        # Whatever is sealed is in slices, each of which begins where the one before ended.
+        # Accrued units are in reports, each of which begins where the report before it ended.
         assert await conn.scalar(_UNREPORTED) == 0
         end = 0
         for row in await conn.execute(_SEALED):
@@ -48,7 +48,7 @@ async def assert_consistent(engine: AsyncEngine) -> None:
 
 
 async def assert_kept(engine: AsyncEngine, callers: Sequence[Caller], strict_limit: int) -> None:
-    """Assert that the database holds just what the callers know to have been done, and was never past the limit."""
+    """Assert that the database has exactly what the callers know to be done, and that the limit was never exceeded."""
     assert not any(deed.is_unknown for caller in callers for deed in caller.deeds)
     await assert_consistent(engine)
     events, reservations = tables.usage_events.c, tables.reservations.c
@@ -96,7 +96,7 @@ def _reservations(callers: Sequence[Caller]) -> dict[tuple[str, str], tuple[str,
 
 
 def _assert_same(what: str, stored: Mapping[tuple[str, str], object], known: Mapping[tuple[str, str], object]) -> None:
-    """Name what differs, instead of showing thousands that do not."""
+    """Name only the differences, instead of showing thousands of equal values."""
     missing = {key: value for key, value in known.items() if stored.get(key) != value}
     unasked = {key: value for key, value in stored.items() if known.get(key) != value}
     assert (missing, unasked) == ({}, {}), f"{what}: acknowledged {missing}, but stored {unasked}"

@@ -1,4 +1,4 @@
-"""Callers at work against server processes, while a test harms what is behind them."""
+"""Callers that make requests to server processes, while a test damages what is behind them."""
 
 import asyncio
 import contextlib
@@ -21,10 +21,10 @@ from tests.faults import callers, ledger, runs
 CALLERS = 16
 ACCOUNTS = ("org_0", "org_1", "org_2")
 STRICT_LIMIT = 40
-# Enough for what these callers hold: their limits are not the point.
+# Enough for the callers' reservations: these accounts do not test limits.
 PLENTY = 10**9
 RECOVERY_SECONDS_MAX = 60
-# An own child of a server that was killed may hold its memory for a moment.
+# A child process of a killed server may hold its memory for a moment.
 START_SECONDS_MAX = 20.0
 
 
@@ -34,7 +34,7 @@ def patient(_rng: random.Random) -> float:
 
 @dataclass(slots=True)
 class Load:
-    """Callers, and what they call."""
+    """Callers, and the servers that they call."""
 
     run: runs.Run
     crowd: Sequence[callers.Caller]
@@ -45,14 +45,14 @@ class Load:
         self.run.count(**figures, **callers.figures(self.crowd))
 
     async def more(self, calls: int = 200) -> None:
-        """Wait until so many more calls were made: whatever was harmed is in order again."""
+        """Wait until so many more calls were made: the damaged part works again."""
         enough = sum(caller.calls for caller in self.crowd) + calls
         async with asyncio.timeout(RECOVERY_SECONDS_MAX):
             while sum(caller.calls for caller in self.crowd) < enough:  # noqa: ASYNC110 - many callers add to it
                 await asyncio.sleep(0.02)
 
     async def settle(self) -> None:
-        """Let the callers find out what they do not know."""
+        """Let the callers find out the unknown outcomes."""
         await asyncio.gather(
             *(caller.settle(self.servers[n % len(self.servers)]) for n, caller in enumerate(self.crowd))
         )
@@ -79,7 +79,7 @@ async def working(load: Load, processes_: Sequence[processes.ServerProcess]) -> 
 
 
 async def prepare(url: str) -> None:
-    """Publish a catalog, and let the accounts have what the callers use."""
+    """Publish a catalog, and give the accounts what the callers use."""
     owner, service = engines.create_engine(url, role=None), engines.create_engine(url)
     catalog, now = loading.load_file(CATALOGS / "nyqst.yaml"), clock.Clock().now()
     await transactions.Transactions(service).run(lambda conn: versions.publish(conn, catalog, "operator:test", now))
@@ -91,7 +91,7 @@ async def prepare(url: str) -> None:
 
 
 async def assert_kept(load: Load, url: str) -> None:
-    """Assert that what the callers know is what the database holds, and that the test was about something."""
+    """Assert that the database has what the callers know, and that enough was called and interrupted."""
     engine: AsyncEngine = engines.create_engine(url, role=None)
     await ledger.assert_kept(engine, load.crowd, STRICT_LIMIT)
     await engine.dispose()
@@ -99,7 +99,7 @@ async def assert_kept(load: Load, url: str) -> None:
 
 
 def end_and_start(postgres: embedded.EmbeddedPostgres, number: int) -> None:
-    """End the server without a word, and start it again."""
+    """Kill the server, and start it again."""
     assert postgres.pid is not None
     os.kill(postgres.pid, number)
     deadline = time.monotonic() + START_SECONDS_MAX

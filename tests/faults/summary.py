@@ -1,4 +1,4 @@
-"""What `make faults` shows: a line of progress while it runs, and a table when it has ended."""
+"""The output of `make faults`: a line of progress while it runs, and a table at the end."""
 
 import io
 import os
@@ -11,18 +11,18 @@ from rich.console import Console
 from rich.table import Table
 
 NAME = "faults-summary"
-# Where the line cannot be overwritten, in a file for instance, it is written this often.
+# If the line cannot be overwritten, for example in a file, it is written this often.
 PAUSE_SECONDS = 15.0
 
 
 @dataclass(eq=False)  # pytest keeps its plugins in sets
 class Summary:
-    """A plugin of pytest's."""
+    """A pytest plugin."""
 
     began: float = field(default_factory=time.monotonic)
     results: list[tuple[str, str, float]] = field(default_factory=list)
     figures: dict[str, str] = field(default_factory=dict)
-    # pytest takes the two streams away while a test runs.
+    # pytest redirects both streams while a test runs.
     stream: io.TextIOWrapper = field(default_factory=lambda: os.fdopen(os.dup(sys.stderr.fileno()), "w"))
     told_at: float = 0.0
 
@@ -41,7 +41,7 @@ class Summary:
         self.tell(short_name(nodeid))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        # What fails outside of the test itself is a result too.
+        # An error in a fixture is a result too.
         if report.when == "call" or report.outcome != "passed":
             self.results.append((short_name(report.nodeid), report.outcome, report.duration))
         if report.when == "teardown":

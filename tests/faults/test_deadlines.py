@@ -1,4 +1,4 @@
-"""Callers that do not wait: whatever became of their calls, a repetition finds it."""
+"""Callers with short deadlines: a repeat finds out whether the first call was done."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Server, worker, gateway and Postgres killed at random under load, with a Stripe that fails; then the books."""
+"""Server, worker, gateway and Postgres are killed under load, with a failing Stripe; all records must agree."""
 
 import asyncio
 import contextlib
@@ -22,13 +22,14 @@ pytestmark = pytest.mark.long
 
 ACCOUNTS = ("org_0", "org_1", "org_2")
 METER_EVENT, METER_EVENTS = "nyqst_pro_runs", "/v1/billing/meter_events"
-# How far the clocks go until all is at rest: back-offs and leases end, and what is unknown for a day is looked up.
+# How far the clocks advance until nothing is waiting: back-offs and leases end, and outcomes unknown for a day are
+# found.
 STEPS = [5] * 20 + [60] * 20 + [1800] * 60
 VICTIMS = ("server", "server", "worker", "worker", "gateway", "postgres")
 
 
 async def subscribe(one: world.World, channel: grpc.aio.Channel, account_id: str) -> str:
-    """Buy a plan, and wait until it is in force: by way of the gateway, the inbox and the worker."""
+    """Buy a plan, and wait until it is in force, through the gateway, the inbox and the worker."""
     stub = subscription_pb2_grpc.SubscriptionServiceStub(channel)
     request = subscription_pb2.CreateCheckoutRequest(account_id=account_id, plan="pro", request_id="buy")
     page = await stub.CreateCheckout(request, metadata=processes.METADATA)
@@ -43,12 +44,12 @@ async def subscribe(one: world.World, channel: grpc.aio.Channel, account_id: str
 
 
 async def change_minds(one: world.World, rng: random.Random, subscriptions: list[str], stop: asyncio.Event) -> None:
-    """Let customers cancel and take that back, at Stripe."""
+    """Let customers cancel and resume, at Stripe."""
     while not stop.is_set():
         await asyncio.sleep(rng.uniform(0.2, 1.0))
         path = f"/v1/subscriptions/{rng.choice(subscriptions)}"
         ends = rng.choice(("true", "false"))
-        # It has faults of its own; then they change their minds later.
+        # The sandbox fails at random; then the change happens in a later round.
         with contextlib.suppress(httpx.HTTPError, AssertionError):
             await one.sandbox.call("POST", path, cancel_at_period_end=ends)
 
@@ -66,8 +67,8 @@ async def harm(one: world.World, rng: random.Random, victim: str) -> None:
 
 
 async def come_to_rest(one: world.World) -> None:
-    """Wait until the worker has nothing left to do; time passes faster meanwhile."""
-    # Our own connections died as well.
+    """Wait until the worker has nothing left to do, with the clocks advanced meanwhile."""
+    # This test's connections died as well.
     await one.engine.dispose()
     for process in one.programs.values():
         await process.answering()
@@ -82,7 +83,7 @@ async def come_to_rest(one: world.World) -> None:
 
 
 async def assert_stripe_agrees(one: world.World) -> int:
-    """Assert that Stripe was sent what became billable, each unit once; returns how many units that are."""
+    """Assert that Stripe got all billable units, each once; returns how many units these are."""
     total = 0
     reports = await one.rows(tables.usage_reports)
     assert {row.state for row in reports} <= {"sent", "invoiced", "void"}, reports
@@ -91,7 +92,7 @@ async def assert_stripe_agrees(one: world.World) -> int:
         billable = sum(row.billable for row in await one.rows(tables.usage_counters, counters.account_id == account_id))
         customers = {row.customer_id for row in reports if row.account_id == account_id}
         if not billable and not customers:
-            continue  # on a slow machine the callers may not get beyond what is included
+            continue  # on a slow machine the callers may not exceed what is included
         (customer,) = customers
         by_items = sum(
             row.to_units - row.from_units for row in reports if (row.account_id, row.state) == (account_id, "invoiced")
@@ -109,14 +110,14 @@ async def assert_stripe_agrees(one: world.World) -> int:
 
 
 async def record(one: world.World, event_id: str) -> None:
-    """Record what is charged, and wait for nothing."""
+    """Record a charged unit, without waiting for anything else."""
     request = usage_pb2.RecordUsageRequest(account_id=ACCOUNTS[0], event_id=event_id, meter="runs", quantity=300)
     async with grpc.aio.insecure_channel(programs.grpc_address(one.ports)) as channel:
         await processes.usage_stub(channel).RecordUsage(request, metadata=processes.METADATA, timeout=10)
 
 
 async def kill_between_call_and_mark(one: world.World, number: int) -> None:
-    """Kill the worker when Stripe has its call, and before it can have the answer."""
+    """Kill the worker after Stripe has its call, and before the worker can have the answer."""
     held = {"kind": "lost_answer", "path": METER_EVENTS, "seconds": 5.0, "count": 1}
     await one.sandbox.control("DELETE", "requests")
     await one.sandbox.control("POST", "faults", held)
@@ -132,7 +133,7 @@ async def kill_between_call_and_mark(one: world.World, number: int) -> None:
 
 
 async def be_away_for_a_day(one: world.World) -> None:
-    """Let Stripe forget what it was asked before it can be asked again."""
+    """Advance by a day, so that Stripe has forgotten the identifiers before a call can be repeated."""
     await one.sandbox.control("POST", "faults", {"kind": "lost_answer", "path": METER_EVENTS, "seconds": 0.1})
     await record(one, "unheard")
     await asyncio.sleep(2)

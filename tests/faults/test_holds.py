@@ -1,4 +1,4 @@
-"""One counter, many who want it: from four client processes, through two servers, and in either order."""
+"""Many callers reserve units of the same counter: from four client processes, through two servers, in either order."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ CLIENTS, CALLS_EACH = 4, 50
 ROUND_SECONDS_MAX = 60.0
 METADATA = (("authorization", f"Bearer {TOKEN}"),)
 
-# One client: for each account on its input, it asks for all its holds at once and says how many it got.
+# A client process: for each account on its input, it makes all reservations at once and prints how many it got.
 _CLIENT = """
 import asyncio, sys
 import grpc
@@ -113,7 +113,7 @@ async def test_four_client_processes_on_two_servers_hold_exactly_what_there_is(
 
 @pytest.fixture
 async def second(billing: Billing, database_url: str) -> AsyncIterator[grpc.aio.Channel]:
-    """A connection to another server on the same database, with the same clock."""
+    """Yield a connection to a second server on the same database, with the same clock."""
     engine = engines.create_engine(database_url)
     database, stripe = transactions.Transactions(engine), client.Stripe.from_settings(billing.settings)
     running = await server.start(billing.settings, database, stripe, billing.clock, tokens())
@@ -127,7 +127,7 @@ async def second(billing: Billing, database_url: str) -> AsyncIterator[grpc.aio.
 async def test_events_that_wait_for_the_same_counter_are_all_counted(
     billing: Billing, second: grpc.aio.Channel
 ) -> None:
-    """None of them goes on from a total that it saw before it had the counter."""
+    """No event adds to a total that it read before it had the counter's lock."""
     stubs = (billing.usage, usage_pb2_grpc.UsageServiceStub(second))
     await billing.usage.RecordUsage(usage_pb2.RecordUsageRequest(account_id="org_1", event_id="first", meter="runs"))
     async with billing.engine.begin() as holder:
@@ -168,7 +168,7 @@ async def test_of_two_endings_of_a_hold_the_first_wins_and_its_units_come_back_o
         "release": lambda n: _release((billing.quota, quota_pb2_grpc.QuotaServiceStub(second))[n], held.reservation_id),
         "expire": lambda _n: _expire(billing),
     }
-    # Both wait for the counter, in this order; each through a server of its own.
+    # Both wait for the counter's lock, in this order, each through another server.
     async with billing.engine.begin() as holder:
         await holder.execute(sa.text("SELECT 1 FROM usage_counters FOR UPDATE"))
         going: list[asyncio.Future[object]] = []
@@ -198,6 +198,6 @@ async def _release(stub: "quota_pb2_grpc.QuotaServiceAsyncStub", reservation_id:
 
 
 async def _expire(billing: Billing) -> object:
-    """Sweep as if the first hold's time were over."""
+    """Run the sweep as if the first reservation had expired."""
     later = billing.clock.now() + timedelta(minutes=16)
     return await billing.transactions.run(lambda conn: hold_units.sweep(conn, later))

@@ -1,4 +1,4 @@
-"""Hostile bytes at the gateway and at the gRPC port: no 500, no INTERNAL, no hang, and no growth."""
+"""Hostile bytes at the gateway and at the gRPC port: no 500, no INTERNAL, no hang, and no growth of memory."""
 
 import asyncio
 import contextlib
@@ -23,22 +23,22 @@ from tests.webhook_gateway.conftest import SECRET, TOKEN, ScriptedService, serve
 
 pytestmark = pytest.mark.long
 
-# Of one call. Postgres and our own work take milliseconds; Stripe, which is away here, is given up at once.
+# For a call. Postgres and the service take milliseconds; Stripe cannot be reached, so its calls fail at once.
 ANSWER_SECONDS_MAX = 10.0
 AT_ONCE = 8
-# Somebody who has all that was promised answers sooner.
+# If all promised bytes have arrived, the gateway answers sooner.
 PROMISE_SECONDS_MAX = 0.3
 GROWTH_BYTES_MAX = 48 * 1024 * 1024
-# A defect, or a hang.
+# These mean a defect, or a hang.
 BAD = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED}
-# HTTP's own answers to what nobody implements.
+# HTTP's own answers for methods and versions that are not implemented.
 GATEWAY_MAY_SAY = {501, 505}
 
 
 async def for_a_while(seconds: float, once: Callable[[random.Random], Any], run: runs.Run, pid: int) -> int:
-    """Do something again and again, several at a time, and return how often; fails if the process has grown.
+    """Repeat `once`, several at a time, and return how often; fails if the process's memory has grown.
 
-    What large messages take goes and comes; what stays is the least that was taken in a while.
+    Large messages use memory for a moment; what counts is the lowest value of a longer interval.
     """
     began = time.monotonic()
     looked_at, taken = psutil.Process(pid), list[int]()
@@ -53,10 +53,10 @@ async def for_a_while(seconds: float, once: Callable[[random.Random], Any], run:
         for number in range(AT_ONCE):
             group.create_task(go_on(number))
     assert looked_at.is_running()
-    # What is allocated once, such as prepared statements, is there after the first third.
+    # Memory that is allocated once, for prepared statements for example, is allocated in the first third.
     third = len(taken) // 3
     grown = min(taken[2 * third :]) - min(taken[third : 2 * third])
-    # A short run is hardly past its first large messages.
+    # A short run has handled few large messages.
     most = GROWTH_BYTES_MAX if run.minutes else 3 * GROWTH_BYTES_MAX
     assert grown < most, f"it grew by {grown:,} bytes"
     run.count(grown_KiB=grown // 1024)
@@ -107,7 +107,7 @@ async def test_bytes_that_are_no_http2_do_not_disturb_the_server(
         async def throw(rng: random.Random) -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", started.port)
             with contextlib.suppress(ConnectionError):
-                # What follows the preface is read as frames.
+                # The bytes after the preface are read as frames.
                 writer.write(rng.choice((b"", preface, preface)) + fuzzing.Fuzzer(rng).noise())
                 await writer.drain()
                 if rng.random() < 0.5:
@@ -121,7 +121,7 @@ async def test_bytes_that_are_no_http2_do_not_disturb_the_server(
 
 
 def suppressing_silence(once: Callable[[random.Random], Any]) -> Callable[[random.Random], Any]:
-    """A server may wait for more of a frame than came."""
+    """Accept that a server waits for the rest of a frame."""
 
     async def run_once(rng: random.Random) -> None:
         with contextlib.suppress(TimeoutError):
@@ -154,7 +154,7 @@ async def gateway_on(port: int, grpc_port: int, log: Path) -> AsyncIterator[asyn
 
 
 async def answer_to(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    """Return the first line of an answer. One who waits for more than was sent is told that nothing more will come."""
+    """Return an answer's first line. Ends the sending side, so that a waiting server knows that no more will come."""
     line = asyncio.ensure_future(reader.readline())
     done, _ = await asyncio.wait({line}, timeout=PROMISE_SECONDS_MAX)
     if not done:

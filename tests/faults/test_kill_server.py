@@ -1,4 +1,4 @@
-"""Server processes killed under load: what they acknowledged is kept, once, and nothing else is."""
+"""Server processes killed under load: acknowledged requests are stored exactly once, and nothing else is stored."""
 
 import asyncio
 from pathlib import Path

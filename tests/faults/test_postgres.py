@@ -1,4 +1,4 @@
-"""Postgres killed, stopped at once and started again, and its sessions ended at random, all of it under load."""
+"""Postgres killed, stopped and started again, and its sessions ended at random, all under load."""
 
 import asyncio
 import signal
@@ -14,12 +14,12 @@ from tests.faults import loads, runs
 
 pytestmark = pytest.mark.long
 
-# How many sessions end between two ends of the whole server.
+# How many sessions are ended between two stops of the whole server.
 TERMINATIONS = 5
 
 
 def terminate_one(url: str, choice: float) -> None:
-    """End one of the service's sessions."""
+    """Terminate a session of the service."""
     conninfo = sa.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(conninfo, autocommit=True) as connection:
         query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"

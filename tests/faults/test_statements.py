@@ -1,4 +1,4 @@
-"""A connection lost, a serialization failure, a deadlock or a defect at each statement in turn: all or nothing."""
+"""A lost connection, a serialization failure, a deadlock or a defect at each statement: all or nothing is stored."""
 
 import contextlib
 import itertools
@@ -26,7 +26,7 @@ from tests.billing_svc.sandboxed import (
 from tests.billing_svc.service import Billing
 from tests.faults import ledger, runs
 
-# More than any of them has; the test itself notices when there are more.
+# More than any case has; the test fails if a case has more.
 STATEMENTS_MAX = 40
 ACCEPTED = {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED}
 
@@ -35,7 +35,7 @@ Step = Callable[[Billing, str], Awaitable[object]]
 
 @dataclass(frozen=True)
 class Case:
-    """Something done for an account: what goes before, the thing itself, and a query that counts what it left."""
+    """An operation on an account: its preparation, the operation, and a query that counts its effects."""
 
     before: Step
     do: Step
@@ -152,7 +152,7 @@ async def test_a_fault_at_each_statement_leaves_all_or_nothing(
     billing: Billing, faults: list[injecting.Fault], run: runs.Run, name: str
 ) -> None:
     case, rng = CASES[name], run.rng(name)
-    # Each of them, once and lasting; in a short run at the first statement, and one that is drawn at each other.
+    # Each fault once and lasting; a short run tries all at the first statement, and a random fault at each other.
     kinds = list(itertools.product(faults, (False, True)))
     for at in itertools.count(1):
         assert at < STATEMENTS_MAX
@@ -161,7 +161,7 @@ async def test_a_fault_at_each_statement_leaves_all_or_nothing(
             account_id = f"org_{at}_{n}"
             await case.before(billing, account_id)
             engine = billing.transactions._engine  # noqa: SLF001 - nobody else needs it
-            # Captured, because a hundred rendered tracebacks take longer than all the rest.
+            # Captured, because rendering a hundred tracebacks takes longer than the rest of the test.
             with capture_logs(), injecting.Faulty(engine, fault, at, lasting=lasting) as faulty:
                 code = await attempt(case.do(billing, account_id))
             statements = max(statements, faulty.statements)
@@ -187,7 +187,7 @@ async def test_a_fault_at_each_statement_of_applying_an_event_is_made_up_for(
     world: World, faults: list[injecting.Fault], run: runs.Run
 ) -> None:
     rng, lease = run.rng("apply"), leases.LEASE
-    # Each account costs a checkout; a short run leaves some statements out, others with each seed.
+    # Each account needs a checkout, so a short run tests only some statements, different ones for each seed.
     every = 5 if run.minutes is None else 1
     for at in itertools.count(rng.randint(1, every), every):
         assert at < STATEMENTS_MAX
@@ -198,11 +198,11 @@ async def test_a_fault_at_each_statement_of_applying_an_event_is_made_up_for(
         await world.deliver(event)
         engine = world.billing.transactions._engine  # noqa: SLF001 - as above
         faulty = injecting.Faulty(engine, rng.choice(faults), at, lasting=rng.random() < 0.5)
-        # A defect's, of one object; the worker's loop logs it.
+        # An injected defect fails the work on its object; the worker's loop would log it.
         with capture_logs(), faulty, contextlib.suppress(ExceptionGroup):
             await attempt(world.inbox.apply_due())
         await world.billing.transactions.drain()
-        # The event is marked in the transaction that brings its effect.
+        # The event is marked in the same transaction that applies it.
         is_applied = (await world.inbox_states())[event["id"]][0] == "applied"
         rows = await world.rows(tables.subscriptions, tables.subscriptions.c.account_id == account_id)
         assert bool(rows) == is_applied

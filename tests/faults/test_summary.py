@@ -1,4 +1,4 @@
-"""What `make faults` shows at its end."""
+"""The output at the end of `make faults`."""
 
 import io
 
@@ -6,6 +6,6 @@ from tests.faults import summary
 
 
 def test_pytest_can_keep_the_summary_in_a_set() -> None:
-    """It does, where a run goes through folders with fixtures of their own; the long run ended before it began."""
+    """pytest puts plugins into a set if folders have their own fixtures; an unhashable plugin ended the long run."""
     shown = summary.Summary(stream=io.TextIOWrapper(io.BytesIO()))
     assert len({shown}) == 1

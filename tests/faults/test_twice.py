@@ -1,4 +1,4 @@
-"""Every request sent twice: at once, in a row, to another replica, after a restart, and with each field changed."""
+"""Every request is repeated: concurrently, later, to another replica, after a restart, and with each field changed."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ STUBS = {
 }
 AT_ONCE = 6
 METADATA = (("authorization", f"Bearer {TOKEN}"),)
-# What makes a request another one, and whose it is.
+# Fields that identify a request and its account.
 IDENTITY = {
     "account_id",
     "event_id",
@@ -55,7 +55,7 @@ IDENTITY = {
     "payload",
 }
 OTHERS = {"meter": "llm_tokens", "plan": "other", "price": "yearly", "operation": "other"}
-# Told to the caller of whom the request was accepted; a repetition that comes too early or too late for that.
+# A repeat may be refused: it is different, or too early or too late.
 MAY_BE_REFUSED = {
     grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.FAILED_PRECONDITION,
@@ -63,13 +63,13 @@ MAY_BE_REFUSED = {
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.ABORTED,
 }
-# Leases end later with each visit, and change nothing else.
+# Leases change with each visit, and have no other effect.
 NOT_COMPARED = {tables.stripe_objects.name}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request, and what has to be there before."""
+    """A request, and its preparation."""
 
     service: str
     rpc: str
@@ -200,7 +200,7 @@ def catalog_name() -> str:
 
 @contextlib.asynccontextmanager
 async def replica(world: World, url: str) -> AsyncIterator[grpc.aio.Channel]:
-    """A server of its own on the same database; one that was started just now knows nothing of what was before."""
+    """Run a second server on the same database; it has no memory of earlier requests."""
     engine, stripe = engines.create_engine(url), client.Stripe.from_settings(world.billing.settings)
     database = transactions.Transactions(engine)
     running = await server.start(world.billing.settings, database, stripe, world.billing.clock, tokens())
@@ -216,7 +216,7 @@ async def test_a_repetition_changes_nothing(world: World, database_url: str, cas
     request = await case.request(world)
     async with replica(world, database_url) as one, replica(world, database_url) as other:
         calls = [call_of(case, channel) for channel in (one, other)]
-        # At once, to both. A call for Stripe's sake may be told that another one is at it.
+        # To both servers at once. A call that needs Stripe may be told that another call is under way.
         together = await asyncio.gather(*(attempt(calls[n % 2](request)) for n in range(AT_ONCE)))
         assert set(together) <= {grpc.StatusCode.OK, *MAY_BE_REFUSED, grpc.StatusCode.UNAVAILABLE}, together
         assert await attempt(calls[0](request)) is grpc.StatusCode.OK
@@ -225,7 +225,7 @@ async def test_a_repetition_changes_nothing(world: World, database_url: str, cas
         for call in (*calls, *calls):
             assert await attempt(call(request)) is grpc.StatusCode.OK
             assert await contents(world) == before
-        # With each field changed: the same, or a refusal, but nothing new under the same id.
+        # With each field changed: the same answer or a refusal, but nothing new under the same id.
         for name, changed in changes(request):
             code = await attempt(calls[0](changed))
             assert code in {grpc.StatusCode.OK, *MAY_BE_REFUSED}, name
@@ -239,7 +239,7 @@ async def test_a_repetition_changes_nothing(world: World, database_url: str, cas
 
 @pytest.mark.parametrize("rpc", ["RecordUsage", "CheckQuota"])
 async def test_repetitions_that_wait_for_the_first_change_nothing(world: World, database_url: str, rpc: str) -> None:
-    """All of them have seen that their id is new, and wait for the same counter."""
+    """All repeats have read that the id is new, and wait for the same counter's lock."""
     await account(world)
     case = next(one for one in CASES if one.rpc == rpc)
     request = await case.request(world)
@@ -251,7 +251,7 @@ async def test_repetitions_that_wait_for_the_first_change_nothing(world: World, 
             await books.wait_for_waiters(world.billing.engine, len(going))
         assert set(await asyncio.gather(*going)) == {grpc.StatusCode.OK}
     made = tables.usage_events if rpc == "RecordUsage" else tables.reservations
-    # Besides the event that made the account.
+    # Includes the event that created the account.
     assert len(await world.rows(made)) == (2 if rpc == "RecordUsage" else 1)
     await ledger.assert_consistent(world.billing.engine)
 
@@ -275,7 +275,7 @@ async def contents(world: World) -> Mapping[str, list[str]]:
 
 
 def changes(request: message.Message) -> list[tuple[str, message.Message]]:
-    """Return the request with each of its fields changed that is not part of its identity."""
+    """Return copies of the request, each with another field changed that is not part of its identity."""
     made = []
     for field in request.DESCRIPTOR.fields:
         if field.name in IDENTITY:

@@ -1,4 +1,4 @@
-"""Every program in a process of its own, as in production, with the sandbox as Stripe; to be killed."""
+"""All programs as separate processes, as in production, with the sandbox as Stripe; tests kill them."""
 
 import asyncio
 import contextlib
@@ -51,7 +51,7 @@ class Process:
         self.ended = asyncio.create_task(self.child.wait())
 
     async def keep(self) -> None:
-        """Start it again if it has ended by itself: one that finds no Postgres does not begin."""
+        """Start it again if it has ended by itself: a program ends at its start if it finds no Postgres."""
         if self.ended is not None and self.ended.done():
             await self.start()
 
@@ -64,7 +64,7 @@ class Process:
                 await asyncio.sleep(POLL_SECONDS)
 
     async def kill(self) -> None:
-        """End it without a word, and return when it is gone."""
+        """Kill it, and return when it is gone."""
         if self.child is not None and self.ended is not None:
             self.child.kill()
             await self.ended
@@ -72,7 +72,7 @@ class Process:
 
 @dataclass
 class World:
-    """Server, worker, gateway, sandbox and Postgres, and a look into the last two."""
+    """Server, worker, gateway, sandbox and Postgres, with access to the last two."""
 
     postgres: embedded.EmbeddedPostgres
     ports: options.Ports
@@ -94,7 +94,7 @@ class World:
         await made.close()
 
     async def publish(self, catalog_name: str) -> None:
-        """Bring a catalog to Stripe and to the database."""
+        """Apply a catalog to Stripe, and publish it."""
         catalog = loading.load_file(CATALOGS / f"{catalog_name}.yaml")
         service = engines.create_engine(self.url)
         async with self.stripe() as stripe:
@@ -107,14 +107,14 @@ class World:
             return (await conn.execute(sa.select(table).where(*where))).all()
 
     async def advance(self, seconds: int) -> None:
-        """Move everyone's clock."""
+        """Advance the clock of all programs."""
         await self.sandbox.control(
             "POST", "clock/advance", {"seconds": seconds, "pause_seconds": 0.5, "delivery_seconds": 2}
         )
 
     async def is_quiet(self) -> bool:
-        """Say whether the worker has nothing left to do, and Stripe nothing to tell."""
-        # First what Stripe has to tell: once all of it has come, it stands in the inbox.
+        """Say whether the worker has nothing left to do, and Stripe has no event left to deliver."""
+        # Stripe's deliveries first: after delivery an event is in the inbox.
         if (await self.sandbox.control("POST", "clock/step", {"seconds": 0}))["undelivered"]:
             return False
         counters, reports, events = tables.usage_counters.c, tables.usage_reports.c, tables.stripe_events.c
@@ -125,7 +125,7 @@ class World:
         )
 
     async def on_the_meter(self, event_name: str, customer: str) -> int:
-        """Return what Stripe's meter has of a customer."""
+        """Return the units that Stripe's meter has for a customer."""
         meter = next(one for one in await self.sandbox.all("/v1/billing/meters") if one["event_name"] == event_name)
         now = int(self.clock.now().timestamp())
         start, end = (now - 40 * 86400) // 60 * 60, (now + 40 * 86400) // 60 * 60
@@ -134,7 +134,7 @@ class World:
         return int(sum(one["aggregated_value"] for one in found["data"]))
 
     async def drifts(self) -> list[reconcile.Finding]:
-        """Compare with Stripe as `billing-svc reconcile` does."""
+        """Compare with Stripe, as `billing-svc reconcile` does."""
         service = engines.create_engine(self.url)
         async with self.stripe() as stripe:
             database = transactions.Transactions(service)
@@ -146,7 +146,7 @@ class World:
 
 @contextlib.asynccontextmanager
 async def running(postgres: embedded.EmbeddedPostgres, folder: Path, catalog_name: str) -> AsyncIterator[World]:
-    """Run all of it, with a catalog published."""
+    """Run all programs, with a catalog published."""
     url = postgres.start()
     await asyncio.to_thread(migrating.upgrade, url)
     chosen = options.Ports(*(ports.free_port() for _ in range(3)))
@@ -164,7 +164,7 @@ async def running(postgres: embedded.EmbeddedPostgres, folder: Path, catalog_nam
         headers={"Authorization": f"Bearer {options.SANDBOX_KEY}"},
         trust_env=False,
         timeout=30,
-        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # an empty one: there is no TLS here
+        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # empty: no TLS is used here
     )
     engine = engines.create_engine(url, role=None)
     world = World(postgres, chosen, folder, url, Sandbox(programs.sandbox_url(chosen), http), started, engine)
@@ -185,7 +185,7 @@ async def running(postgres: embedded.EmbeddedPostgres, folder: Path, catalog_nam
 
 
 def draw_faults(rng: random.Random) -> list[dict[str, object]]:
-    """Return what Stripe does to us: slow, refusing, accepting and silent; events late, twice, lost, mixed up."""
+    """Return the sandbox's faults: slow, refusing, silent after accepting; events late, twice, lost, reordered."""
 
     def rule(kind: str, probability: float, **more: object) -> dict[str, object]:
         return {"kind": kind, "probability": probability, "seed": rng.randrange(1 << 30), **more}

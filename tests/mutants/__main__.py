@@ -1,6 +1,6 @@
-"""`make mutants`: takes out each protection, one at a time, and shows which test notices.
+"""`make mutants`: removes each protection in turn, and shows which test fails.
 
-In a copy of the checkout, never in the checkout itself.
+It changes a copy of the checkout, never the checkout itself.
 """
 
 import os
@@ -24,17 +24,17 @@ from tests.mutants.protections import PROTECTIONS, Protection
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("src", "tests", "catalogs", "proto", "examples", "benchmarks", "scripts", "docs", "deploy")
-# Ten times what the longest of them takes; a mutant may also hang.
+# Ten times the time of the slowest test; a mutant may also hang.
 SECONDS_MAX = 120.0
 _PASSED, _FAILED = 0, 1
 
-# Fails where pytest would run the checkout's code instead of the copy's.
+# Prints which code is imported: it must be the copy's, not the checkout's.
 _SAME = "import billing_svc, webhook_gateway; print(billing_svc.__file__, webhook_gateway.__file__)"
 
 
 @contextmanager
 def copied() -> Iterator[Path]:
-    """Give a copy of what the tests need."""
+    """Yield a copy of everything that the tests need."""
     with tempfile.TemporaryDirectory(prefix="billing-svc-mutants-") as name:
         copy = Path(name)
         copy.chmod(0o711)
@@ -48,7 +48,7 @@ def copied() -> Iterator[Path]:
 
 
 def tested(copy: Path, tests: Sequence[str]) -> tuple[int, list[str], str]:
-    """Run tests in the copy; returns pytest's code, which of them were red, and what was said."""
+    """Run tests in the copy; returns pytest's exit code, the failed tests, and pytest's output."""
     if not tests:
         return _PASSED, [], ""
     command = [sys.executable, "-B", "-m", "pytest", "-x", "-p", "no:cacheprovider", "-rfE", "--tb=line", *tests]
@@ -68,7 +68,7 @@ def environment(copy: Path) -> dict[str, str]:
 
 
 def taken_out(copy: Path, one: Protection) -> tuple[int, list[str], str]:
-    """Run a protection's tests without it."""
+    """Run a protection's tests without the protection."""
     file = copy / one.file
     text = file.read_text()
     if text.count(one.old) != 1:
@@ -83,7 +83,7 @@ def taken_out(copy: Path, one: Protection) -> tuple[int, list[str], str]:
 def main(
     only: Annotated[str, typer.Option("-k", help="Those alone whose name contains this.")] = "",
 ) -> None:
-    """Take out each protection and show which test notices."""
+    """Remove each protection, and show which test fails."""
     chosen = [one for one in PROTECTIONS if only in one.name]
     began, console = time.monotonic(), Console(stderr=True, soft_wrap=True)
     table = Table(title="Protections taken out")
@@ -99,7 +99,7 @@ def main(
         green: set[str] = set()
         for number, one in enumerate(chosen, 1):
             started = time.monotonic()
-            # A test that is red anyway tells nothing.
+            # A test that fails with the protection in place shows nothing.
             code, red, said = tested(copy, [test for test in one.tests if test not in green])
             if code == _PASSED:
                 green.update(one.tests)

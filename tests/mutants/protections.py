@@ -1,6 +1,6 @@
-"""Every protection that a promise rests on, how it is taken out, and the tests that must notice.
+"""The protections that the promises rest on: how each is removed, and the tests that must fail then.
 
-`old` stands exactly once in its file; where the code around it changes, so does this list.
+`old` must stand exactly once in its file; if the code around it changes, change this list.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """One of them; without it, at least one of `tests` is red."""
+    """A protection; without it, at least one of `tests` fails."""
 
     name: str
     file: str
@@ -45,14 +45,14 @@ PROTECTIONS = (
         (f"{_TWICE}::test_repetitions_that_wait_for_the_first_change_nothing",),
     ),
     Protection(
-        "an event that comes again is compared with what was sent",
+        "a repeated event is compared with the first",
         f"{_SVC}/metering/usage/record_usage.py",
         "    if event.sent != sent:\n        return _reused(event)\n",
         "",
         (f"{_TESTS}/metering/usage/test_repeats.py::test_the_same_id_with_other_content_is_refused",),
     ),
     Protection(
-        "a denial is not the answer to one's own first sending",
+        "a repeat is not denied because of its own first call",
         f"{_SVC}/metering/usage/record_usage.py",
         "    if refused and await store.find_events(conn, refused):\n        raise transactions.RetryTransaction\n",
         "",
@@ -69,7 +69,7 @@ PROTECTIONS = (
         (f"{_TESTS}/platform/database/test_transactions.py::test_a_cancelled_caller_does_not_undo_the_work",),
     ),
     Protection(
-        "what lost its connection at COMMIT is not repeated",
+        "a transaction that lost its connection at COMMIT is not repeated",
         f"{_SVC}/platform/database/transactions.py",
         "                    # The transaction may have been committed. "
         "Only the caller, with the same id, can repeat it safely.\n"
@@ -102,7 +102,7 @@ PROTECTIONS = (
         (f"{_HOLDS}::test_four_client_processes_on_two_servers_hold_exactly_what_there_is",),
     ),
     Protection(
-        "what others hold is no room",
+        "reserved units are not available to others",
         f"{_SVC}/metering/quota/rules.py",
         "max(0, included - self.consumed - self.reserved)",
         "max(0, self.free(included))",
@@ -116,14 +116,14 @@ PROTECTIONS = (
         (f"{_HOLDS}::test_of_two_endings_of_a_hold_the_first_wins_and_its_units_come_back_once",),
     ),
     Protection(
-        "an expired hold stands in nobody's way",
+        "an expired reservation does not block a record",
         f"{_SVC}/metering/usage/record_usage.py",
         "    if any(one.event.reject for one in placed):\n",
         "    if False:\n",
         (f"{_TESTS}/metering/reservations/test_reservations.py",),
     ),
     Protection(
-        "never more is taken back than there is",
+        "a correction takes back at most the event's units",
         f"{_SVC}/metering/corrections/correct_usage.py",
         "    if not 0 < units <= left:\n",
         "    if units <= 0:\n",
@@ -147,7 +147,7 @@ PROTECTIONS = (
         ),
     ),
     Protection(
-        "a stop lets what is under way finish",
+        "a stop lets the calls under way finish",
         f"{_SVC}/programs/server.py",
         "            await running.stop()\n",
         "            await running.server.stop(0)\n",
@@ -161,7 +161,7 @@ PROTECTIONS = (
         (f"{_SERVING}::test_until_its_connections_have_gone_a_stop_answers_what_they_send",),
     ),
     Protection(
-        "a server that stops is not connected to any more",
+        "a stopping server refuses new connections",
         f"{_SVC}/api/transport/serving.py",
         "        await connections.refuse_new(self._port)\n",
         "",
@@ -192,7 +192,7 @@ PROTECTIONS = (
     ),
     # Promise 10: closed by default.
     Protection(
-        "nothing is read of who may not call",
+        "a request is not read if its caller has no access",
         f"{_SVC}/api/transport/serving.py",
         "        if not self._routing.admits(route.method, call):\n",
         "        if self._routing.admits(route.method, call) is None:\n",
@@ -200,7 +200,7 @@ PROTECTIONS = (
     ),
     # Promise 5: Stripe's events.
     Protection(
-        "an event is answered once it is stored",
+        "an event is acknowledged only after it is stored",
         f"{_SVC}/api/servicers/stripe_events.py",
         "stored = await self._database.run(lambda conn: store.insert(conn, event, ignored_because, now))",
         "stored = bool(\n            __import__('asyncio').ensure_future(\n"
@@ -209,7 +209,7 @@ PROTECTIONS = (
         ("tests/faults/test_statements.py::test_a_fault_at_each_statement_leaves_all_or_nothing[accept]",),
     ),
     Protection(
-        "the gateway says 200 only if the service did",
+        "the gateway answers 200 only if the service stored the event",
         "src/webhook_gateway/app.py",
         'forwarding.Outcome.AWAY: (HTTPStatus.SERVICE_UNAVAILABLE, "service_unavailable"',
         'forwarding.Outcome.AWAY: (HTTPStatus.OK, "service_unavailable"',
@@ -230,14 +230,14 @@ PROTECTIONS = (
         (f"{_TESTS}/inbox/test_apply_events.py::test_any_order_and_repetition_ends_in_what_stripe_has",),
     ),
     Protection(
-        "a lease keeps others out",
+        "a lease excludes other workers",
         f"{_SVC}/stripe/leases.py",
         "            where=_OBJECTS.c.leased_until <= now,\n",
         "",
         (f"{_REPORT_FAULTS}::test_a_killed_sender_s_slice_is_sent_once_by_its_successor",),
     ),
     Protection(
-        "the fence of a lease that ends",
+        "the fencing number when a lease ends",
         f"{_SVC}/stripe/leases.py",
         "_OBJECTS.c.fence == lease.fence)\n        .values(leased_until=now)\n",
         "sa.true())\n        .values(leased_until=now)\n",
@@ -252,21 +252,21 @@ PROTECTIONS = (
         (f"{_CHECKOUT_FAULTS}::test_a_first_checkout_that_crashed_is_carried_on",),
     ),
     Protection(
-        "a key outlives the process that made it",
+        "an idempotency key survives its process",
         f"{_SVC}/stripe/intents.py",
         '            where=_REQUESTS.c.state == "refused",\n',
         "",
         (f"{_CHECKOUT_FAULTS}::test_a_first_checkout_that_crashed_is_carried_on",),
     ),
     Protection(
-        "an intent of yesterday is looked up",
+        "an intent older than Stripe's keys is looked up",
         f"{_SVC}/stripe/intents.py",
         "        if row.answered_500 or now - row.created_at >= KEY_TRUSTED_FOR:\n",
         "        if row.answered_500:\n",
         (f"{_CHECKOUT_FAULTS}::test_an_intent_of_yesterday_is_looked_up",),
     ),
     Protection(
-        "after a stored 500 Stripe is asked",
+        "after a stored 500 the object is looked up",
         f"{_SVC}/stripe/intents.py",
         "        if row.answered_500 or now - row.created_at >= KEY_TRUSTED_FOR:\n",
         "        if now - row.created_at >= KEY_TRUSTED_FOR:\n",
@@ -284,7 +284,7 @@ PROTECTIONS = (
         ),
     ),
     Protection(
-        "a slice keeps its identifier",
+        "a usage report keeps its identifier",
         f"{_SVC}/usage_export/sending.py",
         "begun.reported_for, begun.identifier\n",
         'begun.reported_for, f"{begun.identifier}_{begun.attempts}"\n',
@@ -298,42 +298,42 @@ PROTECTIONS = (
         (f"{_REPORT_FAULTS}::test_of_what_is_unknown_for_a_day_the_meter_s_sum_decides",),
     ),
     Protection(
-        "a slice that was sent does not grow",
+        "a sent usage report does not grow",
         f"{_SVC}/usage_export/rules.py",
         "        return self.state is states.ReportState.SEALED and self.attempts == 0\n",
         "        return self.state is states.ReportState.SEALED\n",
         (f"{_REPORT_FAULTS}::test_accepted_but_unheard_is_not_counted_again",),
     ),
     Protection(
-        "of what is unknown for a day the meter's sum decides",
+        "after a day the meter's total decides about an unknown attempt",
         f"{_SVC}/usage_export/billability.py",
         "    is_known = report.refused_at is None and now < report.first_attempt_at + IDENTIFIER_TRUSTED_FOR\n",
         "    is_known = report.refused_at is None\n",
         (f"{_REPORT_FAULTS}::test_of_what_is_unknown_for_a_day_the_meter_s_sum_decides",),
     ),
     Protection(
-        "what may be at Stripe keeps its first attempt when it fails",
+        "a failed report that may be at Stripe keeps its first attempt",
         f"{_SVC}/usage_export/states.py",
         "    return _to(Transition.FAILED_UNDECIDED, now, error=why)\n",
         "    return _to(Transition.FAILED_UNDECIDED, now, error=why, first_attempt_at=None)\n",
         (f"{_REPORT_FAULTS}::test_a_retry_of_what_may_be_at_stripe_looks_again",),
     ),
     Protection(
-        "a transition begins in its states alone",
+        "a transition begins only in its source states",
         f"{_SVC}/usage_export/store.py",
         "update.where(begins).values(",
         "update.values(",
         (f"{_TESTS}/usage_export/test_states.py::test_what_is_no_transition_changes_no_row",),
     ),
     Protection(
-        "an answer to an identifier that a slice has no more changes nothing",
+        "an answer to an old identifier changes nothing",
         f"{_SVC}/usage_export/store.py",
         "(_REPORTS.c.state == report.state, _REPORTS.c.identifier == report.identifier)",
         "(_REPORTS.c.state == report.state,)",
         (f"{_REPORT_FAULTS}::test_an_answer_that_comes_after_a_retry_marks_nothing",),
     ),
     Protection(
-        "the fence of a sender",
+        "the fencing number of a sender",
         f"{_SVC}/usage_export/sending.py",
         "            if not await leases.renew(conn, lease, self._clock.now()):\n"
         "                raise leases.Overtaken\n",
@@ -341,7 +341,7 @@ PROTECTIONS = (
         (f"{_REPORT_FAULTS}::test_a_sender_that_was_overtaken_marks_nothing",),
     ),
     Protection(
-        "what was appended cannot be changed",
+        "appended rows cannot be changed",
         f"{_SVC}/platform/database/privileges.py",
         "    if table not in APPENDED:\n",
         "    if True:\n",
@@ -355,14 +355,14 @@ PROTECTIONS = (
         (f"{_TESTS}/platform/database/test_readers.py::test_nothing_tells_the_twins_apart",),
     ),
     Protection(
-        "no plan of what runs with its owner's rights is told",
+        "plans of functions with their owner's rights are not sent to the client",
         f"{_SVC}/platform/database/migrations/versions/0006_readable.py",
         "    SET client_min_messages = error\n",
         "",
         (f"{_TESTS}/platform/database/test_readers.py::test_nothing_tells_the_twins_apart",),
     ),
     Protection(
-        "what a reader reads comes in the same order, whatever the plan",
+        "a reader gets rows in the same order with every plan",
         f"{_SVC}/platform/database/migrations/versions/0006_readable.py",
         "     ORDER BY 1\n",
         "",
@@ -370,14 +370,14 @@ PROTECTIONS = (
     ),
     # Promise 10: closed by default.
     Protection(
-        "an RPC is for those who were given it",
+        "an RPC is only for callers with its group",
         f"{_SVC}/api/access.py",
         "    if entry is not Open.ANY_CALLER and entry not in caller.groups:\n",
         "    if entry is None:\n",
         (f"{_TESTS}/api/test_access.py::test_every_rpc_refuses_callers_without_its_group",),
     ),
     Protection(
-        "a prefix ends where an id does",
+        "an account prefix ends at a separator of ids",
         f"{_SVC}/api/scope.py",
         "    return account_id == prefix or opens_all(prefix, account_id)\n",
         "    return account_id.startswith(prefix)\n",

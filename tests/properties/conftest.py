@@ -1,4 +1,4 @@
-"""The real server on a catalog with every policy; how long Hypothesis looks is set by the environment."""
+"""The real server on a catalog with every policy; the environment sets how long Hypothesis searches."""
 
 import os
 
@@ -11,13 +11,13 @@ from tests import clocks
 from tests.acceptance.accounts import START
 from tests.properties import offers
 
-# Within `make test-all`; BILLING_PROPERTY_EXAMPLES=2000 looks for an hour.
+# The number for `make test-all`; BILLING_PROPERTY_EXAMPLES=2000 searches for an hour.
 EXAMPLES = int(os.environ.get("BILLING_PROPERTY_EXAMPLES", "50"))
 STEPS = int(os.environ.get("BILLING_PROPERTY_STEPS", "50"))
 
 hypothesis.settings.register_profile(
     "properties",
-    deadline=None,  # a step is some calls to a database
+    deadline=None,  # a step makes several calls to a database
     max_examples=EXAMPLES,
     stateful_step_count=STEPS,
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much],

@@ -1,4 +1,4 @@
-"""What the service promises about counting, written a second time, as simply as it can be said."""
+"""A simple model of the service's counting, written without the service's code, to compare the service with."""
 
 import calendar
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ GRACE = timedelta(hours=offers.GRACE_HOURS)
 
 @dataclass(slots=True)
 class Subscription:
-    """In force in [start, end)."""
+    """Gives its plan in [start, end)."""
 
     name: str
     plan: str
@@ -29,7 +29,7 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What holds for a meter: None included is unlimited; `beyond` is empty where the plan lacks it."""
+    """The terms of a meter: `included` None means unlimited; `beyond` is empty if the plan does not have the meter."""
 
     plan: str
     included: int | None
@@ -38,7 +38,7 @@ class Terms:
 
 @dataclass(slots=True)
 class Counter:
-    """The totals of a meter in a period; of a gauge `used` is the peak."""
+    """The totals of a meter in a period; for a gauge, `used` is the peak."""
 
     terms: Terms
     used: int = 0
@@ -48,7 +48,7 @@ class Counter:
 
 @dataclass(slots=True)
 class Event:
-    """What was recorded, and how much of it is left."""
+    """A recorded event, with the units that are left after corrections."""
 
     meter: str
     start: datetime
@@ -57,7 +57,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What an answer must say."""
+    """What an answer must contain."""
 
     allowed: bool
     used: int
@@ -67,13 +67,13 @@ class Told:
 
 @dataclass(slots=True)
 class Account:
-    """One account's whole history."""
+    """The whole history of an account."""
 
     now: datetime
     subscriptions: list[Subscription] = field(default_factory=list)
-    # Those that carry pay-as-you-go on the default plan.
+    # The subscriptions that have pay-as-you-go on the default plan.
     metered_only: list[Subscription] = field(default_factory=list)
-    # The subscription under which it was switched on.
+    # The subscription under which pay-as-you-go was switched on.
     pay_as_you_go_under: str | None = None
     overrides: dict[str, tuple[int | None, datetime | None]] = field(default_factory=dict)
     counters: dict[tuple[str, datetime], Counter] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class Account:
         if meter in self.overrides:
             included, expires_at = self.overrides[meter]
             if expires_at is None or self.now < expires_at:
-                # A meter outside the plan has just what the override gives.
+                # A meter outside the plan has only what the override gives.
                 return Terms(plan, included, beyond or ("" if offer else "deny"))
         if offer is None:
             return Terms(plan, 0, "absent")
@@ -105,7 +105,7 @@ class Account:
         return Terms(plan, included * seats if included is not None and offer.per_seat else included, beyond)
 
     def end_what_a_plan_replaces(self) -> None:
-        """Whoever gets a plan has no pay-as-you-go of the default plan any more, and once that ends none either."""
+        """A plan switches off the default plan's pay-as-you-go, and it stays off when the plan ends."""
         if self.subscription(self.now) and self.pay_as_you_go_under in {one.name for one in self.metered_only}:
             self.pay_as_you_go_under = None
 
@@ -118,7 +118,7 @@ class Account:
         else:
             months = next(n for n in range(-2, 1000) if _month(found.anchor, n + 1) > at)
             start, end = _month(found.anchor, months), _month(found.anchor, months + 1)
-        # Only where the plan goes over from one to another does a period end early.
+        # A period ends early only where one plan follows another.
         for cut in self._cuts():
             if cut <= at:
                 start = max(start, cut)
@@ -133,7 +133,7 @@ class Account:
         )
 
     def ends(self) -> list[datetime]:
-        """Return the instants at which an answer may change, also past ones."""
+        """Return the instants at which an answer may change, also past instants."""
         end = self.period(self.now)[1]
         ended = [self.period(start)[1] for _, start in self.counters]
         graces = [one.exceeded_at + GRACE for one in self.counters.values() if one.exceeded_at is not None]
@@ -141,7 +141,7 @@ class Account:
         return [end, *(at + LATE for at in (end, *ended)), *graces, *overrides]
 
     def target(self, meter: str, occurred_at: datetime) -> tuple[tuple[str, datetime], Terms]:
-        """Return the counter that an event counts in, and under which terms."""
+        """Return the counter that an event counts in, and the terms that it counts under."""
         start, end = self.period(occurred_at)
         if self.now >= end + LATE:
             occurred_at = self.now
@@ -177,7 +177,7 @@ class Account:
         return Told(self.allows(meter, counter, terms, units), shown, counter.billable, units)
 
     def present(self, meter: str) -> Counter:
-        """Return the counter of the present period as it would open."""
+        """Return the counter of the present period in the state in which it would open."""
         terms = self.terms(meter, self.now)
         counter = self.counters.get((meter, self.period(self.now)[0])) or Counter(terms)
         counter = Counter(terms, counter.used, counter.billable, counter.exceeded_at)
@@ -204,7 +204,7 @@ class Account:
     def move_level(
         self, event_id: str, meter: str, occurred_at: datetime, *, to: int | None, by: int, reject: bool
     ) -> Told | None:
-        """Set a level or change it; None where the change is refused as unfit."""
+        """Set a level or change it; None if the change is refused as invalid."""
         key, terms = self.target(meter, self.now)
         before = self.counters.get(key) or Counter(terms)
         level, set_at = self.levels.get(meter, (0, None))
@@ -233,7 +233,7 @@ class Account:
                 _raise_peak(counter, terms, self.level(meter))
 
     def correct(self, event_id: str, units: int | None) -> tuple[int, int] | None:
-        """Return the units taken back and how many of them were billable; None where it is too much."""
+        """Return the units taken back and how many of them were billable; None if the event has fewer units."""
         event = self.events[event_id]
         taken = event.left if units is None else units
         if not 0 < taken <= event.left:

@@ -1,11 +1,11 @@
-"""A catalog with every policy, small enough that limits are met often, as plain data for service and model alike."""
+"""A catalog with every policy and small, often reached limits, as plain data for the service and the model."""
 
 from dataclasses import dataclass
 from typing import Any
 
 CONSUMABLES = ("hard", "charged", "graced", "soft")
 GAUGES = ("seats", "disk")
-# An operation and what it costs in `hard`.
+# An operation, and what it costs in `hard`.
 BIG = 3
 GRACE_HOURS = 24
 
@@ -20,7 +20,7 @@ class Offer:
 
     @property
     def document(self) -> dict[str, Any]:
-        """Return it as a catalog has it."""
+        """Return the offer in the catalog's format."""
         if self.included is None:
             return {"included": "unlimited"}
         price = {"unit_price": "0.5"} if self.beyond == "charge" else {}
@@ -50,7 +50,7 @@ PLANS = {
         "seats": Offer(1, "deny", per_seat=True),
         "disk": Offer(2, "charge", per_seat=True),
     },
-    # Its quotas follow the calendar, so nothing of it is charged.
+    # Its quota periods are calendar months, so its meters cannot be charged.
     "calendar": {
         "hard": Offer(9, "deny"),
         "charged": Offer(9, "allow"),
@@ -59,7 +59,7 @@ PLANS = {
         "seats": Offer(9, "deny"),
     },
 }
-# What pay-as-you-go puts in the place of a plan's limits.
+# The limits that pay-as-you-go uses in place of a plan's limits.
 OVERLAYS = {"free": {"charged": Offer(4, "charge")}, "team": {"hard": Offer(4, "charge", per_seat=True)}}
 SOLD = ("pro", "team", "calendar")
 

@@ -1,4 +1,4 @@
-"""Any interleaving of what callers, Stripe, operators and the clock do ends in the same books as a simple model's."""
+"""For any order of actions by callers, Stripe, operators and the clock, the service and a simple model agree."""
 
 import asyncio
 import itertools
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.long
 T = TypeVar("T")
 
 ACCOUNT = "org_1"
-# A step is a few statements; one that takes longer is stuck.
+# A step is a few statements; a step that takes longer hangs.
 STEP_SECONDS_MAX = 30
 
 CONSUMABLES = st.sampled_from(offers.CONSUMABLES)
@@ -45,7 +45,7 @@ MOVES = st.sampled_from(
         timedelta(days=40),
     ]
 )
-# When an event happened, seen from now.
+# When an event happened, relative to now.
 AGES = st.sampled_from(
     [None, None, timedelta(minutes=-4), timedelta(microseconds=1), timedelta(minutes=30), timedelta(hours=1)]
 )
@@ -62,7 +62,7 @@ _LEVELS = sa.text("SELECT meter, level FROM gauge_levels WHERE level <> 0")
 
 
 class Counting(stateful.RuleBasedStateMachine):
-    """One account on the real server, beside its model."""
+    """An account on the real server, and its model."""
 
     events: "stateful.Bundle[str]" = stateful.Bundle("events")
 
@@ -71,9 +71,9 @@ class Counting(stateful.RuleBasedStateMachine):
         self._billing, self._loop = billing, loop
         self._ids = (f"id_{n}" for n in itertools.count(1))
         self._told: told.Told | None = None
-        # What was sent and answered, for repeats.
+        # Requests with their answers, for repeats.
         self._sent: dict[str, tuple[usage_pb2.RecordUsageRequest, usage_pb2.RecordUsageResponse]] = {}
-        # A hard limit that an admission by the last step must not have passed.
+        # A hard limit that the last step must not have exceeded.
         self._hard: tuple[tuple[str, datetime], int] | None = None
         assert isinstance(billing.clock, clocks.StillClock)
         self._clock = billing.clock
@@ -85,7 +85,7 @@ class Counting(stateful.RuleBasedStateMachine):
 
     @stateful.initialize(plan=PLANS, seats=SEATS)
     def begin(self, plan: str, seats: int) -> None:
-        """Half of what there is to go wrong needs a subscription."""
+        """Begins with a subscription: half of all possible errors need it."""
         self.subscribe(plan, seats)
 
     @stateful.rule(by=MOVES)
@@ -95,7 +95,7 @@ class Counting(stateful.RuleBasedStateMachine):
 
     @stateful.rule(data=st.data(), by=st.sampled_from([timedelta(microseconds=-1), timedelta()]))
     def move_to_where_something_ends(self, data: st.DataObject, by: timedelta) -> None:
-        """To the microsecond at which a period, the time for late events, a grace or an override ends, or before it."""
+        """Move to the microsecond at which a period, a grace, an override or the late time ends, or just before."""
         ends = [at for at in self.account.ends() if at + by > self.account.now]
         self._clock.set(data.draw(st.sampled_from(ends)) + by)
         self.account.now = self._clock.now()
@@ -122,7 +122,7 @@ class Counting(stateful.RuleBasedStateMachine):
         status=st.sampled_from(["active", "past_due", "trialing", "unpaid", "paused", "canceled"]), after=MOVES
     )
     def change_the_status(self, status: str, after: timedelta) -> None:
-        """Also schedule the end while it is trialing, which makes one rule of what would be rare."""
+        """Also schedule the end while it is trialing: a separate rule for that would be drawn too rarely."""
         live, now = self._held, self.account.now
         if status == "canceled":
             live.end, live.over = min(now, live.end or now), True
@@ -151,7 +151,7 @@ class Counting(stateful.RuleBasedStateMachine):
             self._run(self._execute(sa.delete(table).where(table.c.meter == meter)))
 
     def _switch_pay_as_you_go(self, after: timedelta | None, *, on: bool) -> None:
-        """Under the plan's subscription; without one, under a metered-only one that may end after a time."""
+        """Under the plan's subscription; without a plan, under a metered-only subscription that may end later."""
         now, held = self.account.now, self.account.subscription(self.account.now)
         if on and held is None:
             end = None if after is None else now + after
@@ -236,7 +236,7 @@ class Counting(stateful.RuleBasedStateMachine):
             expected.append(self.account.record(request.event_id, meter, units, at, reject=reject))
         if not requests:
             return stateful.multiple()
-        # The first one again: a duplicate, or denied once more.
+        # The first request again: a duplicate, or denied again.
         requests.append(requests[0])
         batch = usage_pb2.BatchRecordUsageRequest(events=requests)
         answers = [result.answer for result in self._run(self._billing.usage.BatchRecordUsage(batch)).results]
@@ -262,7 +262,7 @@ class Counting(stateful.RuleBasedStateMachine):
         again = self._run(self._billing.usage.CorrectUsage(request))
         assert (again.duplicate, again.quantity, again.used) == (True, answer.quantity, answer.used)
 
-    # What always holds.
+    # Invariants.
 
     @stateful.invariant()
     def the_books_balance(self) -> None:
@@ -282,10 +282,10 @@ class Counting(stateful.RuleBasedStateMachine):
             assert (levels.get(key[0], 0) if key[0] in offers.GAUGES else used - billable) <= included
             self._hard = None
 
-    # How it is done.
+    # Helpers.
 
     def _check_every_meter(self) -> None:
-        """Ask for one unit of each: here answers change without a call that could tell."""
+        """Check a unit of each meter: after these steps answers change without a call that would show it."""
         meters = offers.CONSUMABLES + offers.GAUGES
         requests = [quota_pb2.CheckQuotaRequest(account_id=ACCOUNT, meter=meter) for meter in meters]
 
@@ -314,7 +314,7 @@ class Counting(stateful.RuleBasedStateMachine):
     def _sendable(
         self, request: usage_pb2.RecordUsageRequest, age: timedelta | None, *, reject: bool
     ) -> tuple[usage_pb2.RecordUsageRequest, datetime]:
-        """Return a request under an id of its own, and when it says that it happened."""
+        """Return a request under a new id, and the instant at which its event happened."""
         request.event_id = next(self._ids)
         if reject:
             request.if_exceeded = usage_pb2.IF_EXCEEDED_REJECT
@@ -410,7 +410,7 @@ def _told(answer: usage_pb2.RecordUsageResponse) -> model.Told:
 
 async def test_the_books_are_the_model_s(billing: Billing) -> None:
     loop = asyncio.get_running_loop()
-    # In a thread of its own, because Hypothesis does not await.
+    # In a separate thread, because Hypothesis does not await.
     await asyncio.to_thread(
         stateful.run_state_machine_as_test,
         lambda: Counting(billing, loop),  # type: ignore[arg-type]  # any callable that makes one

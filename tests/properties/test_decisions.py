@@ -1,4 +1,4 @@
-"""What the pure decision and the pure count promise each other, for any numbers."""
+"""Invariants of the pure decision and the pure count, for any numbers."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ GRACE = timedelta(hours=24)
 MICROSECOND = timedelta(microseconds=1)
 
 UNITS = st.integers(1, 10**12)
-# Small numbers meet limits; large ones meet the ends of the range.
+# Small numbers reach limits; large numbers reach the ends of the range.
 QUANTITIES = st.integers(0, 30) | st.integers(0, 10**12)
 BEYONDS = st.sampled_from(["deny", "grace", "charge", "allow"])
 
@@ -52,7 +52,7 @@ def decide(allowance: terms.Allowance, counter: rules.Counter, units: int) -> ru
 
 @given(allowances(), counters(gauge=None), UNITS)
 def test_a_limit_is_met_exactly(allowance: terms.Allowance, counter: rules.Counter, units: int) -> None:
-    """What remains is allowed without a word, and one unit more is what `beyond` says."""
+    """Remaining units are allowed without a reason, and a further unit is handled by `beyond`."""
     remaining = counter.remaining(allowance.included)
     if remaining:
         assert decide(allowance, counter, remaining) == rules.Decision(allowed=True, reason=rules.Reason.NONE)
@@ -108,7 +108,7 @@ def test_the_projected_cost_is_what_is_then_counted_as_billable(
     allowance: terms.Allowance, counter: rules.Counter, units: int
 ) -> None:
     assert allowance.limit is not None
-    # The counter as it stands in an open period: a gauge's peak is billed already.
+    # The counter as it is in an open period: a gauge's peak is billed already.
     before = counter if counter.level is None else rules.raise_peak(allowance, counter)
     decision = decide(allowance, before, units)
     billed = rules.count(allowance, before, units, NOW).billable - before.billable
@@ -152,7 +152,7 @@ def test_a_correction_takes_back_what_was_charged_first(
 
 @given(QUANTITIES, counters(reserved=FREE), UNITS)
 def test_with_one_price_what_is_charged_is_what_is_beyond(included: int, counter: rules.Counter, units: int) -> None:
-    """From a period's start on, under terms that stay: by events, and after corrections."""
+    """From a period's start on, under constant terms: after events and after corrections."""
     allowance = terms.Allowance(parts.Limit(included=included, beyond="charge", unit_price=Decimal(1)), included)
     opened = rules.count(allowance, rules.Counter(), counter.used, NOW)
     after = rules.count(allowance, opened, units, NOW)
@@ -171,7 +171,7 @@ def test_a_grace_lasts_its_time_and_not_a_microsecond_longer(
     assume(not counter.is_exceeded(allowance.included))
     crossed = rules.count(allowance, counter, counter.free(allowance.included) + units, NOW)
     assert crossed.exceeded_at == NOW
-    # Whatever is counted afterwards, the first crossing decides.
+    # Whatever is counted afterwards, the grace begins when the limit was first exceeded.
     later_on = rules.count(allowance, crossed, units, NOW + later)
     end = NOW + GRACE
     for at, allowed in ((end - MICROSECOND, True), (end, False), (NOW + later, later < GRACE)):

@@ -1,4 +1,4 @@
-"""A month of billing in a sandbox: a clock that can be set, a customer who subscribes, and the invoices that follow."""
+"""A month of billing in a sandbox: a clock that can be set, a customer who subscribes, and the invoices."""
 
 import asyncio
 import contextlib
@@ -73,7 +73,7 @@ class Billing:
         )
 
     async def invoices(self, **where: object) -> list[stripe.Invoice]:
-        """Give the customer's invoices, the oldest first."""
+        """Return the customer's invoices, oldest first."""
         return list((await self.api.invoices.list_async({"customer": self.customer, "limit": 100, **where})).data)[::-1]
 
     async def price(self, unit_amount: int, interval: str = "month", **recurring: object) -> str:
@@ -88,19 +88,19 @@ class Billing:
         return str(made.id)
 
     async def types(self, beginning: str) -> list[str]:
-        """Give the types of the events so far, the oldest first."""
+        """Return the types of the events so far that begin with a text, oldest first."""
         events = (await self.api.events.list_async({"limit": 100})).data
         return [event.type for event in events if event.type.startswith(beginning)][::-1]
 
 
 def amounts(invoice: stripe.Invoice) -> list[tuple[int, int | None]]:
-    """Give the amounts and quantities of an invoice's lines."""
+    """Return the amounts and quantities of an invoice's lines."""
     return sorted((line.amount, line.quantity) for line in invoice.lines.data)
 
 
 @contextlib.asynccontextmanager
 async def billing_at(file: pathlib.Path, at: dt.datetime, webhook_url: str | None = None) -> AsyncIterator[Billing]:
-    """Run a sandbox whose clock stands at a date, with a customer who has a card."""
+    """Run a sandbox whose clock shows a date, with a customer who has a card."""
     store = state.State(file)
     offset = int(at.timestamp() - time.time())
     await store.run(lambda work: work.set_fact("clock_offset_seconds", offset))

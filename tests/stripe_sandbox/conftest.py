@@ -24,8 +24,8 @@ SECRET = "whsec_test"
 
 @contextlib.asynccontextmanager
 async def serving(build: Callable[[int], Starlette]) -> AsyncIterator[str]:
-    """Serve an app on a free port, and give its address."""
-    # The protocol is named because asyncio switches Nagle's delay off only where it is: 40 ms a request.
+    """Serve an app on a free port, and yield its address."""
+    # With the protocol named, asyncio switches Nagle's delay off; otherwise each request takes 40 ms longer.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -44,7 +44,7 @@ async def serving(build: Callable[[int], Starlette]) -> AsyncIterator[str]:
 
 @dataclasses.dataclass(slots=True)
 class Receiver:
-    """The webhook's other end: verifies each delivery with the SDK, and answers as it is told."""
+    """The receiver of webhooks: verifies each delivery with the SDK, and gives the answer that the test chooses."""
 
     url: str = ""
     status: int = 200
@@ -88,7 +88,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sandbox:
-    """A running sandbox, the SDK's client of it, and a plain one."""
+    """A running sandbox, the SDK's client of it, and a plain HTTP client."""
 
     url: str
     stripe: stripe.StripeClient
@@ -114,7 +114,7 @@ async def running(file: pathlib.Path, webhook_url: str | None = None) -> AsyncIt
             base_url=url,
             headers={"Authorization": "Bearer sk_test_plain"},
             trust_env=False,
-            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # an empty one: there is no TLS here
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # empty: no TLS is used here
         ) as plain:
             yield Sandbox(url, client, plain)
         await transport.close_async()  # type: ignore[no-untyped-call] # the SDK's
@@ -133,7 +133,7 @@ async def sandbox(state_file: pathlib.Path) -> AsyncIterator[Sandbox]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Offer:
-    """What the tests sell: a monthly base price and a metered one."""
+    """What the tests sell: a monthly base price and a metered price."""
 
     product: str
     base: str

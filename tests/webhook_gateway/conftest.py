@@ -38,7 +38,7 @@ def sign(body: bytes, secret: str = SECRET, shift_seconds: int = 0) -> str:
 
 @dataclass
 class ScriptedService(stripe_event_pb2_grpc.StripeEventServiceServicer):
-    """Stores events by id, unless told to refuse with `status` or to hang."""
+    """Stores events by id, unless a test tells it to refuse with `status` or to hang."""
 
     status: grpc.StatusCode = grpc.StatusCode.OK
     hangs: bool = False
@@ -49,7 +49,7 @@ class ScriptedService(stripe_event_pb2_grpc.StripeEventServiceServicer):
     stored: dict[str, bytes] = field(default_factory=dict)
 
     def reset(self) -> None:
-        """Forget everything, so that the next test may use the same server."""
+        """Reset everything, so that the next test can use the same server."""
         self.__dict__.update(ScriptedService().__dict__)
 
     async def AcceptStripeEvent(  # noqa: N802 - the contract's name
@@ -72,7 +72,7 @@ class ScriptedService(stripe_event_pb2_grpc.StripeEventServiceServicer):
 
 
 class ScriptedHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """The standard health service, saying what the test says."""
+    """The standard health service, with the status that the test sets."""
 
     def __init__(self, service: ScriptedService) -> None:
         self._service = service
@@ -105,7 +105,7 @@ async def serve_gateway(
     forward_seconds_max: float = forwarding.FORWARD_SECONDS_MAX,
     head_seconds_max: float = serving.HEAD_SECONDS_MAX,
 ) -> AsyncIterator[int]:
-    """Run the gateway as `python -m webhook_gateway` builds it, if need be with less patience; yields its port."""
+    """Run the gateway as `python -m webhook_gateway` builds it, with shorter time-outs if given; yields its port."""
     secrets = (SECRET.encode(), OTHER_SECRET.encode())
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -134,12 +134,12 @@ class Door:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """Open a raw connection, for what no HTTP client would send."""
+        """Open a raw connection, for bytes that no HTTP client would send."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             yield reader, writer
         finally:
-            writer.transport.abort()  # the gateway may have gone first, and close() waits for what cannot be sent
+            writer.transport.abort()  # the gateway may have closed; close() would wait for unsent bytes
 
 
 @asynccontextmanager
@@ -166,6 +166,6 @@ async def shared_door() -> AsyncIterator[Door]:
 
 @pytest.fixture
 def door(shared_door: Door) -> Door:
-    """Lend the module's gateway: stopping one takes a fifth of a second, which is too much for each test."""
+    """Return the module's gateway: stopping a gateway takes a fifth of a second, too long for each test."""
     shared_door.service.reset()
     return shared_door

@@ -1,4 +1,4 @@
-"""TLS to the service: who believes whom, and certificates that change while the gateway runs."""
+"""TLS to the service: which certificates each side accepts, and certificates that change while the gateway runs."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ def certificate_authority() -> trustme.CA:
 
 
 def write(folder: Path, authority: trustme.CA, issuer: trustme.CA) -> channel.Files:
-    """Write whom the gateway believes, and what it shows."""
+    """Write the gateway's certificate files: the authority that it trusts, and its own certificate."""
     shown = issuer.issue_cert(NAME)
     files = channel.Files(folder / "ca.pem", folder / "cert.pem", folder / "key.pem")
     assert files.cert is not None
@@ -37,7 +37,7 @@ def write(folder: Path, authority: trustme.CA, issuer: trustme.CA) -> channel.Fi
 
 @asynccontextmanager
 async def serve_tls(service: ScriptedService, authority: trustme.CA, *believed: trustme.CA) -> AsyncIterator[int]:
-    """Run a service that asks for certificates of the believed."""
+    """Run a service that asks for certificates of the given authorities."""
     issued = authority.issue_cert("127.0.0.1")
     server = grpc.aio.server()
     stripe_event_pb2_grpc.add_StripeEventServiceServicer_to_server(service, server)
@@ -63,7 +63,7 @@ async def test_a_certificate_takes_the_token_s_place(
         async with forwarding.connect(f"127.0.0.1:{port}", None, files=files) as forwarder:
             assert await outcome(forwarder, "evt_1") is forwarding.Outcome.STORED
         async with forwarding.connect(f"127.0.0.1:{port}", TOKEN, files=channel.Files(files.ca)) as forwarder:
-            assert await outcome(forwarder, "evt_2") is forwarding.Outcome.AWAY  # it shows none
+            assert await outcome(forwarder, "evt_2") is forwarding.Outcome.AWAY  # it presents no certificate
     assert service.tokens == {"None"}
 
 

@@ -1,4 +1,4 @@
-"""A signed body is still checked: what is no event is told apart without an exception of the parser's."""
+"""A signed body is still checked; a body that is not an event is refused without an exception of the parser."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from webhook_gateway import event
 
 
 def nested(depth: int) -> bytes:
-    """An event that is `depth` objects and lists deep, itself included."""
+    """Return an event that is `depth` objects and lists deep, itself included."""
     return b'{"id": "evt_1", "a": ' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
 
 
@@ -51,7 +51,7 @@ def test_what_is_no_event_gets_its_reason(body: bytes, reason: str) -> None:
         event.read_id(body)
 
     assert caught.value.reason == reason
-    # What the parser raised holds the body; a traceback must not carry it along.
+    # The parser's exception contains the body, so the traceback must not include it.
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None or caught.value.__suppress_context__
 

@@ -1,4 +1,4 @@
-"""What Stripe, and what everyone else, is answered at the real door."""
+"""The gateway's answers to Stripe and to everyone else, over HTTP."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ def assert_refused(door: Door, answer: httpx.Response, status: int, reason: str)
     assert door.service.calls == 0
 
 
-# --- what is Stripe's
+# --- what is from Stripe
 
 
 async def test_a_signed_event_is_stored_as_it_was_sent_and_then_answered_200(door: Door) -> None:
@@ -75,7 +75,7 @@ async def test_a_body_of_exactly_256_kib_is_taken(door: Door) -> None:
     assert (await door.post(raw, sign(raw))).status_code == 200
 
 
-# --- what is not
+# --- what is not from Stripe
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ async def test_a_body_of_exactly_256_kib_is_taken(door: Door) -> None:
 async def test_what_stripe_did_not_sign_is_400_and_goes_no_further(
     door: Door, header_of: Callable[[], str | None], reason: str
 ) -> None:
-    # Signed now: by the time a long run gets here, a signature of its beginning would be old.
+    # Signed now: in a long run, a signature from its beginning would be too old.
     assert_refused(door, await door.post(BODY, header_of()), 400, reason)
 
 
@@ -203,9 +203,9 @@ async def test_who_sends_for_ever_after_a_413_is_cut_off(door: Door) -> None:
 async def trickle(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, piece: bytes, pause_seconds: float = 0.05
 ) -> bytes:
-    """Send `piece` again and again until the gateway closes; returns what it answered."""
+    """Send `piece` repeatedly until the gateway closes; returns its answer."""
     answering = asyncio.create_task(reader.read())
-    async with asyncio.timeout(20):  # far beyond the bounds here, on any machine
+    async with asyncio.timeout(20):  # far beyond the gateway's time-outs, on any machine
         while not answering.done():
             writer.write(piece)
             await asyncio.wait([answering], timeout=pause_seconds)
@@ -221,7 +221,7 @@ async def test_a_body_that_dawdles_is_408_however_it_trickles(service: ScriptedS
     ):
         writer.write(b"POST /stripe/webhook HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
 
-        # Slowly enough that it is not in the middle of a write when the answer comes: that would reset the connection.
+        # Slowly, so that no write is under way when the answer arrives: that would reset the connection.
         answer = await trickle(reader, writer, b"x", pause_seconds=0.25)
 
         assert answer.startswith(b"HTTP/1.1 408 ")
@@ -239,7 +239,7 @@ async def test_a_head_that_dawdles_is_cut_off_on_a_fresh_and_on_a_used_connectio
             async with door.connect() as (reader, writer):
                 writer.write(first + b"POST /stripe/webhook HTTP/1.1\r\n")
                 answer = await trickle(reader, writer, b"X: y\r\n")
-            assert answer.count(b"HTTP/1.1 ") == (1 if first else 0)  # nothing was said to the unfinished head
+            assert answer.count(b"HTTP/1.1 ") == (1 if first else 0)  # the unfinished request got no answer
 
 
 async def test_the_rest_of_a_body_that_was_answered_early_may_not_dawdle_either(service: ScriptedService) -> None:
@@ -254,7 +254,7 @@ async def test_the_rest_of_a_body_that_was_answered_early_may_not_dawdle_either(
         assert (await trickle(reader, writer, b"x")).startswith(b"HTTP/1.1 404 ")
 
 
-# --- what the service says
+# --- what the service answers
 
 
 @pytest.mark.parametrize(
@@ -305,9 +305,9 @@ async def test_a_service_that_is_away_is_503_at_once_and_found_within_a_second_o
     service: ScriptedService,
 ) -> None:
     async with serve_grpc(service) as grpc_port:
-        pass  # only to have a port that nobody listens on
+        pass  # only to get a port on which nothing listens
     async with serve_gateway(grpc_port) as port, open_door(service, port) as door:
-        for _ in range(10):  # long enough for a back-off without our bound to have grown to several seconds
+        for _ in range(10):  # long enough for gRPC's back-off to reach several seconds without our bound
             started = time.monotonic()
             assert (await door.post(BODY, sign(BODY))).status_code == 503
             assert time.monotonic() - started < 1
@@ -379,7 +379,7 @@ async def test_each_request_is_one_line_without_body_secret_signature_or_token(
 
     assert [(line["status"], line["reason"], line["event_id"]) for line in logs] == [
         (200, "stored", "evt_1"),
-        (400, "signature_wrong", None),  # an id that nobody vouches for is not written down
+        (400, "signature_wrong", None),  # an id without a valid signature is not logged
         (400, "signature_missing", None),
         (400, "body_not_json", None),
         (404, "not_found", None),

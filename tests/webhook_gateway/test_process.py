@@ -1,4 +1,4 @@
-"""The gateway as a process: how it starts, what it writes, how it ends."""
+"""The gateway as a process: how it starts, what it logs, how it ends."""
 
 import asyncio
 import json
@@ -91,7 +91,7 @@ async def test_a_stop_finishes_what_is_under_way_and_exits_0(service: ScriptedSe
             await asyncio.sleep(0.05)
 
         assert (await delivery).status_code == 200
-        assert refusals > 0  # nothing new was taken on meanwhile
+        assert refusals > 0  # no new request was accepted in the meantime
         assert await asyncio.wait_for(process.wait(), 10) == 0
     assert service.stored == {"evt_1": event_body()}
 
@@ -110,7 +110,7 @@ async def test_every_line_of_the_gateway_is_json_and_none_holds_a_body_a_secret_
         await door.post(raw, signed)
         await door.post(raw + b" ", signed)
         async with door.connect() as (reader, writer):
-            writer.write(b"Erika\r\n\r\n")  # no HTTP at all
+            writer.write(b"Erika\r\n\r\n")  # not HTTP
             assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
         process.terminate()
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""The settings are whole, or the gateway does not start and says which variable is at fault."""
+"""The settings are complete, or the gateway does not start and names the wrong variable."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The signature is decided from bytes alone; whatever they are, it answers."""
+"""The signature's check uses only the bytes; it returns a result for any bytes."""
 
 import hashlib
 import hmac

@@ -1,4 +1,4 @@
-"""Ours against Stripe's: objects and sums of usage, their discrepancies, and their repair.
+"""Compares our records with Stripe's: subscriptions, invoices and usage; lists the discrepancies and repairs them.
 
-May import subscriptions and what is below it; not the inbox.
+May import subscriptions and the areas below it; not the inbox.
 """

@@ -1,4 +1,4 @@
-"""What does not agree about usage: its kinds, and those that our own tables tell."""
+"""The kinds of usage discrepancies, and the pure comparisons."""
 
 import enum
 import itertools
@@ -8,28 +8,28 @@ from datetime import datetime, timedelta
 
 from billing_svc.usage_export import counters, rules, states
 
-# Older periods are paid for and closed; a drift of theirs was shown when they were not.
+# Older periods are paid and closed; a discrepancy in them was reported before.
 LOOKED_BACK = timedelta(days=100)
-# An invoice is final by then, and nothing of its period is on the way any more.
+# After a period's end: by then its invoice is final, and all sent events have arrived.
 SETTLED_AFTER = timedelta(hours=3)
 
 
 class DiscrepancyKind(enum.StrEnum):
-    """What does not agree."""
+    """What differs."""
 
-    UNSEALED = "unsealed"  # billable units that are in no slice
-    SLICES = "slices"  # slices that do not add up to what is sealed
-    NOT_SENT = "not_sent"  # slices of a past period that Stripe does not have yet
-    FAILED = "failed"  # slices that Stripe refused or lost
-    METER = "meter"  # the meter has other units than it was sent
-    ITEM = "item"  # an invoice item that is not there, or has another amount
-    UNINVOICED = "uninvoiced"  # an invoice item that is on no invoice, and none will come
-    LINE = "line"  # an invoice charges other units than its meter was sent
+    UNSEALED = "unsealed"  # billable units that are in no usage report
+    SLICES = "slices"  # reports whose units do not add up to the accrued units
+    NOT_SENT = "not_sent"  # reports of a past period that Stripe does not have yet
+    FAILED = "failed"  # reports that Stripe refused or lost
+    METER = "meter"  # the meter has other units than were sent to it
+    ITEM = "item"  # an invoice item that is missing or has another amount
+    UNINVOICED = "uninvoiced"  # an invoice item that is on no invoice, and no invoice will take it
+    LINE = "line"  # an invoice charges other units than were sent to its meter
 
 
 @dataclass(frozen=True, slots=True)
 class UsageDiscrepancy:
-    """One disagreement about a counter: `ours` and `theirs` in units, of an item in minor units."""
+    """A discrepancy of a counter; `ours` and `theirs` are units, for an invoice item minor units."""
 
     kind: DiscrepancyKind
     account_id: str
@@ -44,7 +44,7 @@ class UsageDiscrepancy:
 
 @dataclass(frozen=True, slots=True)
 class DiscrepancyKey:
-    """What an invoice charges of a meter, and for which time."""
+    """An invoice line of a meter: its interval and its units."""
 
     start: datetime
     end: datetime
@@ -61,7 +61,7 @@ def of(
     event_name: str = "",
     report_id: str = "",
 ) -> UsageDiscrepancy:
-    """Return a disagreement about a counter."""
+    """Return a discrepancy of a counter."""
     return UsageDiscrepancy(
         kind, counter.account_id, counter.meter, counter.period_start, ours, theirs, detail, event_name, report_id
     )
@@ -70,24 +70,24 @@ def of(
 def within(
     counter: counters.UnreportedCounter, own: Sequence[rules.UsageReport], now: datetime
 ) -> list[UsageDiscrepancy]:
-    """Compare our own tables: what was recorded with its slices."""
-    drifts = []
-    total = sum(one.units for one in own)
+    """Compare our own tables: a counter with its usage reports."""
+    found = []
+    total = sum(report.units for report in own)
     if counter.billable != counter.sealed:
-        detail = f"{counter.billable - counter.sealed} billable units are in no slice yet"
-        drifts.append(of(DiscrepancyKind.UNSEALED, counter, counter.billable, counter.sealed, detail))
+        detail = f"{counter.billable - counter.sealed} billable units are in no usage report yet"
+        found.append(of(DiscrepancyKind.UNSEALED, counter, counter.billable, counter.sealed, detail))
     if total != counter.sealed or any(after.from_units != before.to_units for before, after in itertools.pairwise(own)):
-        detail = f"the slices add up to {total}"
-        drifts.append(of(DiscrepancyKind.SLICES, counter, counter.sealed, total, detail))
+        detail = f"the usage reports add up to {total} units"
+        found.append(of(DiscrepancyKind.SLICES, counter, counter.sealed, total, detail))
     is_past = now >= counter.period_end + SETTLED_AFTER
-    for one in own:
-        about = {"event_name": one.stripe_event_name, "report_id": one.report_id}
-        if one.state is states.ReportState.FAILED:
-            drifts.append(of(DiscrepancyKind.FAILED, counter, one.units, 0, one.error or "", **about))
-        elif one.state in states.OPEN and is_past:
-            detail = one.error or f"{one.state} since {one.sealed_at.isoformat(timespec='minutes')}"
-            drifts.append(of(DiscrepancyKind.NOT_SENT, counter, one.units, 0, detail, **about))
-    return drifts
+    for report in own:
+        about = {"event_name": report.stripe_event_name, "report_id": report.report_id}
+        if report.state is states.ReportState.FAILED:
+            found.append(of(DiscrepancyKind.FAILED, counter, report.units, 0, report.error or "", **about))
+        elif report.state in states.OPEN and is_past:
+            detail = report.error or f"{report.state} since {report.sealed_at.isoformat(timespec='minutes')}"
+            found.append(of(DiscrepancyKind.NOT_SENT, counter, report.units, 0, detail, **about))
+    return found
 
 
 def invoiced(
@@ -96,27 +96,28 @@ def invoiced(
     lines: Sequence[DiscrepancyKey],
     is_open: Callable[[datetime], bool],
 ) -> tuple[int, int]:
-    """Return how many units a counter's invoices should charge, and how many they do; `sent` is all of the meter's.
+    """Return the units that a counter's invoices should charge, and the units that they charge.
 
-    Quota and billing periods need not have the same bounds (a month since a 31st, where Stripe goes by the 28th). So
-    each line is compared with the slices that are stamped within it, and belongs to the last of their counters. What
-    no line has is missing, unless its billing period is still open.
+    `sent` are all reports of the meter. Quota and billing periods may begin on different days (a monthly quota period
+    from a 31st, where Stripe bills on the 28th). So each line is compared with the reports whose timestamps are within
+    it, and counts for the latest counter of these reports. A report within no line is missing, unless its billing
+    period is open.
     """
     charged: dict[tuple[datetime, datetime], int] = {}
     for line in lines:
         charged[line.start, line.end] = charged.get((line.start, line.end), 0) + line.units
     within_line: dict[tuple[datetime, datetime], list[rules.UsageReport]] = {span: [] for span in charged}
     ours = theirs = 0
-    for one in sent:
-        # The second of the end is the last one of a subscription that ends at once.
-        holding = [span for span in charged if span[0] <= one.reported_for <= span[1]]
+    for report in sent:
+        # `<=` at the end: if a subscription is ended at once, the last event's timestamp can be the second of the end.
+        holding = [span for span in charged if span[0] <= report.reported_for <= span[1]]
         if holding:
-            within_line[max(holding)].append(one)
-        elif one.period_start == counter.period_start and not is_open(one.reported_for):
-            ours += one.units
+            within_line[max(holding)].append(report)
+        elif report.period_start == counter.period_start and not is_open(report.reported_for):
+            ours += report.units
     for span, held in within_line.items():
-        last = max((one.period_start for one in held), default=None)
+        last = max((report.period_start for report in held), default=None)
         if last == counter.period_start or (last is None and counter.period_start <= span[0] < counter.period_end):
-            ours += max(0, sum(one.units for one in held))
+            ours += max(0, sum(report.units for report in held))
             theirs += charged[span]
     return ours, theirs

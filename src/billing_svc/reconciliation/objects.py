@@ -1,6 +1,6 @@
-"""Subscriptions and invoices against Stripe.
+"""Compares subscriptions and invoices with Stripe.
 
-What is compared is what applying a fetched object would change: it is applied in a transaction that is then undone.
+A fetched object is applied in a transaction that is rolled back; what the row would have changed is the discrepancy.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,16 +20,16 @@ from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.invoices import apply_invoice, fetch_invoices
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
 
-# Older invoices are settled, one way or the other.
+# Older invoices do not change any more.
 INVOICES_SINCE = timedelta(days=65)
 _COMPARING = audit_store.Origin("operator:reconcile")
-# When we last wrote it is no difference.
+# The time of our last write is not a difference.
 _NOT_COMPARED = frozenset({"updated_at"})
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectDiscrepancy:
-    """An object of Stripe's whose row is not as it would be applied; `detail` names what differs, ours first."""
+    """A Stripe object whose row would change if it were applied; `detail` lists its differing columns, ours first."""
 
     kind: str
     account_id: str
@@ -38,7 +38,7 @@ class ObjectDiscrepancy:
 
 
 class _Undone(Exception):
-    """Carries what was found out of a transaction that must change nothing."""
+    """Carries the rows out of a transaction that must be rolled back."""
 
     def __init__(self, account_id: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ _Apply = Callable[[AsyncConnection], Awaitable[str]]
 
 
 class ObjectReconciliation:
-    """Compares subscriptions and invoices with Stripe, and brings them up to date."""
+    """Compares subscriptions and invoices with Stripe, and updates rows that differ."""
 
     def __init__(
         self,
@@ -68,24 +68,24 @@ class ObjectReconciliation:
         self._refresher = refresh_subscription.Refresher(database, catalogs, stripe, now)
 
     async def compare(self, account_id: str | None = None) -> list[ObjectDiscrepancy]:
-        """Return what differs, for one account or for all. Raises StripeUnavailable and Unavailable."""
+        """Return the discrepancies of an account, or of all. Raises StripeUnavailable and Unavailable."""
         customers = await self._database.read(lambda conn: _customers(conn, account_id))
         subscriptions = await self._fetched(customers, account_id, self._stripe.every_subscription)
-        drifts = await self._compare_subscriptions(subscriptions, account_id)
+        differences = await self._compare_subscriptions(subscriptions, account_id)
         since = self._clock.now() - INVOICES_SINCE
         invoices = await self._fetched(
             customers, account_id, lambda customer_id: self._stripe.every_invoice(customer_id, since)
         )
-        return drifts + await self._compare_invoices(invoices, account_id, since)
+        return differences + await self._compare_invoices(invoices, account_id, since)
 
-    async def fix(self, drifts: Sequence[ObjectDiscrepancy], origin: audit_store.Origin) -> None:
-        """Bring the rows up to date; what cannot be is found again by the next comparison."""
-        for drift in drifts:
+    async def fix(self, differences: Sequence[ObjectDiscrepancy], origin: audit_store.Origin) -> None:
+        """Update the rows from Stripe; the next comparison reports rows that could not be updated."""
+        for difference in differences:
             try:
-                if drift.kind == "subscription":
-                    await self._refresher.refresh(drift.object_id, origin)
+                if difference.kind == "subscription":
+                    await self._refresher.refresh(difference.object_id, origin)
                 else:
-                    await self._refresh_invoice(drift, origin)
+                    await self._refresh_invoice(difference, origin)
             except (
                 client.NotAtStripe,
                 apply_subscription.NotOurs,
@@ -101,26 +101,30 @@ class ObjectReconciliation:
         account_id: str | None,
         fetch: Callable[[str | None], Awaitable[list[client.Data]]],
     ) -> list[client.Data]:
-        """Return Stripe's objects that belong to our customers; of all accounts in as few requests as can be."""
+        """Return Stripe's objects that belong to our customers; for all accounts, with as few requests as possible."""
         if account_id is None:
             ours = set(customers)
-            return [one for one in await fetch(None) if _customer_of(one) in ours]
-        return [one for customer_id in customers for one in await fetch(customer_id)]
+            return [data for data in await fetch(None) if _customer_of(data) in ours]
+        return [data for customer_id in customers for data in await fetch(customer_id)]
 
     async def _compare_subscriptions(
         self, fetched: Sequence[client.Data], account_id: str | None
     ) -> list[ObjectDiscrepancy]:
-        drifts = []
+        differences = []
         for data in fetched:
             subscription = stripe_subscriptions.from_stripe(data)
 
-            async def apply(conn: AsyncConnection, one: stripe_subscriptions.StripeSubscription = subscription) -> str:
-                return await apply_subscription.apply(conn, self._catalogs, one, _COMPARING, self._clock.now())
+            async def apply(
+                conn: AsyncConnection, subscription: stripe_subscriptions.StripeSubscription = subscription
+            ) -> str:
+                return await apply_subscription.apply(conn, self._catalogs, subscription, _COMPARING, self._clock.now())
 
-            drifts += await self._difference("subscription", tables.subscriptions, subscription.subscription_id, apply)
+            differences += await self._difference(
+                "subscription", tables.subscriptions, subscription.subscription_id, apply
+            )
         known = await self._database.read(lambda conn: _living_subscriptions(conn, account_id))
         there = {data["id"] for data in fetched}
-        return drifts + [
+        return differences + [
             ObjectDiscrepancy("subscription", owner, subscription_id, "Stripe does not list it")
             for owner, subscription_id in known
             if subscription_id not in there
@@ -129,17 +133,17 @@ class ObjectReconciliation:
     async def _compare_invoices(
         self, fetched: Sequence[client.Data], account_id: str | None, since: datetime
     ) -> list[ObjectDiscrepancy]:
-        drifts = []
+        differences = []
         for data in fetched:
             invoice = await fetch_invoices.complete(self._stripe, data)
 
-            async def apply(conn: AsyncConnection, one: Any = invoice) -> str:  # noqa: ANN401 - bound here
-                return await apply_invoice.apply(conn, one, _COMPARING, self._clock.now())
+            async def apply(conn: AsyncConnection, invoice: Any = invoice) -> str:  # noqa: ANN401 - bound here
+                return await apply_invoice.apply(conn, invoice, _COMPARING, self._clock.now())
 
-            drifts += await self._difference("invoice", tables.invoices, invoice.invoice_id, apply)
+            differences += await self._difference("invoice", tables.invoices, invoice.invoice_id, apply)
         known = await self._database.read(lambda conn: _invoices_since(conn, account_id, since))
         there = {data["id"] for data in fetched}
-        return drifts + [
+        return differences + [
             ObjectDiscrepancy("invoice", owner, invoice_id, "Stripe does not list it")
             for owner, invoice_id in known
             if invoice_id not in there
@@ -160,23 +164,23 @@ class ObjectReconciliation:
             return [ObjectDiscrepancy(kind, "", object_id, str(error))]
         return []
 
-    async def _refresh_invoice(self, drift: ObjectDiscrepancy, origin: audit_store.Origin) -> None:
+    async def _refresh_invoice(self, difference: ObjectDiscrepancy, origin: audit_store.Origin) -> None:
         try:
-            invoice = await fetch_invoices.complete(self._stripe, await self._stripe.invoice(drift.object_id))
+            invoice = await fetch_invoices.complete(self._stripe, await self._stripe.invoice(difference.object_id))
         except client.NotAtStripe:
             invoice = None
         now = self._clock.now()
 
         async def apply(conn: AsyncConnection) -> None:
-            lease = await leases.take(conn, drift.object_id, now)
+            lease = await leases.take(conn, difference.object_id, now)
             if lease is None:
-                raise errors.LostRace("the invoice is being brought up to date by a worker")
+                raise errors.LostRace("a worker is updating the invoice")
             if invoice is not None:
                 await apply_invoice.apply(conn, invoice, origin, now)
             else:
-                row = await _row(conn, tables.invoices, drift.object_id)
+                row = await _row(conn, tables.invoices, difference.object_id)
                 if row is not None:
-                    await apply_invoice.remove(conn, drift.object_id, row["customer_id"], origin, now)
+                    await apply_invoice.remove(conn, difference.object_id, row["customer_id"], origin, now)
             await leases.end(conn, lease, now)
 
         await self._database.run(apply)
@@ -184,7 +188,7 @@ class ObjectReconciliation:
 
 def _detail(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
     if before is None or after is None:
-        return "" if before is after else "is not here"
+        return "" if before is after else "is not stored here"
     return ", ".join(
         f"{name}: {_short(before[name])} is {_short(after[name])} at Stripe"
         for name in after

@@ -1,4 +1,4 @@
-"""One comparison of everything, and its trace in the audit log, which the worker's metrics read."""
+"""Compares all records, and writes the result to the audit log, from which the worker's metrics read it."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from billing_svc.reconciliation import discrepancies, objects, usage
 from billing_svc.stripe import client
 
 ACTION = "reconciled"
-# What concerns all accounts belongs to none.
+# A comparison of all accounts has an audit entry without an account.
 _NO_ACCOUNT = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that differs, for people: of what kind, whose, which object, and how."""
+    """A discrepancy as printed for an operator: its kind, its account, its object, and the difference."""
 
     kind: str
     account_id: str
@@ -40,20 +40,23 @@ class Comparison:
         self._usage = usage.UsageReconciliation(database, catalogs, stripe, now)
 
     async def run(self, origin: audit_store.Origin, account_id: str | None, *, fix: bool) -> list[Finding]:
-        """Return what differs; with `fix`, what still differs after mending. Raises StripeUnavailable, Unavailable."""
+        """Return the discrepancies; with `fix`, those left after the repair. Raises StripeUnavailable, Unavailable."""
         accounts = None if account_id is None else [account_id]
         differing = await self._objects.compare(account_id)
         found = len(differing)
         if fix and differing:
             await self._objects.fix(differing, origin)
             differing = await self._objects.compare(account_id)
-        # Usage is charged by subscriptions, so those are right first.
-        usage_drifts = await self._usage.compare(accounts)
-        found += len(usage_drifts)
-        if fix and usage_drifts:
-            usage_drifts = await self._usage.fix(usage_drifts, origin)
-        findings = [Finding(one.kind, one.account_id, one.object_id, one.detail) for one in differing]
-        findings += [_of_usage(one) for one in usage_drifts]
+        # The comparison of usage reads subscriptions, so these are repaired first.
+        usage_discrepancies = await self._usage.compare(accounts)
+        found += len(usage_discrepancies)
+        if fix and usage_discrepancies:
+            usage_discrepancies = await self._usage.fix(usage_discrepancies, origin)
+        findings = [
+            Finding(difference.kind, difference.account_id, difference.object_id, difference.detail)
+            for difference in differing
+        ]
+        findings += [_of_usage(discrepancy) for discrepancy in usage_discrepancies]
         if account_id is None:
             changes = {"found": found, "left": len(findings), "fix": fix}
             now = self._clock.now()
@@ -61,6 +64,6 @@ class Comparison:
         return findings
 
 
-def _of_usage(one: discrepancies.UsageDiscrepancy) -> Finding:
-    about = f"{one.meter} since {one.period_start:%Y-%m-%d}"
-    return Finding(f"usage: {one.kind}", one.account_id, about, one.detail)
+def _of_usage(discrepancy: discrepancies.UsageDiscrepancy) -> Finding:
+    about = f"{discrepancy.meter} since {discrepancy.period_start:%Y-%m-%d}"
+    return Finding(f"usage: {discrepancy.kind}", discrepancy.account_id, about, discrepancy.detail)

@@ -1,4 +1,4 @@
-"""Mending what a reconciliation found about usage, as far as that needs no person's judgement."""
+"""Repairs usage discrepancies, if that needs no person's judgement."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -17,7 +17,7 @@ _MINUTE = timedelta(minutes=1)
 
 
 class Repair:
-    """Takes up again what Stripe lacks."""
+    """Sends or charges again what Stripe lacks."""
 
     def __init__(
         self,
@@ -32,70 +32,77 @@ class Repair:
         self._flush = export_now.ExportNow(database, catalogs, stripe, now)
 
     async def mend(self, found: Sequence[discrepancies.UsageDiscrepancy], origin: audit_store.Origin) -> None:
-        """Mend what can be; another comparison shows what is left."""
-        for drift in found:
-            match drift.kind:
-                case discrepancies.DiscrepancyKind.METER if drift.theirs < drift.ours:
-                    await self._reopen_missing(drift, origin)
-                case discrepancies.DiscrepancyKind.LINE if drift.theirs < drift.ours:
-                    await self._charge_unbilled(drift, origin)
+        """Repair what can be repaired; the next comparison reports the rest."""
+        for discrepancy in found:
+            match discrepancy.kind:
+                case discrepancies.DiscrepancyKind.METER if discrepancy.theirs < discrepancy.ours:
+                    await self._reopen_missing(discrepancy, origin)
+                case discrepancies.DiscrepancyKind.LINE if discrepancy.theirs < discrepancy.ours:
+                    await self._charge_unbilled(discrepancy, origin)
                 case discrepancies.DiscrepancyKind.UNINVOICED:
-                    await self._invoice_alone(drift, origin)
+                    await self._invoice_alone(discrepancy, origin)
                 case _:
                     pass
-        for account_id in dict.fromkeys(one.account_id for one in found):
+        for account_id in dict.fromkeys(discrepancy.account_id for discrepancy in found):
             now = self._clock.now()
             await self._database.run(
-                lambda conn, one=account_id, now=now: retry_failed.retry_all(conn, one, origin, now)  # type: ignore[misc]
+                lambda conn, account_id=account_id, now=now: retry_failed.retry_all(conn, account_id, origin, now)  # type: ignore[misc]
             )
             try:
                 await self._flush.flush(account_id)
             except errors.UsageNotReported:
-                continue  # the next comparison shows it
+                continue  # the next comparison reports it
 
     async def _reports(self, account_id: str) -> list[rules.UsageReport]:
         since = self._clock.now() - discrepancies.LOOKED_BACK
         return await self._database.read(lambda conn: store.all_of_account(conn, account_id, since))
 
-    async def _reopen_missing(self, drift: discrepancies.UsageDiscrepancy, origin: audit_store.Origin) -> None:
-        """Take those slices for lost that a minute's sum lacks, if it is plain which ones they are."""
-        meters = (await self._stripe.meter_ids()).get(drift.event_name)
+    async def _reopen_missing(self, discrepancy: discrepancies.UsageDiscrepancy, origin: audit_store.Origin) -> None:
+        """Mark as lost the reports whose units a minute's total lacks, if it is certain which reports they are."""
+        meters = (await self._stripe.meter_ids()).get(discrepancy.event_name)
         if meters is None:
-            return  # Stripe deletes no meter: this is not the account that the usage was sent to
+            return  # Stripe never deletes a meter, so this is not the Stripe account that the usage was sent to
         minutes: dict[datetime, list[rules.UsageReport]] = {}
-        for one in await self._reports(drift.account_id):
-            if one.stripe_event_name == drift.event_name and one.state is states.ReportState.SENT:
-                minutes.setdefault(one.minute, []).append(one)
+        for report in await self._reports(discrepancy.account_id):
+            if report.stripe_event_name == discrepancy.event_name and report.state is states.ReportState.SENT:
+                minutes.setdefault(report.minute, []).append(report)
         for minute, reports in minutes.items():
-            if max(one.last_attempt_at or minute for one in reports) + billability.SUMS_LAG_MAX > self._clock.now():
-                continue  # it may yet appear
+            if (
+                max(report.last_attempt_at or minute for report in reports) + billability.SUMS_LAG_MAX
+                > self._clock.now()
+            ):
+                continue  # it may still appear
             total = await self._stripe.meter_total(meters, reports[0].customer_id, minute, minute + _MINUTE)
-            missing = sum(one.units for one in reports) - total
-            lost = reports if total == 0 else [one for one in reports if one.units == missing]
-            if missing and sum(one.units for one in lost) == missing:
+            missing = sum(report.units for report in reports) - total
+            lost = reports if total == 0 else [report for report in reports if report.units == missing]
+            if missing and sum(report.units for report in lost) == missing:
                 change = states.failed_absent(self._clock.now(), "its meter does not have it")
                 await self._change(lost, change, "usage.report_failed", origin)
 
-    async def _charge_unbilled(self, drift: discrepancies.UsageDiscrepancy, origin: audit_store.Origin) -> None:
-        """Charge by invoice items what reached its meter and is on no invoice: the newest slices that come to it."""
-        unbilled, left = [], drift.ours - drift.theirs
-        for one in reversed(await self._reports(drift.account_id)):
-            is_of = (one.meter, one.period_start, one.stripe_event_name, one.state) == (
-                drift.meter,
-                drift.period_start,
-                drift.event_name,
+    async def _charge_unbilled(self, discrepancy: discrepancies.UsageDiscrepancy, origin: audit_store.Origin) -> None:
+        """Charge by invoice items what the meter has and no invoice charges: the newest reports that add up to it."""
+        unbilled, left = [], discrepancy.ours - discrepancy.theirs
+        for report in reversed(await self._reports(discrepancy.account_id)):
+            is_of = (report.meter, report.period_start, report.stripe_event_name, report.state) == (
+                discrepancy.meter,
+                discrepancy.period_start,
+                discrepancy.event_name,
                 states.ReportState.SENT,
             )
             if is_of and left:
-                unbilled.append(one)
-                left -= one.units
+                unbilled.append(report)
+                left -= report.units
         if left == 0:
             change = states.unbilled(self._clock.now(), "its invoice does not charge it")
             await self._change(unbilled, change, "usage.report_unbilled", origin)
 
-    async def _invoice_alone(self, drift: discrepancies.UsageDiscrepancy, origin: audit_store.Origin) -> None:
-        """Let an item that no invoice takes in have one of its own."""
-        left = [one for one in await self._reports(drift.account_id) if one.report_id == drift.report_id]
+    async def _invoice_alone(self, discrepancy: discrepancies.UsageDiscrepancy, origin: audit_store.Origin) -> None:
+        """Let an item that no invoice will take have its own invoice."""
+        left = [
+            report
+            for report in await self._reports(discrepancy.account_id)
+            if report.report_id == discrepancy.report_id
+        ]
         await self._change(left, states.uninvoiced(self._clock.now()), "usage.item_uninvoiced", origin)
 
     async def _change(
@@ -104,9 +111,9 @@ class Repair:
         now = self._clock.now()
 
         async def write(conn: AsyncConnection) -> None:
-            for one in reports:
-                if await store.write(conn, one, change):
-                    changes = {"report": one.report_id, "meter": one.meter, "units": one.units}
-                    await audit_store.append(conn, origin, one.account_id, action, changes, now)
+            for report in reports:
+                if await store.write(conn, report, change):
+                    changes = {"report": report.report_id, "meter": report.meter, "units": report.units}
+                    await audit_store.append(conn, origin, report.account_id, action, changes, now)
 
         await self._database.run(write)

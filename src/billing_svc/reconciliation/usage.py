@@ -1,6 +1,6 @@
-"""The usage half of a reconciliation: what was recorded, what we say that we sent, and what Stripe has.
+"""Compares usage: the recorded units, the reports that were sent, and what Stripe's meters and invoices have.
 
-`drifts` has the kinds of what is found, `mending` what can be done about it.
+`discrepancies` has the kinds of discrepancies, `repair` their repair.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,16 +19,16 @@ from billing_svc.stripe import client, parse, subscription_records
 from billing_svc.usage_export import counters, rules, states, store
 
 ACCOUNTS_PAGE = 100
-# A line may charge slices of the quota period before the one that it ends in.
+# A line may charge reports of the quota period before the quota period in which it ends.
 _PERIOD_MAX = timedelta(days=32)
 _MINUTE = timedelta(minutes=1)
-# It needs nothing more, so the period's invoices say what was charged.
+# Final states: the period's invoices show what was charged.
 _SETTLED = (states.ReportState.SENT, states.ReportState.INVOICED, states.ReportState.VOID)
 
 
 @dataclass(frozen=True, slots=True)
 class _AccountUsage:
-    """All that is stored of an account."""
+    """Everything that is stored about an account's usage."""
 
     account_id: str
     totals: Sequence[counters.UnreportedCounter]
@@ -37,36 +37,40 @@ class _AccountUsage:
 
     def was_trial(self, counter: counters.UnreportedCounter) -> bool:
         return any(
-            one.trial_end is not None
-            and one.effective_from < counter.period_end
-            and counter.period_start < one.trial_end
-            for one in self.subscriptions
+            record.trial_end is not None
+            and record.effective_from < counter.period_end
+            and counter.period_start < record.trial_end
+            for record in self.subscriptions
         )
 
     def is_superfluous(self, subscription_id: str | None) -> bool:
-        """Say whether a subscription was bought beside another: that one's invoices charge what was used under it."""
-        return any(one.superfluous and one.subscription_id == subscription_id for one in self.subscriptions)
+        """Say whether a subscription is superfluous: its usage is charged by the account's other subscription."""
+        return any(record.superfluous and record.subscription_id == subscription_id for record in self.subscriptions)
 
     def is_open_at(self, subscription_id: str) -> Callable[[datetime], bool]:
-        """Return what says of an instant whether it lies in the period that the subscription has not invoiced yet."""
-        row = next((one for one in self.subscriptions if one.subscription_id == subscription_id), None)
+        """Return a function that says whether an instant lies in the billing period that is not invoiced yet."""
+        row = next((record for record in self.subscriptions if record.subscription_id == subscription_id), None)
         return (lambda _at: False) if row is None or row.is_over else row.in_billing_period
 
     def sent(self, subscription_id: str, name: str) -> list[rules.UsageReport]:
-        """Return what one meter of a subscription was sent, in whatever quota periods."""
+        """Return the reports that were sent to a meter of a subscription, in all quota periods."""
         return [
-            one
-            for one in self.reports
-            if (one.subscription_id, one.stripe_event_name, one.state)
+            report
+            for report in self.reports
+            if (report.subscription_id, report.stripe_event_name, report.state)
             == (subscription_id, name, states.ReportState.SENT)
         ]
 
     def of(self, counter: counters.UnreportedCounter) -> list[rules.UsageReport]:
-        return [one for one in self.reports if (one.meter, one.period_start) == (counter.meter, counter.period_start)]
+        return [
+            report
+            for report in self.reports
+            if (report.meter, report.period_start) == (counter.meter, counter.period_start)
+        ]
 
 
 class UsageReconciliation:
-    """Compares usage with Stripe, and mends what can be mended without a person's judgement."""
+    """Compares usage with Stripe, and repairs what needs no person's judgement."""
 
     def __init__(
         self,
@@ -78,10 +82,10 @@ class UsageReconciliation:
         self._database = database
         self._stripe = stripe
         self._clock = now
-        self._mending = repair.Repair(database, catalogs, stripe, now)
+        self._repair = repair.Repair(database, catalogs, stripe, now)
 
     async def compare(self, account_ids: Sequence[str] | None = None) -> list[discrepancies.UsageDiscrepancy]:
-        """Return what does not agree, for some accounts or for all. Raises StripeUnavailable and Unavailable."""
+        """Return the discrepancies of some accounts, or of all. Raises StripeUnavailable and Unavailable."""
         meters = await self._stripe.meter_ids()
         found: list[discrepancies.UsageDiscrepancy] = []
         for account_id in await self._accounts() if account_ids is None else account_ids:
@@ -91,9 +95,9 @@ class UsageReconciliation:
     async def fix(
         self, found: Sequence[discrepancies.UsageDiscrepancy], origin: audit_store.Origin
     ) -> list[discrepancies.UsageDiscrepancy]:
-        """Mend what can be, and return what is left afterwards of the same accounts."""
-        accounts = list(dict.fromkeys(one.account_id for one in found))
-        await self._mending.mend(found, origin)
+        """Repair what can be repaired, and return the discrepancies that remain in the same accounts."""
+        accounts = list(dict.fromkeys(discrepancy.account_id for discrepancy in found))
+        await self._repair.mend(found, origin)
         return await self.compare(accounts)
 
     async def _accounts(self) -> list[str]:
@@ -114,7 +118,7 @@ class UsageReconciliation:
         async def read(conn: AsyncConnection) -> _AccountUsage:
             return _AccountUsage(
                 account_id,
-                [one for one in await counters.billed(conn, account_id) if one.period_start >= since],
+                [counter for counter in await counters.billed(conn, account_id) if counter.period_start >= since],
                 await store.all_of_account(conn, account_id, since - _PERIOD_MAX),
                 await subscription_records.of_account(conn, account_id),
             )
@@ -124,41 +128,47 @@ class UsageReconciliation:
     async def _compare_account(
         self, account_id: str, meters: Mapping[str, Sequence[str]]
     ) -> list[discrepancies.UsageDiscrepancy]:
-        books = await self._read(account_id)
+        account_usage = await self._read(account_id)
         now = self._clock.now()
         found: list[discrepancies.UsageDiscrepancy] = []
-        for counter in books.totals:
-            own = books.of(counter)
+        for counter in account_usage.totals:
+            own = account_usage.of(counter)
             found += discrepancies.within(counter, own, now)
-            names = list(dict.fromkeys((one.customer_id, one.stripe_event_name) for one in own))
+            names = list(dict.fromkeys((report.customer_id, report.stripe_event_name) for report in own))
             for customer_id, name in names:
-                sent = [one for one in own if (one.customer_id, one.stripe_event_name) == (customer_id, name)]
+                sent = [
+                    report for report in own if (report.customer_id, report.stripe_event_name) == (customer_id, name)
+                ]
                 found += await self._compare_meter(counter, sent, meters.get(name, []))
-                # What is used in a trial is on no invoice.
-                if not books.was_trial(counter) and not books.is_superfluous(sent[0].subscription_id):
-                    found += await self._compare_lines(counter, sent, books, now)
-            found += await self._compare_items(counter, own, books)
+                # Usage in a trial is on no invoice.
+                if not account_usage.was_trial(counter) and not account_usage.is_superfluous(sent[0].subscription_id):
+                    found += await self._compare_lines(counter, sent, account_usage, now)
+            found += await self._compare_items(counter, own, account_usage)
         return found
 
     async def _compare_meter(
         self, counter: counters.UnreportedCounter, own: Sequence[rules.UsageReport], meter_ids: Sequence[str]
     ) -> list[discrepancies.UsageDiscrepancy]:
-        """Compare whole minutes, whosever period their slices are of: at a period's bound two share a minute."""
+        """Compare whole minutes, with reports of all periods: at a bound, two periods share a minute."""
         minutes = [
-            one.minute for one in own if one.state is states.ReportState.SENT or one.first_attempt_at is not None
+            report.minute
+            for report in own
+            if report.state is states.ReportState.SENT or report.first_attempt_at is not None
         ]
         if not minutes:
             return []
         start, end = min(minutes), max(minutes) + _MINUTE
         ours = await self._database.read(lambda conn: store.sent_between(conn, own[0], start, end))
         theirs = await self._stripe.meter_total(meter_ids, own[0].customer_id, start, end)
-        # What is on its way may be there already.
+        # Events with an unknown outcome may have arrived.
         unknown = [
-            one.units for one in own if one.state is states.ReportState.SEALED and one.first_attempt_at is not None
+            report.units
+            for report in own
+            if report.state is states.ReportState.SEALED and report.first_attempt_at is not None
         ]
         if theirs in {ours, ours + sum(unknown)}:
             return []
-        detail = f"the meter {own[0].stripe_event_name} was sent {ours} units and has {theirs}"
+        detail = f"the meter {own[0].stripe_event_name} has {theirs} units, but {ours} were sent to it"
         return [
             discrepancies.of(
                 discrepancies.DiscrepancyKind.METER, counter, ours, theirs, detail, event_name=own[0].stripe_event_name
@@ -166,34 +176,42 @@ class UsageReconciliation:
         ]
 
     async def _compare_lines(
-        self, counter: counters.UnreportedCounter, own: Sequence[rules.UsageReport], books: _AccountUsage, now: datetime
+        self,
+        counter: counters.UnreportedCounter,
+        own: Sequence[rules.UsageReport],
+        account_usage: _AccountUsage,
+        now: datetime,
     ) -> list[discrepancies.UsageDiscrepancy]:
-        """Compare a settled period's slices with the lines of the invoices that charge it."""
+        """Compare a settled period's reports with the lines of the invoices that charge them."""
         subscription_id, name = own[0].subscription_id, own[0].stripe_event_name
-        is_settled = all(one.state in _SETTLED for one in own) and all(
-            now >= one.period_end + discrepancies.SETTLED_AFTER for one in own
+        is_settled = all(report.state in _SETTLED for report in own) and all(
+            now >= report.period_end + discrepancies.SETTLED_AFTER for report in own
         )
-        if subscription_id is None or not is_settled or any(one.subscription_id != subscription_id for one in own):
+        if (
+            subscription_id is None
+            or not is_settled
+            or any(report.subscription_id != subscription_id for report in own)
+        ):
             return []
         price_ids = await self._database.read(lambda conn: store.price_ids(conn, name))
         lines: list[discrepancies.DiscrepancyKey] = []
         for invoice in await self._stripe.invoices_of_subscription(subscription_id, counter.period_start):
-            # A draft that is this old waits for a person, as those of an unpaid subscription do; its lines are counted.
+            # Such an old draft waits for a person, as drafts of an unpaid subscription do; its lines are counted.
             if invoice["status"] != "void":
                 lines += [
-                    _line(one)
-                    for one in await self._stripe.all_invoice_lines(invoice)
-                    if parse.price_of_line(one) in price_ids
+                    _line(line)
+                    for line in await self._stripe.all_invoice_lines(invoice)
+                    if parse.price_of_line(line) in price_ids
                 ]
-        sent = books.sent(subscription_id, name)
-        ours, theirs = discrepancies.invoiced(counter, sent, lines, books.is_open_at(subscription_id))
+        sent = account_usage.sent(subscription_id, name)
+        ours, theirs = discrepancies.invoiced(counter, sent, lines, account_usage.is_open_at(subscription_id))
         if theirs == ours:
             return []
-        detail = f"the invoices of {subscription_id} charge {theirs} units of the {ours} that {name} was sent"
+        detail = f"the invoices of {subscription_id} charge {theirs} units, but {ours} were sent to {name}"
         return [discrepancies.of(discrepancies.DiscrepancyKind.LINE, counter, ours, theirs, detail, event_name=name)]
 
     async def _compare_items(
-        self, counter: counters.UnreportedCounter, own: Iterable[rules.UsageReport], books: _AccountUsage
+        self, counter: counters.UnreportedCounter, own: Iterable[rules.UsageReport], account_usage: _AccountUsage
     ) -> list[discrepancies.UsageDiscrepancy]:
         found = []
         for report in own:
@@ -213,8 +231,10 @@ class UsageReconciliation:
                         discrepancies.DiscrepancyKind.ITEM, counter, ours, int(item["amount"]), detail, **about
                     )
                 )
-            elif not item.get("invoice") and not store.will_be_invoiced(books.subscriptions, report.customer_id):
-                detail = f"invoice item {report.invoice_item_id} is on no invoice, and none will come"
+            elif not item.get("invoice") and not store.will_be_invoiced(
+                account_usage.subscriptions, report.customer_id
+            ):
+                detail = f"invoice item {report.invoice_item_id} is on no invoice, and no invoice will take it"
                 found.append(
                     discrepancies.of(discrepancies.DiscrepancyKind.UNINVOICED, counter, ours, 0, detail, **about)
                 )

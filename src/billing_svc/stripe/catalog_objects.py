@@ -1,7 +1,7 @@
-"""What a catalog asks for at Stripe, and how that differs from what is there. Pure: no I/O.
+"""The objects that a catalog needs at Stripe, and how they differ from the existing objects. Pure: no I/O.
 
-A product for each plan that has prices and for each charged meter of a plan (the portal wants one product per plan), a
-meter for each of the latter, a price for each charge, and one configuration of the portal.
+A catalog needs a product for each plan with prices and for each charged meter of a plan (the portal accepts one product
+per plan), a meter for each charged meter, a price for each charge, and one configuration of the portal.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from billing_svc.stripe import client
 
 Params: TypeAlias = Mapping[str, Any]
 
-# The portal offers payment methods, invoices and cancellation. Plans are changed by ChangePlan, which first sends the
-# usage so far.
+# Customers can change payment methods, see invoices and cancel in the portal. They cannot change plans there: only
+# ChangePlan first sends the usage so far.
 PORTAL_FEATURES: Params = {
     "customer_update": {"enabled": True, "allowed_updates": ["address", "email", "name", "tax_id"]},
     "invoice_history": {"enabled": True},
@@ -28,7 +28,7 @@ PORTAL_FEATURES: Params = {
 
 @dataclass(frozen=True, slots=True)
 class WantedObject:
-    """A price that the catalog asks for. A metered one has a meter, whose event name is the lookup key."""
+    """A price that the catalog needs. A metered price has a meter, whose event name is the price's lookup key."""
 
     lookup_key: str
     product_id: str
@@ -43,15 +43,15 @@ class WantedObject:
 
     @property
     def is_metered(self) -> bool:
-        """Say whether it multiplies reported usage."""
+        """Say whether the price multiplies reported usage."""
         return bool(self.meter)
 
     def product_params(self) -> Params:
-        """Return the product that it is the price of."""
+        """Return the parameters of the price's product."""
         return {"id": self.product_id, "name": self.product_name, "metadata": {"plan": self.plan}}
 
     def meter_params(self) -> Params:
-        """Return the meter that it multiplies."""
+        """Return the parameters of the price's meter."""
         return {
             "display_name": self.product_name,
             "event_name": self.lookup_key,
@@ -61,7 +61,7 @@ class WantedObject:
         }
 
     def params(self, meter_id: str | None) -> Params:
-        """Return the price itself."""
+        """Return the parameters of the price."""
         recurring = {"interval": self.interval}
         if self.is_metered:
             recurring |= {"usage_type": "metered", "meter": meter_id or ""}
@@ -76,7 +76,7 @@ class WantedObject:
         }
 
     def is_met_by(self, price: client.Data, meter_id: str | None) -> bool:
-        """Say whether a price charges what is wanted; somebody may have given our lookup key to any other."""
+        """Say whether a price at Stripe charges the same; someone may have given our lookup key to another price."""
         recurring, amount = price.get("recurring"), price.get("unit_amount_decimal")
         return (
             bool(price["active"])
@@ -92,31 +92,31 @@ class WantedObject:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is at Stripe of a catalog's objects: by id, by event name (an active one if there is one), by lookup key."""
+    """The catalog's objects at Stripe: by id, by event name (an active meter is preferred), by lookup key."""
 
     products: Mapping[str, client.Data]
     meters: Mapping[str, client.Data]
     prices: Mapping[str, client.Data]
     portal: client.Data | None
 
-    def meter_id(self, one: WantedObject) -> str | None:
+    def meter_id(self, wanted: WantedObject) -> str | None:
         """Return the id of a price's meter, active or not."""
-        meter = self.meters.get(one.lookup_key)
+        meter = self.meters.get(wanted.lookup_key)
         return None if meter is None else str(meter["id"])
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One object that is missing at Stripe, or not as the catalog has it; `drift`: somebody changed it there."""
+    """An object that is missing at Stripe or differs from the catalog; `drift`: someone changed it at Stripe."""
 
     kind: str
     key: str
     detail: str
-    # The operation that mends it, and its parameters. A price's meter may have to be made first.
+    # The operation that removes the difference, and its parameters. A price may need its meter to be created first.
     operation: str
     params: Params
     wanted: WantedObject | None = None
-    # What it replaces or changes, as it is now.
+    # The present object at Stripe that is replaced or changed.
     old: client.Data | None = None
     drift: bool = False
 
@@ -161,74 +161,91 @@ def wanted_prices(catalog: model.Catalog) -> list[WantedObject]:
 
 
 def differences(catalog: model.Catalog, wanted: list[WantedObject], found: Found) -> list[Difference]:
-    """Return what has to be done at Stripe, in an order that works; empty if nothing."""
+    """Return what has to be done at Stripe, in an order in which it can be done; empty if nothing."""
     seen: set[str] = set()
     steps: list[Difference] = []
-    for one in wanted:
-        if one.product_id not in seen:
-            seen.add(one.product_id)
-            steps += _product(one, found.products.get(one.product_id))
-        if one.is_metered:
-            steps += _meter(one, found.meters.get(one.lookup_key))
-        steps += _price(one, found)
+    for wanted_price in wanted:
+        if wanted_price.product_id not in seen:
+            seen.add(wanted_price.product_id)
+            steps += _product(wanted_price, found.products.get(wanted_price.product_id))
+        if wanted_price.is_metered:
+            steps += _meter(wanted_price, found.meters.get(wanted_price.lookup_key))
+        steps += _price(wanted_price, found)
     return steps + _portal(catalog, found.portal)
 
 
-def _product(one: WantedObject, product: client.Data | None) -> list[Difference]:
+def _product(wanted: WantedObject, product: client.Data | None) -> list[Difference]:
     if product is None:
-        return [Difference("product", one.product_id, "missing", "products.create", one.product_params(), one)]
+        return [Difference("product", wanted.product_id, "missing", "products.create", wanted.product_params(), wanted)]
     changes: dict[str, Any] = {}
     told = []
-    if product["name"] != one.product_name:
-        changes["name"] = one.product_name
-        told.append(f"is called {product['name']!r}, not {one.product_name!r}")
+    if product["name"] != wanted.product_name:
+        changes["name"] = wanted.product_name
+        told.append(f"is called {product['name']!r}, not {wanted.product_name!r}")
     if not product["active"]:
         changes["active"] = True
         told.append("is archived")
     if not changes:
         return []
-    params = {"product": one.product_id, **changes}
+    params = {"product": wanted.product_id, **changes}
     return [
         Difference(
             "product",
-            one.product_id,
+            wanted.product_id,
             " and ".join(told),
             "products.update",
             params,
-            one,
+            wanted,
             product,
             drift="active" in changes,
         )
     ]
 
 
-def _meter(one: WantedObject, meter: client.Data | None) -> list[Difference]:
+def _meter(wanted: WantedObject, meter: client.Data | None) -> list[Difference]:
     if meter is None:
-        return [Difference("meter", one.lookup_key, "missing", "billing.meters.create", one.meter_params(), one)]
+        return [
+            Difference("meter", wanted.lookup_key, "missing", "billing.meters.create", wanted.meter_params(), wanted)
+        ]
     params = {"meter": meter["id"]}
     if meter["status"] != "active":
         return [
             Difference(
-                "meter", one.lookup_key, "is switched off", "billing.meters.reactivate", params, one, meter, drift=True
+                "meter",
+                wanted.lookup_key,
+                "is switched off",
+                "billing.meters.reactivate",
+                params,
+                wanted,
+                meter,
+                drift=True,
             )
         ]
-    if meter["display_name"] != one.product_name:
-        detail = f"is called {meter['display_name']!r}, not {one.product_name!r}"
-        params["display_name"] = one.product_name
-        return [Difference("meter", one.lookup_key, detail, "billing.meters.update", params, one, meter)]
+    if meter["display_name"] != wanted.product_name:
+        detail = f"is called {meter['display_name']!r}, not {wanted.product_name!r}"
+        params["display_name"] = wanted.product_name
+        return [Difference("meter", wanted.lookup_key, detail, "billing.meters.update", params, wanted, meter)]
     return []
 
 
-def _price(one: WantedObject, found: Found) -> list[Difference]:
-    price, meter_id = found.prices.get(one.lookup_key), found.meter_id(one)
-    if price is not None and one.is_met_by(price, meter_id):
+def _price(wanted: WantedObject, found: Found) -> list[Difference]:
+    price, meter_id = found.prices.get(wanted.lookup_key), found.meter_id(wanted)
+    if price is not None and wanted.is_met_by(price, meter_id):
         return []
-    detail = "missing" if price is None else f"{_told(price)} becomes {_told(one.params(meter_id))}"
-    is_ours = price is None or (price["product"] == one.product_id and price["active"])
-    # Immutable: a change is a new price, which takes the lookup key over. Who has the old one keeps it.
+    detail = "missing" if price is None else f"{_told(price)} becomes {_told(wanted.params(meter_id))}"
+    is_ours = price is None or (price["product"] == wanted.product_id and price["active"])
+    # Prices are immutable: a changed price is a new price, which takes over the lookup key. Existing subscriptions keep
+    # the old price.
     return [
         Difference(
-            "price", one.lookup_key, detail, "prices.create", one.params(meter_id), one, price, drift=not is_ours
+            "price",
+            wanted.lookup_key,
+            detail,
+            "prices.create",
+            wanted.params(meter_id),
+            wanted,
+            price,
+            drift=not is_ours,
         )
     ]
 

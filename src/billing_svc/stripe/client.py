@@ -1,4 +1,4 @@
-"""Calls to Stripe: the only module that knows its SDK. Plain data goes in and comes out; errors are ours.
+"""Calls of Stripe: the only module that imports its SDK. Takes and returns plain data; raises our own errors.
 
 Never called inside a database transaction.
 """
@@ -20,23 +20,23 @@ from billing_svc.platform.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
-# A caller waits for some of these calls; Stripe itself answers in well under a second. The SDK's bound holds for each
-# step of an attempt, so the call as a whole has one of its own, below the server's deadline.
+# A caller waits for some of these calls; Stripe usually answers in well under a second. The SDK's timeout applies to
+# each step of an attempt, so the call as a whole has its own bound, below the server's deadline.
 ATTEMPT_SECONDS_MAX = 4.0
 CALL_SECONDS_MAX = 8.0
-# Under one idempotency key, for connection errors, 409 and 5xx.
+# Repeats under the same idempotency key, for connection errors, 409 and 5xx.
 NETWORK_RETRIES = 2
-# The most keys that Stripe takes in one listing of prices.
+# Stripe accepts at most so many lookup keys in a listing of prices.
 LOOKUP_KEYS_MAX = 10
 PAGE_SIZE = 100
 
-# An object of Stripe's as plain data.
+# A Stripe object as plain data.
 Data: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class MeterEvent:
-    """Usage of a customer for a meter; a repeat of its identifier is not counted again."""
+    """Usage of a customer for a meter; Stripe does not count a second event with the same identifier."""
 
     event_name: str
     customer_id: str
@@ -50,20 +50,20 @@ class NotAtStripe(Exception):
 
 
 class NotReadable(errors.StripeUnavailable):
-    """An answer that the SDK cannot read, such as a price that is no number; what a write did is unknown."""
+    """The SDK cannot parse the answer, for example a price that is not a number; the outcome of a write is unknown."""
 
 
 class KeySpent(errors.StripeUnavailable):
-    """The idempotency key gives nothing but this failure any more: Stripe keeps a 5xx as the answer under it."""
+    """A call with this idempotency key will always fail: Stripe stored a 5xx as the key's answer."""
 
 
 class Stripe:
-    """One account at Stripe, or the sandbox in its place."""
+    """An account at Stripe, or the sandbox in its place."""
 
     def __init__(self, api_key: str, api_base: str | None, call_seconds_max: float = CALL_SECONDS_MAX) -> None:
         """`api_base` is the address of a stand-in; None means Stripe itself."""
         self._call_seconds_max = call_seconds_max
-        stripe.enable_telemetry = False  # it would write into the home directory
+        stripe.enable_telemetry = False  # the SDK would write into the home directory
         self._http = stripe.HTTPXClient(timeout=ATTEMPT_SECONDS_MAX)
         self._client = stripe.StripeClient(
             api_key,
@@ -73,7 +73,7 @@ class Stripe:
         )
         v1 = self._client.v1
         self._writes: Mapping[str, Callable[..., Awaitable[stripe.StripeObject]]] = {
-            # Parameters beside the body are named as in the API's paths.
+            # Parameters that are not in the body have the names that the API's paths use.
             "checkout.sessions.expire": lambda params, options: v1.checkout.sessions.expire_async(
                 params["session"], {}, options
             ),
@@ -121,7 +121,7 @@ class Stripe:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Stripe":
-        """Return the client that the settings describe."""
+        """Return a client for the settings."""
         return cls(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base)
 
     async def close(self) -> None:
@@ -129,9 +129,9 @@ class Stripe:
         await self._http.close_async()  # type: ignore[no-untyped-call]  # the SDK leaves it untyped
 
     async def write(self, operation: str, params: Data, idempotency_key: str) -> Data:
-        """Carry out one write under the key and parameters of a stored intent, and return its object.
+        """Make a write with the key and parameters of a stored intent, and return its object.
 
-        Raises StripeRefused or NotAtStripe if Stripe finds the request wrong, KeySpent if the key will not do any more,
+        Raises StripeRefused or NotAtStripe if Stripe rejects the request, KeySpent if the key cannot be used any more,
         and StripeUnavailable if the outcome is unknown or Stripe asks to wait.
         """
         method = self._writes[operation]
@@ -144,15 +144,15 @@ class Stripe:
         return await self._answer(self._client.v1.customers.retrieve_async(customer_id))
 
     async def payment_methods_of(self, customer_id: str) -> list[Data]:
-        """Return the payment methods that a customer has on file, the first page of them."""
+        """Return the first page of a customer's payment methods."""
         list_page = self._client.v1.customers.payment_methods.list_async
         page = await self._answer(list_page(customer_id, {"limit": PAGE_SIZE}))
         return list(page["data"])
 
     async def customers_of_account(self, account_id: str, since: datetime, until: datetime) -> list[Data]:
-        """Return the customers made in an interval that carry our account in their metadata.
+        """Return the customers created in an interval whose metadata has our account.
 
-        Searching by metadata would be one request, but does not find what was made a moment ago.
+        A search by metadata would need only one request, but does not find objects that were just created.
         """
         created = {"gte": int(since.timestamp()), "lte": int(until.timestamp())}
         made = await self._all(self._client.v1.customers.list_async, {"created": created})
@@ -173,16 +173,16 @@ class Stripe:
     # Subscriptions.
 
     async def subscription(self, subscription_id: str) -> Data:
-        """Fetch a subscription, its schedule in full; raises NotAtStripe."""
+        """Fetch a subscription, with its schedule expanded; raises NotAtStripe."""
         fetch: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.subscriptions.retrieve_async
         return await self._answer(fetch(subscription_id, {"expand": ["schedule"]}))
 
     async def subscriptions_of(self, customer_id: str) -> list[Data]:
-        """Return the subscriptions of a customer, those that are over as well."""
+        """Return all subscriptions of a customer, also those that are over."""
         return await self._all(self._client.v1.subscriptions.list_async, {"customer": customer_id, "status": "all"})
 
     async def every_subscription(self, customer_id: str | None) -> list[Data]:
-        """Return all subscriptions, or a customer's, their schedules in full; those that are over as well."""
+        """Return all subscriptions, or a customer's, with their schedules expanded; also those that are over."""
         params: dict[str, Any] = {"status": "all", "expand": ["data.schedule"]}
         if customer_id is not None:
             params["customer"] = customer_id
@@ -195,16 +195,16 @@ class Stripe:
     # Invoices.
 
     async def invoice(self, invoice_id: str) -> Data:
-        """Fetch an invoice, with its first lines; raises NotAtStripe."""
+        """Fetch an invoice, with its first page of lines; raises NotAtStripe."""
         return await self._answer(self._client.v1.invoices.retrieve_async(invoice_id))
 
     async def invoice_lines(self, invoice_id: str, after: str) -> Data:
-        """Return the page of an invoice's lines that comes after one of them; raises NotAtStripe."""
+        """Return the page of an invoice's lines that follows the line `after`; raises NotAtStripe."""
         lines = self._client.v1.invoices.line_items
         return await self._answer(lines.list_async(invoice_id, {"limit": PAGE_SIZE, "starting_after": after}))
 
     async def all_invoice_lines(self, invoice: Data) -> list[Data]:
-        """Return all lines of a fetched invoice, of which it carries the first page; raises NotAtStripe."""
+        """Return all lines of a fetched invoice, which has only the first page; raises NotAtStripe."""
         page = invoice["lines"]
         lines = list(page["data"])
         while page["has_more"]:
@@ -213,19 +213,19 @@ class Stripe:
         return lines
 
     async def every_invoice(self, customer_id: str | None, since: datetime) -> list[Data]:
-        """Return all invoices, or a customer's, that were made since an instant, the newest first."""
+        """Return all invoices, or a customer's, that were created since an instant, newest first."""
         params: dict[str, Any] = {"created": {"gte": int(since.timestamp())}}
         if customer_id is not None:
             params["customer"] = customer_id
         return await self._all(self._client.v1.invoices.list_async, params)
 
     async def invoices_of_subscription(self, subscription_id: str, since: datetime) -> list[Data]:
-        """Return the invoices of a subscription that were made since an instant, the newest first."""
+        """Return the invoices of a subscription that were created since an instant, newest first."""
         params = {"subscription": subscription_id, "created": {"gte": int(since.timestamp())}}
         return await self._all(self._client.v1.invoices.list_async, params)
 
     async def preview_invoice(self, params: Data) -> Data:
-        """Return the invoice that a change would make, with its first lines; makes nothing."""
+        """Return the invoice that a change would create, with its first page of lines; creates nothing."""
         preview: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.invoices.create_preview_async
         return await self._answer(preview(dict(params)))
 
@@ -234,14 +234,14 @@ class Stripe:
         return await self._answer(self._client.v1.invoice_items.retrieve_async(item_id))
 
     async def invoice_items_of(self, customer_id: str, since: datetime) -> list[Data]:
-        """Return the invoice items of a customer that were made since an instant."""
+        """Return the invoice items of a customer that were created since an instant."""
         params = {"customer": customer_id, "created": {"gte": int(since.timestamp())}}
         return await self._all(self._client.v1.invoice_items.list_async, params)
 
-    # What is sold.
+    # Products, prices and meters.
 
     async def products(self, ids: Sequence[str]) -> list[Data]:
-        """Return the products of these ids; those that Stripe does not have are missing."""
+        """Return the products with these ids; ids that Stripe does not have are left out."""
         found: list[Data] = []
         for start in range(0, len(ids), PAGE_SIZE):
             params: Data = {"ids": list(ids[start : start + PAGE_SIZE]), "limit": PAGE_SIZE}
@@ -250,7 +250,7 @@ class Stripe:
         return found
 
     async def prices(self, lookup_keys: Sequence[str]) -> list[Data]:
-        """Return the prices that hold any of the lookup keys."""
+        """Return the prices that have any of the lookup keys."""
         found: list[Data] = []
         for start in range(0, len(lookup_keys), LOOKUP_KEYS_MAX):
             keys = list(lookup_keys[start : start + LOOKUP_KEYS_MAX])
@@ -263,22 +263,22 @@ class Stripe:
         return [meter for meter in await self.all_meters() if meter["status"] == "active"]
 
     async def meter_ids(self) -> dict[str, list[str]]:
-        """Return the meters of each event name: one that was switched off keeps what it has, and another may follow."""
+        """Return the meters by event name: a deactivated meter keeps its units, and a new meter may get its name."""
         found: dict[str, list[str]] = {}
-        for one in await self.all_meters():
-            found.setdefault(str(one["event_name"]), []).append(str(one["id"]))
+        for meter in await self.all_meters():
+            found.setdefault(str(meter["event_name"]), []).append(str(meter["id"]))
         return found
 
     async def all_meters(self) -> list[Data]:
-        """Return all meters, those that are switched off as well."""
+        """Return all meters, also deactivated meters."""
         return await self._all(self._client.v1.billing.meters.list_async, {})
 
     # Usage.
 
     async def meter_event(self, event: MeterEvent, idempotency_key: str) -> None:
-        """Report usage; that the meter has an event of this identifier already is a success too.
+        """Report usage. If the meter already has an event with this identifier, that is a success too.
 
-        Raises StripeRefused if Stripe finds it wrong, and StripeUnavailable if the outcome is unknown.
+        Raises StripeRefused if Stripe rejects the event, and StripeUnavailable if the outcome is unknown.
         """
         params = {
             "event_name": event.event_name,
@@ -294,7 +294,7 @@ class Stripe:
                 raise
 
     async def meter_total(self, meter_ids: Sequence[str], customer_id: str, start: datetime, end: datetime) -> int:
-        """Return what the meters of a name have of a customer in [start, end), which are whole minutes."""
+        """Return the units that the meters have for a customer in [start, end), which must be whole minutes."""
         params = {
             "customer": customer_id,
             "start_time": int(start.timestamp()),
@@ -303,17 +303,17 @@ class Stripe:
         total = 0
         for meter_id in meter_ids:
             list_page = functools.partial(self._client.v1.billing.meters.event_summaries.list_async, meter_id)
-            total += sum(int(one["aggregated_value"]) for one in await self._all(list_page, params))
+            total += sum(int(summary["aggregated_value"]) for summary in await self._all(list_page, params))
         return total
 
     # Events, and the time.
 
     async def thin_event(self, event_id: str) -> Data:
-        """Fetch the whole of an event that came without its data; raises NotAtStripe, as after 30 days."""
+        """Fetch an event that was delivered without its data; raises NotAtStripe, for example after 30 days."""
         return await self._answer(self._client.v2.core.events.retrieve_async(event_id))
 
     async def server_time(self) -> datetime | None:
-        """Return what time it is at Stripe, to the second; None if it does not say. Asks nothing else of it."""
+        """Return Stripe's present time, to the second; None if the answer does not have it. Changes nothing."""
         told: list[str] = []
 
         async def ask() -> stripe.StripeObject:
@@ -345,7 +345,7 @@ class Stripe:
 
 
 async def _translated(call: Awaitable[stripe.StripeObject]) -> Data:
-    """Return the answer as plain data, and raise what the SDK raises as our own."""
+    """Return the answer as plain data; turn the SDK's errors into our own."""
     try:
         return (await call).to_dict()
     except stripe.InvalidRequestError as error:
@@ -356,7 +356,7 @@ async def _translated(call: Awaitable[stripe.StripeObject]) -> Data:
         decline = getattr(error.error, "decline_code", None) or error.code or ""
         raise errors.PaymentFailed("the payment was refused", {"decline_code": decline}) from error
     except (stripe.AuthenticationError, stripe.PermissionError) as error:
-        # Without the traceback: the SDK's text quotes a part of the key.
+        # Without the traceback: the SDK's text contains a part of the key.
         _log.error("stripe_key_refused", code=error.code)
         raise errors.StripeUnavailable("Stripe does not accept this service's key", 60.0) from error
     except stripe.RateLimitError as error:
@@ -364,8 +364,10 @@ async def _translated(call: Awaitable[stripe.StripeObject]) -> Data:
     except stripe.APIConnectionError as error:
         raise errors.StripeUnavailable("Stripe cannot be reached; send the same call again", 2.0) from error
     except stripe.IdempotencyError as error:
-        # Another release of ours sent the same intent in other words; the object may be there.
-        raise KeySpent("Stripe knows this request in another form; send the same call again", 2.0) from error
+        # Another release sent the same intent with other parameters; the object may exist.
+        raise KeySpent(
+            "Stripe has this idempotency key with other parameters; send the same call again", 2.0
+        ) from error
     except stripe.APIError as error:
         if _is_kept(error):
             raise KeySpent("Stripe failed; send the same call again", 2.0) from error
@@ -373,15 +375,15 @@ async def _translated(call: Awaitable[stripe.StripeObject]) -> Data:
 
 
 def _but(params: Data, name: str) -> Any:  # noqa: ANN401 - the SDK's own types, one for each call
-    """Return the body of a call, without what is named in its path."""
+    """Return the body of a call, without the parameter that is in its path."""
     return {key: value for key, value in params.items() if key != name}
 
 
 def _is_kept(error: stripe.APIError) -> bool:
-    """Say whether Stripe gives this failure again under the same key.
+    """Say whether Stripe will repeat this failure for the same key.
 
-    Other 5xx come from what stands before Stripe, and leave open what became of the request: its key stays the only
-    safe way to repeat it.
+    Other 5xx come from proxies before Stripe, and the request's outcome is unknown: only the same key makes a repeat
+    safe.
     """
     status = error.http_status or 0
     replayed = {name.lower(): value for name, value in (error.headers or {}).items()}.get("idempotent-replayed")
@@ -391,13 +393,13 @@ def _is_kept(error: stripe.APIError) -> bool:
 
 
 def _is_known_already(error: BaseException | None, identifier: str) -> bool:
-    """Say whether a meter event was refused because the meter has it: Stripe has no code for that, only words."""
+    """Say whether Stripe refused a meter event because the meter has it: there is no error code, only the message."""
     text = error.user_message if isinstance(error, stripe.StripeError) else None
     return text is not None and "already exists" in text and identifier in text
 
 
 def _refused(error: stripe.StripeError) -> errors.StripeRefused:
-    """Say which parameter Stripe refused; its own text may carry personal data and stays here."""
+    """Return an error that names the parameter; Stripe's own text may contain personal data and is not passed on."""
     param = getattr(error, "param", None) or ""
     return errors.StripeRefused(
         f"Stripe refused the request{f' for its parameter {param}' if param else ''}",

@@ -1,9 +1,9 @@
-"""Stripe writes that survive a crash: the intent is stored before the call, its result after.
+"""Writes at Stripe that survive a crash: the intent is stored before the call, its result after.
 
-An intent's row holds the idempotency key and the exact parameters, so that whoever comes after a crash sends the very
-same request again and Stripe answers with what it did the first time. Stripe forgets keys after a day, and keeps a 500
-as the answer under its key: such an intent is first looked up at Stripe by what we wrote into the object's metadata.
-Without a day's delay or a 500, nothing is ever looked up: the key alone finds what was made.
+An intent's row has the idempotency key and the exact parameters. After a crash, the next caller sends the same request
+again, and Stripe answers with the first result. Stripe forgets keys after a day, and stores a 500 as a key's answer; in
+these two cases the object is first looked up at Stripe, by the metadata that we gave it. In all other cases the key
+alone is enough.
 """
 
 import uuid
@@ -22,21 +22,22 @@ from billing_svc.stripe import client
 
 # Stripe keeps idempotency keys for at least 24 hours.
 KEY_TRUSTED_FOR = timedelta(hours=23)
-# How often one call begins anew because what it carried on was refused; more mean that callers fight.
+# How often a call starts again because Stripe refused parameters that an earlier call stored; more rounds mean that
+# callers work against each other.
 ROUNDS_MAX = 3
-# What callers need of an answer; the rest (a customer's e-mail, say) has no business here.
+# The fields of an answer that callers need; others (a customer's e-mail, for example) are not stored.
 KEPT = ("id", "url", "expires_at")
 
 _REQUESTS = tables.stripe_requests
 
-# Finds the object that an intent may have made already, at the given instant or within a day after; None if there is
+# Finds the object that an intent may have created, at the given instant or within a day after it; None if there is
 # none.
 LookUp = Callable[[datetime], Awaitable[client.Data | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """One write at Stripe that is to happen once for its purpose."""
+    """A write at Stripe that must happen only once for its purpose."""
 
     account_id: str
     purpose: str
@@ -45,11 +46,11 @@ class Intent:
 
 
 class _OthersRefused(Exception):
-    """Stripe refused what an earlier call had stored for this purpose."""
+    """Stripe refused the parameters that an earlier call stored for this purpose."""
 
 
 class Requests:
-    """Carries intents out."""
+    """Performs intents."""
 
     def __init__(self, database: transactions.Transactions, stripe: client.Stripe, now: clock.Clock) -> None:
         self._database = database
@@ -57,21 +58,23 @@ class Requests:
         self._clock = now
 
     async def perform(self, intent: Intent, look_up: LookUp) -> client.Data:
-        """Make sure that the intent's object exists at Stripe, and return what is `KEPT` of it as it was made.
+        """Make sure that the intent's object exists at Stripe, and return its fields in `KEPT`, as first stored.
 
-        Safe to call again after any failure, also at the same time: all get the one object of this purpose. Raises
-        StripeUnavailable if it cannot be had now, and StripeRefused or NotAtStripe if Stripe finds it wrong; then the
-        next call for this purpose begins anew with its own parameters.
+        May be repeated after any failure, also concurrently: all callers get the same object. Raises StripeUnavailable
+        if that is not possible now, and StripeRefused or NotAtStripe if Stripe rejects the parameters; then the next
+        call for this purpose starts with its own parameters.
         """
         for _ in range(ROUNDS_MAX):
             try:
                 return await self._attempt(intent, look_up)
             except _OthersRefused:
                 continue
-        raise errors.LostRace("other calls for the same thing were refused meanwhile; send the same call again")
+        raise errors.LostRace(
+            "Stripe refused other calls for the same object at the same time; send the same call again"
+        )
 
     async def is_known(self, account_id: str, purpose: str) -> bool:
-        """Say whether an intent was stored for a purpose, whatever became of it at Stripe, short of being refused."""
+        """Say whether an intent is stored for a purpose and was not refused."""
         query = sa.select(_REQUESTS.c.state).where(
             _REQUESTS.c.account_id == account_id, _REQUESTS.c.purpose == purpose, _REQUESTS.c.state != "refused"
         )
@@ -94,7 +97,7 @@ class Requests:
         except (errors.StripeRefused, client.NotAtStripe) as error:
             await self._close(intent, row.idempotency_key, {"state": "refused", "error": str(error)})
             if row.params != intent.params:
-                # What an earlier call left behind, with its own mistake, is no answer to this one.
+                # The refused parameters are an earlier call's, so this call's parameters have not been tried yet.
                 raise _OthersRefused from error
             raise
         except client.KeySpent:
@@ -105,14 +108,15 @@ class Requests:
     async def _finish(self, intent: Intent, key: str, made: client.Data) -> client.Data:
         result = {name: made[name] for name in KEPT if name in made}
         row = await self._close(intent, key, {"state": "done", "result": result})
-        # Somebody else's may have come first, under a newer key; all callers go by the one that is stored.
+        # Another call may have finished first, under a newer key; all callers return the stored result.
         return dict(row.result) if row.state == "done" else result
 
     async def _close(self, intent: Intent, key: str, values: Mapping[str, object]) -> sa.Row[Any]:
         closed_at = self._clock.now() if "state" in values else None
 
         async def work(conn: AsyncConnection) -> sa.Row[Any]:
-            # Under another key, somebody else has begun anew meanwhile; a finished one stays finished.
+            # Only the open row with this key: another call may have renewed the key, and a finished row must not
+            # change.
             ours = (*_is(intent), _REQUESTS.c.idempotency_key == key, _REQUESTS.c.state == "open")
             await conn.execute(sa.update(_REQUESTS).where(*ours).values(**values, closed_at=closed_at))
             return await _read(conn, intent)
@@ -121,7 +125,7 @@ class Requests:
 
 
 async def others_open(conn: AsyncConnection, account_id: str, subscription_id: str, purpose: str) -> bool:
-    """Say whether a write about a subscription for another purpose was begun, and what became of it is not known."""
+    """Say whether a write about a subscription, for another purpose, was begun and has no known outcome."""
     query = sa.select(_REQUESTS.c.state).where(
         _REQUESTS.c.account_id == account_id,
         _REQUESTS.c.purpose != purpose,
@@ -144,7 +148,7 @@ async def _read(conn: AsyncConnection, intent: Intent) -> sa.Row[Any]:
 
 
 async def _begin(conn: AsyncConnection, intent: Intent, now: datetime) -> sa.Row[Any]:
-    """Store the intent if it is new or was refused, and return the row that counts."""
+    """Store the intent if it is new or was refused, and return the stored row."""
     fresh = {
         "idempotency_key": uuid.uuid4().hex,
         "operation": intent.operation,
@@ -167,7 +171,7 @@ async def _begin(conn: AsyncConnection, intent: Intent, now: datetime) -> sa.Row
 
 
 async def _renew_key(conn: AsyncConnection, intent: Intent, old_key: str, now: datetime) -> sa.Row[Any]:
-    """Give an intent that Stripe has no object for a new key; of two who try, the second follows the first."""
+    """Give an intent without an object at Stripe a new key; a concurrent second call uses the first call's key."""
     await conn.execute(
         sa.update(_REQUESTS)
         .where(*_is(intent), _REQUESTS.c.idempotency_key == old_key, _REQUESTS.c.state == "open")

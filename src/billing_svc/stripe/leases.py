@@ -1,7 +1,7 @@
-"""Leases of Stripe's objects: who may bring one's row up to date now, in Postgres.
+"""Leases of Stripe's objects, in Postgres: only the lease's holder may update the stored row.
 
-The lease has a number that grows with each holder. A holder that was overtaken finds its number gone when it ends its
-lease, first thing in the transaction that writes, and writes nothing.
+Each holder gets a higher number. A holder that was overtaken finds another number when it renews or ends its lease, at
+the start of its writing transaction, and writes nothing.
 """
 
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.database import tables
 
-# A fetch with all its retries and a transaction stay below it. A holder that was killed holds it up for as long.
+# Longer than a fetch with all its retries and a transaction. After a holder was killed, the object waits so long.
 LEASE = timedelta(seconds=30)
 
 _OBJECTS = tables.stripe_objects
 
 
 class Overtaken(Exception):
-    """Somebody else holds the object now."""
+    """Another process holds the lease now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to write what an object of Stripe's is, until `end` or until its time is over."""
+    """The right to update the row of a Stripe object, until `end` or until the lease expires."""
 
     object_id: str
     fence: int
 
 
 async def take(conn: AsyncConnection, object_id: str, now: datetime) -> Lease | None:
-    """Take the lease of an object; None while somebody else has it."""
+    """Take the lease of an object; None while another process holds it."""
     insert = postgresql.insert(_OBJECTS).values(object_id=object_id, fence=1, leased_until=now + LEASE)
     result = await conn.execute(
         insert.on_conflict_do_update(
@@ -46,7 +46,7 @@ async def take(conn: AsyncConnection, object_id: str, now: datetime) -> Lease | 
 
 
 async def renew(conn: AsyncConnection, lease: Lease, now: datetime) -> bool:
-    """Keep a lease for as long again, first thing in a transaction that writes; returns whether it is still one's own.
+    """Extend a lease, at the start of a writing transaction; returns whether this process still holds it.
 
     The row stays locked until that transaction ends.
     """
@@ -59,9 +59,9 @@ async def renew(conn: AsyncConnection, lease: Lease, now: datetime) -> bool:
 
 
 async def end(conn: AsyncConnection, lease: Lease, now: datetime) -> bool:
-    """Give a lease back, first thing in the transaction that writes; returns whether it was still one's own.
+    """End a lease, at the start of a writing transaction; returns whether this process still held it.
 
-    The row stays locked until that transaction ends, so nobody takes the object before the outcome is visible.
+    The row stays locked until that transaction ends, so no other process takes the lease before the outcome is visible.
     """
     result = await conn.execute(
         sa.update(_OBJECTS)

@@ -1,4 +1,4 @@
-"""Every price ever made at Stripe, in Postgres: which plan, meter and catalog version it stands for."""
+"""Every price ever created at Stripe, in Postgres: its plan, meter and catalog version."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _PRICES = tables.stripe_prices
 
 @dataclass(frozen=True, slots=True)
 class SoldPrice:
-    """What a price at Stripe stands for: a plan's price, or a charged meter of it (the other one is empty)."""
+    """The meaning of a price at Stripe: a plan's price, or a charged meter of the plan (the other field is empty)."""
 
     price_id: str
     catalog_version: int
@@ -26,23 +26,23 @@ class SoldPrice:
 
 
 async def sold_prices(conn: AsyncConnection, price_ids: Collection[str]) -> dict[str, SoldPrice]:
-    """Return what prices at Stripe stand for; those that never were ours are missing."""
+    """Return the meaning of prices at Stripe; prices that were never ours are left out."""
     columns = select_list.columns(SoldPrice, _PRICES)
     rows = await conn.execute(sa.select(*columns).where(_PRICES.c.price_id.in_(price_ids)))
     return {row.price_id: SoldPrice(*row) for row in rows}
 
 
 async def prices_of_version(conn: AsyncConnection, lookup_keys: Collection[str], version: int) -> dict[str, str]:
-    """Return the price id that each lookup key stood for in a catalog version; unknown keys are missing.
+    """Return the price id of each lookup key in a catalog version; unknown keys are left out.
 
-    A price comes with the version that first has it, and holds until a later version brings another.
+    A price is stored with the first version that has it, and is valid until a later version has another price.
     """
     rows = await conn.execute(
         sa.select(_PRICES.c.lookup_key, _PRICES.c.price_id)
         .where(_PRICES.c.lookup_key.in_(lookup_keys), _PRICES.c.catalog_version <= version)
         .order_by(_PRICES.c.catalog_version, _PRICES.c.is_current)
     )
-    # The last one of a key stays.
+    # The newest price of a key wins.
     return {row.lookup_key: row.price_id for row in rows}
 
 
@@ -53,7 +53,7 @@ async def keep(
     version: int,
     now: datetime,
 ) -> list[str]:
-    """Remember what each price stands for, for ever; a lookup key stands for its newest one. Returns the others."""
+    """Store each price's meaning, permanently; a lookup key means its newest price. Returns the replaced prices."""
     if not wanted:
         return []
     await conn.execute(
@@ -63,19 +63,19 @@ async def keep(
     )
     rows = [
         {
-            "price_id": ids[one.lookup_key],
-            "lookup_key": one.lookup_key,
-            "product_id": one.product_id,
+            "price_id": ids[wanted_price.lookup_key],
+            "lookup_key": wanted_price.lookup_key,
+            "product_id": wanted_price.product_id,
             "catalog_version": version,
-            "plan": one.plan,
-            "price": one.price,
-            "meter": one.meter,
-            "pay_as_you_go": one.pay_as_you_go,
-            "stripe_event_name": one.lookup_key if one.is_metered else None,
+            "plan": wanted_price.plan,
+            "price": wanted_price.price,
+            "meter": wanted_price.meter,
+            "pay_as_you_go": wanted_price.pay_as_you_go,
+            "stripe_event_name": wanted_price.lookup_key if wanted_price.is_metered else None,
             "is_current": True,
             "created_at": now,
         }
-        for one in wanted
+        for wanted_price in wanted
     ]
     await conn.execute(
         postgresql.insert(_PRICES).on_conflict_do_update(

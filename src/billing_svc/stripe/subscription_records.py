@@ -1,7 +1,7 @@
-"""Subscriptions in Postgres: each row is what was known at the last fetch, and what that means for the account's plan.
+"""Subscriptions in Postgres: each row has the last fetched state, and the interval in which it gives its plan.
 
-`subscriptions/` works out the rows and calls `save`. Other areas read them by the functions here; only the decision's
-read, which is one statement, and a reconciliation's comparison select from the table themselves.
+`subscriptions/` computes the rows and calls `save`. Other areas read them by the functions here; only the decision's
+query (a single statement) and the reconciliation's comparison select from the table directly.
 """
 
 from collections.abc import Collection
@@ -20,9 +20,9 @@ _SUBSCRIPTIONS = tables.subscriptions
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionRecord:
-    """A subscription as stored: every column but `updated_at`; `platform/database/tables.py` explains them.
+    """A subscription as stored: every column but `updated_at`; `platform/database/tables.py` explains the columns.
 
-    Of what was fetched it has the base item alone. A decision needs fewer columns: `PlanSubscription` has those.
+    Of the items, only the base item is stored. `PlanSubscription` has the fewer columns that a decision needs.
     """
 
     account_id: str
@@ -53,7 +53,7 @@ class SubscriptionRecord:
 
     @property
     def is_over(self) -> bool:
-        """Say whether it has ended for good, so that another one may be bought."""
+        """Say whether it has ended for good, so that another subscription may be bought."""
         return self.status in stripe_subscriptions.OVER
 
     @property
@@ -63,24 +63,24 @@ class SubscriptionRecord:
 
     @property
     def is_giving(self) -> bool:
-        """Say whether its status gives what it is for."""
+        """Say whether its status gives the customer what it sells."""
         return self.status in stripe_subscriptions.GIVING
 
     def goes_on(self, at: datetime) -> bool:
-        """Say whether it has not come to its end at `at`, also where Stripe has not told of that yet."""
+        """Say whether it has not ended at `at`; a scheduled end counts even before Stripe has reported it."""
         return not self.is_over and (self.effective_until is None or at < self.effective_until)
 
     def gives_plan(self, at: datetime) -> bool:
-        """Say whether the account has its plan at `at`, as far as it alone decides."""
+        """Say whether it gives the account its plan at `at`, apart from the account's other subscriptions."""
         in_time = self.effective_from <= at and (self.effective_until is None or at < self.effective_until)
         return self.is_plan and self.is_giving and in_time
 
     def in_billing_period(self, at: datetime) -> bool:
-        """Say whether `at` lies in the billing period that it was in when it was last fetched."""
+        """Say whether `at` lies in its billing period of the last fetch."""
         return self.billing_period_start <= at < self.billing_period_end
 
     def was_trial(self, at: datetime) -> bool:
-        """Say whether its trial went on at `at`: what is used in it is free."""
+        """Say whether it was in its trial at `at`: usage in a trial is free."""
         return self.trial_end is not None and self.effective_from <= at < self.trial_end
 
 
@@ -90,20 +90,20 @@ _LATEST_FIRST = (_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscr
 
 
 async def of_account(conn: AsyncConnection, account_id: str) -> list[SubscriptionRecord]:
-    """Return the account's subscriptions, the latest first; metered-only ones and those that are over as well."""
+    """Return all of the account's subscriptions, latest first, also metered-only and ended subscriptions."""
     query = sa.select(*_COLUMNS).where(_SUBSCRIPTIONS.c.account_id == account_id).order_by(*_LATEST_FIRST)
     return [SubscriptionRecord(*row) for row in await conn.execute(query)]
 
 
 async def plan_subscriptions(conn: AsyncConnection, account_id: str) -> list[SubscriptionRecord]:
-    """Return the account's plan subscriptions, the latest first; those that are over as well."""
+    """Return the account's plan subscriptions, latest first, also those that are over."""
     return [row for row in await of_account(conn, account_id) if row.is_plan]
 
 
 async def plan_subscriptions_of(
     conn: AsyncConnection, account_ids: Collection[str]
 ) -> dict[str, list[SubscriptionRecord]]:
-    """Return the plan subscriptions of many accounts, the latest first; an account without one is missing."""
+    """Return the plan subscriptions of many accounts, latest first; accounts without any are left out."""
     rows = await conn.execute(
         sa.select(*_COLUMNS)
         .where(_SUBSCRIPTIONS.c.account_id.in_(account_ids), _SUBSCRIPTIONS.c.is_plan)
@@ -116,7 +116,7 @@ async def plan_subscriptions_of(
 
 
 async def living_of_customer(conn: AsyncConnection, account_id: str, customer_id: str) -> list[str]:
-    """Return the account's subscriptions under one customer that are not over."""
+    """Return the account's subscriptions under a customer that are not over."""
     query = sa.select(_SUBSCRIPTIONS.c.subscription_id).where(
         _SUBSCRIPTIONS.c.account_id == account_id,
         _SUBSCRIPTIONS.c.customer_id == customer_id,
@@ -128,9 +128,9 @@ async def living_of_customer(conn: AsyncConnection, account_id: str, customer_id
 async def outdated(
     conn: AsyncConnection, version: int, account_id: str | None, after: tuple[str, str], most: int
 ) -> list[SubscriptionRecord]:
-    """Return plan subscriptions that are not over and were sold under an older catalog version: a page of them.
+    """Return a page of plan subscriptions that are not over and were sold under an older catalog version.
 
-    In the order of their keys (account, subscription), beginning behind one; of one account, or of all.
+    Sorted by (account, subscription), beginning after the given key; of one account, or of all.
     """
     query = sa.select(*_COLUMNS).where(
         _SUBSCRIPTIONS.c.is_plan,
@@ -144,7 +144,7 @@ async def outdated(
 
 
 async def find(conn: AsyncConnection, account_id: str, subscription_id: str) -> SubscriptionRecord | None:
-    """Return a subscription; None if it is new."""
+    """Return a subscription; None if it is not stored."""
     row = (await conn.execute(sa.select(*_COLUMNS).where(*_is(account_id, subscription_id)))).one_or_none()
     return None if row is None else SubscriptionRecord(*row)
 
@@ -164,7 +164,7 @@ async def save(conn: AsyncConnection, record: SubscriptionRecord, now: datetime)
 
 
 async def mark_superfluous(conn: AsyncConnection, account_id: str, subscription_id: str, now: datetime) -> None:
-    """Let a subscription never have given its plan."""
+    """Mark a subscription as superfluous: it counts as if it had never given its plan."""
     values = {"superfluous": True, "effective_until": _SUBSCRIPTIONS.c.effective_from, "updated_at": now}
     await conn.execute(sa.update(_SUBSCRIPTIONS).where(*_is(account_id, subscription_id)).values(values))
 

@@ -1,4 +1,4 @@
-"""A subscription as Stripe has it: read from any shape, and what its status means. Pure."""
+"""Parses Stripe's subscriptions of every API version; the meaning of their statuses. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from typing import Any
 
 from billing_svc.stripe import parse
 
-# Statuses that give the plan; past_due is flagged beside.
+# Statuses in which a subscription gives its plan; past_due is stored as a flag too.
 GIVING = frozenset({"trialing", "active", "past_due"})
-# Nothing comes after these.
+# Final statuses.
 OVER = frozenset({"canceled", "incomplete_expired"})
 
-# Far above any number of seats; an int64 holds it times any limit.
+# Far above any number of seats; its product with any limit fits an int64.
 QUANTITY_MAX = 10**9
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One price of a subscription, with the billing period that it is in."""
+    """An item of a subscription: a price, and its present billing period."""
 
     item_id: str
     price_id: str
@@ -29,7 +29,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What a schedule at Stripe makes of a subscription from an instant on: prices and how many of each."""
+    """A phase of a subscription schedule: from `starts_at` on, the prices and the quantity of each."""
 
     starts_at: datetime
     prices: Mapping[str, int]
@@ -52,7 +52,7 @@ class StripeSubscription:
     canceled_at: datetime | None
     ended_at: datetime | None
     schedule_id: str | None = None
-    # What comes after the schedule's present phase, if it came expanded.
+    # The phase after the schedule's present phase, if the schedule was expanded.
     next_phase: Phase | None = None
 
     @property
@@ -62,14 +62,14 @@ class StripeSubscription:
 
     @property
     def will_end(self) -> bool:
-        """Say whether its end is scheduled; either field says so."""
+        """Say whether its end is scheduled, by either of two fields."""
         return self.cancel_at_period_end or self.cancel_at is not None
 
 
 def from_stripe(data: Mapping[str, Any]) -> StripeSubscription:
-    """Read a subscription of any API version that is still about; raises ValueError on what is none.
+    """Parse a subscription of any API version; raises ValueError if it is not a subscription.
 
-    Billing periods are on the items since 2025-03-31, on the subscription before, and on both in between.
+    Billing periods are on the items since 2025-03-31, on the subscription before, and in a transition on both.
     """
     try:
         return StripeSubscription(
@@ -93,14 +93,14 @@ def from_stripe(data: Mapping[str, Any]) -> StripeSubscription:
 
 
 def _next_phase(schedule: object) -> Phase | None:
-    """Return what a schedule will make of its subscription next; None if nothing, or if it came as an id."""
+    """Return the next phase of a schedule; None if there is none, or if the schedule is only an id."""
     present = schedule.get("current_phase") if isinstance(schedule, Mapping) else None
     if not isinstance(schedule, Mapping) or present is None:
         return None
     coming = [phase for phase in schedule["phases"] if phase["start_date"] >= present["end_date"]]
     if not coming:
         return None
-    phase = min(coming, key=lambda one: one["start_date"])
+    phase = min(coming, key=lambda phase: phase["start_date"])
     prices = {parse.id_of(item["price"]): _quantity(item.get("quantity") or 1) for item in phase["items"]}
     return Phase(parse.instant(phase["start_date"]), prices)
 
@@ -114,7 +114,7 @@ def _item(item: Mapping[str, Any], subscription: Mapping[str, Any]) -> Item:
     return Item(
         item_id=parse.text(item["id"]),
         price_id=parse.id_of(price),
-        # Metered items have none; and none is not zero.
+        # Metered items have no quantity; null does not mean zero.
         quantity=1 if quantity is None else _quantity(quantity),
         period_start=period("current_period_start"),
         period_end=period("current_period_end"),

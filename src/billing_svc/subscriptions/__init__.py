@@ -1,4 +1,4 @@
-"""What was bought: checkout, changes, pay-as-you-go, invoices, previews, moves, and what follows at Stripe.
+"""Sold subscriptions: checkout, changes, pay-as-you-go, invoices, cost previews, catalog moves, follow-ups at Stripe.
 
-May import metering and usage_export, and what is below them.
+May import metering, usage_export and the areas below them.
 """

@@ -1,4 +1,4 @@
-"""What is billable goes to Stripe: accrual, sending, late charges; docs/adr/0007 says how.
+"""Charges billable usage through Stripe: accrual, sending, late charges; docs/adr/0007 has the design.
 
-May import pricing and customers, and what is below them; not metering.
+May import pricing, customers and the areas below them; not metering.
 """

@@ -1,4 +1,4 @@
-"""Sealing: taking what became billable into slices, in one transaction for each account, under the counters' locks."""
+"""Accrual: puts billable units into usage reports; a transaction for each account, under the counters' row locks."""
 
 import uuid
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from billing_svc.usage_export import counters, rules, states, store
 
 _log = structlog.get_logger(__name__)
 
-# Accounts that are read at a time.
+# Accounts that one query returns.
 PAGE_SIZE = 200
 
 
 @dataclass(frozen=True, slots=True)
 class _Billed:
-    """What a counter's units are charged under now, and the interval in which their reports are stamped.
+    """The present charge of a counter, and the interval in which the timestamps of its usage reports must lie.
 
-    `owed` are those among them that were recorded under terms before the present ones.
+    `owed` are units that are not in a report yet and were recorded under earlier terms.
     """
 
     charge: rules.ChargeTerms
@@ -36,7 +36,7 @@ class _Billed:
 
 
 class Accrual:
-    """Seals counters. What is sealed within a period is sent at the end of `send_interval`, all else at once."""
+    """Accrues counters. A new report is due after `send_interval`, but at the latest at the end of its period."""
 
     def __init__(
         self,
@@ -54,9 +54,9 @@ class Accrual:
         self._sealed_all_at: datetime | None = None
 
     async def seal_due(self) -> int:
-        """Seal counters whose period is over, and once in an interval all; returns how many slices were written.
+        """Accrue counters of past periods, and every `seal_interval` all counters; returns how many reports were added.
 
-        Raises Unavailable when Postgres is away.
+        Raises Unavailable if Postgres cannot be reached.
         """
         now = self._clock.now()
         everything = self._sealed_all_at is None or now >= self._sealed_all_at + self._seal_interval
@@ -79,7 +79,7 @@ class Accrual:
         return written
 
     async def seal(self, account_id: str) -> int:
-        """Seal all of an account's counters now; returns how many slices were written."""
+        """Accrue all of an account's counters now; returns how many reports were written."""
         now = self._clock.now()
         return await self._database.run(lambda conn: seal(conn, self._catalogs, account_id, self._send_interval, now))
 
@@ -87,10 +87,10 @@ class Accrual:
         try:
             return await self.seal(account_id)
         except errors.LostRace:
-            return 0  # somebody else is at this account; the next round sees to the rest
+            return 0  # another process writes this account's reports; the next round accrues the rest
         except errors.BillingError:
             raise
-        except Exception:  # noqa: BLE001 - logged in full; one account must not keep the others from being sealed
+        except Exception:  # noqa: BLE001 - logged in full; an error in one account must not stop the others
             _log.exception("seal_failed", account=account_id)
             return 0
 
@@ -102,9 +102,9 @@ async def seal(
     send_interval: timedelta,
     now: datetime,
 ) -> int:
-    """Seal the account's counters and return how many slices were written.
+    """Accrue the account's counters and return how many reports were written.
 
-    A counter that nobody can be charged for (no customer, or no price) is left as it is, for a reconciliation to show.
+    A counter that cannot be charged (no customer, or no price) is left as it is; the reconciliation reports it.
     """
     locked = await counters.lock_unsealed(conn, account_id)
     if not locked:
@@ -131,7 +131,7 @@ async def _billed(
     held: list[subscription_records.SubscriptionRecord],
     customer_id: str | None,
 ) -> _Billed | None:
-    """Return what a counter is charged under now; if its present plan does not charge, what it was charged under."""
+    """Return how a counter is charged: by its present terms, else as its last report, else by its last billed terms."""
     terms: rules.PlanVersion | None = (counter.plan, counter.catalog_version)
     charge = await _charge(conn, catalogs, counter, terms, held, customer_id)
     if charge is None and last is not None:
@@ -142,13 +142,13 @@ async def _billed(
     if charge is None:
         return None
     start, end = counter.period_start, counter.period_end
-    subscription = next((one for one in held if one.subscription_id == charge.subscription_id), None)
+    subscription = next((record for record in held if record.subscription_id == charge.subscription_id), None)
     if subscription is not None:
         start = max(start, subscription.effective_from)
         if subscription.effective_until is not None and subscription.effective_until > start:
             end = min(end, subscription.effective_until)
     owed: list[rules.AccruedUnits] = []
-    # A call that was slow may have left the terms on the counter that held before others' calls.
+    # A slow call may have written older terms to the counter after other calls wrote the present terms.
     left = subscription is not None and (subscription.plan, subscription.catalog_version) != charge.terms
     if last is None or last.charge.terms != charge.terms or left:
         for earlier, units in (await _owed(conn, counter, charge)).items():
@@ -188,17 +188,17 @@ async def _charge(
 def _bills(
     counter: counters.UnreportedCounter, plan: str, held: list[subscription_records.SubscriptionRecord]
 ) -> subscription_records.SubscriptionRecord | None:
-    """Return the subscription that bills a counter: its own, or the metered-only one that carries pay-as-you-go."""
+    """Return the subscription that bills a counter: its own, or the metered-only subscription of pay-as-you-go."""
     if counter.subscription_id is not None:
-        return next((one for one in held if one.subscription_id == counter.subscription_id), None)
+        return next((record for record in held if record.subscription_id == counter.subscription_id), None)
     return next(
         (
-            one
-            for one in held
-            if not one.is_plan
-            and one.plan == plan
-            and one.effective_from < counter.period_end
-            and (one.effective_until is None or one.effective_until > counter.period_start)
+            record
+            for record in held
+            if not record.is_plan
+            and record.plan == plan
+            and record.effective_from < counter.period_end
+            and (record.effective_until is None or record.effective_until > counter.period_start)
         ),
         None,
     )
@@ -212,7 +212,7 @@ async def _write(
     send_interval: timedelta,
     now: datetime,
 ) -> int:
-    """Write the way from what is sealed to what is billable as slices: the newest one grows, or new ones follow it."""
+    """Put `billable` minus `sealed` into reports: the newest grows if it was never sent, else new reports follow."""
     pieces = rules.split_into_reports(
         counter.sealed,
         counter.billable,
@@ -228,7 +228,8 @@ async def _write(
         growing = last if last is not None and last.is_growing and last.charge == piece.charge else None
         at = reported_for
         if piece.units + (0 if growing is None else growing.units) < 0:
-            # To where it was charged: Stripe makes nothing of a billing period's sum below zero.
+            # Take the units back in the billing period that charged them: Stripe bills nothing for a negative sum of a
+            # period.
             at = (
                 await store.last_added_at(conn, counter.account_id, counter.meter, counter.period_start, piece.charge)
                 or at
@@ -236,8 +237,8 @@ async def _write(
         if growing is not None:
             change = rules.grown(growing, piece, at, billed.end, next_attempt_at, now)
             last = await store.write(conn, growing, change)
-            if last is None:  # not reached while its row is locked; the counter must not count as sealed without it
-                raise errors.LostRace("the newest slice has changed")
+            if last is None:  # the row is locked, so this cannot happen; if it did, the counter is not accrued
+                raise errors.LostRace("the newest usage report of the counter has changed")
             continue
         report_id = uuid.uuid4().hex
         last = rules.UsageReport(
@@ -274,13 +275,14 @@ async def _write(
 async def _owed(
     conn: AsyncConnection, counter: counters.UnreportedCounter, present: rules.ChargeTerms
 ) -> dict[rules.PlanVersion, int]:
-    """Return what was recorded under other terms than the present ones and is not sealed yet, the earliest first.
+    """Return units recorded under other terms than the present terms and not in a report yet; earliest terms first.
 
-    A change of plan seals first; this is what came in between, or a change that was not made through this service.
+    Accrual runs before a change of plan. These units were recorded between the two, or the change was not made through
+    this service.
     """
     owed = rules.billed_by_terms(await counters.billed_units(conn, counter))
     owed.pop(present.terms, None)
-    for one in await store.accrued(conn, counter.account_id, counter.meter, counter.period_start):
-        if one.charge.terms in owed:
-            owed[one.charge.terms] -= one.units
+    for accrued_units in await store.accrued(conn, counter.account_id, counter.meter, counter.period_start):
+        if accrued_units.charge.terms in owed:
+            owed[accrued_units.charge.terms] -= accrued_units.units
     return owed

@@ -1,7 +1,7 @@
-"""Whether a slice's meter can still bill it, and what is to be done with it next. Pure.
+"""Decides whether Stripe's meter can still bill a usage report, and which step follows. Pure.
 
-One rule carries the whole: an attempt is made only while its arrival is sure to be billed. So what arrived is billed by
-its meter, what did not arrive is not, and the meter's own sum tells which.
+The main rule: an attempt is made only while its arrival is sure to be billed. So the meter bills every report that
+arrived and no report that did not arrive, and the meter's total shows which of the two happened.
 """
 
 import enum
@@ -14,30 +14,30 @@ from billing_svc.stripe import parse, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.usage_export import rules
 
-# Stripe keeps identifiers for at least 24 hours; within them a repeat is safe.
+# Stripe remembers a meter event's identifier for at least 24 hours; a repeat within that time is not counted twice.
 IDENTIFIER_TRUSTED_FOR = timedelta(hours=23)
-# What a call brought about, if anything, is in the meter's sums by then.
+# After this time a call's units are in the meter's totals, if they arrived at all.
 SUMS_LAG_MAX = timedelta(minutes=10)
-# Stripe takes timestamps of the last 35 days.
+# Stripe accepts timestamps of the last 35 days.
 AGE_MAX = timedelta(days=34, hours=23)
-# A draft is finalised about an hour after it was made. Nothing is sent in the last minutes: it might come too late.
+# A draft is finalised about an hour after its creation. Nothing is sent in the last minutes: it could arrive too late.
 DRAFT_LASTS = timedelta(hours=1)
 FINAL_MARGIN = timedelta(minutes=5)
-# A renewal makes its invoice at once; where there is none after this, there will be none.
+# A renewal creates its invoice at once; if there is none after this time, there will be none.
 INVOICE_LATE_MAX = timedelta(hours=2)
 ASK_AGAIN = timedelta(minutes=1)
 
-# Invoices of these kinds charge no period that has passed.
+# Invoices with these reasons do not charge a past period.
 _OTHER_REASONS = frozenset({"subscription_create", "subscription_update", "manual", "upcoming"})
 
 
 class Step(enum.Enum):
-    """What is to be done with a slice."""
+    """The next step for a usage report."""
 
     SEND = enum.auto()
-    # Only Stripe knows whether the period's invoice is still a draft.
+    # Ask Stripe whether the period's invoice is still a draft.
     ASK = enum.auto()
-    # Its outcome is unknown, and it must not be sent again: the meter's sum tells.
+    # The outcome of an attempt is unknown and a repeat is not safe: compare with the meter's total.
     LOOK = enum.auto()
     CHARGE_LATE = enum.auto()
     WAIT = enum.auto()
@@ -45,7 +45,7 @@ class Step(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class NextStep:
-    """A step, and until when to wait if that is it."""
+    """A step; `until` is the end of the wait for the step WAIT."""
 
     step: Step
     until: datetime | None = None
@@ -54,16 +54,16 @@ class NextStep:
 
 @dataclass(frozen=True, slots=True)
 class ReportBilling:
-    """The subscription that bills a slice, as stored; `event_names` are of the meters that it carries."""
+    """The subscription that bills a usage report, as stored; `event_names` are those of the meters that it bills."""
 
     subscription: subscription_records.SubscriptionRecord
     event_names: Collection[str]
-    # A change of it is under way: Stripe may have made it, and it is not known here yet.
+    # A change of the subscription is not completed: Stripe may have made it already, and the stored row is older.
     is_changing: bool = False
 
 
 def next_step(report: rules.UsageReport, billing: ReportBilling | None, now: datetime) -> NextStep:
-    """Return what to do with a sealed slice, as far as can be told from here."""
+    """Return the next step for an accrued report, from the stored data alone."""
     found = _meter_open(report, billing, now)
     if report.first_attempt_at is None:
         return found
@@ -72,7 +72,7 @@ def next_step(report: rules.UsageReport, billing: ReportBilling | None, now: dat
 
 
 def unknown(report: rules.UsageReport, now: datetime) -> NextStep:
-    """Return how to find out what became of the attempts: from the meter's sum, once it must be there."""
+    """Return LOOK once the meter's total must include every attempt that arrived; before that, WAIT."""
     ready_at = (report.last_attempt_at or now) + SUMS_LAG_MAX
     return NextStep(Step.LOOK) if now >= ready_at else NextStep(Step.WAIT, ready_at)
 
@@ -90,7 +90,7 @@ def _meter_open(report: rules.UsageReport, billing: ReportBilling | None, now: d
     if current and report.stripe_event_name not in billing.event_names:
         return NextStep(Step.CHARGE_LATE, why="its subscription has no such item any more")
     if report.reported_for < subscription.billing_period_start:
-        return NextStep(Step.ASK)  # its quota period may go on: it need not be the billing period
+        return NextStep(Step.ASK)  # may still be billed: quota and billing periods can differ
     end = subscription.billing_period_end if current else report.period_end
     return NextStep(Step.ASK if now >= end or subscription.is_over or billing.is_changing else Step.SEND)
 
@@ -102,17 +102,17 @@ def at_stripe(
     invoices: Sequence[Mapping[str, Any]],
     now: datetime,
 ) -> NextStep:
-    """Return what to do with a slice whose period is over, going by its subscription and that one's invoices."""
+    """Return the next step for a report of a past period, from its subscription and that subscription's invoices."""
     if fetched is None:
         return NextStep(Step.CHARGE_LATE, why="Stripe has no such subscription")
     is_over = fetched.status in stripe_subscriptions.OVER
-    item = next((one for one in fetched.items if one.price_id in price_ids), None)
+    item = next((item for item in fetched.items if item.price_id in price_ids), None)
     if item is not None and not is_over and item.period_start <= report.reported_for < item.period_end:
         return NextStep(Step.SEND)
-    covering = [one for one in invoices if _covers(one, report.reported_for)]
-    if any(one["status"] != "draft" for one in covering):
+    covering = [invoice for invoice in invoices if _covers(invoice, report.reported_for)]
+    if any(invoice["status"] != "draft" for invoice in covering):
         return NextStep(Step.CHARGE_LATE, why="its invoice is final")
-    if item is None and not any(_has_line(one, price_ids) for one in covering):
+    if item is None and not any(_has_line(invoice, price_ids) for invoice in covering):
         return NextStep(Step.CHARGE_LATE, why="its subscription has no such item any more")
     since = fetched.ended_at if is_over or item is None else item.period_start
     return _into_draft(covering, now) if covering else _without_invoice(since, now)
@@ -131,14 +131,14 @@ def _covers(invoice: Mapping[str, Any], at: datetime) -> bool:
 
 
 def _has_line(invoice: Mapping[str, Any], price_ids: Collection[str]) -> bool:
-    """Say whether an invoice charges one of the prices, as far as it shows its lines."""
+    """Say whether an invoice has a line with one of the prices; False if Stripe did not include the lines."""
     return any(parse.price_of_line(line) in price_ids for line in (invoice.get("lines") or {}).get("data", ()))
 
 
 def _into_draft(drafts: Sequence[Mapping[str, Any]], now: datetime) -> NextStep:
     for draft in drafts:
         if not draft.get("auto_advance", True):
-            continue  # nobody but a person finalises it
+            continue  # only a person finalises it, not a timer
         final_at = draft.get("automatically_finalizes_at")
         final = (
             datetime.fromtimestamp(final_at, UTC)

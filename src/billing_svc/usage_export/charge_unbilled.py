@@ -1,8 +1,8 @@
-"""Settling: what was sent for a subscription that is over, and that none of its invoices charges, is charged late.
+"""Settlement: charges late all usage of an ended subscription that was sent, but that no invoice charges.
 
-A subscription's last invoice has the usage when it ends as arranged, or when whoever ends it asks for that. It has not
-when Stripe gives up on a payment, nor when somebody ends it in the dashboard without. The same holds for the items of
-late usage that waited for its next invoice.
+The last invoice includes the usage if the subscription ends as scheduled, or if it is cancelled with a final invoice.
+It does not if Stripe gives up on a payment, or if a person cancels in the dashboard without a final invoice. The same
+is true for invoice items of late usage that waited for the subscription's next invoice.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from billing_svc.usage_export import rules, states, store
 
 _log = structlog.get_logger(__name__)
 
-# After its end: the last invoice is final, and what was on the way has arrived.
+# After the subscription's end: by then the last invoice is final, and all sent events have arrived.
 SETTLED_AFTER = timedelta(hours=2)
-# A quota period may have begun before the billing period that its usage is charged in.
+# A quota period may begin before the billing period that charges its usage.
 _PERIODS_APART_MAX = timedelta(days=32)
 
 _ORIGIN = audit_store.Origin("service")
 
 
 class UnbilledUsage:
-    """Looks once at what a subscription that has ended was charged."""
+    """Checks once what the invoices of an ended subscription charge."""
 
     def __init__(self, database: transactions.Transactions, stripe: client.Stripe, now: clock.Clock) -> None:
         self._database = database
@@ -37,9 +37,9 @@ class UnbilledUsage:
         self._clock = now
 
     async def settle(self, account_id: str, subscription_id: str) -> int:
-        """Let what no invoice charges of it be charged: slices by items, and items by an invoice; returns how many.
+        """Charge what no invoice of the subscription charges: reports by items, items by an invoice; returns how many.
 
-        Never inside a transaction. A repeat finds them charged. Raises StripeUnavailable and Unavailable.
+        Never call it inside a transaction. A repeat finds them charged. Raises StripeUnavailable and Unavailable.
         """
         return await self._settle_slices(account_id, subscription_id) + await self._settle_items(
             account_id, subscription_id
@@ -49,16 +49,16 @@ class UnbilledUsage:
         sent = await self._database.read(lambda conn: _sent(conn, account_id, subscription_id))
         if not sent:
             return 0
-        since = min(one.reported_for for one in sent)
+        since = min(report.reported_for for report in sent)
         charged: list[client.Data] = []
         for invoice in await self._stripe.invoices_of_subscription(subscription_id, since):
             if invoice["status"] != "void":
                 charged += await self._stripe.all_invoice_lines(invoice)
         prices = {
             name: await self._database.read(lambda conn, name=name: store.price_ids(conn, name))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
-            for name in {one.stripe_event_name for one in sent}
+            for name in {report.stripe_event_name for report in sent}
         }
-        unbilled = [one for one in sent if not _is_charged(one, charged, prices[one.stripe_event_name])]
+        unbilled = [report for report in sent if not _is_charged(report, charged, prices[report.stripe_event_name])]
         if unbilled:
             _log.warning(
                 "usage_without_invoice", account=account_id, subscription=subscription_id, slices=len(unbilled)
@@ -68,14 +68,14 @@ class UnbilledUsage:
         return len(unbilled)
 
     async def _settle_items(self, account_id: str, subscription_id: str) -> int:
-        """Let items that waited for the subscription's next invoice, which will not come, have one of their own."""
+        """Let items that waited for the subscription's next invoice have their own: that next invoice will not come."""
         left: list[rules.UsageReport] = []
-        for one in await self._database.read(lambda conn: _waiting(conn, account_id, subscription_id)):
-            # What was taken away at Stripe was taken away by somebody there.
+        for report in await self._database.read(lambda conn: _waiting(conn, account_id, subscription_id)):
+            # An item that is missing at Stripe was deleted there by a person; it is not charged again.
             with contextlib.suppress(client.NotAtStripe):
-                item = await self._stripe.invoice_item(str(one.invoice_item_id))
+                item = await self._stripe.invoice_item(str(report.invoice_item_id))
                 if not item.get("invoice"):
-                    left.append(one)
+                    left.append(report)
         if left:
             _log.warning("items_without_invoice", account=account_id, subscription=subscription_id, items=len(left))
             await self._reopen(left, states.uninvoiced(self._clock.now()), "usage.item_uninvoiced")
@@ -85,42 +85,44 @@ class UnbilledUsage:
         now = self._clock.now()
 
         async def reopen(conn: AsyncConnection) -> None:
-            for one in reports:
-                if await store.write(conn, one, change):
-                    changes = {"report": one.report_id, "meter": one.meter, "units": one.units}
-                    await audit_store.append(conn, _ORIGIN, one.account_id, action, changes, now)
+            for report in reports:
+                if await store.write(conn, report, change):
+                    changes = {"report": report.report_id, "meter": report.meter, "units": report.units}
+                    await audit_store.append(conn, _ORIGIN, report.account_id, action, changes, now)
 
         await self._database.run(reopen)
 
 
 async def _sent(conn: AsyncConnection, account_id: str, subscription_id: str) -> list[rules.UsageReport]:
-    """Return what was sent for the subscription's last billing period; what was used in a trial is free."""
+    """Return the reports that were sent for the subscription's last billing period; usage in a trial is free."""
     held = await subscription_records.of_account(conn, account_id)
-    row = next((one for one in held if one.subscription_id == subscription_id), None)
+    row = next((record for record in held if record.subscription_id == subscription_id), None)
     if row is None:
         return []
     since = row.billing_period_start if row.trial_end is None else max(row.billing_period_start, row.trial_end)
     return [
-        one
-        for one in await store.all_of_account(conn, account_id, row.billing_period_start - _PERIODS_APART_MAX)
-        if one.subscription_id == subscription_id and one.state is states.ReportState.SENT and one.reported_for >= since
+        report
+        for report in await store.all_of_account(conn, account_id, row.billing_period_start - _PERIODS_APART_MAX)
+        if report.subscription_id == subscription_id
+        and report.state is states.ReportState.SENT
+        and report.reported_for >= since
     ]
 
 
 async def _waiting(conn: AsyncConnection, account_id: str, subscription_id: str) -> list[rules.UsageReport]:
-    """Return the slices whose items may have waited for an invoice of the subscription, if nothing else brings one."""
+    """Return the reports whose items may have waited for an invoice of this subscription and get no other invoice."""
     held = await subscription_records.of_account(conn, account_id)
-    row = next((one for one in held if one.subscription_id == subscription_id), None)
+    row = next((record for record in held if record.subscription_id == subscription_id), None)
     if row is None or store.will_be_invoiced(held, row.customer_id):
         return []
-    # What was an item before its last period began is on the invoice with which it began.
+    # Items from before the last billing period are on the invoice with which that period began.
     return await store.itemised_since(conn, account_id, row.customer_id, row.billing_period_start)
 
 
 def _is_charged(report: rules.UsageReport, lines: Sequence[client.Data], price_ids: Collection[str]) -> bool:
-    """Say whether a line charges what the slice's meter added up at the time that the slice is stamped with."""
+    """Say whether a line charges a price of the report's meter for the time of the report's timestamp."""
     at = report.reported_for.timestamp()
-    # The second of the end is the last one of a subscription that ends at once.
+    # `<=` at the end: if a subscription is ended at once, the last event's timestamp can be the second of the end.
     return any(
         parse.price_of_line(line) in price_ids and line["period"]["start"] <= at <= line["period"]["end"]
         for line in lines

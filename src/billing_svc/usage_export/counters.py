@@ -1,4 +1,4 @@
-"""Counters in Postgres, as far as sealing needs them."""
+"""Counters in Postgres: the queries that accrual needs."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.database import select_list, tables
 
-# An account's counters that are sealed in one transaction: a few meters, two periods.
+# Bound on the counters of an account that one transaction accrues; usually there are a few meters in two periods.
 COUNTERS_MAX = 200
 
 _COUNTERS = tables.usage_counters
@@ -18,7 +18,7 @@ _UNSEALED = _COUNTERS.c.billable != _COUNTERS.c.sealed
 
 @dataclass(frozen=True, slots=True)
 class UnreportedCounter:
-    """A counter with the terms that it was last written under."""
+    """A counter with the terms of the last write to it."""
 
     account_id: str
     meter: str
@@ -35,13 +35,13 @@ _COLUMNS = select_list.columns(UnreportedCounter, _COUNTERS)
 
 
 async def unsealed_accounts(conn: AsyncConnection, after: str, most: int) -> list[str]:
-    """Return accounts with something to seal, in order, beginning behind one: a page of them."""
+    """Return a page of accounts that have units to accrue, sorted by id, with ids greater than `after`."""
     query = sa.select(_COUNTERS.c.account_id).distinct().where(_UNSEALED, _COUNTERS.c.account_id > after)
     return list((await conn.execute(query.order_by(_COUNTERS.c.account_id).limit(most))).scalars())
 
 
 async def unsealed_accounts_of_past_periods(conn: AsyncConnection, after: str, most: int, now: datetime) -> list[str]:
-    """Return those of them of whose periods one is over."""
+    """Return accounts as `unsealed_accounts` does, but only those with units to accrue in a period that is over."""
     query = (
         sa.select(_COUNTERS.c.account_id)
         .distinct()
@@ -51,7 +51,7 @@ async def unsealed_accounts_of_past_periods(conn: AsyncConnection, after: str, m
 
 
 async def lock_unsealed(conn: AsyncConnection, account_id: str) -> list[UnreportedCounter]:
-    """Lock the account's counters that have something to seal, in key order, and return them."""
+    """Lock the account's counters that have units to accrue, in key order, and return them."""
     query = (
         sa.select(*_COLUMNS)
         .where(_COUNTERS.c.account_id == account_id, _UNSEALED)
@@ -63,7 +63,7 @@ async def lock_unsealed(conn: AsyncConnection, account_id: str) -> list[Unreport
 
 
 async def billed(conn: AsyncConnection, account_id: str) -> list[UnreportedCounter]:
-    """Return the account's counters that anything is, or was, charged of."""
+    """Return the account's counters with billable or accrued units."""
     query = (
         sa.select(*_COLUMNS)
         .where(_COUNTERS.c.account_id == account_id, sa.or_(_COUNTERS.c.billable > 0, _COUNTERS.c.sealed > 0))
@@ -73,7 +73,7 @@ async def billed(conn: AsyncConnection, account_id: str) -> list[UnreportedCount
 
 
 async def billed_accounts(conn: AsyncConnection, after: str, most: int, since: datetime) -> list[str]:
-    """Return accounts with anything to charge in the periods that end after an instant: a page of them."""
+    """Return a page of accounts with billable or accrued units in periods that end after `since`, sorted by id."""
     query = (
         sa.select(_COUNTERS.c.account_id)
         .distinct()
@@ -87,14 +87,14 @@ async def billed_accounts(conn: AsyncConnection, after: str, most: int, since: d
 
 
 async def mark_sealed(conn: AsyncConnection, counter: UnreportedCounter) -> None:
-    """Write that all of a locked counter's billable units are in slices."""
+    """Write that all billable units of a locked counter are in usage reports."""
     await conn.execute(sa.update(_COUNTERS).where(*_is(counter)).values(sealed=counter.billable))
 
 
 async def billed_units(conn: AsyncConnection, counter: UnreportedCounter) -> list[tuple[str, int, int]]:
-    """Return what made units of a counter billable, or took them back, in order: plan, catalog version and how many.
+    """Return each change of a counter's billable units, in order: plan, catalog version, units (negative: taken back).
 
-    Reads the period's events, so it is for a counter that has no slice yet, or whose terms have changed.
+    Reads the period's events, so use it only for a counter that has no report yet, or whose terms have changed.
     """
     query = (
         sa.select(_EVENTS.c.plan, _EVENTS.c.catalog_version, _EVENTS.c.billable)
@@ -127,7 +127,7 @@ def _is(counter: UnreportedCounter) -> tuple[sa.ColumnElement[bool], ...]:
 def _events_of(counter: UnreportedCounter) -> tuple[sa.ColumnElement[bool], ...]:
     return (
         _EVENTS.c.account_id == counter.account_id,
-        _EVENTS.c.account_id != "",  # the index is for queries that repeat its condition
+        _EVENTS.c.account_id != "",  # repeats the condition of the partial index, so that Postgres can use it
         _EVENTS.c.meter == counter.meter,
         _EVENTS.c.period_start == counter.period_start,
     )

@@ -1,4 +1,4 @@
-"""Flushing: all of an account's usage is at Stripe before its plan changes or ends."""
+"""Sends all usage of an account to Stripe before its plan changes or its subscription ends."""
 
 import asyncio
 from datetime import timedelta
@@ -9,16 +9,16 @@ from billing_svc.platform.database import transactions
 from billing_svc.stripe import client
 from billing_svc.usage_export import accrual, pacing, sending
 
-# An RPC waits for it, and has a call of its own to make afterwards.
+# An RPC waits for this, and needs time for its own call of Stripe afterwards.
 SECONDS_MAX = 12.0
-# While somebody else is sending for the account.
+# Between tries while another process sends for the account.
 PAUSE_SECONDS = 0.2
-# Somebody waits, so these calls go out at the pace of one account, and not behind all the others'.
+# A caller waits, so these calls have their own limit and do not queue behind the calls for other accounts.
 CALLS_PER_SECOND = 20.0
 
 
 class ExportNow:
-    """Seals and sends an account's usage now."""
+    """Accrues and sends an account's usage immediately."""
 
     def __init__(
         self,
@@ -33,10 +33,10 @@ class ExportNow:
         self._sender = sending.Sender(database, catalogs, stripe, now, pacing.Pace(CALLS_PER_SECOND))
 
     async def flush(self, account_id: str) -> None:
-        """Return when all that the account used until now is at Stripe, or can only be charged by an invoice item.
+        """Return when all usage of the account until now is at Stripe, or can only be charged by an invoice item.
 
-        Never inside a transaction. Raises UsageNotReported while something is under way or Stripe is away, and
-        Unavailable when Postgres is.
+        Never call it inside a transaction. Raises UsageNotReported if an outcome is still unknown or Stripe cannot be
+        reached, and Unavailable if Postgres cannot be reached.
         """
         try:
             async with asyncio.timeout(SECONDS_MAX):
@@ -46,7 +46,7 @@ class ExportNow:
                 while done is None:
                     await asyncio.sleep(PAUSE_SECONDS)
                     done = await self._sender.send(account_id, at_once=True)
-                # What is stamped with this second counts only in a period that ends after it.
+                # Stripe counts a meter event with this second's timestamp only in a period that ends after this second.
                 second_over = sealed_at.replace(microsecond=0) + timedelta(seconds=1)
                 await asyncio.sleep(max(0.0, (second_over - self._clock.now()).total_seconds()))
         except TimeoutError as error:

@@ -1,7 +1,8 @@
-"""What came too late for its meter: an invoice item for each slice, on the customer's next invoice or its own.
+"""Charges usage that a meter cannot bill any more: an invoice item for each report, on the next or its own invoice.
 
-Each step is a stored intent: (1) the amount is written, under the account's lease, and stays; (2) the item is made; (3)
-where no subscription is left to invoice it, an invoice is made that takes the customer's pending items in.
+The steps: (1) the amount is stored, under the account's lease, and never changes; (2) the invoice item is created; (3)
+if no subscription will invoice it, an invoice is created that takes the customer's pending items. (2) and (3) are
+stored intents, so a repeat has no second effect.
 """
 
 from datetime import datetime, timedelta
@@ -20,18 +21,18 @@ from billing_svc.usage_export import rules, states, store
 
 _log = structlog.get_logger(__name__)
 
-# Nobody waits for these; they are repeated until Stripe answers.
+# No caller waits for these calls; they are repeated until Stripe answers.
 TRY_AGAIN = timedelta(minutes=1)
-# It needs a person, who may mend it at Stripe.
+# Stripe refused the call: a person has to change something, perhaps at Stripe.
 TRY_REFUSED_AGAIN = timedelta(hours=1)
-# Between our clock and Stripe's.
+# The most that our clock and Stripe's clock may differ.
 CLOCKS_APART_MAX = timedelta(minutes=10)
 
 _ORIGIN = audit_store.Origin("service")
 
 
 class LateUsage:
-    """Charges late slices of an account; its caller holds the account's lease."""
+    """Charges late usage reports of an account; the caller holds the account's lease."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class LateUsage:
         self._requests = intents.Requests(database, stripe, now)
 
     async def charge(self, account_id: str, lease: leases.Lease) -> int:
-        """Charge the account's late slices that are due, and return how many moved. Raises Overtaken."""
+        """Charge the account's late reports that are due, and return how many changed their state. Raises Overtaken."""
         moved = 0
         for report in await self._due(account_id, states.ReportState.LATE):
             moved += await self._tried(lease, report, self._itemise)
@@ -59,10 +60,10 @@ class LateUsage:
     async def _due(self, account_id: str, state: states.ReportState) -> list[rules.UsageReport]:
         now = self._clock.now()
         reports = await self._database.read(lambda conn: store.open_reports(conn, account_id))
-        return [one for one in reports if one.state is state and one.next_attempt_at <= now]
+        return [report for report in reports if report.state is state and report.next_attempt_at <= now]
 
     async def _tried(self, lease: leases.Lease, report: rules.UsageReport, step: Any) -> int:  # noqa: ANN401 - one of two methods
-        """Take one step; what cannot be had now is tried again, and what Stripe refuses is kept and shown."""
+        """Take one step. Repeats later if Stripe cannot be reached; if it refuses, the report keeps the error."""
         try:
             return int(await step(lease, report))
         except (errors.StripeUnavailable, errors.LostRace) as error:
@@ -72,7 +73,7 @@ class LateUsage:
             _log.error("late_usage_refused", account=report.account_id, report=report.report_id, error=str(error))
             now, why = self._clock.now(), str(error)
             change = states.failed_item(now, why)
-            if report.state is states.ReportState.ITEMISED:  # the item is there, and a later invoice may take it
+            if report.state is states.ReportState.ITEMISED:  # the item exists, and a later invoice may take it
                 change = states.Change({"next_attempt_at": now + TRY_REFUSED_AGAIN, "error": why})
             await self._write(lease, report, change)
         return 0
@@ -80,7 +81,7 @@ class LateUsage:
     async def _itemise(self, lease: leases.Lease, report: rules.UsageReport) -> int:
         amount, currency, unit = await self._priced(lease, report)
         if amount == 0:
-            # The rounding has it: nothing is to be charged for so little, or it was charged with what came before.
+            # The amount is too small to charge, or rounding has charged it with earlier units.
             return await self._invoiced(lease, report, amount, None)
         period = {"start": int(report.period_start.timestamp()), "end": int(report.reported_for.timestamp())}
         params = {
@@ -101,7 +102,7 @@ class LateUsage:
         return await self._invoiced(lease, report, amount, str(item["id"]))
 
     async def _priced(self, lease: leases.Lease, report: rules.UsageReport) -> tuple[int, str, str]:
-        """Return the amount, fixed at the first time, its currency, and what was counted."""
+        """Return the amount (computed once and then stored), its currency, and the name of the unit."""
 
         async def fix(conn: AsyncConnection) -> tuple[int, str, str]:
             await self._hold(conn, lease)
@@ -110,10 +111,10 @@ class LateUsage:
             if report.amount is not None:
                 return report.amount, catalog.currency, unit
             price = pricing_rules.metered_price(catalog, report.plan, report.meter)
-            if price is None:  # it was sealed under this very price
+            if price is None:  # cannot happen: accrual found this price before
                 raise LookupError(f"plan {report.plan} of version {report.catalog_version} has no price for its usage")
             held = await subscription_records.of_account(conn, report.account_id)
-            bills = next((one for one in held if one.subscription_id == report.subscription_id), None)
+            bills = next((record for record in held if record.subscription_id == report.subscription_id), None)
             so_far = await store.charged(conn, report)
             amount = pricing_rules.late_amount(
                 pricing_rules.unit_price_in_minor_units(catalog, price),
@@ -123,14 +124,14 @@ class LateUsage:
                 report.units,
             )
             if bills is not None and bills.was_trial(report.reported_for):
-                amount = 0  # as its meter would have charged it
+                amount = 0  # usage in a trial is free, as it is on the meter
             await store.write(conn, report, states.Change({"amount": amount}))
             return amount, catalog.currency, unit
 
         return await self._database.run(fix)
 
     async def _invoiced(self, lease: leases.Lease, report: rules.UsageReport, amount: int, item_id: str | None) -> int:
-        """Note the item. Without a subscription that will be invoiced, it waits for an invoice of its own."""
+        """Store the item. If no subscription will invoice it, the item waits for its own invoice."""
         now = self._clock.now()
 
         async def note(conn: AsyncConnection) -> None:
@@ -149,7 +150,7 @@ class LateUsage:
         return 1
 
     async def _invoice(self, lease: leases.Lease, first: rules.UsageReport) -> int:
-        """Make one invoice of all items that wait for one. It is finalised, and charged, as any other."""
+        """Create an invoice of all items that wait for it. Stripe finalises and charges it like any other invoice."""
         params = {
             "customer": first.customer_id,
             "auto_advance": True,
@@ -168,7 +169,7 @@ class LateUsage:
         try:
             await self._requests.perform(intent, look_up)
         except errors.StripeRefused as error:
-            refused = error  # nothing is pending any more: another invoice has taken the items in
+            refused = error  # no item is pending any more: another invoice has taken them
         moved = 0
         for report in await self._due(first.account_id, states.ReportState.ITEMISED):
             if report.customer_id != first.customer_id or report.invoice_item_id is None:
@@ -194,4 +195,6 @@ class LateUsage:
 
 
 def _of_report(objects: list[client.Data], report: rules.UsageReport) -> client.Data | None:
-    return next((one for one in objects if (one.get("metadata") or {}).get("usage_report") == report.report_id), None)
+    return next(
+        (data for data in objects if (data.get("metadata") or {}).get("usage_report") == report.report_id), None
+    )

@@ -1,4 +1,4 @@
-"""What Stripe reports hours after it accepted a meter event: that it could not count it after all."""
+"""Stripe's error reports about meter events that it accepted and, hours later, could not count."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from billing_svc.usage_export import states, store
 
 _log = structlog.get_logger(__name__)
 
-# Stripe gives a few for each kind of error; more would be no report of Stripe's.
+# Stripe sends a few samples for each kind of error; a longer list is not plausible and is cut.
 SAMPLES_MAX = 1_000
 TEXT_LENGTH_MAX = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One event that was not counted. Stripe names it by its identifier, or by its request's idempotency key."""
+    """A meter event that was not counted. Stripe names its identifier, or the idempotency key of its request."""
 
     code: str
     message: str
@@ -28,13 +28,13 @@ class Sample:
 
     @property
     def report_identifier(self) -> str:
-        """Return the identifier that it was sent under: our keys begin with it."""
+        """Return the identifier of the usage report: idempotency keys begin with it."""
         return self.identifier.partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class MeterErrorReport:
-    """An error report of a meter; `error_count` may be more than there are samples."""
+    """An error report of a meter; Stripe counts all errors in `error_count` and lists only some as samples."""
 
     meter_id: str
     summary: str
@@ -43,7 +43,7 @@ class MeterErrorReport:
 
 
 def from_stripe(data: Mapping[str, Any]) -> MeterErrorReport:
-    """Read an event of the second API version, with its data. Raises ValueError if it is no error report."""
+    """Parse an event of Stripe's API version 2, with its data. Raises ValueError if it is not an error report."""
     try:
         carried = data["data"]
         reason = carried.get("reason") or {}
@@ -69,17 +69,17 @@ def from_stripe(data: Mapping[str, Any]) -> MeterErrorReport:
 async def apply(
     conn: AsyncConnection, report: MeterErrorReport, origin: audit_store.Origin, now: datetime
 ) -> list[str]:
-    """Mark the slices that a report names as failed, so that they are shown and sent anew; returns their accounts.
+    """Mark the usage reports that the error report names as failed, and return their accounts.
 
-    A repeat finds them failed, or sent anew under other identifiers, and changes nothing. Where Stripe names fewer
-    events than it lost, only the meter's sum tells which: a reconciliation shows it.
+    A repeat changes nothing: these reports are failed already, or have new identifiers. If Stripe names fewer events
+    than it lost, only the meter's total shows the difference, and the reconciliation reports it.
     """
     named = {sample.report_identifier: sample for sample in report.samples if sample.identifier}
     accounts = set()
     for slice_ in await store.named(conn, list(named)):
         sample = named[slice_.identifier]
         why = f"{sample.code}: {sample.message}"
-        # It was received and not counted, so it is certain not to be in the meter's sum.
+        # Stripe received the event and did not count it, so the meter's total certainly excludes it.
         if await store.write(conn, slice_, states.failed_absent(now, why)):
             accounts.add(slice_.account_id)
             changes = {"report": slice_.report_id, "meter": slice_.meter, "units": slice_.units, "error": sample.code}

@@ -1,17 +1,17 @@
-"""A bound on how many calls a second this process makes at Stripe for usage."""
+"""Limits how many usage calls per second this process makes to Stripe."""
 
 import asyncio
 
 
 class Pace:
-    """Lets callers through one after the other, at an even pace; idle time is not saved up."""
+    """Lets callers pass one after another at a fixed rate; unused time does not allow a later burst."""
 
     def __init__(self, per_second: float) -> None:
         self._interval_seconds = 1 / per_second
         self._next_at = 0.0
 
     async def wait(self) -> None:
-        """Return when it is one's turn."""
+        """Return when the caller may make its call."""
         loop = asyncio.get_running_loop()
         at = max(loop.time(), self._next_at)
         self._next_at = at + self._interval_seconds

@@ -1,4 +1,4 @@
-"""Taking up again what failed, once its cause is mended."""
+"""Retries failed usage reports after an operator has removed the cause."""
 
 import uuid
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from billing_svc.usage_export import rules, states, store
 async def retry_all(
     conn: AsyncConnection, account_id: str, origin: audit_store.Origin, now: datetime
 ) -> Sequence[rules.UsageReport]:
-    """Let an account's failed slices be sent again, and return them.
+    """Let an account's failed reports be sent again, and return them.
 
-    One that is certain not to be at Stripe gets a new identifier. Of one that may be there, the meter's sum tells
-    first. What its meter cannot bill any more becomes an invoice item.
+    A report that is certain not to be at Stripe gets a new identifier. For a report that may be there, the meter's
+    total is compared first. A report that its meter cannot bill any more becomes an invoice item.
     """
     failed = await store.failed(conn, account_id)
     for report in failed:

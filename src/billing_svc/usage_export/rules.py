@@ -1,4 +1,4 @@
-"""Slices of a billable total: how it is cut, what it is stamped with, what it costs. Pure: `now` is an argument."""
+"""Pure rules of usage reports: how billable units are split, which timestamp a report has, when to try again."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from billing_svc.platform import backoff
 from billing_svc.usage_export import states
 
 RETRY_FIRST = timedelta(seconds=1)
-# A period's reports have about an hour: an outage's end must not go unnoticed for a large part of it.
+# A period's reports can be sent for about an hour after its end, so a retry must soon notice that an outage is over.
 RETRY_MOST = timedelta(minutes=5)
 
-# A plan, and the catalog version that it was sold under.
+# A plan and its catalog version.
 PlanVersion: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class ChargeTerms:
-    """The terms that units are charged under, and who is charged; without a subscription, by an invoice item."""
+    """The terms and the customer that units are charged to; without a subscription an invoice item charges them."""
 
     plan: str
     catalog_version: int
@@ -28,13 +28,13 @@ class ChargeTerms:
 
     @property
     def terms(self) -> PlanVersion:
-        """Return whose price it is."""
+        """Return the plan and catalog version that set the price."""
         return self.plan, self.catalog_version
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part (from_units, to_units] of a billable total under one charge; after a correction it runs backwards."""
+    """The part (from_units, to_units] of a counter's billable units, under one charge; to < from after a correction."""
 
     charge: ChargeTerms
     from_units: int
@@ -42,13 +42,13 @@ class Piece:
 
     @property
     def units(self) -> int:
-        """Return what it adds."""
+        """Return how many units the piece adds; negative after a correction."""
         return self.to_units - self.from_units
 
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """A slice as stored."""
+    """A usage report as stored."""
 
     account_id: str
     report_id: str
@@ -78,12 +78,12 @@ class UsageReport:
 
     @property
     def units(self) -> int:
-        """Return what it adds to the meter."""
+        """Return how many units the report adds to the meter; negative after a correction."""
         return self.to_units - self.from_units
 
     @property
     def charge(self) -> ChargeTerms:
-        """Return what it is charged under."""
+        """Return the charge of the report's units."""
         return ChargeTerms(
             plan=self.plan,
             catalog_version=self.catalog_version,
@@ -94,27 +94,27 @@ class UsageReport:
 
     @property
     def is_growing(self) -> bool:
-        """Say whether it was never sent, so that more may be added to it."""
+        """Say whether the report was never sent, so that units may be added to it."""
         return self.state is states.ReportState.SEALED and self.attempts == 0
 
     @property
     def minute(self) -> datetime:
-        """Return the beginning of the minute that it is stamped with: Stripe adds up whole minutes."""
+        """Return the beginning of its timestamp's minute: Stripe's totals cover whole minutes."""
         return self.reported_for.replace(second=0, microsecond=0)
 
 
 @dataclass(frozen=True, slots=True)
 class AccruedUnits:
-    """The units of a counter that are sealed under one charge."""
+    """The units of a counter that are in reports under one charge."""
 
     charge: ChargeTerms
     units: int
 
 
 def billed_by_terms(entries: Iterable[tuple[str, int, int]]) -> dict[PlanVersion, int]:
-    """Return the units that are billable under each terms, from what each entry added or, below 0, took back.
+    """Return the billable units under each terms, from entries that add units or (negative) take units back.
 
-    As in `cut`, what became billable last is taken back first.
+    As in `split_into_reports`, the units that became billable last are taken back first.
     """
     runs: list[tuple[PlanVersion, int]] = []
     for plan, catalog_version, units in entries:
@@ -135,33 +135,33 @@ def billed_by_terms(entries: Iterable[tuple[str, int, int]]) -> dict[PlanVersion
 def split_into_reports(
     sealed: int, billable: int, present: ChargeTerms, accrued: Sequence[AccruedUnits], owed: Sequence[AccruedUnits] = ()
 ) -> list[Piece]:
-    """Cut the way from `sealed` to `billable` into pieces.
+    """Split the change from `sealed` to `billable` into pieces.
 
-    More goes to the present charge, but for what is still owed to earlier ones. Less is taken back from what was sealed
-    last (`accrued` has the newest first), so that no meter is ever asked to go below zero: a correction after a
-    change of plan lowers the bill of the plan that charged.
+    An increase goes to the `owed` units of earlier charges first, then to the present charge. A decrease is taken from
+    the units that were accrued last (`accrued` is sorted newest first), so that no meter's sum goes below zero: a
+    correction after a change of plan lowers the bill of the plan that charged the units.
     """
     pieces: list[Piece] = []
     position = sealed
-    for one in owed:
-        units = min(one.units, billable - position)
+    for accrued_units in owed:
+        units = min(accrued_units.units, billable - position)
         if units > 0:
-            pieces.append(Piece(one.charge, position, position + units))
+            pieces.append(Piece(accrued_units.charge, position, position + units))
             position += units
     if position < billable:
         return [*pieces, Piece(present, position, billable)]
-    for one in accrued:
-        units = min(one.units, position - billable)
+    for accrued_units in accrued:
+        units = min(accrued_units.units, position - billable)
         if units > 0:
-            pieces.append(Piece(one.charge, position, position - units))
+            pieces.append(Piece(accrued_units.charge, position, position - units))
             position -= units
-    if position > billable:  # not reached while the slices add up to what is sealed
+    if position > billable:  # not reached while the reports' units add up to `sealed`
         pieces.append(Piece(present, position, billable))
     return pieces
 
 
 def stamp(now: datetime, start: datetime, end: datetime) -> datetime:
-    """Return the whole second inside [start, end) that a report is stamped with: now, or the period's last one."""
+    """Return a report's timestamp: now, moved to the nearest whole second inside [start, end)."""
     last = (end - timedelta(microseconds=1)).replace(microsecond=0)
     first = start.replace(microsecond=0)
     if first < start:
@@ -177,7 +177,7 @@ def grown(
     next_attempt_at: datetime,
     now: datetime,
 ) -> states.Change:
-    """Add another piece to a slice that was never sent; one that has become nothing is void."""
+    """Add a piece to a report that was never sent; a report whose units become 0 is void."""
     columns = states.Columns(
         to_units=piece.to_units,
         reported_for=reported_for,
@@ -188,7 +188,7 @@ def grown(
 
 
 def retry_at(attempts: int, now: datetime, jitter: float) -> datetime:
-    """Return when to try again: a second, doubling, at most five minutes, and less by a random part up to a half.
+    """Return when to try again: after 1 s, doubling up to five minutes, minus a random part of at most a half.
 
     `jitter` lies in [0, 1).
     """

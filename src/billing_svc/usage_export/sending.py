@@ -1,8 +1,8 @@
-"""Sending: each slice is one meter event, one at a time for each account, in the order of the slices.
+"""Sending: each usage report becomes one meter event; an account's reports are sent in order, each after the previous.
 
-An account is worked on under a lease with a fencing number, and every write checks that the number is still one's own.
-The attempt is stored before the call, so that a crash anywhere leaves the slice where the same call, under the same
-identifier, is made again.
+The work on an account needs a lease with a fencing number, and every write checks that the number is still the current
+one. The attempt is stored before the call. So after a crash at any point the same call is made again under the same
+identifier.
 """
 
 import asyncio
@@ -27,31 +27,31 @@ _log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# Accounts taken in one round, and how many of them at a time.
+# Accounts that a round takes, and how many of them run at the same time.
 ACCOUNTS_MAX = 100
 ACCOUNTS_AT_ONCE = 8
 
 
 class SendOutcome(enum.Enum):
-    """What became of a slice in a round."""
+    """The result of a step for a usage report."""
 
     DONE = enum.auto()
-    # Nothing to be done before some instant; the slices behind it wait.
+    # Nothing can be done before some instant; the later reports of its counter wait.
     HELD = enum.auto()
-    # Stripe is away, or the outcome is unknown.
+    # Stripe cannot be reached, or the outcome is unknown.
     UNKNOWN = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
 class SendRound:
-    """What a round did for an account: how many slices moved, and how many it could not bring to Stripe."""
+    """The result of a round for an account: reports that advanced, and reports that could not be sent to Stripe."""
 
     moved: int
     stuck: int
 
 
 class Sender:
-    """Brings sealed slices to Stripe."""
+    """Sends accrued usage reports to Stripe."""
 
     def __init__(
         self,
@@ -69,33 +69,33 @@ class Sender:
         self._late = late_charges.LateUsage(database, catalogs, stripe, now)
 
     async def send_due(self) -> int:
-        """Send what is due, and return how many slices moved.
+        """Send the reports that are due, and return how many advanced.
 
-        Raises Unavailable when Postgres is away at the outset. Later on, an account that cannot be dealt with keeps its
-        lease until that runs out, and the others go on.
+        Raises Unavailable if Postgres cannot be reached at the start. Later on, an account whose work fails keeps its
+        lease until the lease expires, and the other accounts continue.
         """
         now = self._clock.now()
         accounts = await self._database.read(lambda conn: store.due_accounts(conn, ACCOUNTS_MAX, now))
         at_once = asyncio.Semaphore(ACCOUNTS_AT_ONCE)
 
-        async def one(account_id: str) -> int:
+        async def send_account(account_id: str) -> int:
             async with at_once:
                 try:
                     done = await self.send(account_id)
                 except errors.BillingError as error:
                     _log.warning("account_left", account=account_id, error=error.message)
-                except Exception:  # noqa: BLE001 - logged in full; one account must not keep the others waiting
+                except Exception:  # noqa: BLE001 - logged in full; an error in one account must not stop the others
                     _log.exception("send_failed", account=account_id)
                 else:
                     return 0 if done is None else done.moved
                 return 0
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(account_id)) for account_id in accounts]
+            tasks = [group.create_task(send_account(account_id)) for account_id in accounts]
         return sum(task.result() for task in tasks)
 
     async def send(self, account_id: str, *, at_once: bool = False) -> SendRound | None:
-        """Send an account's due slices, or (`at_once`) all of them; None while somebody else is at it."""
+        """Send an account's due reports, or (`at_once`) all; None while another process sends for the account."""
         now = self._clock.now()
         lease = await self._database.run(lambda conn: leases.take(conn, f"usage:{account_id}", now))
         if lease is None:
@@ -129,7 +129,7 @@ class Sender:
                 report_after = await self._read(report)
                 waiting[_behind(report_after)] = report_after.next_attempt_at
                 if outcome is SendOutcome.UNKNOWN:
-                    # The other meters' slices would wait for Stripe as long; they are next.
+                    # Stripe would keep the other meters' reports waiting as long; the next round begins with them.
                     stuck += 1
                     break
         moved += await self._late.charge(account_id, lease)
@@ -140,7 +140,7 @@ class Sender:
         return report if found is None else found
 
     async def _advance(self, lease: leases.Lease, report: rules.UsageReport) -> SendOutcome:
-        """Do the next thing with a slice, and the one after that, until it is done or has to wait."""
+        """Take the steps for a report one after another, until it is done or has to wait."""
         now = self._clock.now()
         held = await self._asking.subscription(report)
         found = billability.next_step(report, held, now)
@@ -174,8 +174,8 @@ class Sender:
             begun.stripe_event_name, begun.customer_id, begun.units, begun.reported_for, begun.identifier
         )
         try:
-            # The identifier makes a repeat safe. The key is the attempt's own: under one for all of them, Stripe would
-            # answer a failure again that has long passed.
+            # The identifier makes a repeat safe. Each attempt has its own idempotency key: with a shared key Stripe
+            # would repeat its stored answer, and so a failure whose cause is over.
             await self._stripe.meter_event(event, f"{begun.identifier}:{begun.attempts}")
         except (errors.StripeRefused, client.NotAtStripe) as error:
             return await self._refused(lease, begun, str(error), is_first=report.first_attempt_at is None)
@@ -193,20 +193,20 @@ class Sender:
         if is_first:
             await self._fail(lease, report, why)
             return SendOutcome.DONE
-        # An earlier attempt may have arrived: the meter's sum tells.
+        # An earlier attempt may have arrived: the meter's total will show it.
         until = billability.unknown(report, now).until or now
         await self._write(lease, report, states.Change({"refused_at": now, "error": why, "next_attempt_at": until}))
         return SendOutcome.UNKNOWN
 
     async def _fail(self, lease: leases.Lease, report: rules.UsageReport, why: str) -> None:
-        """Keep what is certain not to be at Stripe, and what Stripe does not want, until somebody retries it."""
+        """Mark as failed a report that Stripe refused and certainly does not have; an operator may retry it."""
         _log.error("report_failed", account=report.account_id, report=report.report_id, error=why)
         await self._write(lease, report, states.failed_absent(self._clock.now(), why))
 
     async def _look(self, lease: leases.Lease, report: rules.UsageReport) -> SendOutcome:
-        """Find out from the meter's own sum whether a slice has arrived.
+        """Find out from the meter's total for a minute whether a report has arrived.
 
-        Of a minute's events this is the only one whose outcome is not known, because they are sent one after the other.
+        It is the only event of that minute with an unknown outcome, because events are sent one after another.
         """
         try:
             total = await self._asking.meter_total(report, report.minute, report.minute + timedelta(minutes=1))
@@ -217,7 +217,7 @@ class Sender:
         if total == others + report.units:
             await self._write(lease, report, states.sent(now))
         elif total != others:
-            why = f"its meter has {total} units in its minute; {others} or {others + report.units} were expected"
+            why = f"its meter has {total} units in that minute; {others} or {others + report.units} were expected"
             _log.error("report_failed", account=report.account_id, report=report.report_id, error=why)
             await self._write(lease, report, states.failed_undecided(now, why))
         elif report.refused_at is not None:
@@ -241,7 +241,7 @@ class Sender:
         await self._fenced(lease, lambda conn: store.write(conn, report, change))
 
     async def _fenced(self, lease: leases.Lease, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Write while the account is still one's own; raises Overtaken."""
+        """Write only while this process holds the account's lease; raises Overtaken if it does not."""
 
         async def fenced(conn: AsyncConnection) -> T:
             if not await leases.renew(conn, lease, self._clock.now()):
@@ -252,9 +252,9 @@ class Sender:
 
 
 def _behind(report: rules.UsageReport) -> tuple[str, datetime | None]:
-    """Return which slices wait while this one does: those of its counter.
+    """Return the key of the reports that must wait for this report: those of its counter.
 
-    If it may be on its way, all of its meter do: calls for a customer and meter are to be made one at a time, and a sum
-    tells about one unknown at a time.
+    If this report may be on its way to Stripe, all reports of its meter wait: calls for a customer and meter must be
+    made one at a time, and the meter's total can decide only a single unknown outcome.
     """
     return (report.stripe_event_name, report.period_start if report.first_attempt_at is None else None)

@@ -1,6 +1,6 @@
-"""The states of a usage report, and what is written with each transition. Pure: `now` is an argument.
+"""The states of a usage report, and the columns that each transition writes. Pure: `now` is an argument.
 
-ADR 0007 says what the states mean, and has the same transitions. `store.write` refuses every other one.
+ADR 0007 explains the states and has the same transitions. `store.write` refuses all other transitions.
 """
 
 import enum
@@ -10,7 +10,7 @@ from typing import TypedDict, Unpack
 
 
 class ReportState(enum.StrEnum):
-    """How a slice is charged, or what it waits for."""
+    """How a usage report is charged, or what it waits for."""
 
     SEALED = "sealed"
     SENT = "sent"
@@ -21,12 +21,12 @@ class ReportState(enum.StrEnum):
     FAILED = "failed"
 
 
-# What the worker has to do something about.
+# The states in which the worker still has to act.
 OPEN = (ReportState.SEALED, ReportState.LATE, ReportState.ITEMISED)
 
 
 class Transition(enum.Enum):
-    """The state that each ends in, and those that it may begin in. The function of the same name has its columns."""
+    """The target state and the possible source states. The function with the same lower-case name sets the columns."""
 
     RESEALED = ReportState.SEALED, (ReportState.SEALED,)
     RETRIED = ReportState.SEALED, (ReportState.FAILED,)
@@ -48,7 +48,7 @@ class Transition(enum.Enum):
 
 
 class Columns(TypedDict, total=False):
-    """What may be written of a stored slice, apart from its state: only a transition changes that."""
+    """The columns of a stored report that may be written, except its state: only a transition changes the state."""
 
     to_units: int
     reported_for: datetime
@@ -56,7 +56,7 @@ class Columns(TypedDict, total=False):
     identifier: str
     attempts: int
     next_attempt_at: datetime
-    first_attempt_at: None  # an attempt is stored by `store.begin_attempt` alone
+    first_attempt_at: None  # only `store.begin_attempt` stores an attempt
     last_attempt_at: None
     refused_at: datetime | None
     error: str | None
@@ -67,81 +67,81 @@ class Columns(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is written of a slice; without a transition, it stays in its state."""
+    """The values to write to a report; without a transition, its state does not change."""
 
     columns: Columns
     transition: Transition | None = None
 
 
 def resealed(now: datetime, identifier: str) -> Change:
-    """Begin anew, under a new identifier, with what has not arrived and cannot arrive any more."""
+    """Start again under a new identifier: the attempt did not arrive and cannot arrive any more."""
     return _to(Transition.RESEALED, now, identifier=identifier, first_attempt_at=None, error="did not arrive")
 
 
 def retried(now: datetime, identifier: str, first_attempt_at: datetime | None, refused_at: datetime | None) -> Change:
-    """Try again what failed: under a new identifier only if it is certain not to be at Stripe."""
+    """Try a failed report again; under a new identifier only if it is certain not to be at Stripe."""
     if first_attempt_at is None:
         return _to(Transition.RETRIED, now, identifier=identifier, attempts=0, last_attempt_at=None, refused_at=None)
-    return _to(Transition.RETRIED, now, refused_at=refused_at or now)  # so the meter's sum is looked at first
+    return _to(Transition.RETRIED, now, refused_at=refused_at or now)  # so that the meter's total is compared first
 
 
 def sent(now: datetime) -> Change:
-    """Note that its meter has it, and bills it."""
+    """Note that the report's meter has the event and bills it."""
     return _to(Transition.SENT, now, error=None)
 
 
 def too_late(now: datetime, why: str) -> Change:
-    """Leave to an invoice item what is certain not to be at Stripe: its meter cannot bill it any more."""
+    """Leave a report to an invoice item: it is certain not to be at Stripe, and its meter cannot bill it any more."""
     return _to(Transition.TOO_LATE, now, error=why)
 
 
 def unbilled(now: datetime, why: str) -> Change:
-    """Leave to an invoice item what its meter has and no invoice charges."""
+    """Leave a report to an invoice item: its meter counted it, but no invoice charges it."""
     return _to(Transition.UNBILLED, now, error=why)
 
 
 def itemised(now: datetime, amount: int, invoice_item_id: str) -> Change:
-    """Note an item that needs an invoice of its own: no subscription is left whose next one takes it in."""
+    """Store an item that needs its own invoice: no subscription is left whose next invoice would take it."""
     return _to(Transition.ITEMISED, now, amount=amount, invoice_item_id=invoice_item_id)
 
 
 def uninvoiced(now: datetime) -> Change:
-    """Let an item have an invoice of its own: the next one, which was to take it in, did not come."""
+    """Let an item have its own invoice: the next invoice, which was to take it, was never created."""
     return _to(Transition.UNINVOICED, now, error="its item was on no invoice")
 
 
 def invoiced(now: datetime, amount: int, invoice_item_id: str | None) -> Change:
-    """Note an item that the next invoice takes in; for an amount of 0 there is none."""
+    """Store an item that the next invoice takes; for an amount of 0 there is no item."""
     return _to(Transition.INVOICED, now, amount=amount, invoice_item_id=invoice_item_id)
 
 
 def invoiced_alone(now: datetime) -> Change:
-    """Note that an item is on an invoice of its own."""
+    """Note that an item is on its own invoice."""
     return _to(Transition.INVOICED_ALONE, now)
 
 
 def failed_absent(now: datetime, why: str) -> Change:
-    """Keep what is certain not to be at Stripe: a retry may use a new identifier."""
+    """Fail a report that is certain not to be at Stripe: a retry may use a new identifier."""
     return _to(Transition.FAILED_ABSENT, now, error=why, first_attempt_at=None)
 
 
 def failed_undecided(now: datetime, why: str) -> Change:
-    """Keep what may be at Stripe, and its first attempt: a retry under a new identifier might count it twice."""
+    """Fail a report that may be at Stripe, and keep its first attempt: a new identifier might count it twice."""
     return _to(Transition.FAILED_UNDECIDED, now, error=why)
 
 
 def failed_item(now: datetime, why: str) -> Change:
-    """Keep what Stripe made no item of, and its first attempt: its meter may have it."""
+    """Fail a report whose invoice item Stripe refused, and keep its first attempt: its meter may have it."""
     return _to(Transition.FAILED_ITEM, now, error=why, amount=None)
 
 
 def voided(now: datetime, **columns: Unpack[Columns]) -> Change:
-    """Close what was corrected away before it was sent."""
+    """Close a report whose units were taken back before it was sent."""
     return _to(Transition.VOIDED, now, **columns)
 
 
 def _to(transition: Transition, now: datetime, **columns: Unpack[Columns]) -> Change:
-    """Date the end of what needs nothing more; everything else is due at once."""
+    """Set the closing time if the target state is final; else make the report due at once."""
     if transition.target in OPEN:
         return Change({**columns, "next_attempt_at": now, "closed_at": None}, transition)
     return Change({**columns, "closed_at": now}, transition)

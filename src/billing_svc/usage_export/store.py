@@ -1,4 +1,4 @@
-"""Slices in Postgres. Whoever writes what sending brought about holds the account's lease."""
+"""Usage reports in Postgres. A caller that writes the results of sending must hold the account's lease."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from billing_svc.stripe import subscription_records
 from billing_svc.usage_export import rules, states
 from billing_svc.usage_export.states import ReportState
 
-# An account's slices that are looked at in one round; with one for each meter and period there are a handful.
+# Bound on an account's reports in one round; with a report for each meter and period there are few.
 OPEN_MAX = 200
 
 _REPORTS = tables.usage_reports
@@ -25,7 +25,7 @@ _COLUMNS = select_list.columns(rules.UsageReport, _REPORTS)
 
 @dataclass(frozen=True, slots=True)
 class ChargedUnits:
-    """What is charged of a counter under one charge so far, by its meter and by invoice items."""
+    """The units and the amount charged so far for a counter under one charge: by its meter, and by invoice items."""
 
     on_the_meter: int
     on_items: int
@@ -33,12 +33,12 @@ class ChargedUnits:
 
 
 def will_be_invoiced(held: Sequence[subscription_records.SubscriptionRecord], customer_id: str) -> bool:
-    """Say whether a customer's pending invoice items come with the next invoice of a subscription."""
-    return any(one.customer_id == customer_id and one.is_giving for one in held)
+    """Say whether the next invoice of a subscription will take the customer's pending invoice items."""
+    return any(record.customer_id == customer_id and record.is_giving for record in held)
 
 
 async def due_accounts(conn: AsyncConnection, most: int, now: datetime) -> list[str]:
-    """Return the accounts that have something to be sent or charged now, the longest waiting first."""
+    """Return the accounts with reports to send or charge now, those that have waited longest first."""
     query = (
         sa.select(_REPORTS.c.account_id)
         .where(_REPORTS.c.state.in_(states.OPEN), _REPORTS.c.next_attempt_at <= now)
@@ -50,7 +50,7 @@ async def due_accounts(conn: AsyncConnection, most: int, now: datetime) -> list[
 
 
 async def open_reports(conn: AsyncConnection, account_id: str) -> list[rules.UsageReport]:
-    """Return the account's slices that are not done with, in the order in which they are to be sent."""
+    """Return the account's reports that are in an open state, in the order in which they are to be sent."""
     query = (
         sa.select(*_COLUMNS)
         .where(_REPORTS.c.account_id == account_id, _REPORTS.c.state.in_(states.OPEN))
@@ -61,7 +61,7 @@ async def open_reports(conn: AsyncConnection, account_id: str) -> list[rules.Usa
 
 
 async def all_of_account(conn: AsyncConnection, account_id: str, since: datetime) -> list[rules.UsageReport]:
-    """Return every slice of the periods that began at an instant or later."""
+    """Return every report of the periods that began at `since` or later."""
     query = (
         sa.select(*_COLUMNS)
         .where(_REPORTS.c.account_id == account_id, _REPORTS.c.period_start >= since)
@@ -73,7 +73,7 @@ async def all_of_account(conn: AsyncConnection, account_id: str, since: datetime
 async def lock_last(
     conn: AsyncConnection, account_id: str, meter: str, period_start: datetime
 ) -> rules.UsageReport | None:
-    """Lock the newest slice of a counter, so that it is not sent while it grows; None if there is none."""
+    """Lock a counter's newest report, so that it is not sent while it grows; None if there is no report."""
     query = (
         sa.select(*_COLUMNS)
         .where(*_of_counter(account_id, meter, period_start))
@@ -88,7 +88,7 @@ async def lock_last(
 async def accrued(
     conn: AsyncConnection, account_id: str, meter: str, period_start: datetime
 ) -> list[rules.AccruedUnits]:
-    """Return what is sealed of a counter under each charge, the newest first."""
+    """Return a counter's accrued units under each charge, the newest charge first."""
     columns = select_list.columns(rules.ChargeTerms, _REPORTS, event_name=_REPORTS.c.stripe_event_name)
     query = (
         sa.select(sa.cast(sa.func.sum(_UNITS), sa.BigInteger), *columns)
@@ -102,7 +102,7 @@ async def accrued(
 async def last_added_at(
     conn: AsyncConnection, account_id: str, meter: str, period_start: datetime, charge: rules.ChargeTerms
 ) -> datetime | None:
-    """Return the latest timestamp with which a counter's units were charged under a charge; None if none were."""
+    """Return the latest timestamp of a report that added a counter's units under a charge; None if there is none."""
     query = sa.select(sa.func.max(_REPORTS.c.reported_for)).where(
         *_of_counter(account_id, meter, period_start),
         _UNITS > 0,
@@ -116,7 +116,7 @@ async def last_added_at(
 
 
 async def insert(conn: AsyncConnection, report: rules.UsageReport) -> None:
-    """Store a new slice."""
+    """Store a new report."""
     values = {name: getattr(report, name) for name in select_list.field_names(rules.UsageReport)}
     await conn.execute(sa.insert(_REPORTS).values(**values))
 
@@ -124,7 +124,7 @@ async def insert(conn: AsyncConnection, report: rules.UsageReport) -> None:
 async def begin_attempt(
     conn: AsyncConnection, report: rules.UsageReport, next_attempt_at: datetime, now: datetime
 ) -> rules.UsageReport | None:
-    """Note an attempt before it is made, and return the slice as it is to be sent; None if it is not open any more."""
+    """Store an attempt before the call, and return the report as it is to be sent; None if it is no longer accrued."""
     result = await conn.execute(
         sa.update(_REPORTS)
         .where(*_is(report), _REPORTS.c.state == ReportState.SEALED)
@@ -141,10 +141,10 @@ async def begin_attempt(
 
 
 async def write(conn: AsyncConnection, report: rules.UsageReport, change: states.Change) -> rules.UsageReport | None:
-    """Change a slice and return it as it is then; None, and nothing is written, if that may not be.
+    """Change a report and return the new row; return None and write nothing if the change is not allowed.
 
-    It may not if another writer has changed its state or its identifier since it was read, or if the transition does
-    not begin in its state.
+    It is not allowed if another writer has changed the report's state or identifier since it was read, or if the
+    transition cannot begin in its state.
     """
     as_read = (_REPORTS.c.state == report.state, _REPORTS.c.identifier == report.identifier)
     update = sa.update(_REPORTS).where(*_is(report), *as_read).values(**change.columns)
@@ -156,20 +156,20 @@ async def write(conn: AsyncConnection, report: rules.UsageReport, change: states
 
 
 async def sent_in_minute(conn: AsyncConnection, report: rules.UsageReport) -> int:
-    """Return what the slice's meter was sent for its customer with a timestamp in the slice's minute, without itself.
+    """Return the units sent to the report's meter and customer in the minute of its timestamp, without this report.
 
-    All customers and meters of an account are its own, so the account's slices are all that there are.
+    A customer or a meter is never shared between accounts, so only the account's own reports count.
     """
     return await sent_between(conn, report, report.minute, report.minute + timedelta(minutes=1))
 
 
 async def sent_between(conn: AsyncConnection, report: rules.UsageReport, start: datetime, end: datetime) -> int:
-    """Return what the slice's meter was sent for its customer with a timestamp in [start, end)."""
+    """Return the units sent to the report's meter and customer with a timestamp in [start, end)."""
     query = sa.select(sa.func.coalesce(sa.func.sum(_UNITS), 0)).where(
         _REPORTS.c.account_id == report.account_id,
         _REPORTS.c.customer_id == report.customer_id,
         _REPORTS.c.stripe_event_name == report.stripe_event_name,
-        # Of what is charged by items, that is what its meter has and no invoice charged; the rest never arrived there.
+        # Of the reports charged by items, the meter has only those that arrived there and that no invoice charged.
         sa.or_(
             _REPORTS.c.state == ReportState.SENT,
             sa.and_(
@@ -184,7 +184,7 @@ async def sent_between(conn: AsyncConnection, report: rules.UsageReport, start: 
 
 
 async def charged(conn: AsyncConnection, report: rules.UsageReport) -> ChargedUnits:
-    """Return what the slice's counter is charged under the slice's charge, apart from the slice."""
+    """Return what is charged so far for the report's counter under the report's charge, without this report."""
     own = _REPORTS.c.report_id != report.report_id
     sent, priced = _REPORTS.c.state == ReportState.SENT, sa.and_(_REPORTS.c.amount.is_not(None), own)
     query = sa.select(
@@ -202,7 +202,7 @@ async def charged(conn: AsyncConnection, report: rules.UsageReport) -> ChargedUn
 
 
 async def is_changing(conn: AsyncConnection, account_id: str, since: datetime) -> bool:
-    """Say whether a request to change or end what the account bought was begun since then and is not closed."""
+    """Say whether a request to change or cancel the account's plan was begun since `since` and is still open."""
     requests = tables.change_requests.c
     query = sa.select(requests.request_id).where(
         requests.account_id == account_id,
@@ -214,19 +214,19 @@ async def is_changing(conn: AsyncConnection, account_id: str, since: datetime) -
 
 
 async def price_ids(conn: AsyncConnection, event_name: str) -> set[str]:
-    """Return every price that ever charged what a meter adds up."""
+    """Return the ids of all prices, also of old prices, that charge a meter's units."""
     query = sa.select(_PRICES.c.price_id).where(_PRICES.c.stripe_event_name == event_name)
     return set((await conn.execute(query)).scalars())
 
 
 async def named(conn: AsyncConnection, identifiers: Sequence[str]) -> list[rules.UsageReport]:
-    """Return the slices that Stripe knows by these identifiers, whosever they are."""
+    """Return the reports with these identifiers, of any account."""
     query = sa.select(*_COLUMNS).where(_REPORTS.c.identifier.in_(identifiers))
     return [_report(row) for row in await conn.execute(query.order_by(_REPORTS.c.account_id))]
 
 
 async def failed(conn: AsyncConnection, account_id: str) -> list[rules.UsageReport]:
-    """Return the account's slices that wait for somebody to retry them."""
+    """Return the account's failed reports, which wait for an operator's retry."""
     query = sa.select(*_COLUMNS).where(_REPORTS.c.account_id == account_id, _REPORTS.c.state == ReportState.FAILED)
     rows = await conn.execute(query.order_by(_REPORTS.c.period_start, _REPORTS.c.meter, _REPORTS.c.slice))
     return [_report(row) for row in rows]
@@ -235,7 +235,7 @@ async def failed(conn: AsyncConnection, account_id: str) -> list[rules.UsageRepo
 async def itemised_since(
     conn: AsyncConnection, account_id: str, customer_id: str, since: datetime
 ) -> list[rules.UsageReport]:
-    """Return the slices of a customer that were left to invoice items since an instant."""
+    """Return the customer's reports that were given to an invoice item since `since` and count as invoiced."""
     query = sa.select(*_COLUMNS).where(
         _REPORTS.c.account_id == account_id,
         _REPORTS.c.customer_id == customer_id,
@@ -248,7 +248,7 @@ async def itemised_since(
 
 
 async def find(conn: AsyncConnection, account_id: str, report_id: str) -> rules.UsageReport | None:
-    """Return a slice; None if there is none of that id."""
+    """Return a report; None if there is no report with that id."""
     query = sa.select(*_COLUMNS).where(_REPORTS.c.account_id == account_id, _REPORTS.c.report_id == report_id)
     row = (await conn.execute(query)).one_or_none()
     return None if row is None else _report(row)

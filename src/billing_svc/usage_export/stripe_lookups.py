@@ -1,4 +1,4 @@
-"""What is asked before a slice is sent: what bills it, how its period stands at Stripe, and what its meter has."""
+"""Lookups before a report is sent: its subscription, its billing period at Stripe, and its meter's total."""
 
 from datetime import datetime, timedelta
 
@@ -11,12 +11,12 @@ from billing_svc.stripe import client, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.usage_export import billability, pacing, rules, store
 
-# Stripe's event of a change that was made comes within three days, also where nobody carries the request on.
+# Stripe sends the event of a change within three days, also if no caller completes the request.
 CHANGES_LAST = timedelta(days=3)
 
 
 class StripeLookups:
-    """Asks about one slice at a time, at the pace of all calls."""
+    """Answers questions about a single report; all calls of Stripe keep to the common rate limit."""
 
     def __init__(
         self,
@@ -33,11 +33,11 @@ class StripeLookups:
         self._pace = pace
 
     async def subscription(self, report: rules.UsageReport) -> billability.ReportBilling | None:
-        """Return the subscription that a slice is billed by, as we hold it; None without one."""
+        """Return the stored subscription that bills a report; None if no subscription does."""
         return await self._database.read(lambda conn: self._held(conn, report))
 
     async def period(self, report: rules.UsageReport) -> billability.NextStep:
-        """Ask Stripe what has become of the period of a slice, and so of the slice. Raises StripeUnavailable."""
+        """Ask Stripe whether the report's period can still be billed; return the step. Raises StripeUnavailable."""
         if report.subscription_id is None:
             return billability.NextStep(billability.Step.CHARGE_LATE, why="no subscription bills it")
         await self._pace.wait()
@@ -52,7 +52,7 @@ class StripeLookups:
         return billability.at_stripe(report, price_ids, fetched, invoices, self._clock.now())
 
     async def meter_total(self, report: rules.UsageReport, start: datetime, end: datetime) -> int:
-        """Return what a slice's meter has of its customer in [start, end); 0 if there is no such meter.
+        """Return the units that a report's meter has for its customer in [start, end); 0 if the meter does not exist.
 
         Raises StripeUnavailable.
         """
@@ -70,6 +70,6 @@ class StripeLookups:
         prices = catalog.plan(found.plan).metered_prices
         return billability.ReportBilling(
             found,
-            event_names={one.lookup_key for one in prices},
+            event_names={price.lookup_key for price in prices},
             is_changing=await store.is_changing(conn, report.account_id, self._clock.now() - CHANGES_LAST),
         )

@@ -108,7 +108,7 @@ def test_any_json_is_an_event_or_an_invalid_request(body: object) -> None:
         event = rules.parse(json.dumps(body).encode(), clock.Clock().now())
     except errors.InvalidRequest:
         return
-    # All that goes into a column of text.
+    # All values that are stored in text columns.
     for text in (event.event_id, event.type, event.object_id, event.api_version or ""):
         assert text.isprintable()
         assert len(text.encode()) <= 4 * 255

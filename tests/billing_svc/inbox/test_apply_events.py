@@ -20,7 +20,7 @@ EVENTS = tables.stripe_events
 
 
 async def replay(world: World) -> None:
-    """What an operator does about failed events."""
+    """Replay failed events, as an operator does."""
     now = world.billing.clock.now()
     await world.execute(
         sa.update(EVENTS).where(EVENTS.c.state == "failed").values(state="waiting", closed_at=None, next_attempt_at=now)
@@ -74,7 +74,7 @@ async def test_any_order_and_repetition_ends_in_what_stripe_has(world: World) ->
             assert len(events) == 3
             rng = random.Random(n)  # noqa: S311 - a seed
             for index in order:
-                # Each several times, under its own id and under another one, as Stripe may.
+                # Deliver each event several times, under its own id and under a second id, as Stripe may.
                 event = events[index]
                 twin = {**event, "id": f"{event['id']}_twin"}
                 await world.deliver(event, twin, event)
@@ -88,7 +88,7 @@ async def test_any_order_and_repetition_ends_in_what_stripe_has(world: World) ->
                 at_stripe["cancel_at_period_end"],
             )
             assert (await world.subscription(account_id)).plan == ("free" if ends else "pro")
-            # However many events there were, what changed nothing left no trace.
+            # However many events there are, an event that changes nothing has no audit entry.
             assert len([one for one in await audits(world) if one.account_id == account_id]) == 1
     assert {state for state, _ in (await world.inbox_states()).values()} == {"applied"}
 
@@ -101,7 +101,7 @@ async def test_an_object_that_moves_on_during_the_fetch_is_fetched_again_for_its
     async def move_on(method: str, path: str) -> int | None:
         if method == "GET" and path.startswith(SUBSCRIPTIONS):
             world.sandbox.faults.clear()
-            # The answer is on its way; only now the object changes, and its event comes in before we have applied.
+            # The answer is under way. Now the object changes, and its event arrives before the first fetch is applied.
             await world.sandbox.call("DELETE", f"{SUBSCRIPTIONS}/{subscription_id}")
             await world.deliver(*await world.events("customer.subscription.deleted"))
         return None
@@ -162,7 +162,7 @@ async def test_a_passing_fault_is_retried_with_back_off_until_it_passes(world: W
 
     world.sandbox.faults.before = fail
     waits = []
-    # The SDK itself repeats some, after pauses of its own.
+    # The SDK repeats some failures itself, after its own pauses.
     for attempt in range(5 if status in {401, 429} else 1):
         before = world.billing.clock.now()
         assert await world.inbox.apply_due() == 1
@@ -172,7 +172,7 @@ async def test_a_passing_fault_is_retried_with_back_off_until_it_passes(world: W
         assert await world.inbox.apply_due() == 0, "not before its time"
         waits.append((row.next_attempt_at - before).total_seconds())
         world.billing.clock.advance(row.next_attempt_at - world.billing.clock.now())
-    # A second, doubling; what the call itself took comes on top.
+    # The wait is a second, doubling; the duration of the call is added.
     assert all(2**n <= wait < 2**n + 5 for n, wait in enumerate(waits)), waits
     world.sandbox.faults.clear()
     await world.inbox.apply_due()
@@ -198,7 +198,7 @@ def test_the_back_off_doubles_up_to_five_minutes() -> None:
 
 
 async def _gone(world: World) -> Mapping[str, Any]:
-    """A subscription of ours that Stripe does not know any more."""
+    """Return a subscription of ours that Stripe does not have any more."""
     subscription_id = await world.subscribe()
     data = await world.sandbox.call("GET", f"{SUBSCRIPTIONS}/{subscription_id}")
 
@@ -214,7 +214,7 @@ async def test_a_404_applies_what_a_deleted_event_carries(world: World) -> None:
     ended = {**data, "status": "canceled", "ended_at": data["created"] + 1}
     updated = event_about(data, "customer.subscription.updated")
     deleted = event_about(ended, "customer.subscription.deleted")
-    # Whichever came last.
+    # In either order of delivery.
     await world.deliver(deleted, updated)
     await world.apply_all()
     assert {state for state, _ in (await world.inbox_states()).values()} == {"applied"}
@@ -233,7 +233,7 @@ async def test_a_404_fails_anything_else(world: World) -> None:
 async def test_a_status_that_is_not_known_keeps_what_was(world: World, expanded: bool) -> None:  # noqa: FBT001 - pytest's way
     data = await _gone(world)
     customer = {"id": data["customer"], "object": "customer"} if expanded else data["customer"]
-    # The 404 lets the payload through, which is the way to show the service an object that the sandbox never has.
+    # A 404 makes the service use the event's own data, so it can get an object that the sandbox never has.
     first = event_about({**data, "customer": customer}, "customer.subscription.deleted")
     await world.deliver(first)
     await world.apply_all()
@@ -288,7 +288,7 @@ class TestLeases:
                 await overtaken.wait()
             return None
 
-        # It has the old state in hand when it stalls.
+        # It has fetched the old state when it stalls.
         world.sandbox.faults.after = stall
         slow = asyncio.create_task(world.inbox.apply_due())
         await fetched.wait()
@@ -319,7 +319,7 @@ class TestLeases:
         assert (await world.subscription()).plan == "pro"
 
     async def test_an_object_without_waiting_events_is_not_held_up(self, world: World) -> None:
-        # Two workers saw the same event due, and the second came when the first had finished.
+        # Two workers read the same due event, and the second begins after the first has finished.
         await world.subscribe()
         await world.deliver(*await world.events("customer.subscription."))
         (row,) = await world.rows(EVENTS)

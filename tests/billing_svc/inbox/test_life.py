@@ -1,4 +1,4 @@
-"""A subscription's whole life, its events in any order, each several times: the end is what the sandbox has."""
+"""All events of a subscription's life, in any order and several times: the stored row ends as the sandbox's."""
 
 import random
 from collections.abc import Awaitable, Callable, Sequence
@@ -108,7 +108,7 @@ def _had(invoice: dict[str, Any]) -> tuple[str, str, str, int, int, str]:
 
 
 def doubled(events: Sequence[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
-    """Return each event once or more, some under a second id, as Stripe may."""
+    """Return each event at least once, some also under a second id, as Stripe may deliver them."""
     found = list(events)
     for event in events:
         if rng.random() < 0.3:
@@ -148,7 +148,7 @@ async def test_events_applied_all_at_once_in_any_order_end_in_what_stripe_has(wo
         read = len(await world.sandbox.requests("GET", SUBSCRIPTIONS)) + len(
             await world.sandbox.requests("GET", "/v1/inv")
         )
-        # However many events: one read for each object.
+        # However many events there are, each object is read once.
         assert read - reads <= len(about)
         await assert_as_in_the_sandbox(world, subscription_id)
 
@@ -162,7 +162,7 @@ async def test_late_and_mixed_up_while_it_lives(world: World, seed: int) -> None
     async def tick() -> None:
         new = [event for event in await world.events() if event["id"] not in known]
         known.update(event["id"] for event in new)
-        # Each comes after so many steps.
+        # Each event arrives after so many steps.
         under_way.extend((rng.choice((0, 0, 1, 2, 5)), event) for event in doubled(new, rng))
         rng.shuffle(under_way)
         due = [event for steps, event in under_way if steps == 0]
@@ -181,7 +181,7 @@ async def test_late_and_mixed_up_while_it_lives(world: World, seed: int) -> None
 
 
 def reset(database_url: str) -> None:
-    """Forget all events and what they did."""
+    """Delete all events and everything that they changed."""
     url = sa.make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(url) as connection:
         connection.execute("TRUNCATE stripe_events, stripe_objects, subscriptions, invoices, audit_log")

@@ -1,4 +1,4 @@
-"""Stripe's clock and ours, moved together through a subscription's life."""
+"""Stripe's clock and ours, advanced together through a subscription's life."""
 
 from datetime import timedelta
 

@@ -11,7 +11,7 @@ def ledger(world: World) -> Ledger:
 
 @pytest.fixture
 async def tiers(ledger: Ledger) -> Ledger:
-    """An account with the smaller of two plans."""
+    """Return an account with the smaller of two plans."""
     await ledger.sell(TIERS)
     await ledger.buy(plan="small")
     return ledger

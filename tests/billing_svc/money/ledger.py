@@ -1,4 +1,4 @@
-"""An account's life, and what Stripe asks for it in all; what it should ask for, the tests work out by hand."""
+"""An account over months, and everything that Stripe charges it; tests compute the expected amounts by hand."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -66,7 +66,7 @@ class Ledger(dealing.Dealing):
     """Amounts are in the currency's units, such as dollars."""
 
     async def sell(self, catalog: str) -> None:
-        """Publish a catalog of the test's own, and bring it to Stripe."""
+        """Publish a test's own catalog, and apply it to Stripe."""
         billing = self.world.billing
         await catalog_sync.apply(
             billing.transactions,
@@ -83,14 +83,14 @@ class Ledger(dealing.Dealing):
         await super().work()
 
     async def report(self) -> None:
-        """Bring the usage so far to Stripe, and do nothing else of the worker's."""
+        """Send the usage so far to Stripe, without the worker's other work."""
         billing = self.world.billing
         await export_now.ExportNow(billing.transactions, self.catalogs, self.world.stripe, billing.clock).flush(
             self.account_id
         )
 
     async def until(self, at: datetime) -> list[str]:
-        """Let time pass until an instant, with the worker at work."""
+        """Advance the clock to an instant, with the worker running."""
         return await self.world.advance(at - self.world.billing.clock.now(), self.work)
 
     async def until_period_end(self, **offset: float) -> list[str]:
@@ -98,13 +98,13 @@ class Ledger(dealing.Dealing):
         return await self.until(ends + timedelta(**offset))
 
     async def over_the_period_end(self) -> list[str]:
-        """Let time pass until the invoice of the present period is final."""
+        """Advance the clock until the invoice of the present period is final."""
         return await self.until_period_end(hours=2)
 
     # What Stripe has.
 
     async def invoices(self) -> list[dict[str, Any]]:
-        """Return the account's invoices that ask for something, the oldest first."""
+        """Return the account's invoices with an amount, oldest first."""
         found = await self.world.sandbox.all("/v1/invoices")
         return [one for one in reversed(found) if one["status"] != "void"]
 
@@ -112,12 +112,12 @@ class Ledger(dealing.Dealing):
         return [Decimal(one["total"]) / 100 for one in await self.invoices()]
 
     async def charged(self) -> Decimal:
-        """Return what all invoices ask for together, with what waits for the next one."""
+        """Return the sum of all invoices and of the pending invoice items."""
         pending = [one["amount"] for one in await self.world.sandbox.all("/v1/invoiceitems") if not one["invoice"]]
         return sum(await self.totals(), Decimal(0)) + Decimal(sum(pending)) / 100
 
     async def charged_by_meters(self) -> Decimal:
-        """Return what of it is for usage: the lines of metered prices, and items for what was late."""
+        """Return the part of that sum that is for usage: lines of metered prices, and items for late usage."""
         metered = {row.price_id for row in await self.world.rows(tables.stripe_prices) if row.meter}
         found = 0
         for invoice in await self.invoices():
@@ -142,20 +142,20 @@ class Ledger(dealing.Dealing):
         return {key: units for key, units in found.items() if units}
 
     async def differences(self, *, fix: bool = False) -> list[tuple[str, str]]:
-        """Return what `billing-svc reconcile` would show, or with `--fix` leave."""
+        """Return what `billing-svc reconcile` would print; with `fix`, what remains after `--fix`."""
         billing = self.world.billing
         comparison = reconcile.Comparison(billing.transactions, self.catalogs, self.world.stripe, billing.clock)
         return [(one.kind, one.detail) for one in await comparison.run(ORIGIN, self.account_id, fix=fix)]
 
     async def as_told(self) -> tuple[object, ...]:
-        """Return what `GetSubscription` tells of the plan subscription."""
+        """Return what `GetSubscription` says of the plan subscription."""
         told = await self.told()
         if not told.subscription_id:
             return ()
         return told.subscription_id, told.status, told.cancel_at.seconds, told.price, told.quantity
 
     async def as_at_stripe(self) -> tuple[object, ...]:
-        """Return the same as Stripe has it: of the one that is not over, or else of the last."""
+        """Return the same from Stripe: of the subscription that is not over, else of the last."""
         bases = {row.price_id: row.price for row in await self.world.rows(tables.stripe_prices) if not row.meter}
         plans = [
             (one, item)
@@ -167,12 +167,12 @@ class Ledger(dealing.Dealing):
             return ()
         newest, item = max(plans, key=lambda one: (one[0]["ended_at"] is None, one[0]["created"]))
         status = subscription_pb2.Status.Value(f"STATUS_{newest['status'].upper()}")
-        # Of one that has ended, when it was to end is no news.
+        # After its end, a subscription's scheduled end is not compared.
         cancel_at = newest["cancel_at"] or 0 if newest["ended_at"] is None else 0
         return newest["id"], status, cancel_at, bases[item["price"]["id"]], item["quantity"]
 
 
 def prorated(price: str, begins: int, at: int, ends: int) -> Decimal:
-    """Return what a price comes to from an instant to the end of its period, in whole cents."""
+    """Return a price's share for the time from an instant to the end of its period, in whole cents."""
     exact = Decimal(price) * (ends - at) / (ends - begins)
     return exact.quantize(Decimal("0.01"), ROUND_HALF_UP)

@@ -1,4 +1,4 @@
-"""A random life of one account: whatever it does, and whatever fails, each unit is charged once, none is lost."""
+"""Random operations and faults on an account: each unit is charged once, and none is lost."""
 
 import os
 import random
@@ -17,12 +17,12 @@ from tests.billing_svc.subscriptions.dealing import AT_PERIOD_END, NOW
 
 pytestmark = pytest.mark.long
 
-# BILLING_LIVES=500 BILLING_LIFE_STEPS=60 looks for an hour; BILLING_LIFE_FIRST=17 begins with that seed.
+# BILLING_LIVES=500 BILLING_LIFE_STEPS=60 runs for an hour; BILLING_LIFE_FIRST=17 begins with that seed.
 FIRST = int(os.environ.get("BILLING_LIFE_FIRST", "0"))
 LIVES = int(os.environ.get("BILLING_LIVES", "2"))
 STEPS = int(os.environ.get("BILLING_LIFE_STEPS", "30"))
 
-# Every price is in whole cents, so that nothing is rounded.
+# Every price is in whole cents, so that no amount is rounded.
 CATALOG = """
 catalog: lives
 currency: usd
@@ -68,7 +68,7 @@ FAULTS = (
     {"kind": "cut"},
     {"kind": "lost_answer", "seconds": 0.0},
 )
-# What a caller is told who may come again, or asks for what is not to be had. Never INTERNAL, never UNKNOWN.
+# The statuses for a call that may be repeated, or that asks for something impossible. Never INTERNAL or UNKNOWN.
 REFUSALS = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.ABORTED,
@@ -79,7 +79,7 @@ REFUSALS = {
 
 
 class Life:
-    """What happens to the account, drawn from a seed, and what it owes for it, kept beside."""
+    """The random operations of a seed, and the expected amount, which is computed beside them."""
 
     def __init__(self, ledger: Ledger, seed: int) -> None:
         self.ledger = ledger
@@ -87,7 +87,7 @@ class Life:
         self.events: dict[str, int] = {}
         self.page = ""
         self.story: list[str] = []
-        # Some lives correct; the others have plans of different prices, so that it shows which one charged.
+        # Half of the seeds correct usage; the others have plans with different prices, to show which plan charged.
         self.corrects = seed % 2 == 0
 
     async def live(self, steps: int) -> None:
@@ -156,7 +156,7 @@ class Life:
         await self.pay()
 
     async def pay(self) -> None:
-        """Press the page's button, also one that was paid or is over."""
+        """Press the checkout page's button, also if the page was paid or is over."""
         if self.page:
             await self.ledger.world.sandbox.http.post(f"{self.page}/pay", headers={"Accept": "application/json"})
 
@@ -200,7 +200,7 @@ class Life:
         await self.ledger.world.advance(by, self.work, deliver=False)
 
     async def come_to_rest(self) -> None:
-        """No more faults, a card that works, and two periods."""
+        """Advance two periods without faults and with a card that works."""
         await self.ledger.world.sandbox.control("DELETE", "faults")
         await self.ledger.work()
         if await self.ledger.world.sandbox.all("/v1/customers"):
@@ -217,7 +217,7 @@ async def test_each_unit_that_was_billable_is_charged_once(
     monkeypatch.setattr("stripe._http_client.HTTPClient.INITIAL_DELAY", 0.001)
     catalog = CATALOG
     if seed % 2 == 0:
-        # A correction may lower what either plan charged: so all charge the same.
+        # A correction may lower the bill of either plan, so all plans have the same price.
         for cents in set(CENTS.values()):
             catalog = catalog.replace(f'"0.0{cents}"', '"0.05"')
     await ledger.sell(catalog)

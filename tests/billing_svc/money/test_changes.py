@@ -1,4 +1,4 @@
-"""Changing and ending in the middle of a period, with overage that nobody has reported yet: every unit once."""
+"""Changes and cancellations in the middle of a period, with unreported overage: every unit is charged once."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ from tests.billing_svc.subscriptions.dealing import AT_PERIOD_END, NOW
 
 
 def upgrade_costs(answer: subscription_pb2.ChangePlanResponse, since: datetime, until: datetime) -> Decimal:
-    """Return what the rest of the period costs on Big instead of on Small."""
+    """Return the price difference of Big and Small for the rest of the period."""
     bounds = int(since.timestamp()), answer.proration_at.seconds, int(until.timestamp())
     return ledgers.prorated("40.00", *bounds) - ledgers.prorated("10.00", *bounds)
 
@@ -28,7 +28,7 @@ async def test_an_upgrade_charges_unreported_overage_once(tiers: Ledger) -> None
     await tiers.advance(days=11)
     await tiers.use("runs", 23)
     upgraded = await tiers.change(plan="big")
-    # 100 were included and consumed; 70 more are now.
+    # The 100 included units of Small are consumed; Big includes 70 more than are used.
     await tiers.use("runs", 130)
     await tiers.over_the_period_end()
     meters = 30 * Decimal("0.10") + 30 * Decimal("0.05")
@@ -48,7 +48,7 @@ async def test_an_upgrade_and_a_cancellation_charge_each_unit_once(tiers: Ledger
     await tiers.use("runs", 2)
     assert (await tiers.cancel(NOW)).plan == "free"
     await tiers.advance(days=40)
-    # Of Big's 200 were 100 consumed on Small, so 3 are beyond.
+    # 100 of Big's 200 units were consumed on Small, so 3 units are beyond.
     meters = 20 * Decimal("0.10") + 3 * Decimal("0.05")
     assert await tiers.charged_by_meters() == meters
     assert await tiers.charged() == 10 + upgrade_costs(upgraded, *bounds) + meters
@@ -104,7 +104,7 @@ async def test_a_downgrade_at_the_period_s_end_and_a_cancellation_in_the_next(ti
 
 
 async def test_a_level_is_charged_by_its_peak_on_each_plan(tiers: Ledger) -> None:
-    """On Small 5 seats, 3 beyond; on Big the same 5 are 1 beyond, which was charged, and 7 are two more."""
+    """Small: 5 seats, 3 of them beyond. Big: the same 5 are 1 beyond, which was charged; 7 seats are two more."""
 
     async def seats(level: int) -> usage_pb2.RecordUsageResponse:
         request = usage_pb2.RecordUsageRequest(
@@ -160,7 +160,7 @@ async def test_a_correction_after_an_upgrade_gives_back_what_was_charged_last(ti
     upgraded = await tiers.change(plan="big")
     await use_as(tiers, "big", 110)
     await tiers.advance(days=1)
-    # 20 beyond on Small, 10 on Big: first those ten go, then five of the twenty.
+    # 20 units beyond on Small, 10 on Big: the ten are taken back first, then five of the twenty.
     await correct(tiers, "small", 15)
     await tiers.over_the_period_end()
     await tiers.over_the_period_end()
@@ -183,7 +183,7 @@ async def test_a_correction_after_the_subscription_has_ended_is_a_credit(tiers: 
 
 
 async def test_usage_of_the_last_minutes_that_arrives_late_is_charged_by_the_old_plan(tiers: Ledger) -> None:
-    """Big from the period's end on; what happened before is charged on Small's terms, half an hour long."""
+    """Big begins at the period's end; for half an hour, usage from before is charged on Small's terms."""
     await tiers.change(AT_PERIOD_END, plan="big")
     await tiers.use("runs", 100)
     ends = (await tiers.told()).period_end.ToDatetime(tzinfo=UTC)
@@ -194,7 +194,7 @@ async def test_usage_of_the_last_minutes_that_arrives_late_is_charged_by_the_old
     recorded = await tiers.world.billing.usage.RecordUsage(late)
     assert (recorded.billable, recorded.used) == (4, 104)
     await tiers.advance(minutes=20)
-    # Later than half an hour: it counts in the new period.
+    # More than half an hour late: it counts in the new period.
     later = usage_pb2.RecordUsageRequest(account_id="org_1", event_id="later", meter="runs", quantity=3)
     later.occurred_at.FromDatetime(ends - timedelta(minutes=1))
     recorded = await tiers.world.billing.usage.RecordUsage(later)

@@ -1,4 +1,4 @@
-"""What races a change of plan, or comes after one: every unit on the terms that it was used on."""
+"""Races with a change of plan, and usage after a change: every unit is charged on the terms of its time."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ async def test_the_first_units_beyond_are_recorded_while_the_plan_changes(tiers:
 
     tiers.world.sandbox.faults.before = use
     await tiers.change(plan="big")
-    # 100 of 200 are consumed.
+    # 100 of 200 units are consumed.
     await tiers.use("runs", 130)
     await tiers.over_the_period_end()
     assert await tiers.charged_by_meters() == 10 * Decimal("0.10") + 30 * Decimal("0.05")
@@ -70,7 +70,7 @@ async def test_a_record_that_read_its_terms_before_the_plan_changed_is_charged_o
     recording = asyncio.create_task(tiers.use("runs", 10))
     await has_read.wait()
     await tiers.change(plan="big")
-    # As by another server process: 100 of 200 are consumed.
+    # As another server process would record it: 100 of 200 units are consumed.
     await tiers.world.billing.transactions.run(
         lambda conn: record_usage.record(
             conn, tiers.catalogs, [new_event("runs", 110)], tiers.world.billing.clock.now()
@@ -97,7 +97,7 @@ async def test_after_a_correction_that_reached_back_the_present_plan_s_price_hol
     events = await tiers.world.rows(tables.usage_events)
     await correct(tiers, next(one.event_id for one in events if one.units == 110), 5)
     await tiers.work()
-    # 3 of Big and 2 of Small are taken back.
+    # Takes back 3 units of Big and 2 of Small.
     await tiers.use("runs", 40)
     await tiers.over_the_period_end()
     assert await tiers.charged_by_meters() == 8 * Decimal("0.10") + 40 * Decimal("0.05")
@@ -113,7 +113,8 @@ async def test_switched_on_again_while_the_end_is_on_its_way_it_stays_on(ledger:
         if method == "POST" and path.startswith("/v1/subscriptions/"):
             if not overtaking:
                 overtaking.append(asyncio.create_task(ledger.switch(on=True)))
-            # On a slow machine Stripe's client repeats the call meanwhile; that must not come first.
+            # On a slow machine Stripe's client repeats the call; the repeat must not arrive before the overtaking call
+            # ends.
             await asyncio.shield(overtaking[0])
         return None
 
@@ -121,7 +122,7 @@ async def test_switched_on_again_while_the_end_is_on_its_way_it_stays_on(ledger:
     await ledger.switch(on=False)
     assert overtaking
     await overtaking[0]
-    # Time enough for whatever the slowness left to the worker.
+    # Long enough for the worker to finish what was too slow for the call.
     await ledger.advance(minutes=2)
     assert (await ledger.told()).pay_as_you_go
     assert [one["cancel_at"] for one in await ledger.at_stripe()] == [None]
@@ -167,7 +168,7 @@ async def test_a_correction_after_the_end_of_a_month_since_signup(ledger: Ledger
     await ledger.use("credits", 50)
     events = await ledger.world.rows(tables.usage_events)
     await over_the_quota_period(ledger)
-    # On the invoice of its own month, although signups are not on the second.
+    # The overage is on the invoice of its own month.
     assert await ledger.charged_by_meters() == 50 * Decimal("0.10")
     await correct(ledger, next(one.event_id for one in events if one.units == 50), 20)
     await ledger.work()
@@ -186,7 +187,7 @@ async def test_a_correction_in_a_month_since_a_signup_on_the_31st(ledger: Ledger
     await ledger.use("credits", 60)
     events = await ledger.world.rows(tables.usage_events)
     await ledger.work()
-    # Stripe's period ended on the 28th; the quota's lasts until the 31st.
+    # Stripe's period ended on the 28th; the quota period lasts until the 31st.
     await ledger.until(datetime(2027, 3, 30, 12, tzinfo=UTC))
     assert clock.now().month == 3
     await correct(ledger, next(one.event_id for one in events if one.units == 60), 20)
@@ -206,7 +207,7 @@ async def test_usage_that_stripe_could_not_have_in_its_own_period_is_charged_onc
     await ledger.use("credits", 60)
     billing, catalogs = ledger.world.billing, ledger.catalogs
     await accrual.Accrual(billing.transactions, catalogs, billing.clock, timedelta(), timedelta()).seal_due()
-    # Stripe does not take it, for a day; the quota's period goes on until the 31st.
+    # Stripe is away for a day; the quota period lasts until the 31st.
 
     async def away(_method: str, path: str) -> int | None:
         return 503 if path.startswith("/v1/billing/meter_events") else None

@@ -1,4 +1,4 @@
-"""Pay-as-you-go on kalshibook, switched to and fro: one allowance a month, every credit beyond it charged once."""
+"""Pay-as-you-go on kalshibook, switched on and off: an allowance each month, every credit beyond it charged once."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -20,11 +20,11 @@ def catalog_name() -> str:
 
 
 async def test_on_off_and_on_again_around_a_month_s_end_charges_each_unit_once(ledger: Ledger) -> None:
-    """Off runs to the month's end; on in the next month is a subscription of its own, with a month's allowance."""
+    """Off takes effect at the month's end; on in the next month creates a new subscription with a new allowance."""
     await ledger.switch(on=True)
     assert (await ledger.use("credits", 1_250)).billable == 250
     await ledger.switch(on=False)
-    # It is used all the same, and nobody was asked whether it may: a fact, on terms that charge nothing.
+    # Usage without a check is recorded all the same, on terms that do not charge it.
     assert (await ledger.use("credits", 500)).billable == 0
     assert (await ledger.check("credits")).decision == DENIED
     await ledger.switch(on=True)
@@ -59,7 +59,7 @@ async def test_to_and_fro_on_a_bought_plan_mints_no_allowance(ledger: Ledger) ->
 
 
 async def press(ledger: Ledger, button: str, **fields: Any) -> None:  # noqa: ANN401 - the form's
-    """Open the portal as the service does, and press a button there."""
+    """Open the portal through the service, and press a button there."""
     request = subscription_pb2.CreatePortalSessionRequest(account_id=ledger.account_id)
     url = (await ledger.world.billing.subscriptions.CreatePortalSession(request)).url
     answer = await ledger.world.sandbox.http.post(
@@ -83,7 +83,7 @@ async def test_cancelled_in_the_portal_the_plan_stays_until_then_and_pay_as_you_
     await ledger.over_the_period_end()
     told = await ledger.told()
     assert (told.plan, told.pay_as_you_go, told.status) == ("free", False, subscription_pb2.STATUS_CANCELED)
-    # Of the new month nothing is charged.
+    # No usage of the new month is charged.
     await ledger.use("credits", 1_000)
     assert (await ledger.check("credits")).decision == DENIED
     assert await ledger.totals() == [Decimal(30), 125 * CREDIT]
@@ -104,7 +104,7 @@ async def test_a_cancellation_in_the_portal_that_is_taken_back_there(ledger: Led
 
 
 async def test_a_plan_is_bought_over_pay_as_you_go_while_its_usage_is_not_reported(ledger: Ledger) -> None:
-    """Each credit on the terms of its instant: 250 beyond the free thousand, then 125 beyond the project's 4,000."""
+    """Each credit on the terms of its time: 250 beyond the free thousand, then 125 beyond the project's 4,000."""
     await ledger.switch(on=True)
     assert (await ledger.use("credits", 1_250)).billable == 250
     await ledger.buy(plan="project")

@@ -1,4 +1,4 @@
-"""Payments that fail, and that are made twice; nothing that was used is lost over it, and nothing is paid twice."""
+"""Failed and double payments: no usage is lost, and nothing is paid twice."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -39,7 +39,7 @@ async def test_when_stripe_gives_up_the_plan_is_lost_and_what_was_used_is_asked_
     await ledger.buy()
     await ledger.give_card("declines")
     await ledger.over_the_period_end()
-    # While it is past due, units beyond the included ones; some of them unreported when Stripe gives up.
+    # Overage while the subscription is past due; some of it is not reported when Stripe gives up.
     assert (await ledger.use("runs", 204)).billable == 4
     await ledger.advance(days=1)
     while (await ledger.told()).past_due:
@@ -49,7 +49,7 @@ async def test_when_stripe_gives_up_the_plan_is_lost_and_what_was_used_is_asked_
     assert (told.plan, told.past_due) == ("free", False)
     assert told.status == {"canceled": subscription_pb2.STATUS_CANCELED, "unpaid": subscription_pb2.STATUS_UNPAID}[ends]
     assert await ledger.as_told() == await ledger.as_at_stripe()
-    # The default plan's five, denied beyond; what is recorded there is not charged.
+    # The default plan's five, denied beyond; usage recorded there is not charged.
     assert (await ledger.use("runs", 9)).billable == 0
     assert (await ledger.check("runs")).decision == decision_pb2.DECISION_DENIED
     rows = await ledger.world.rows(tables.usage_counters)
@@ -61,7 +61,7 @@ async def test_when_stripe_gives_up_the_plan_is_lost_and_what_was_used_is_asked_
 
 
 async def test_ended_in_the_dashboard_without_a_last_invoice(ledger: Ledger) -> None:
-    """Its meter has the units, and no invoice of the subscription will ever charge them."""
+    """The meter has the units, but no invoice of the subscription will charge them."""
     subscription_id = await ledger.buy()
     await ledger.use("runs", 210)
     await ledger.advance(hours=1)
@@ -103,7 +103,7 @@ async def test_who_pays_after_all_has_the_plan_again(ledger: Ledger) -> None:
 
 
 async def second_page(ledger: Ledger) -> str:
-    """Open another checkout page behind the service's back, with what it sent for the first; returns its address."""
+    """Open a second checkout page at Stripe directly, with the first page's parameters; returns its URL."""
     (made,) = await ledger.world.sandbox.requests("POST", "/v1/checkout/sessions")
     page = await ledger.world.sandbox.call("POST", "/v1/checkout/sessions", **dict(flat(made["params"])))
     return str(page["url"])
@@ -118,7 +118,7 @@ def flat(value: Any, name: str = "") -> list[tuple[str, object]]:  # noqa: ANN40
 
 @pytest.mark.parametrize("used_between", [False, True])
 async def test_of_two_pages_that_were_both_paid_one_subscription_stays(ledger: Ledger, *, used_between: bool) -> None:
-    """The other one is refunded to the cent, whatever was used meanwhile is charged once, on the one that stays."""
+    """The superfluous subscription is refunded to the cent; usage is charged once, on the subscription that stays."""
     page = await ledger.world.checkout()
     other = await second_page(ledger)
     await ledger.world.sandbox.pay(page.url)
@@ -136,7 +136,8 @@ async def test_of_two_pages_that_were_both_paid_one_subscription_stays(ledger: L
         assert (await ledger.use("runs", 230)).billable == 30
     await ledger.over_the_period_end()
     assert [one["status"] for one in await ledger.at_stripe("active")] == ["active"]
-    # Two months of one subscription, and the usage; the second page's money is given back, but for seconds of it.
+    # Two months of one subscription, and the usage; the second page's payment is credited except for some seconds of
+    # it.
     owed = 20 + 20 + 30 * RUN
     assert abs(await ledger.charged() - owed) <= Decimal("0.01")
     assert await ledger.charged_by_meters() == 30 * RUN
@@ -145,7 +146,7 @@ async def test_of_two_pages_that_were_both_paid_one_subscription_stays(ledger: L
 
 @pytest.mark.parametrize("sent", [False, True])
 async def test_of_two_pages_the_later_one_s_event_comes_first(ledger: Ledger, *, sent: bool) -> None:
-    """What is used meanwhile counts under the later one, and is charged once, on the one that stays."""
+    """Usage in between counts under the later subscription, and is charged once, on the subscription that stays."""
     page = await ledger.world.checkout()
     other = await second_page(ledger)
     await ledger.world.sandbox.pay(page.url)

@@ -1,4 +1,4 @@
-"""Whose months are not of one length, trials, years and seats: what is charged for which time."""
+"""Months of different lengths, trials, years and seats: which time is charged with which amount."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -35,7 +35,7 @@ plans:
 
 
 async def test_overage_is_on_its_own_month_s_invoice_though_short_months_lack_the_anchor(ledger: Ledger) -> None:
-    """Bought on the 31st of January: each month's overage is on the invoice of its own end."""
+    """Bought on the 31st of January: each month's overage is on the invoice at the end of that month."""
     now = ledger.world.billing.clock.now()
     await ledger.until(datetime(now.year + 1, 1, 31, 17, 30, tzinfo=UTC))
     await ledger.buy()
@@ -148,7 +148,7 @@ class TestOrgs:
 
 
 class TestAgentplatform:
-    """A level that is charged by its peak, month after month."""
+    """A gauge that is charged by its peak, month after month."""
 
     @pytest.fixture
     def catalog_name(self) -> str:
@@ -168,7 +168,7 @@ class TestAgentplatform:
             await stored(level)
             await ledger.advance(days=1)
         await ledger.over_the_period_end()
-        # It begins with 104, and falls in the middle of the month.
+        # The period begins with a level of 104, which falls in the middle of the month.
         await ledger.advance(days=9)
         await stored(60)
         await ledger.over_the_period_end()
@@ -181,7 +181,7 @@ class TestAgentplatform:
         assert await ledger.differences() == []
 
     async def test_cheap_units_are_rounded_once_on_each_invoice(self, ledger: Ledger) -> None:
-        """A token is a thousandth of a cent: 1,499 of them are a cent and a half, sent in three slices."""
+        """A token is a thousandth of a cent: 1,499 tokens are 1.499 cents, sent in three reports."""
         await ledger.buy(plan="standard")
         await ledger.use("llm_tokens", 1_000_000)
         for units in (499, 501, 499):

@@ -1,4 +1,4 @@
-"""What `reconcile --fix` does about money: it charges what is missing, and nothing twice."""
+"""`reconcile --fix` and money: it charges what is missing, and nothing twice."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -10,7 +10,7 @@ from tests.billing_svc.money.ledger import ANNIVERSARY, Ledger
 
 
 async def test_billing_periods_that_are_not_the_quota_s_are_compared_as_they_are(ledger: Ledger) -> None:
-    """Signed up on a 31st: the quota's months end on the 31st and 30th, Stripe's on each 28th, after February."""
+    """Signed up on a 31st: quota periods end on the 31st or 30th, Stripe's periods after February on the 28th."""
     await ledger.sell(ANNIVERSARY)
     await ledger.until(datetime(2027, 1, 31, 12, tzinfo=UTC))
     await ledger.use("credits", 1)
@@ -22,7 +22,7 @@ async def test_billing_periods_that_are_not_the_quota_s_are_compared_as_they_are
         await ledger.use("credits", credits_used)
         await ledger.work()
         assert await ledger.differences(fix=True) == []
-    # The quota's April is over, and Stripe's period that began within it is not.
+    # The quota period of April is over; Stripe's period that began within it is not.
     await ledger.until(datetime(2027, 5, 10, 12, tzinfo=UTC))
     assert await ledger.differences(fix=True) == []
     await ledger.until(datetime(2027, 6, 2, 12, tzinfo=UTC))
@@ -32,7 +32,7 @@ async def test_billing_periods_that_are_not_the_quota_s_are_compared_as_they_are
 
 
 async def late_item(ledger: Ledger) -> str:
-    """Have six runs miss their invoice, so that an item waits for the next one; returns the subscription's id."""
+    """Let six runs miss their invoice, so that an item waits for the next invoice; returns the subscription's id."""
     subscription_id = await ledger.buy()
     await ledger.use("runs", 200)
     await ledger.until_period_end(hours=-1)
@@ -55,7 +55,7 @@ async def waiting_items(ledger: Ledger) -> list[int]:
 
 
 async def test_an_item_waits_for_an_invoice_that_never_comes(ledger: Ledger) -> None:
-    """Somebody ends the subscription in the dashboard, without a last invoice: the item gets one of its own."""
+    """Someone cancels in the dashboard without a last invoice: the item gets its own invoice."""
     subscription_id = await late_item(ledger)
     await ledger.world.sandbox.call("DELETE", f"/v1/subscriptions/{subscription_id}", prorate="false")
     await ledger.work()
@@ -68,7 +68,7 @@ async def test_an_item_waits_for_an_invoice_that_never_comes(ledger: Ledger) -> 
 
 
 async def test_a_reconciliation_has_such_an_item_invoiced_too(ledger: Ledger) -> None:
-    """Nobody looked when the subscription ended."""
+    """The follow-up at the subscription's end did not run."""
     subscription_id = await late_item(ledger)
     await ledger.world.sandbox.call("DELETE", f"/v1/subscriptions/{subscription_id}", prorate="false")
     await ledger.world.deliver_new()

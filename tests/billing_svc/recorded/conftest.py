@@ -1,4 +1,4 @@
-"""The server, its gateway and its inbox, before a Stripe that says whatever a test has it say."""
+"""The server, its gateway and its inbox, with a Stripe that returns what a test chooses."""
 
 import hashlib
 import hmac
@@ -46,13 +46,13 @@ def stripe_url(stand_in: tuple[StandIn, str]) -> str:
 
 @pytest.fixture
 def service_clock() -> clock.Clock:
-    """A day into the period that the objects are in."""
+    """A day after the beginning of the objects' period."""
     return clock.Clock(datetime.fromtimestamp(START, UTC) + timedelta(days=1) - datetime.now(UTC))
 
 
 @dataclass(frozen=True)
 class Door:
-    """The way in for events, and what is behind it."""
+    """The gateway as the way in for events, and the service behind it."""
 
     billing: Billing
     stripe: StandIn
@@ -84,7 +84,7 @@ class Door:
 
 @pytest.fixture
 async def door(billing: Billing, settings: Settings, stand_in: tuple[StandIn, str]) -> AsyncIterator[Door]:
-    """With a customer of ours (org_1) and the prices of `nyqst`'s pro, as a checkout and `catalog apply` leave them."""
+    """With a customer of ours (org_1) and the prices of `nyqst`'s pro, as a checkout and `catalog apply` store them."""
     now = billing.clock.now()
     price = {
         "product_id": "prod_pro",

@@ -6,10 +6,10 @@ CUSTOMER = "cus_ours"
 PRICE = "price_pro_monthly"
 METERED_PRICE = "price_pro_runs"
 
-# A day in 2026, and a month from it.
+# A day in 2026, and a month later.
 START, END = 1_790_000_000, 1_792_592_000
 
-# Where a version says what period a subscription is in: on it, on its items, or (while clients moved) on both.
+# Where a version has a subscription's period: on the subscription, on its items, or (in a transition) on both.
 VERSIONS: dict[str, tuple[str, ...]] = {
     "2019-02-11": ("subscription",),
     "2019-12-03": ("subscription",),
@@ -36,7 +36,7 @@ def event(type_: str, subject: Any, version: str = NEWEST, event_id: str = "", *
         "data": {"object": subject},
         "livemode": False,
         "pending_webhooks": 1,
-        # An id alone in the oldest versions.
+        # The oldest versions have only an id.
         "request": None if version < "2017-05-25" else {"id": None, "idempotency_key": None},
         "type": type_,
         **more,

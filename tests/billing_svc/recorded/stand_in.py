@@ -1,4 +1,4 @@
-"""A Stripe that answers with whatever objects a test gives it, of any API version and in any shape."""
+"""A Stripe that returns the objects that a test chooses, in any API version and form."""
 
 import json
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ OK, NOT_FOUND = 200, 404
 
 @dataclass
 class StandIn:
-    """Answers GET requests from `objects`, by path; what is not there is a 404. Remembers what was read."""
+    """Answers GET requests from `objects`, by path; other paths are a 404. Keeps a list of the reads."""
 
     objects: dict[str, Any] = field(default_factory=dict)
     reads: list[str] = field(default_factory=list)
-    # What it answers in place of an object.
+    # The status of every answer, if set, in place of the object.
     status: int | None = None
 
     def put(self, data: Mapping[str, Any]) -> None:
-        """Serve an object under its id; only what is about, is fetched."""
+        """Serve an object under its id."""
         folder = {"in_": "invoices", "sub": "subscriptions"}[data["id"][:3]]
         self.objects[f"/v1/{folder}/{data['id']}"] = data
 

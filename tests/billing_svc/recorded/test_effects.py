@@ -1,4 +1,4 @@
-"""What single kinds of events do: deletions, long invoices, customers, reports of meters."""
+"""The effects of single kinds of events: deletions, long invoices, customers, meters' error reports."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -131,7 +131,7 @@ class TestCustomers:
             subscription_pb2.GetSubscriptionRequest(account_id="org_1")
         )
         assert told.subscription.plan == "free"
-        # Its last events are still its account's.
+        # The account of its last events is still known.
         await door.deliver(
             shapes.event("customer.subscription.deleted", shapes.subscription(), event_id="evt_3"),
             shapes.event("customer.deleted", customer, event_id="evt_4"),

@@ -1,4 +1,4 @@
-"""The inbox as operators see it: listed, replayed, and in the end without bodies."""
+"""The inbox as operators see it: events listed, replayed, and later stored without bodies."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ Replay = admin_pb2.ReplayStripeEventsRequest
 
 
 async def fill(door: Door) -> None:
-    """Three of an invoice that is not there (failed), one that is (applied), one that is ignored, one that waits."""
+    """Three events of a missing invoice (failed), one of an existing invoice (applied), one ignored, one waiting."""
     door.stripe.put(shapes.invoice("in_good"))
     events = [
         ("invoice.paid", "in_1"),
@@ -171,7 +171,7 @@ async def test_a_call_takes_so_many_and_says_that_there_are_more(door: Door) -> 
 
 
 async def test_two_kinds_of_one_id_do_not_hold_each_other_up(door: Door) -> None:
-    """Stripe's ids are unique; whoever forges one must not keep the worker busy."""
+    """Stripe's ids are unique; a forged event with another object's id must not keep the worker busy."""
     door.stripe.status = 429
     await door.deliver(shapes.event("invoice.paid", shapes.invoice("in_1"), event_id="evt_1"))
     session = {"id": "in_1", "customer": shapes.CUSTOMER}
@@ -206,7 +206,7 @@ class TestRetention:
         assert await forget(now - timedelta(days=1), 10) == 0
         assert [await forget(now + timedelta(days=1), 1) for _ in range(3)] == [1, 1, 0]
         kept = {row.event_id: row.body is not None for row in await door.rows(tables.stripe_events)}
-        # What waits or failed keeps its body; every row stays.
+        # Waiting and failed events keep their bodies; no row is deleted.
         assert kept == {**dict.fromkeys(("evt_0", "evt_1", "evt_2", "evt_5"), True), "evt_3": False, "evt_4": False}
 
     async def test_an_event_without_its_body_still_counts_once_and_is_not_replayed(self, door: Door) -> None:

@@ -17,7 +17,7 @@ STATUSES = ["paid", "open", "draft", "void", "uncollectible", "a_new_one", "paid
 
 
 async def fill(door: Door) -> None:
-    """Seven invoices of org_1, an hour apart but for the last two; one of another account."""
+    """Seven invoices of org_1, an hour apart except the last two; one of another account."""
     async with door.billing.engine.begin() as conn:
         await conn.execute(
             sa.insert(tables.stripe_customers).values(
@@ -89,7 +89,7 @@ async def test_a_page_ends_before_it_outgrows_a_client(door: Door) -> None:
     for number in range(40):
         invoice = shapes.invoice(f"in_{number:02}", lines=lines)
         door.stripe.put(invoice)
-        # What the event carries does not count.
+        # The data in the event are not used.
         await door.deliver(shapes.event("invoice.paid", {"id": invoice["id"], "customer": shapes.CUSTOMER}))
     await door.apply_all()
     seen: list[str] = []

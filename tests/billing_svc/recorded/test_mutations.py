@@ -1,4 +1,4 @@
-"""Valid bodies and objects with random parts replaced: taken in or refused, and never a crash."""
+"""Valid bodies and objects with random parts replaced: accepted or refused, but never a crash."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from billing_svc.subscriptions.invoices import rules as invoices_rules
 from tests.billing_svc.recorded import shapes
 from tests.billing_svc.recorded.conftest import Door
 
-# What takes the place of a part.
+# The replacements.
 STRANGE: list[Any] = [
     *(None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**40, 1.5, float("1e308")),
     *("", "x", "sub_ours", "in_ours", shapes.CUSTOMER, "\0", "\ud800", "x" * 300, "canceled", "2026-11-20T12:00:00Z"),
@@ -33,7 +33,7 @@ TYPES = [
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401 - JSON
-    """Give the path of every part of a document."""
+    """Yield the path of every part of a document."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in children:
         yield (*path, key)
@@ -70,7 +70,7 @@ SEEDS = st.integers(min_value=0, max_value=2**32)
 
 
 def strange_event(rng: random.Random, number: int = 0) -> dict[str, Any]:
-    """Return an event whose id and type are fit, and nothing else need be."""
+    """Return an event whose id and type are valid; the rest may be invalid."""
     whole = shapes.event("invoice.paid", rng.choice(SUBJECTS))
     if rng.random() < 0.1:
         whole = shapes.thin_event("x", "x", {"id": "mtr_1"})
@@ -121,7 +121,7 @@ def test_a_mutated_object_is_read_or_a_value_error(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_no_mutation_crashes_a_handler(door: Door, seed: int) -> None:
-    """Mutated events by the gateway, mutated objects on the fetch; afterwards a sound one is applied as ever."""
+    """Mutated events arrive at the gateway, mutated objects on the fetch; afterwards a valid event is still applied."""
     rng = random.Random(seed)  # noqa: S311 - a seed
     events = [strange_event(rng, number) for number in range(120)]
     for event in events:

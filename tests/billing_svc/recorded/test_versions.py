@@ -1,4 +1,4 @@
-"""Objects of every API version, served on fetch and carried by events: read rightly, none crashes a handler."""
+"""Objects of every API version, fetched and in events: parsed correctly, and no handler crashes."""
 
 import json
 from typing import Any
@@ -43,7 +43,7 @@ async def test_objects_of_each_version_are_read_rightly(door: Door, version: str
     subscription, invoice = shapes.subscription(version=version), shapes.invoice(version=version)
     door.stripe.put(subscription)
     door.stripe.put(invoice)
-    # The invoice before its subscription, as it may come.
+    # The invoice may arrive before its subscription.
     events = [shapes.event(type_, invoice, version) for type_ in INVOICE_TYPES]
     events += [shapes.event(type_, subscription, version) for type_ in SUBSCRIPTION_TYPES]
     await door.deliver(*events)
@@ -137,7 +137,7 @@ async def test_a_subscription_that_cannot_be_read_waits_for_a_repair(door: Door,
     assert await door.rows(tables.subscriptions) == []
 
 
-# Types that a Stripe account sends and that are none of our business, in the shapes that their objects had.
+# Types that a Stripe account sends and that this service ignores, in the forms that their objects had.
 OTHERS: list[tuple[str, Any]] = [
     ("charge.succeeded", {"id": "ch_1", "object": "charge", "customer": shapes.CUSTOMER, "invoice": "in_ours"}),
     ("charge.refunded", {"id": "ch_1", "object": "charge", "refunds": None}),

@@ -25,7 +25,7 @@ async def apply(database: Database, stripe: client.Stripe, catalog: model.Catalo
 
 
 async def stored(database: Database) -> list[sa.Row[Any]]:
-    """All prices that we know, the oldest first."""
+    """Return all stored prices, oldest first."""
     query = sa.select(tables.stripe_prices).order_by(tables.stripe_prices.c.created_at, tables.stripe_prices.c.price_id)
     return await database.read(lambda conn: _all(conn, query))
 
@@ -35,7 +35,7 @@ async def _all(conn: Any, query: sa.Select[Any]) -> list[sa.Row[Any]]:  # noqa: 
 
 
 async def at_stripe(sandbox: Sandbox, catalog_name: str) -> dict[str, list[Any]]:
-    """What Stripe has of a catalog, without ids that differ from run to run."""
+    """Return a catalog's objects at Stripe, without ids that differ between runs."""
     products = [one["id"] for one in await sandbox.all("/v1/products")]
     prices = [
         (one["lookup_key"], one["product"], one["unit_amount_decimal"], one["active"])
@@ -92,14 +92,14 @@ async def test_a_changed_price_is_a_new_one_and_going_back_a_third(
     seen = [(prices[row.price_id]["unit_amount"], prices[row.price_id]["active"]) for row in base]
     assert seen == [(2000, False), (2500, False), (2000, True)]
     assert [prices[row.price_id]["lookup_key"] for row in base] == [None, None, "nyqst_pro_monthly"]
-    # What did not change is the same price all the while.
+    # An unchanged price is not replaced.
     assert len([row for row in await stored(transactions) if row.lookup_key == "nyqst_pro_runs"]) == 1
 
 
 async def interrupted(
     database: Database, stripe: client.Stripe, sandbox: Sandbox, catalog: model.Catalog, number: int, *, after: bool
 ) -> bool:
-    """Apply in a process that is killed at its n-th call to Stripe; returns whether there was one."""
+    """Apply in a process that is killed at its n-th call to Stripe; returns whether there was an n-th call."""
     task = asyncio.create_task(apply(database, stripe, catalog))
     sandbox.faults.crash(number, after=after, task=lambda: task)
     with contextlib.suppress(asyncio.CancelledError):
@@ -124,7 +124,7 @@ async def test_a_sync_killed_at_any_call_and_repeated_ends_the_same(
     number, was_interrupted = 0, True
     while was_interrupted:
         number += 1
-        # Under a name of its own, each attempt begins with nothing.
+        # Each attempt uses another catalog name, so that it begins without objects at Stripe.
         name = {"catalog: nyqst": f"catalog: nyqst{number}"}
         was_interrupted = await interrupted(
             transactions, stripe_client, sandbox, catalog_of("nyqst", name), number, after=after
@@ -266,7 +266,7 @@ async def test_what_somebody_changed_at_stripe_is_told_and_mended(
     assert await apply(transactions, stripe_client, catalog) == 1
     assert await compare(stripe_client, catalog) == []
     after = {row.lookup_key: row.price_id for row in await stored(transactions) if row.is_current}
-    # An immutable thing that is off is replaced; the meter, which has usage, is the same one.
+    # An inactive price cannot be changed and is replaced; the meter, which has usage, stays.
     assert after["nyqst_pro_runs"] == before["nyqst_pro_runs"]
     assert after["nyqst_pro_monthly"] != before["nyqst_pro_monthly"]
     assert [one["id"] for one in await sandbox.all("/v1/billing/meters")] == [meter["id"]]

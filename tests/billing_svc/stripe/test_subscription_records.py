@@ -1,10 +1,10 @@
-"""Subscriptions as stored."""
+"""Stored subscriptions."""
 
 from billing_svc.platform.database import tables
 from billing_svc.stripe import subscription_records
 
 
 def test_a_record_has_every_column_but_the_time_of_its_last_change() -> None:
-    """A column that it lacked would never be saved."""
+    """A column that the record lacks would never be saved."""
     fields = set(subscription_records.SubscriptionRecord.__dataclass_fields__)
     assert fields == set(tables.subscriptions.c.keys()) - {"updated_at"}

@@ -1,4 +1,4 @@
-"""An account that buys, changes and ends, beside the worker's loops that deal with that."""
+"""An account that buys, changes and cancels, and the worker's loops that process it."""
 
 import uuid
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ NOW, AT_PERIOD_END = subscription_pb2.TIMING_NOW, subscription_pb2.TIMING_AT_PER
 
 @dataclass
 class Dealing:
-    """The account, and what it asks for."""
+    """The account, and the calls that a test makes for it."""
 
     world: World
     account_id: str = "org_1"
@@ -28,7 +28,7 @@ class Dealing:
     # Callers.
 
     async def buy(self, **more: Any) -> str:  # noqa: ANN401 - the message's fields
-        """Buy a plan; it is in force afterwards."""
+        """Buy a plan, and wait until it is in force."""
         subscription_id = await self.world.subscribe(self.account_id, **more)
         await self.world.deliver_new()
         return subscription_id
@@ -90,7 +90,7 @@ class Dealing:
         )
 
     async def work(self) -> None:
-        """Let every loop of the worker run until it finds nothing."""
+        """Run every loop of the worker until it finds nothing to do."""
         billing = self.world.billing
         database, now, at_once = billing.transactions, billing.clock, timedelta()
         sender = sending.Sender(database, self.catalogs, self.world.stripe, now, pacing.Pace(1_000))
@@ -108,16 +108,16 @@ class Dealing:
     # Stripe.
 
     async def give_card(self, card: str = "works") -> None:
-        """Let the customer have another card: works, declines or none."""
+        """Give the customer another card: works, declines or none."""
         (customer,) = await self.world.sandbox.all("/v1/customers")
         await self.world.sandbox.control("POST", "cards", {"customer": customer["id"], "card": card})
 
     async def at_stripe(self, status: str = "all") -> list[dict[str, Any]]:
-        """Return the customer's subscriptions, the oldest first."""
+        """Return the customer's subscriptions, oldest first."""
         return list(reversed(await self.world.sandbox.all("/v1/subscriptions", status=status)))
 
     async def invoiced(self) -> dict[str, int]:
-        """Return what all invoices charge together, in minor units, by price."""
+        """Return the sum of all invoices by price, in minor units."""
         prices = {row.price_id: row.lookup_key for row in await self.world.rows(tables.stripe_prices)}
         sums: dict[str, int] = {}
         for invoice in await self.world.sandbox.all("/v1/invoices"):

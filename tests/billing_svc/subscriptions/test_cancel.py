@@ -1,4 +1,4 @@
-"""Ending a subscription, and taking the end back; the portal; and buying twice."""
+"""Cancelling and resuming a subscription; the portal; and buying twice."""
 
 from datetime import timedelta
 
@@ -96,7 +96,7 @@ async def test_every_change_has_its_audit_row(deal: Dealing) -> None:
 
 
 async def test_cancelled_in_the_portal_it_stays_until_the_period_s_end(deal: Dealing) -> None:
-    """Flexible billing sets `cancel_at` alone."""
+    """In flexible billing mode Stripe sets only `cancel_at`."""
     subscription_id = await deal.buy()
     (subscription,) = await deal.at_stripe()
     period_end = subscription["items"]["data"][0]["current_period_end"]
@@ -119,7 +119,7 @@ async def test_unpaid_it_is_kept_while_past_due_and_lost_when_stripe_gives_up(de
 
 
 async def test_of_two_paid_subscriptions_the_first_stays_and_the_other_is_credited(deal: Dealing) -> None:
-    """However it comes that a second page was paid: here, as if it had never been expired."""
+    """The test does not depend on how a second page came to be paid: here the page was not expired."""
     first = await deal.buy()
     (held,) = await deal.at_stripe()
     second = await _buy_again(deal, held)
@@ -152,7 +152,7 @@ async def test_which_of_two_stays_does_not_depend_on_the_order_of_their_events(d
 
 
 async def _buy_again(deal: Dealing, held: dict[str, object], later_seconds: int = 2) -> str:
-    """Buy the same once more behind the service's back, a moment later."""
+    """Buy the same plan again at Stripe directly, a moment later."""
     await deal.world.sandbox.control("POST", "clock/step", {"seconds": later_seconds})
     items = held["items"]["data"]  # type: ignore[index]  # JSON
     made = await deal.world.sandbox.call(

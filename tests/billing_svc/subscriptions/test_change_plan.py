@@ -51,7 +51,7 @@ plans:
 
 @pytest.fixture
 async def deal(world: World) -> Dealing:
-    """An account beside a catalog that has all that there is to change."""
+    """An account, and a catalog with everything that a change can concern."""
     billing = world.billing
     catalog = loading.load_text(CATALOG, "tiers")
     await catalog_sync.apply(
@@ -61,7 +61,7 @@ async def deal(world: World) -> Dealing:
 
 
 async def items(deal: Dealing) -> dict[str, int | None]:
-    """What the account's one subscription at Stripe holds: lookup keys, and how many of each."""
+    """Return the items of the account's subscription at Stripe: quantities by lookup key."""
     (subscription,) = await deal.at_stripe()
     return {item["price"]["lookup_key"]: item.get("quantity") for item in subscription["items"]["data"]}
 
@@ -85,7 +85,7 @@ async def test_an_upgrade_now_replaces_every_item_and_costs_what_the_preview_sai
 
 
 async def test_a_unit_is_charged_once_on_the_terms_that_it_was_used_on(deal: Dealing) -> None:
-    """Overage that nobody has reported yet, an upgrade in the middle of the period, overage again, and the end."""
+    """Unreported overage, an upgrade in the middle of the period, overage again, and the period's end."""
     await deal.buy(plan="small")
     await deal.use("runs", 130)
     await deal.advance(days=3)
@@ -96,7 +96,7 @@ async def test_a_unit_is_charged_once_on_the_terms_that_it_was_used_on(deal: Dea
     await deal.advance(days=2)
     charged = await deal.invoiced()
     assert charged["tiers_small_runs"] == 400  # 40 runs of $0.10
-    # Of the thousand that are included, 100 were consumed before.
+    # 100 of the thousand included units were consumed before.
     assert charged["tiers_big_runs"] == 500  # 100 runs of $0.05
     told = await deal.told()
     assert (told.plan, told.status) == ("free", subscription_pb2.STATUS_CANCELED)
@@ -138,7 +138,7 @@ async def test_an_outage_at_any_write_is_carried_on(deal: Dealing, timing: int, 
 
     for number in range(4):
         failing(number)
-        # Whatever it says, the same call is sent again.
+        # Whatever the error, the same call is repeated.
         with contextlib.suppress(grpc.aio.AioRpcError):
             await deal.change(timing, plan="big", request_id="r1")
     deal.world.sandbox.faults.clear()
@@ -194,7 +194,7 @@ async def test_a_change_at_the_period_s_end_is_shown_until_then_and_takes_effect
     assert (told.plan, told.HasField("pending_change")) == ("small", False)
     assert await items(deal) == {"tiers_small_monthly": 1, "tiers_small_runs": None}
     assert await deal.invoiced() == {"tiers_big_monthly": 4_000, "tiers_big_runs": 100, "tiers_small_monthly": 1_000}
-    # And once more, now that the schedule has been used.
+    # Another change works after the schedule was used.
     assert (await deal.change(plan="big")).subscription.plan == "big"
 
 

@@ -17,7 +17,7 @@ ELSEWHERE = "https://app.example.com/elsewhere"
 
 
 async def states(world: World) -> list[str]:
-    """The states of all checkouts, the oldest first."""
+    """Return the states of all checkouts, oldest first."""
     rows = await world.rows(tables.checkouts)
     return [row.state for row in sorted(rows, key=lambda row: row.created_at)]
 
@@ -30,7 +30,7 @@ async def test_a_page_sells_the_base_price_and_every_metered_one_under_our_metad
     page = await world.checkout(customer_email="ann@example.com")
     (created,) = await world.sandbox.requests("POST", "/v1/checkout/sessions")
     prices = {row.lookup_key: row.price_id for row in await world.rows(tables.stripe_prices)}
-    # A list, as forms have them.
+    # A list, as form encoding has it.
     assert list(created["params"]["line_items"].values()) == [
         {"price": prices["nyqst_pro_monthly"], "quantity": "1"},
         {"price": prices["nyqst_pro_runs"]},
@@ -82,7 +82,7 @@ async def test_twenty_orders_at_once_make_one_customer_and_leave_one_page_open(w
     urls = [f"https://app.example.com/{n % 3}" for n in range(20)]
     calls = await asyncio.gather(*(world.checkout(success_url=url) for url in urls), return_exceptions=True)
     given = [one for one in calls if isinstance(one, subscription_pb2.CreateCheckoutResponse)]
-    # Those who fought over the account are told to repeat; nothing else may come of it.
+    # A call that lost the race is asked to repeat; there is no other error.
     codes = {refusals.of(one).reason for one in calls if isinstance(one, BaseException)}  # type: ignore[arg-type]
     assert given
     assert codes <= {"LOST_RACE", "STRIPE_UNAVAILABLE"}
@@ -118,11 +118,11 @@ async def test_nobody_pays_twice_while_the_event_is_late(world: World, order: di
     for _ in range(3):
         refusal = await refusals.refused(world.checkout(**order))
         assert (refusal.reason, refusal.metadata) == ("ALREADY_SUBSCRIBED", {"plan": "pro", "status": "active"})
-    # Not even once the page's time is over here.
+    # Also after the page has expired by our clock.
     world.billing.clock.advance(timedelta(hours=25))
     assert (await refusals.refused(world.checkout(**order))).reason == "ALREADY_SUBSCRIBED"
     assert len(await world.sandbox.all("/v1/checkout/sessions")) == 1
-    # And a lost event does not keep the account for ever from buying again.
+    # A lost event does not block the account's purchases for ever.
     await world.sandbox.call("DELETE", f"/v1/subscriptions/{subscription_id}")
     world.billing.clock.advance(timedelta(hours=-25))
     assert not (await world.checkout(**order)).reused
@@ -142,7 +142,7 @@ async def test_after_a_cancellation_the_account_can_buy_again(world: World) -> N
 
 async def test_a_page_whose_time_is_over_is_replaced(world: World) -> None:
     first = await world.checkout()
-    # By our clock alone: Stripe is told, so that it cannot be paid any more.
+    # It has expired only by our clock, so it is expired at Stripe as well, and cannot be paid any more.
     await world.execute(sa.update(tables.checkouts).values(expires_at=clock.Clock().now() - timedelta(seconds=1)))
     second = await world.checkout()
     assert first.session_id != second.session_id

@@ -18,12 +18,12 @@ from tests.billing_svc import refusals
 from tests.billing_svc.sandboxed import World
 
 SESSIONS = "/v1/checkout/sessions"
-# Of a first checkout: the customer and the session. Of one that replaces a page: look, expire, session.
+# A first checkout creates the customer and the session. A replacement reads the page, expires it and creates a session.
 FIRST_CALLS, REPLACING_CALLS = 2, 3
 
 
 async def crash(world: World, order: store.CheckoutOrder, number: int, *, after: bool) -> None:
-    """Run a checkout in a server of its own that is killed at its n-th call to Stripe."""
+    """Run a checkout in a separate process that is killed at its n-th call to Stripe."""
     billing = world.billing
     customers = create_customer.Customers(billing.transactions, world.stripe, billing.clock)
     pages = open_checkout.Checkout(
@@ -47,7 +47,7 @@ async def open_sessions(world: World) -> list[dict[str, Any]]:
 
 
 async def assert_repeats_are_equal(world: World) -> None:
-    """Every request under a key was sent with the parameters of its row, and again with the very same."""
+    """Every request under a key had the parameters of the stored row, also when it was repeated."""
     sent: dict[str, list[object]] = {}
     for request in await world.sandbox.writes():
         sent.setdefault(request["idempotency_key"], []).append((request["path"], request["params"]))
@@ -89,14 +89,14 @@ async def test_another_order_carries_a_crashed_page_on_and_expires_it(world: Wor
 
 
 async def test_a_crashed_page_whose_session_is_over_by_now_is_replaced(world: World) -> None:
-    # The result was stored, the page was not.
+    # The intent's result was stored, but not the page's session.
     await world.checkout()
     (session,) = await world.sandbox.all(SESSIONS)
     await world.execute(sa.update(tables.checkouts).values(state="opening", session_id=None, url=None, expires_at=None))
     await world.sandbox.call("POST", f"{SESSIONS}/{session['id']}/expire")
     page = await world.checkout()
     assert [one["id"] for one in await open_sessions(world)] == [page.session_id]
-    # The same for one that must be looked up, which Stripe shows without its URL.
+    # The same for a session that has to be looked up: Stripe returns it without its URL.
     await world.execute(sa.update(tables.checkouts).where(tables.checkouts.c.state == "open").values(state="opening"))
     await world.sandbox.pay(page.url)
     requests = tables.stripe_requests
@@ -134,7 +134,7 @@ async def test_after_a_stored_500_stripe_is_asked_before_a_new_key_is_used(
     assert [one["id"] for one in await world.sandbox.all(SESSIONS)] == [page.session_id]
     assert len(await world.sandbox.all("/v1/customers")) == 1
     keys = {one["idempotency_key"] for one in await world.sandbox.requests("POST", path)}
-    # The request that the sandbox never saw is not in its log.
+    # The log does not have the request that never reached the sandbox.
     assert len(keys) == 1
 
 
@@ -142,14 +142,14 @@ async def test_after_a_stored_500_stripe_is_asked_before_a_new_key_is_used(
 async def test_an_intent_of_yesterday_is_looked_up(world: World, happened: bool) -> None:  # noqa: FBT001 - pytest's way
     await crash(world, order(), 2, after=happened)
     world.billing.clock.advance(timedelta(hours=23))
-    # Stripe has forgotten the key by now, so that only the look-up keeps it from a second session.
+    # Stripe has forgotten the key, so only the look-up prevents a second session.
     (row,) = await world.rows(tables.stripe_requests, tables.stripe_requests.c.purpose.like("checkout:%"))
     await world.execute(
         sa.update(tables.stripe_requests)
         .where(tables.stripe_requests.c.purpose == row.purpose)
         .values(idempotency_key="forgotten")
     )
-    # Our clock is ahead of the sandbox's, so the page's time is over here and the next round replaces it.
+    # Our clock is ahead of the sandbox's clock, so the page has expired here, and the next round replaces it.
     world.billing.clock.advance(timedelta(minutes=-30))
     await world.execute(
         sa.update(tables.stripe_requests).values(created_at=tables.stripe_requests.c.created_at - timedelta(minutes=30))

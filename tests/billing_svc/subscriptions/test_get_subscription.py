@@ -22,7 +22,7 @@ async def bought(world: World) -> dict[str, Any]:
 
 
 async def change(world: World, data: Mapping[str, Any], **fields: object) -> subscription_pb2.Subscription:
-    """Apply a state that the sandbox does not bring about, as it would have been fetched."""
+    """Apply a state that the sandbox cannot produce, as if it had been fetched."""
     fetched = stripe_subscriptions.from_stripe({**data, **fields})
     now = world.billing.clock.now()
     await world.billing.transactions.run(
@@ -87,7 +87,7 @@ async def test_a_cancellation_at_period_end_tells_when_and_ends_then_without_any
     assert (answer.plan, answer.cancel_at_period_end, answer.cancel_at.seconds) == ("pro", True, end)
     world.billing.clock.advance(datetime.fromtimestamp(end, UTC) - world.billing.clock.now())
     assert (await world.subscription()).plan == "free"
-    # And taken back in time, it goes on.
+    # Resumed in time, it continues.
     await world.sandbox.call("POST", f"/v1/subscriptions/{data['id']}", cancel_at_period_end="false")
     await world.deliver(*await world.events("customer.subscription.updated"))
     await world.apply_all()

@@ -1,4 +1,4 @@
-"""Switching pay-as-you-go: local on a paid plan, a metered-only subscription without one; never two charges."""
+"""Switching pay-as-you-go: local on a paid plan, a metered-only subscription on the default plan; never two charges."""
 
 import asyncio
 from datetime import timedelta
@@ -46,7 +46,7 @@ async def test_without_a_plan_it_makes_a_metered_only_subscription(deal: Dealing
     period_end = (await deal.told()).quota_period_end
     told = await deal.switch(on=True)
     assert (told.plan, told.pay_as_you_go, told.pay_as_you_go_pending) == ("free", True, False)
-    assert told.status == 1  # none: it does not count as being subscribed
+    assert told.status == 1  # none: it does not count as a plan subscription
     assert told.quota_period_end == period_end
     check = await deal.check("credits")
     assert (check.decision, check.used) == (ALLOWED, 1_000)
@@ -110,7 +110,7 @@ async def test_buying_a_plan_ends_it_and_invoices_what_was_used(deal: Dealing) -
     await deal.advance(hours=3)
     assert await deal.invoiced() == {"kalshibook_free_payg_credits": 200, "kalshibook_project_monthly": 3_000}
     assert await deal.world.rows(tables.subscription_duties) == []
-    # And it does not come back with the default plan.
+    # It is not switched on again with the default plan.
     await deal.cancel(NOW)
     assert not (await deal.told()).pay_as_you_go
 
@@ -121,7 +121,7 @@ async def test_who_cancels_is_back_on_free_without_it(deal: Dealing) -> None:
     ending = await deal.cancel(AT_PERIOD_END)
     assert (ending.plan, ending.pay_as_you_go, ending.cancel_at_period_end) == ("project", True, True)
     assert ending.cancel_at == ending.period_end
-    # By the clock alone: no event is delivered.
+    # The clock alone ends it: no event is delivered.
     deal.world.billing.clock.advance(timedelta(days=TO_NEXT_MONTH))
     told = await deal.told()
     assert (told.plan, told.pay_as_you_go) == ("free", False)
@@ -153,7 +153,7 @@ async def test_switched_off_it_is_denied_at_once_though_stripe_is_away(deal: Dea
 
 
 async def test_a_crash_at_any_call_is_carried_on(deal: Dealing) -> None:
-    """Not the n-th call, all of them in turn: each attempt gets one further."""
+    """The crash point moves: each attempt gets one call further."""
 
     async def refuse_from(number: int) -> bool:
         seen = 0
@@ -198,7 +198,7 @@ async def test_what_is_used_after_it_was_switched_off_hides_nothing_from_the_bil
     await deal.give_card()
     await deal.use("credits", 1_125)
     await deal.switch(on=False)
-    # A fact, though it would have been denied.
+    # Usage that has happened, though a check would have denied it.
     assert (await deal.use("credits", 50)).billable == 0
     await deal.advance(days=TO_NEXT_MONTH)
     assert await deal.invoiced() == {"kalshibook_free_payg_credits": 100}

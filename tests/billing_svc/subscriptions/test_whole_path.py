@@ -1,4 +1,4 @@
-"""From CreateCheckout to the plan, over every real part."""
+"""From CreateCheckout to the plan, through all real parts."""
 
 import asyncio
 import signal
@@ -12,7 +12,7 @@ from billing_svc.programs import worker
 from tests import ports
 from tests.billing_svc.sandboxed import World, gateway_running
 
-# What the judge gives it.
+# The time limit of the acceptance criterion.
 PLAN_SECONDS_MAX = 2.0
 
 
@@ -23,12 +23,12 @@ def webhook_port() -> int:
 
 @pytest.fixture
 async def live_world(world: World, webhook_port: int) -> AsyncIterator[World]:
-    """The world with its gateway and worker at work."""
+    """Run the gateway and the worker beside the world."""
     before = signal.getsignal(signal.SIGTERM)
     async with gateway_running(world.billing.address, webhook_port):
         working = asyncio.create_task(worker.work(world.billing.settings))
         yield world
-        # The worker has taken the signal over by now: a plan was applied.
+        # A plan was applied, so the worker handles the signal by now.
         signal.raise_signal(signal.SIGTERM)
         await working
     signal.signal(signal.SIGTERM, before)
@@ -39,7 +39,7 @@ async def test_paying_gives_the_plan_and_its_quota_within_two_seconds(live_world
     await live_world.sandbox.pay(page.url)
     async with asyncio.timeout(PLAN_SECONDS_MAX):
         while (subscription := await live_world.subscription()).plan != "pro":  # noqa: ASYNC110 - in the database
-            # A caller has no other way to learn of it; without a pause it would be in the way.
+            # Callers learn of it only by polling; without a pause this loop would slow the worker.
             await asyncio.sleep(0.02)
     assert subscription.status == subscription_pb2.STATUS_ACTIVE
     recorded = await live_world.billing.usage.RecordUsage(

@@ -1,7 +1,7 @@
-"""Stripe's side of metered billing on one page, in place of `client.Stripe`: meters, one subscription, its invoices.
+"""Stripe's side of metered billing in place of `client.Stripe`: meters, a subscription, its invoices.
 
-It counts what it was sent and charges what it counted, by a clock that the test moves; and it does to each call what
-the test says. The sandbox is the whole of it; this one runs a hundred periods a second.
+It counts the events that it gets and charges the counted units, by a clock that the test moves; each call has the
+outcome that the test chooses. The sandbox does the whole of Stripe; this one is faster, at a hundred periods a second.
 """
 
 import decimal
@@ -18,7 +18,7 @@ from billing_svc.stripe import client
 DRAFT_LASTS = timedelta(hours=1)
 IDENTIFIERS_LAST = timedelta(hours=24)
 
-# What befalls a call: nothing; it is not made (refused for now); it is made, but nobody hears of it.
+# The outcome of a call: it succeeds; it is refused for now and not made; it is made, but its answer is lost.
 Fate = str
 FINE, NOT_DONE, UNHEARD = "fine", "not_done", "unheard"
 
@@ -35,7 +35,7 @@ class Event:
 
 @dataclass
 class Cycle:
-    """A billing period; `final` once its invoice is, with the units that it charges for each meter."""
+    """A billing period; `final` once its invoice is final, with the charged units of each meter."""
 
     start: datetime
     end: datetime
@@ -45,7 +45,7 @@ class Cycle:
 
 @dataclass
 class Counterpart:
-    """One customer with one subscription to priced meters: `prices` by event name, in minor units."""
+    """A customer with a subscription to metered prices: `prices` by event name, in minor units."""
 
     clock: clock.Clock
     prices: dict[str, Decimal]
@@ -63,7 +63,7 @@ class Counterpart:
     most_at_once: int = 0
 
     def catch_up(self) -> None:
-        """Do what time brings: periods begin, invoices become final."""
+        """Do what is due at the present time: begin periods, finalise invoices."""
         now = self.clock.now()
         if not self.cycles:
             self._begin(self.anchor)
@@ -74,7 +74,7 @@ class Counterpart:
             final_at = over if self.ended_at is not None and self.ended_at < cycle.end else over + DRAFT_LASTS
             if not cycle.final and final_at <= now:
                 cycle.final = True
-                # What came in after it does not count, though the meter has it.
+                # Units that arrive later do not count, though the meter has them.
                 cycle.charged = {
                     name: sum(
                         event.units
@@ -203,7 +203,7 @@ class Counterpart:
         return list(await self._call("invoices", lambda: [one for one in self.own_invoices if one["created"] >= since]))
 
     def charged_by_meters(self, name: str) -> list[int]:
-        """Return what each period's line of a meter comes to, in minor units."""
+        """Return the amount of each period's line of a meter, in minor units."""
         return [
             int((self.prices[name] * cycle.charged[name]).to_integral_value(decimal.ROUND_HALF_UP))
             for cycle in self.cycles

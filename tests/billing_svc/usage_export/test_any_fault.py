@@ -1,4 +1,4 @@
-"""Whatever fails, in whatever order: the sum at Stripe is what was recorded, each unit once, and exact to the cent."""
+"""Random faults in any order: Stripe's sum equals the recorded units, each charged once, exact to the cent."""
 
 import contextlib
 import decimal
@@ -38,12 +38,12 @@ def catalog_name() -> str:
 
 @pytest.fixture
 def service_clock() -> clock.Clock:
-    # A whole second, so that periods begin at Stripe when they begin here.
+    # A whole second, so that periods begin at Stripe at the same instant as here.
     return Stopped(datetime.now().astimezone().replace(microsecond=0))
 
 
 class Stopped(clock.Clock):
-    """A clock that moves only when told."""
+    """A clock that moves only when the test moves it."""
 
     def __init__(self, at: datetime) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Stopped(clock.Clock):
 
 
 class Story:
-    """An account's life for some weeks, drawn from a seed."""
+    """Random operations of an account over some weeks, from a seed."""
 
     def __init__(self, billing: Billing, seed: int) -> None:
         self.billing = billing
@@ -101,7 +101,7 @@ class Story:
         await self.hear()
 
     async def hear(self) -> None:
-        """Have the service see the subscription as it is now."""
+        """Apply the subscription's present state to the service."""
         self.stripe.catch_up()
         cycle, now = self.stripe.cycles[-1], self.billing.clock.now()
         values: dict[str, Any] = {
@@ -146,7 +146,7 @@ class Story:
                 account_id="org_1", event_id=event_id, correction_id=f"void_{self.random.random()}",
                 quantity=self.random.randint(1, units // 2),
             )  # fmt: skip
-            # Together they may come to more than is left of it; that is refused.
+            # Several corrections may exceed the event's units; the service refuses that.
             with contextlib.suppress(grpc.aio.AioRpcError):
                 await self.billing.usage.CorrectUsage(request)
 
@@ -156,7 +156,7 @@ class Story:
         await sender.send_due()
 
     async def report_error(self) -> None:
-        """Have Stripe lose an event that it accepted, and say so."""
+        """Let Stripe lose an event that it accepted, and send its error report."""
         if not self.stripe.events or self.random.random() < 0.5:
             return
         lost = self.random.choice(self.stripe.events)
@@ -201,7 +201,7 @@ class Story:
         self.faults = self.random.choice((0.0, 0.0, 0.2, 0.9))
 
     async def near_the_end(self) -> None:
-        """Skip to a few minutes before a period's end, or before its invoice is final."""
+        """Advance to a few minutes before a period's end, or before its invoice is final."""
         self.stripe.catch_up()
         ends = self.stripe.cycles[-1].end
         if ends - self.billing.clock.now() > timedelta(days=3) and self.random.random() < 0.5:
@@ -213,7 +213,7 @@ class Story:
             self.away_until = self.billing.clock.now() + timedelta(hours=self.random.choice((1, 30, 70)))
 
     async def settle(self) -> None:
-        """Let everything come to rest: no more faults, and two days and a period for what waits."""
+        """Without further faults, advance two days and a period, so that all waiting work is done."""
         self.faults, self.away_until = 0.0, None
         for _ in range(30):
             self.billing.clock.advance(timedelta(hours=2))
@@ -264,12 +264,12 @@ async def assert_charged_exactly(story: Story) -> None:
         )
         late = sum(one.to_units - one.from_units for one in own if one.state == "invoiced")
         assert by_meter + late == counter.billable
-        # The invoice has a line for the meter, rounded, and the items; together they are the price of all units.
+        # The invoice's line for the meter, rounded, and the items add up to the price of all units.
         price = PRICES[name]
         line = int((price * by_meter).to_integral_value(decimal.ROUND_HALF_UP))
         items = sum(one.amount for one in own if one.state == "invoiced")
         assert line + items == int((price * counter.billable).to_integral_value(decimal.ROUND_HALF_UP))
-    # What the invoices say, by themselves: nothing reached a meter after its invoice was final.
+    # The final invoices agree: no event reached a meter after its invoice was final.
     for name, price in PRICES.items():
         settled = [
             one

@@ -1,4 +1,4 @@
-"""One fault at a time between us and the sandbox: each unit is counted there once."""
+"""Single faults between the service and the sandbox: each unit is counted there once."""
 
 import asyncio
 from dataclasses import replace
@@ -24,7 +24,7 @@ EVENTS = "/v1/billing/meter_events"
 
 
 async def on_the_meter(world: World, name: str = "nyqst_pro_runs") -> int:
-    """Return what the sandbox's meter has of the one customer."""
+    """Return the units that the sandbox's meter has for the only customer."""
     meter = next(one for one in await world.sandbox.all("/v1/billing/meters") if one["event_name"] == name)
     customer = (await world.rows(tables.stripe_customers))[0].customer_id
     now = int(world.billing.clock.now().timestamp())
@@ -35,7 +35,7 @@ async def on_the_meter(world: World, name: str = "nyqst_pro_runs") -> int:
 
 
 async def overage(world: World, units: int) -> None:
-    """Subscribe, and go past what is included."""
+    """Subscribe, and exceed the included units by so many."""
     await subscribed(world)
     await record(world, "runs", 200 + units, "first")
 
@@ -50,7 +50,7 @@ async def test_a_killed_sender_s_slice_is_sent_once_by_its_successor(world: Worl
         await sending
     world.sandbox.faults.clear()
     assert await reports(world) == [("runs", 60, "sealed")]
-    # Until its lease is over, nobody sends for the account.
+    # Until the lease expires, no other process sends for the account.
     successor = worker_of(world)
     assert await successor.sender.send("org_1", at_once=True) is None
     world.billing.clock.advance(leases.LEASE + timedelta(seconds=1))
@@ -73,7 +73,7 @@ async def test_a_storm_of_refusals_loses_nothing(world: World, worker: Worker, s
     for _ in range(20):
         await worker.work()
         await worker.advance(timedelta(minutes=2))
-    # It backs off: at most one attempt in a while, and the SDK's own two repetitions of it.
+    # It backs off: at most two attempts in each round, and the SDK makes each up to three times.
     assert 0 < asked <= 20 * 3 * 2
     assert await on_the_meter(world) == 0
     world.sandbox.faults.clear()
@@ -91,7 +91,7 @@ async def test_accepted_but_unheard_is_not_counted_again(world: World, worker: W
     world.sandbox.faults.after = unheard
     await worker.advance(timedelta(minutes=20))
     assert (await reports(world))[0] == ("runs", 60, "sealed")
-    # What comes meanwhile waits behind it, and grows.
+    # New usage waits behind it, in a report that grows.
     await record(world, "runs", 5, "second")
     await worker.advance(timedelta(minutes=5))
     await record(world, "runs", 5, "third")
@@ -109,7 +109,7 @@ async def test_of_what_is_unknown_for_a_day_the_meter_s_sum_decides(
     worker: Worker,
     arrived: bool,  # noqa: FBT001 - a parameter
 ) -> None:
-    """Stripe has forgotten the identifier by then; to send it again would count it twice."""
+    """Stripe has forgotten the identifier by then; sending the event again would count it twice."""
     await overage(world, 60)
 
     async def fault(_method: str, path: str) -> int | None:
@@ -158,7 +158,7 @@ async def test_workers_that_meet_send_one_at_a_time(world: World, worker: Worker
 
 
 async def test_a_sender_that_was_overtaken_marks_nothing(world: World, worker: Worker) -> None:
-    """It comes back from a long pause with its call made; its successor has found the event there."""
+    """It continues after a long pause with its call made; the next sender has found the event at Stripe already."""
     await overage(world, 60)
     await worker.sealer.seal("org_1")
     paused, go_on = asyncio.Event(), asyncio.Event()
@@ -222,7 +222,7 @@ async def test_what_stripe_refuses_for_good_is_kept_shown_and_retried(world: Wor
 
 
 async def test_an_error_report_of_stripe_s_opens_what_it_names(world: World, worker: Worker) -> None:
-    """A 2xx is not "recorded": hours later Stripe may say that it could not count it."""
+    """A 2xx does not mean that the event is counted: hours later Stripe may report that it was not."""
     await overage(world, 60)
     await worker.catch_up()
     (row,) = await world.rows(tables.usage_reports)
@@ -258,7 +258,7 @@ async def test_an_error_report_of_stripe_s_opens_what_it_names(world: World, wor
 
 
 async def test_an_answer_that_comes_after_a_retry_marks_nothing(world: World, worker: Worker) -> None:
-    """It answers to the old identifier; whether the new one is at Stripe, it does not say."""
+    """The answer belongs to the old identifier; it does not say whether the new identifier is at Stripe."""
     await overage(world, 60)
     await worker.sealer.seal("org_1")
     paused, go_on = asyncio.Event(), asyncio.Event()
@@ -283,7 +283,7 @@ async def test_an_answer_that_comes_after_a_retry_marks_nothing(world: World, wo
 
 
 async def test_a_retry_of_what_may_be_at_stripe_looks_again(world: World, worker: Worker) -> None:
-    """The meter has neither sum: a person finds out why, and until then nothing is sent under another identifier."""
+    """The meter's total matches neither sum. A person has to find out why; until then no new identifier is used."""
     await overage(world, 60)
 
     async def unheard(_method: str, path: str) -> int | None:
@@ -345,7 +345,8 @@ async def test_a_flush_says_when_stripe_is_away(world: World, worker: Worker) ->
 async def test_a_meter_that_lost_units_is_shown_and_mended(world: World, worker: Worker) -> None:
     await overage(world, 60)
     await worker.catch_up()
-    # As if Stripe had lost it without a word: it was stamped with a minute of which the meter has nothing.
+    # As if Stripe had lost it without an error report: its timestamp is moved to a minute that the meter has no event
+    # of.
     stamped = tables.usage_reports.c.reported_for - timedelta(minutes=5)
     await world.execute(sa.update(tables.usage_reports).values(reported_for=stamped))
     await worker.advance(timedelta(minutes=20))
@@ -359,7 +360,7 @@ async def test_a_meter_that_lost_units_is_shown_and_mended(world: World, worker:
 
 
 async def test_what_a_meter_lost_failed_when_that_was_found(world: World, worker: Worker) -> None:
-    """Stripe goes away while the next account is mended, so that nobody retries it."""
+    """Stripe becomes unreachable while the next account is repaired, so the lost report is not retried."""
     await overage(world, 60)
     await worker.catch_up()
     stamped = tables.usage_reports.c.reported_for - timedelta(minutes=5)

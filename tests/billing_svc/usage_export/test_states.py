@@ -1,4 +1,4 @@
-"""A report's states are those of ADR 0007, and the database changes them by its transitions alone."""
+"""A report's states and transitions are those of ADR 0007, and the database refuses other transitions."""
 
 import re
 from dataclasses import replace
@@ -38,7 +38,7 @@ CHANGES = {
 
 
 def table_of_the_adr() -> dict[str, set[str]]:
-    """Return what each state goes to, going by the decision's table; `sealed` has two rows."""
+    """Return the following states of each state, from the table in the decision record; `sealed` has two rows."""
     found: dict[str, set[str]] = {}
     for line in ADR.read_text().split("| state | means | goes to |\n")[1].split("\n\n")[0].splitlines()[1:]:
         state, _, goes_to = line.strip("|").split("|")

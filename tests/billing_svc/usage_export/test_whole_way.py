@@ -1,4 +1,4 @@
-"""From a recorded run to Stripe's invoice, with the sandbox as Stripe and its clock moving."""
+"""From a recorded run to Stripe's invoice, with the sandbox as Stripe and a moving clock."""
 
 import asyncio
 from datetime import timedelta
@@ -16,7 +16,7 @@ MONTH = timedelta(days=31)
 
 
 async def invoice_totals(world: World) -> list[int]:
-    """Return the totals of all invoices of the customer, the oldest first."""
+    """Return the totals of all of the customer's invoices, oldest first."""
     found = await world.sandbox.all("/v1/invoices")
     return [invoice["total"] for invoice in reversed(found)]
 
@@ -33,7 +33,7 @@ async def test_a_month_of_260_runs_costs_what_the_plan_says(world: World, worker
 
 
 async def test_usage_is_on_its_invoice_though_it_comes_in_the_last_minutes(world: World, worker: Worker) -> None:
-    """What happened in the period and was recorded up to 30 minutes after its end, too."""
+    """Also usage that happened in the period and was recorded up to 30 minutes after its end."""
     await subscribed(world)
     await record(world, "runs", 200, "included")
     ends = (await world.subscription()).period_end.ToDatetime(tzinfo=_utc())
@@ -51,7 +51,7 @@ async def test_usage_is_on_its_invoice_though_it_comes_in_the_last_minutes(world
 
 
 async def test_a_day_without_stripe_across_a_period_s_end_charges_each_unit_once(world: World, worker: Worker) -> None:
-    """Records do not notice. What was on its way, and what came after, is charged once: by the meter or by items."""
+    """Recording does not need Stripe. Reports under way and later usage are charged once: by the meter or items."""
     await subscribed(world)
     await record(world, "runs", 210, "before")
     ends = (await world.subscription()).period_end.ToDatetime(tzinfo=_utc())
@@ -72,7 +72,7 @@ async def test_a_day_without_stripe_across_a_period_s_end_charges_each_unit_once
     for _ in range(12):
         await worker.work()
         world.billing.clock.advance(timedelta(hours=1))
-    # The sandbox, which did not hear of us for a day, has made its invoice meanwhile.
+    # The sandbox, which got no call for a day, has created its invoice meanwhile.
     world.sandbox.faults.clear()
     await world.sandbox.control("POST", "clock/advance", {"seconds": 24 * 3600, "pause_seconds": 0})
     await world.deliver_new()
@@ -94,7 +94,7 @@ def _utc() -> Any:  # noqa: ANN401 - a zone
 async def test_what_comes_after_the_subscription_has_ended_gets_an_invoice_of_its_own(
     world: World, worker: Worker
 ) -> None:
-    """Ended at Stripe itself, with units that were recorded and not sent; nobody loses them."""
+    """The subscription is ended at Stripe itself, with units that were not sent yet; they are not lost."""
     subscription_id = await subscribed(world)
     await record(world, "runs", 210, "sent")
     await worker.catch_up()
@@ -145,7 +145,7 @@ async def test_a_worker_killed_while_it_charges_late_usage_charges_it_once(
 
 
 class TestAgentplatform:
-    """Notations per 1,000 units, and gauges."""
+    """Prices for 1,000 units, and gauges."""
 
     @pytest.fixture
     def catalog_name(self) -> str:
@@ -162,11 +162,11 @@ class TestAgentplatform:
         await worker.catch_up()
         await worker.over_the_period_end()
         totals = await invoice_totals(world)
-        # The first month's usage comes with the second month's price.
+        # The first month's usage is on the invoice with the second month's price.
         assert totals == [9900, 9900 + 500 + 5000 + 2000 + 250 + 1000]
         assert Decimal(totals[1]) / 100 == Decimal("186.50")
         assert await drifts(world) == []
-        # Nothing is recorded in the second month: what is stored is charged all the same.
+        # Nothing is recorded in the second month; the stored level is charged all the same.
         await worker.over_the_period_end()
         assert (await invoice_totals(world))[2] == 9900 + 250 + 1000
         assert await drifts(world) == []

@@ -1,4 +1,4 @@
-"""What a worker does about usage, and what came of it."""
+"""The worker's loops for usage, run by tests step by step."""
 
 from dataclasses import dataclass
 from datetime import UTC, timedelta
@@ -19,14 +19,14 @@ ORIGIN = audit_store.Origin("operator:test")
 
 @dataclass
 class Worker:
-    """What a worker does about usage, one step at a time."""
+    """The worker's loops for usage, run step by step."""
 
     world: World
     sealer: accrual.Accrual
     sender: sending.Sender
 
     async def work(self) -> None:
-        """Do all that is due."""
+        """Do everything that is due."""
         now = self.world.billing.clock.now()
         catalogs = versions.CatalogCache()
         await self.world.billing.transactions.run(lambda conn: open_periods.open_due(conn, catalogs, now))
@@ -35,7 +35,7 @@ class Worker:
             pass
 
     async def advance(self, by: timedelta, apart: timedelta = timedelta(minutes=10)) -> list[str]:
-        """Let time pass, with the worker at work and every event delivered."""
+        """Advance the clock, with the worker running and every event delivered."""
         return await self.world.advance(by, self.work, apart=apart)
 
     async def over_the_period_end(self) -> None:
@@ -45,7 +45,7 @@ class Worker:
         await self.advance(timedelta(hours=4))
 
     async def catch_up(self) -> None:
-        """Let as much time pass as it takes to seal and send what was recorded."""
+        """Advance the clock as far as accrual and sending of the recorded usage need."""
         await self.advance(timedelta(minutes=12), timedelta(minutes=3))
 
 
@@ -72,7 +72,7 @@ async def record(world: World, meter: str, quantity: int, event_id: str, **more:
 
 
 async def reports(world: World) -> list[tuple[str, int, str]]:
-    """Return the meter, the units and the state of each slice, in order."""
+    """Return the meter, the units and the state of each report, in order."""
     rows = await world.rows(tables.usage_reports)
     rows.sort(key=lambda row: (row.period_start, row.meter, row.slice))
     return [(row.meter, row.to_units - row.from_units, row.state) for row in rows]

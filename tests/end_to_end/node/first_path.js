@@ -1,4 +1,4 @@
-// The first path as a caller in another language goes it: with the .proto files and nothing else of ours.
+// The first path of a caller in another language, which needs only our .proto files.
 //
 // node first_path.js PROTO_FOLDER ADDRESS TOKEN ACCOUNT
 

@@ -3,7 +3,7 @@ import urllib.parse
 import hypothesis
 import pytest
 from hypothesis import strategies
-from stripe._encode import _api_encode  # the SDK's own encoder: what is decoded here
+from stripe._encode import _api_encode  # the SDK's own encoder, whose output is decoded here
 
 from stripe_sandbox import errors
 from stripe_sandbox.api import forms

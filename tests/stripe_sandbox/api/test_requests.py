@@ -162,7 +162,7 @@ async def test_the_same_key_with_other_parameters_is_an_error(sandbox: Sandbox) 
 
 async def test_a_key_in_use_is_a_conflict(sandbox: Sandbox, state_file: pathlib.Path) -> None:
     with sqlite3.connect(state_file, isolation_level=None) as other:
-        other.execute("BEGIN IMMEDIATE")  # holds the first request up in its transaction
+        other.execute("BEGIN IMMEDIATE")  # keeps the first request waiting in its transaction
         first = asyncio.create_task(post(sandbox, "/v1/customers", "name=a", Idempotency_Key="k1"))
         while not (await sandbox.http.get("/_sandbox/requests")).json():
             pass

@@ -1,4 +1,4 @@
-"""What the sandbox does wrong when it is told to."""
+"""The faults that the sandbox can be told to produce."""
 
 import asyncio
 import pathlib
@@ -22,7 +22,7 @@ async def fault(sandbox: Sandbox, kind: str, **more: object) -> None:
 
 
 async def customers(sandbox: Sandbox) -> list[str | None]:
-    """The names of those that were made, the oldest first."""
+    """Return the names of the created customers, oldest first."""
     await sandbox.http.delete("/_sandbox/faults")
     return [each.name for each in reversed((await sandbox.stripe.v1.customers.list_async({})).data)]
 

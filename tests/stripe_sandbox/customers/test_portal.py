@@ -1,4 +1,4 @@
-"""The portal: what its configuration allows, and what its buttons do at Stripe."""
+"""The portal: what its configuration allows, and what its buttons change at Stripe."""
 
 import pathlib
 from typing import Any
@@ -17,7 +17,7 @@ FEATURES: Any = {
 
 
 class Customer:
-    """Who bought something, and the portal's page for it."""
+    """A customer with a subscription, and the portal's page for it."""
 
     def __init__(self, sandbox: Sandbox, subscription: stripe.Subscription, url: str) -> None:
         self.sandbox = sandbox

@@ -94,7 +94,7 @@ async def test_a_restart_keeps_objects_keys_and_undelivered_events(
 
 @contextlib.asynccontextmanager
 async def started(state_file: pathlib.Path, receiver: Receiver, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run the program; however the test ends, it does not outlive it."""
+    """Run the program; it is ended with the test, also if the test fails."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "stripe_sandbox", "--port", str(port), "--state", str(state_file)),
         *("--webhook-url", receiver.url, "--webhook-secret", SECRET),

@@ -1,4 +1,4 @@
-"""The pages that a customer clicks through, beside the portal."""
+"""The pages that a customer uses, except the portal."""
 
 import pytest
 import stripe

@@ -29,7 +29,7 @@ async def change(
 
 
 def at(made: stripe.Subscription, seconds: int) -> int:
-    """Give a moment in the first period."""
+    """Return a time in the first period."""
     return made.items.data[0].current_period_start + seconds
 
 
@@ -44,7 +44,7 @@ async def test_an_upgrade_is_prorated_to_the_second_and_billed_at_once(billing: 
         proration_behavior="always_invoice",
         proration_date=at(made, 12345),
     )
-    # 2000 * 2579655 / 2592000 = 1990.47, and of 9900 it is 9852.85.
+    # 2000 * 2579655 / 2592000 = 1990.47, and with 9900 it is 9852.85.
     invoice = (await billing.invoices())[-1]
     assert (invoice.status, amounts(invoice), invoice.amount_paid) == ("paid", [(-1990, 1), (9853, 1)], 7863)
     assert (changed.latest_invoice, invoice.billing_reason) == (invoice.id, "subscription_update")

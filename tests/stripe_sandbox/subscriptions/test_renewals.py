@@ -19,7 +19,7 @@ async def billing(state_file: pathlib.Path) -> AsyncIterator[Billing]:
 
 
 def dates(subscription: stripe.Subscription) -> tuple[str, str]:
-    """Give the period of the first item, and check that the others have the same."""
+    """Return the period of the first item, and check that the other items have the same period."""
     ((start, end),) = {(item.current_period_start, item.current_period_end) for item in subscription.items.data}
     return f"{dt.datetime.fromtimestamp(start, dt.UTC):%m-%d}", f"{dt.datetime.fromtimestamp(end, dt.UTC):%m-%d}"
 

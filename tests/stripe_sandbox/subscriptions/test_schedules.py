@@ -18,7 +18,7 @@ async def billing(state_file: pathlib.Path) -> AsyncIterator[Billing]:
 
 
 async def scheduled(billing: Billing, made: stripe.Subscription, *items: dict[str, Any], **more: object) -> Any:  # noqa: ANN401 - as the API gives it
-    """Arrange that the items change at the period's end."""
+    """Schedule a change of the items for the period's end."""
     schedules = billing.api.subscription_schedules
     schedule = await schedules.create_async({"from_subscription": made.id})
     (present,) = schedule.phases

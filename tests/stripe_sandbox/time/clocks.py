@@ -1,4 +1,4 @@
-"""The sandbox's clock, and something that is due on it."""
+"""The sandbox's clock, and an action that is due at a time of that clock."""
 
 from typing import Any
 

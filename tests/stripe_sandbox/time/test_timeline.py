@@ -1,4 +1,4 @@
-"""The clock moves in steps; what is due happens at its own instant."""
+"""The clock moves in steps; each due action happens at its own time."""
 
 import asyncio
 import pathlib
@@ -22,7 +22,7 @@ async def expired(sandbox: Sandbox) -> list[tuple[str, int]]:
 
 @pytest.fixture
 async def sessions(sandbox: Sandbox) -> list[tuple[str, int]]:
-    """Three open sessions with when they expire, in that order; made in another."""
+    """Return three open sessions with their expiry times, sorted by these; they are created in another order."""
     offer = await make_offer(sandbox)
     now = (await clock(sandbox))["now"]
     made = {now + hours * HOUR: "" for hours in (3, 1, 2)}
@@ -60,7 +60,7 @@ async def test_what_was_missed_happens_at_its_instant_all_the_same(state_file: p
         offer = await make_offer(sandbox)
         at = (await clock(sandbox))["now"] + HOUR
         made = await session(sandbox, offer.base, at)
-        # Two things at once: the clock stands beyond the first when it is brought about.
+        # Two actions are due in a single step: the clock is already past the first action when it happens.
         await move(sandbox, "step", seconds=HOUR - 2)
     async with running(state_file) as sandbox:
         assert (await clock(sandbox))["offset_seconds"] == HOUR - 2, "a restart keeps the clock"

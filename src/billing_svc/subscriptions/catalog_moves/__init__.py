@@ -1,1 +1,1 @@
-"""Moving subscriptions to a newer version of the catalog."""
+"""Moves subscriptions to a newer version of the catalog."""

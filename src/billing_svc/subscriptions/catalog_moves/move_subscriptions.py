@@ -1,7 +1,7 @@
-"""Moving sold subscriptions to the newest catalog version: first seen, then done, one transaction for each.
+"""Moves sold subscriptions to the newest catalog version: a preview first, then a transaction for each subscription.
 
-Stripe is not asked and not told: it goes on charging the prices that were sold. So a subscription whose prices differ
-in the newest version stays where it is; those are changed at Stripe, by a change of its plan.
+Stripe is not involved: it continues to charge the prices that were sold. So a subscription whose prices differ in the
+newest version is refused; a change of its plan changes prices at Stripe.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -20,25 +20,25 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import subscription_records
 
-# Subscriptions looked at in one transaction.
+# Subscriptions that one transaction reads.
 PAGE_SIZE = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """A meter of which more is used in the present period than the newest version includes; None: unlimited."""
+    """A meter whose usage in the present period exceeds what the newest version includes; None means unlimited."""
 
     meter: str
     used: int
     included_before: int | None
     included_after: int
-    # What happens to more of it then; None: the meter is not in the plan any more.
+    # What the newest version does with usage beyond the included; None: its plan does not have the meter.
     beyond: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What moving a subscription means; `refusal`, if not empty, says why it cannot be moved."""
+    """The effect of moving a subscription; a non-empty `refusal` says why it cannot be moved."""
 
     account_id: str
     subscription_id: str
@@ -52,7 +52,7 @@ class Move:
 async def preview(
     database: transactions.Transactions, now: datetime, account_id: str | None = None
 ) -> AsyncIterator[Move]:
-    """Yield a move for each subscription (of one account) that is not over and was sold under an older version."""
+    """Yield a move for each subscription (of one account, if given) that is not over and has an older version."""
     catalogs = versions.CatalogCache()
     newest = await database.read(versions.newest)
     if newest is None:
@@ -72,9 +72,9 @@ async def preview(
 async def apply(
     database: transactions.Transactions, seen: Move, origin: audit_store.Origin, now: datetime
 ) -> Move | None:
-    """Move a subscription to the version that its preview named, unless that is refused by now, and return the move.
+    """Move a subscription to the version of its preview and return the move, which may now have a refusal.
 
-    None: there is nothing to move any more. Answers change from the next call on; what was counted stays.
+    Returns None if there is nothing to move any more. The new terms hold from the next call on; counted usage stays.
     """
     catalogs = versions.CatalogCache()
 
@@ -122,7 +122,7 @@ async def _move(
 
 
 def _refusals(sold: model.Catalog, newest: model.Catalog, plan_key: str, price_key: str) -> Iterator[str]:
-    """Yield what keeps a subscription from the newest version: all that Stripe holds must be the same in both."""
+    """Yield the reasons against a move: everything that Stripe holds must be equal in both versions."""
     if (sold.name, sold.currency) != (newest.name, newest.currency):
         yield f"the catalog was {sold.name} in {sold.currency} and is {newest.name} in {newest.currency}"
     if plan_key not in newest.plans:
@@ -140,7 +140,7 @@ def _refusals(sold: model.Catalog, newest: model.Catalog, plan_key: str, price_k
             prices = f"{_unit(before.get(key))} as sold, {_unit(after.get(key))} now"
             yield f"the charge for a unit of {meter} differs: {prices}"
     if old.quota_period != new.quota_period:
-        # Another kind of month would begin a period, and with it an allowance, in the middle of one.
+        # Another quota period would begin a new period, with a new allowance, in the middle of the present period.
         yield f"the quota period differs: {old.quota_period} as sold, {new.quota_period} now"
 
 
@@ -152,11 +152,11 @@ async def _over(
     version: int,
     now: datetime,
 ) -> tuple[Over, ...]:
-    """Return the meters of which the present period has used more than it would include after the move."""
+    """Return the meters whose usage in the present period exceeds what the plan includes after the move."""
     asked = [lookup.MeterQuery(row.account_id, meter, "") for meter in newest.meters]
     over = []
     for known in await lookup.read(conn, catalogs, asked, now):
-        # A version that is newer still may have taken a meter away meanwhile.
+        # A still newer version may have removed the meter since the preview.
         if isinstance(known, errors.BillingError):
             continue
         under = known.terms_at(now)
@@ -176,11 +176,13 @@ async def _over(
 def _moved(
     known: lookup.MeterState, subscription_id: str, version: int, newest: model.Catalog, now: datetime
 ) -> terms.EffectiveTerms:
-    """Return the terms as they would be now after the move."""
+    """Return the terms that would hold now after the move."""
     account_state = known.facts.account_state
     subscriptions = tuple(
-        replace(one, catalog_version=version) if one.subscription_id == subscription_id else one
-        for one in account_state.subscriptions
+        replace(subscription, catalog_version=version)
+        if subscription.subscription_id == subscription_id
+        else subscription
+        for subscription in account_state.subscriptions
     )
     return terms.effective_terms(
         replace(account_state, subscriptions=subscriptions), {**known.catalogs, version: newest}, now
@@ -188,8 +190,8 @@ def _moved(
 
 
 def _charged(plan: parts.Plan) -> dict[tuple[str, bool], Decimal]:
-    """Return the exact unit price of each metered price that a subscription to a plan carries."""
-    return {(one.meter, one.pay_as_you_go): one.limit.unit_price_exact for one in plan.metered_prices}
+    """Return the exact unit price of each metered price of a plan, by (meter, whether it needs pay-as-you-go)."""
+    return {(price.meter, price.pay_as_you_go): price.limit.unit_price_exact for price in plan.metered_prices}
 
 
 def _price(price: parts.Price) -> str:

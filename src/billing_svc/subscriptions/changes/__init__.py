@@ -1,1 +1,1 @@
-"""Changing and ending what was bought, on a caller's request."""
+"""Changes and cancels subscriptions on a caller's request."""

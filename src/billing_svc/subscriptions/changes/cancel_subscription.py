@@ -1,4 +1,4 @@
-"""Ending a plan subscription, at its period's end or now, and taking an end back that has not come yet."""
+"""Cancels a plan subscription, at its period's end or now, and resumes a subscription that is scheduled to end."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +16,7 @@ from billing_svc.subscriptions.records import refresh_subscription
 
 @dataclass(frozen=True, slots=True)
 class EndingRequest:
-    """What is asked: to end a subscription, at its period's end or now."""
+    """A caller's request to end the plan subscription, at its period's end or now."""
 
     account_id: str
     request_id: str
@@ -30,7 +30,7 @@ class Cancellation:
         self._carrier = carrier
 
     async def cancel(self, ending: EndingRequest, origin: audit_store.Origin) -> None:
-        """End the account's plan subscription; one that is ending that way already is left as it is.
+        """End the account's plan subscription; if it is scheduled to end that way already, nothing changes.
 
         Raises NotSubscribed, RequestIdReused, UsageNotReported, StripeUnavailable, StripeRefused and LostRace.
         """
@@ -66,10 +66,10 @@ class Cancellation:
             if fetched.will_end:
                 return
             operation = "subscriptions.update"
-            # As the portal does it; right in both of Stripe's billing modes.
+            # The customer portal sets the same field; it works in both of Stripe's billing modes.
             params["cancel_at"] = int(min(item.period_end for item in fetched.items).timestamp())
         else:
-            # Each unit is on the last invoice, which is made now.
+            # All usage must be at Stripe before the last invoice, which this call creates immediately.
             await self._carrier.flush.flush(account_id)
             operation = "subscriptions.cancel"
             params |= {"invoice_now": True, "prorate": False}
@@ -83,12 +83,13 @@ class Cancellation:
         try:
             await self._carrier.requests.perform(intents.Intent(account_id, purpose, operation, params), look_up)
         except (client.NotAtStripe, errors.StripeRefused):
-            # Stripe says so of one that is over: by an attempt whose answer was lost, or by others.
+            # Stripe answers so if the subscription has ended already: by a call whose answer was lost, or by someone
+            # else.
             if await self._carrier.fetch(fetched.subscription_id) is not None:
                 raise
 
     async def resume(self, account_id: str, request_id: str, origin: audit_store.Origin) -> None:
-        """Take back an end that has not come yet.
+        """Remove the scheduled end of a subscription.
 
         Raises NotSubscribed, NotCanceling, RequestIdReused, StripeUnavailable, StripeRefused and LostRace.
         """

@@ -1,9 +1,9 @@
-"""Changing the plan, its price or its seats: now, with proration, or at the period's end, by a schedule at Stripe.
+"""Changes plan, price or seats: now, with proration, or at the period's end, by a subscription schedule at Stripe.
 
-The steps, each safe to repeat: (1) one transaction refuses, or keeps what the request comes to; (2) now: the usage so
-far is brought to Stripe, what it will cost is kept, and one call changes the subscription; at the period's end: a
-schedule is made and given its phases; (3) the subscription is fetched and applied. Whoever repeats after a crash goes
-by what was kept.
+The steps, each safe to repeat: (1) a transaction refuses the request or stores its target; (2) now: the usage so far is
+sent to Stripe, the cost of the change is stored, and a single call changes the subscription; at the period's end: a
+schedule is created and gets its phases; (3) the subscription is fetched and applied. A repeat after a crash uses the
+stored target and cost.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class PlanChanges:
         self._catalogs = catalogs
 
     async def preview(self, order: rules.ChangeOrder) -> costs.ChangeOutcome:
-        """Say what a change would cost, and change nothing.
+        """Return what a change would cost, without changing anything.
 
         Raises NotSubscribed, PlanNotFound, PlanNotSold, PriceNotFound, PlanNotApplied, PlanUnchanged, InvalidRequest,
         StripeUnavailable and StripeRefused.
@@ -43,9 +43,9 @@ class PlanChanges:
         return costs.from_kept(await self._cost(order, target, await self._fetch(order, target)))
 
     async def change(self, order: rules.ChangeOrder, origin: audit_store.Origin) -> costs.ChangeOutcome:
-        """Carry a change out, or on, and say what it costs.
+        """Make a change, or complete a change that an earlier call began, and return what it costs.
 
-        Raises what `preview` does, and RequestIdReused, UsageNotReported, PaymentFailed and LostRace.
+        Raises the errors of `preview`, and RequestIdReused, UsageNotReported, PaymentFailed and LostRace.
         """
         asked = request_ids.CallerRequest(order.account_id, order.request_id, "change_plan", order.content)
         now = self._carrier.clock.now()
@@ -70,7 +70,7 @@ class PlanChanges:
         origin: audit_store.Origin,
         now: datetime,
     ) -> request_ids.RememberedRequest:
-        """Return what is remembered of the request; a new one is refused, or kept."""
+        """Return the stored request; refuse a new request, or store it."""
         known = await request_ids.find(conn, asked)
         if known is not None:
             return known
@@ -91,13 +91,13 @@ class PlanChanges:
     async def _choose(self, conn: AsyncConnection, order: rules.ChangeOrder, now: datetime) -> rules.ChangeTarget:
         row = await stripe_change.held(conn, order.account_id, now)
         if not row.is_giving:
-            message = f"the subscription is {row.status}, so its plan cannot be changed; a payment comes first"
+            message = f"the subscription is {row.status}, so its plan cannot be changed before it is paid"
             raise errors.NotSubscribed(message, {"account_id": order.account_id})
         version = await versions.newest_published(conn)
         sold = await self._catalogs.get(conn, row.catalog_version)
         held = rules.Held(row.plan, row.price, row.quantity, row.catalog_version, sold)
         choice = rules.choose(order, held, await self._catalogs.get(conn, version), version)
-        # What is pending is given up by choosing to stay.
+        # With a pending change, the present choice is valid: it cancels the pending change.
         if choice.is_of(held) and not (order.at_period_end and row.pending_plan is not None):
             message = f"the account has {row.plan} at this price and quantity already"
             raise errors.PlanUnchanged(message, {"plan": row.plan, "price": row.price})
@@ -130,11 +130,11 @@ class PlanChanges:
         fetched: stripe_subscriptions.StripeSubscription,
         answer: Mapping[str, Any] | None,
     ) -> Mapping[str, Any]:
-        # Each unit is charged once, on the terms that it was used on.
+        # Units used before the change must be charged on the terms of that time.
         await self._carrier.flush.flush(order.account_id)
         purpose = f"change:{order.request_id}"
         await self._carrier.release_schedule(order.account_id, fetched.schedule_id, purpose)
-        # Before the change: afterwards Stripe tells no more what it has cost.
+        # Must run before the change: afterwards Stripe can no longer preview its cost.
         answer = answer or await self._keep_cost(order, asked, target, fetched)
 
         async def look_up(_since: datetime) -> client.Data | None:
@@ -146,7 +146,7 @@ class PlanChanges:
             "items": await self._items(target, fetched),
             "proration_behavior": "always_invoice",
             "proration_date": target.proration_at,
-            # A change that cannot be paid does not take place.
+            # If the payment fails, Stripe does not make the change.
             "payment_behavior": "error_if_incomplete",
             "metadata": dict(target.metadata),
         }
@@ -158,13 +158,13 @@ class PlanChanges:
     async def _schedule(
         self, order: rules.ChangeOrder, target: rules.ChangeTarget, fetched: stripe_subscriptions.StripeSubscription
     ) -> None:
-        """Let Stripe change the subscription at the end of its period, in place of whatever was pending."""
+        """Schedule the change for the end of the subscription's period, in place of any pending change."""
         account_id, writes, purpose = order.account_id, self._carrier.requests, f"change:{order.request_id}"
         if not await writes.is_known(account_id, f"{purpose}:schedule"):
             await self._carrier.release_schedule(account_id, fetched.schedule_id, purpose)
             if target.is_in(fetched):
                 return
-            # Who chooses what comes next goes on.
+            # A change at the period's end means that the subscription continues, so a scheduled end is removed.
             await self._carrier.keep(account_id, fetched, f"{purpose}:keep")
 
         async def attached(_since: datetime) -> client.Data | None:
@@ -186,7 +186,7 @@ class PlanChanges:
             raise errors.LostRace(message) from None
         schedule = await self._carrier.stripe.schedule(schedule_id)
         if len(schedule["phases"]) > 1:
-            return  # an earlier attempt has come this far
+            return  # an earlier attempt has set the phases already
 
         async def planned(_since: datetime) -> client.Data | None:
             found = await self._carrier.stripe.schedule(schedule_id)
@@ -213,7 +213,7 @@ class PlanChanges:
     async def _cost(
         self, order: rules.ChangeOrder, target: rules.ChangeTarget, fetched: stripe_subscriptions.StripeSubscription
     ) -> Mapping[str, Any]:
-        """Return what Stripe says that it costs, in the form in which it is kept."""
+        """Return the cost that Stripe's preview gives, in the stored form."""
         details: dict[str, Any] = {"items": await self._items(target, fetched)}
         params: dict[str, Any] = {"subscription": target.subscription_id, "subscription_details": details}
         if order.at_period_end:
@@ -224,12 +224,12 @@ class PlanChanges:
             effective_at = datetime.fromtimestamp(target.proration_at or 0, UTC)
         invoice = await self._carrier.stripe.preview_invoice(params)
         found, _ = invoices_rules.lines_from_stripe(invoice.get("lines"), effective_at)
-        # At a period's end nothing is worked out for a part of one.
+        # At a period's end there are no prorations for a part of a period.
         lines = [line for line in found if not (order.at_period_end and line.is_proration)]
         sold = await self._carrier.database.read(
             lambda conn: prices.sold_prices(conn, {line.price_id for line in lines})
         )
-        meters = {price_id: one.meter for price_id, one in sold.items()}
+        meters = {price_id: price.meter for price_id, price in sold.items()}
         return costs.kept(effective_at, target.proration_at, str(invoice["currency"]), lines, meters)
 
     async def _items(
@@ -239,20 +239,20 @@ class PlanChanges:
         return rules.item_changes(fetched.items, ours, target)
 
     async def _ours(self, price_ids: list[str]) -> Mapping[str, bool]:
-        """Return which of these prices are from a catalog of ours, and whether they are metered."""
+        """Return, for those of these prices that are from our catalog, whether they are metered."""
         sold = await self._carrier.database.read(lambda conn: prices.sold_prices(conn, price_ids))
-        return {price_id: bool(one.meter) for price_id, one in sold.items()}
+        return {price_id: bool(price.meter) for price_id, price in sold.items()}
 
 
 async def _price_ids(conn: AsyncConnection, choice: rules.ChosenPrice) -> tuple[str, tuple[str, ...]]:
-    """Return the base price and the metered ones of a choice, the overlay's too. Raises PlanNotApplied."""
+    """Return a choice's base price and its metered prices, also those of pay-as-you-go. Raises PlanNotApplied."""
     plan: parts.Plan = choice.plan
     base = plan.base_lookup_key(choice.price)
-    metered = [one.lookup_key for one in plan.metered_prices]
+    metered = [price.lookup_key for price in plan.metered_prices]
     ids = await prices.prices_of_version(conn, [base, *metered], choice.catalog_version)
     if {base, *metered} - ids.keys():
         raise errors.PlanNotApplied(
-            f"plan {plan.key} is not at Stripe yet; `billing-svc catalog apply` brings it there",
+            f"plan {plan.key} has no prices at Stripe yet; `billing-svc catalog apply` creates them",
             {"plan": plan.key, "price": choice.price},
         )
     return ids[base], tuple(ids[key] for key in metered)

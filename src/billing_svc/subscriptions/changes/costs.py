@@ -1,4 +1,4 @@
-"""What a change costs, and the form in which it is kept for those who repeat the request."""
+"""The cost of a change, and its stored form, which repeats of the request get."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from billing_svc.subscriptions.invoices import rules as invoices_rules
 
 @dataclass(frozen=True, slots=True)
 class ChangeLine:
-    """One line of what a change costs; the amount in minor units."""
+    """A line of the cost; the amount is in minor units."""
 
     description: str
     amount: int
@@ -23,7 +23,7 @@ class ChangeLine:
 
 @dataclass(frozen=True, slots=True)
 class ChangeOutcome:
-    """What a change costs, and when it takes effect."""
+    """The cost of a change, and when the change takes effect."""
 
     effective_at: datetime
     proration_at: datetime | None
@@ -38,7 +38,7 @@ def kept(
     lines: Sequence[invoices_rules.InvoiceLine],
     meters: Mapping[str, str],
 ) -> Mapping[str, Any]:
-    """Return the lines of a preview in the form in which they are kept; `meters` names that of each metered price."""
+    """Return the cost in its stored form; `meters` has the meter of each metered price."""
     return {
         "effective_at": effective_at.isoformat(),
         "proration_at": proration_at,
@@ -59,7 +59,7 @@ def kept(
 
 
 def from_kept(answer: Mapping[str, Any]) -> ChangeOutcome:
-    """Return what was kept."""
+    """Parse the stored form."""
     at = answer["proration_at"]
     return ChangeOutcome(
         effective_at=datetime.fromisoformat(answer["effective_at"]),

@@ -1,4 +1,4 @@
-"""What a change of plan comes to, and what Stripe is told of it. Pure: no I/O, `now` is an argument."""
+"""Rules of a plan change: its target, and the items and phases that Stripe gets. Pure: no I/O, `now` is an argument."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from billing_svc.stripe import subscriptions as stripe_subscriptions
 
 @dataclass(frozen=True, slots=True)
 class ChangeOrder:
-    """What is to be changed; what is left out ("", None) stays as it is, or is the new plan's own."""
+    """A requested change; a field left out ("", None) stays as it is, or takes the new plan's default."""
 
     account_id: str
     request_id: str
@@ -25,7 +25,7 @@ class ChangeOrder:
 
     @property
     def content(self) -> Mapping[str, object]:
-        """What a repeat of the request id must say again."""
+        """The fields that must be equal in a repeat with the same request id."""
         return {
             "plan": self.plan,
             "price": self.price,
@@ -37,7 +37,7 @@ class ChangeOrder:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the account has now, with the catalog that it was sold under."""
+    """What the account has now, with the catalog version that it was sold under."""
 
     plan: str
     price: str
@@ -48,7 +48,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class ChosenPrice:
-    """What it is to have."""
+    """What the account will have after the change."""
 
     plan: parts.Plan
     price: str
@@ -56,12 +56,12 @@ class ChosenPrice:
     catalog_version: int
 
     def is_of(self, held: Held) -> bool:
-        """Say whether that is what it has."""
+        """Say whether the account has this already."""
         return (self.plan.key, self.price, self.quantity) == (held.plan, held.price, held.quantity)
 
 
 def choose(order: ChangeOrder, held: Held, newest: model.Catalog, newest_version: int) -> ChosenPrice:
-    """Return what an order comes to. Who stays on a plan stays on the terms that it was sold under.
+    """Return the target of an order. An account that keeps its plan keeps the catalog version that it was sold under.
 
     Raises PlanNotFound, PlanNotSold, PriceNotFound, and InvalidRequest on the quantity.
     """
@@ -87,7 +87,7 @@ def choose(order: ChangeOrder, held: Held, newest: model.Catalog, newest_version
 
 @dataclass(frozen=True, slots=True)
 class ChangeTarget:
-    """A choice with its prices at Stripe: what a request came to when it was first seen."""
+    """A choice with its prices at Stripe, as stored when the request first arrived."""
 
     subscription_id: str
     plan: str
@@ -97,16 +97,16 @@ class ChangeTarget:
     base_price_id: str
     metered_price_ids: tuple[str, ...]
     interval: str
-    # When prorations are worked out for, in whole seconds; None at a period's end.
+    # The instant for which prorations are computed, in whole seconds; None for a change at the period's end.
     proration_at: int | None
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the subscription says of itself from then on."""
+        """The subscription's metadata after the change."""
         return {"plan": self.plan, "price": self.price, "catalog_version": str(self.catalog_version)}
 
     def is_in(self, subscription: stripe_subscriptions.StripeSubscription) -> bool:
-        """Say whether a subscription has it."""
+        """Say whether the subscription has the target's prices and quantity already."""
         there = {item.price_id: item.quantity for item in subscription.items}
         return there.get(self.base_price_id) == self.quantity and set(self.metered_price_ids) <= there.keys()
 
@@ -114,9 +114,9 @@ class ChangeTarget:
 def item_changes(
     items: Sequence[stripe_subscriptions.Item], ours: Mapping[str, bool], target: ChangeTarget
 ) -> list[dict[str, Any]]:
-    """Return what is to become of a subscription's items; `ours` says of each price of ours whether it is metered.
+    """Return Stripe's item changes for the target; `ours`: for each price of our catalog, whether it is metered.
 
-    Items that somebody added by hand stay.
+    Items that someone added at Stripe stay.
     """
     changes: list[dict[str, Any]] = []
     base = next((item for item in items if ours.get(item.price_id) is False), None)
@@ -133,18 +133,18 @@ def item_changes(
         for price_id, item_id in there.items()
         if price_id not in target.metered_price_ids
     ]
-    # A metered item takes no quantity.
+    # Stripe does not accept a quantity for a metered item.
     changes += [{"price": price_id} for price_id in target.metered_price_ids if price_id not in there]
     return changes
 
 
 def phases(schedule: Mapping[str, Any], ours: Collection[str], target: ChangeTarget) -> list[dict[str, Any]]:
-    """Return a schedule's phases: the present one as it is, then one interval of the target.
+    """Return a schedule's phases: the present phase unchanged, then one interval of the target.
 
-    Raises LostRace if the schedule has no single present phase, as a fresh one has.
+    Raises LostRace if the schedule does not have exactly one phase, as a new schedule has.
     """
     if len(schedule["phases"]) != 1:
-        raise errors.LostRace("the subscription's schedule was changed by others; send the same call again")
+        raise errors.LostRace("someone else changed the subscription's schedule; send the same call again")
     present = schedule["phases"][0]
     discounts = _discounts(present)
     kept = [item for item in present["items"] if parse.id_of(item["price"]) not in ours]
@@ -162,7 +162,7 @@ def phases(schedule: Mapping[str, Any], ours: Collection[str], target: ChangeTar
                 *({"price": price_id} for price_id in target.metered_price_ids),
                 *(_phase_item(item) for item in kept),
             ],
-            # After it the schedule lets go of the subscription, which goes on as it then is.
+            # After this phase the schedule releases the subscription, which keeps the target's items.
             "duration": {"interval": target.interval, "interval_count": 1},
             "metadata": dict(target.metadata),
             **discounts,
@@ -176,11 +176,11 @@ def _phase_item(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _discounts(phase: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the discounts to be passed on: a phase that names none loses the subscription's."""
+    """Return a phase's discounts, to pass them on: a phase without discounts would remove the subscription's."""
     found = [
-        {kind: parse.id_of(one[kind])}
-        for one in phase.get("discounts") or ()
+        {kind: parse.id_of(discount[kind])}
+        for discount in phase.get("discounts") or ()
         for kind in ("discount", "coupon", "promotion_code")
-        if one.get(kind)
+        if discount.get(kind)
     ]
     return {"discounts": found} if found else {}

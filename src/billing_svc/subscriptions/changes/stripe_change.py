@@ -1,4 +1,4 @@
-"""What all changes have in common: whose subscription it is, what is in their way at Stripe, and how they end."""
+"""Steps that all changes share: find the subscription, release its schedule, remove a scheduled end, finish."""
 
 import contextlib
 from datetime import datetime
@@ -16,7 +16,7 @@ from billing_svc.usage_export import export_now
 
 
 class StripeChange:
-    """Carries changes out at Stripe."""
+    """Makes changes at Stripe."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class StripeChange:
         self.clock = now
 
     async def fetch(self, subscription_id: str) -> stripe_subscriptions.StripeSubscription | None:
-        """Return a subscription as Stripe has it now; None once it is over, which is then known here too."""
+        """Return a subscription as Stripe has it now; None if it is over, which is then stored here too."""
         try:
             fetched = await refresh_subscription.fetch(self.stripe, subscription_id)
         except client.NotAtStripe:
@@ -45,7 +45,7 @@ class StripeChange:
         return None
 
     async def release_schedule(self, account_id: str, schedule_id: str | None, purpose: str) -> None:
-        """Let a subscription's schedule go, if it has one: what it was going to change stays as it is."""
+        """Release a subscription's schedule, if it has one, so that its pending change is not made."""
         if schedule_id is None:
             return
 
@@ -56,12 +56,12 @@ class StripeChange:
         intent = intents.Intent(
             account_id, f"{purpose}:release:{schedule_id}", "subscription_schedules.release", {"schedule": schedule_id}
         )
-        # One that is no longer there is in nobody's way.
+        # A schedule that Stripe no longer has, or that is finished, does not block the change.
         with contextlib.suppress(errors.StripeRefused, client.NotAtStripe):
             await self.requests.perform(intent, look_up)
 
     async def keep(self, account_id: str, fetched: stripe_subscriptions.StripeSubscription, purpose: str) -> None:
-        """Take back the end of a subscription that is scheduled, if one is."""
+        """Remove a subscription's scheduled end, if it has one."""
         if not fetched.will_end:
             return
 
@@ -69,13 +69,13 @@ class StripeChange:
             data = await self.stripe.subscription(fetched.subscription_id)
             return None if refresh_subscription.read(data).will_end else data
 
-        # Stripe clears both where it was told by this field, and takes only one of them in a call.
+        # Stripe clears both fields if `cancel_at_period_end` was used, and accepts only one of the two in a call.
         kept = {"cancel_at_period_end": False} if fetched.cancel_at_period_end else {"cancel_at": ""}
         params = {"subscription": fetched.subscription_id, **kept}
         await self.requests.perform(intents.Intent(account_id, purpose, "subscriptions.update", params), look_up)
 
     async def finish(self, asked: request_ids.CallerRequest, subscription_id: str, origin: audit_store.Origin) -> None:
-        """Bring the row to what Stripe has now, and close the request."""
+        """Update the stored row from Stripe, and close the request."""
         with contextlib.suppress(client.NotAtStripe):
             await self.refresher.refresh(subscription_id, origin)
         now = self.clock.now()
@@ -83,7 +83,7 @@ class StripeChange:
 
 
 async def held(conn: AsyncConnection, account_id: str, now: datetime) -> subscription_records.SubscriptionRecord:
-    """Return the plan subscription that is meant: the one that gives the plan, else one that is not over.
+    """Return the plan subscription to change: the subscription that gives the plan, else one that is not over.
 
     Raises NotSubscribed.
     """
@@ -99,6 +99,6 @@ async def held(conn: AsyncConnection, account_id: str, now: datetime) -> subscri
 
 
 def not_subscribed(account_id: str) -> errors.NotSubscribed:
-    """Return what is raised where there is nothing to change."""
+    """Return the error for an account without a plan subscription to change."""
     message = "the account has no plan subscription that could be changed; use CreateCheckout"
     return errors.NotSubscribed(message, {"account_id": account_id})

@@ -1,1 +1,1 @@
-"""Selling a plan on a page of Stripe's."""
+"""Sells plans on Stripe's checkout pages."""

@@ -1,4 +1,4 @@
-"""The end of a checkout page, whoever learns of it first: an event of Stripe's, or the next order."""
+"""Closes a checkout page, after an event of Stripe or during the account's next order."""
 
 from datetime import datetime
 
@@ -11,7 +11,7 @@ from billing_svc.subscriptions.checkouts import store
 async def close(
     conn: AsyncConnection, account_id: str, checkout_id: str, state: str, origin: audit_store.Origin, now: datetime
 ) -> None:
-    """Mark a page `complete` or `expired`, under audit. One that is closed stays as it is."""
+    """Mark a page `complete` or `expired`, with an audit entry. A page that is closed already does not change."""
     if await store.close(conn, account_id, checkout_id, state, now):
         changes = {"checkout": checkout_id, "state": state}
         await audit_store.append(conn, origin, account_id, "checkout.closed", changes, now)

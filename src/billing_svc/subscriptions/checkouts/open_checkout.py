@@ -1,11 +1,12 @@
-"""Selling a plan: one open checkout page for each account, whatever races and crashes.
+"""Sells a plan: at most one open checkout page for each account, also with concurrent calls and crashes.
 
-The steps, each safe to repeat: (1) one transaction refuses, finds the open page or stores the intent of a new one;
-(2) the customer and the session are made at Stripe under stored keys; (3) one transaction stores the page. A crash in
-between leaves the page `opening`, and the next call for the account carries it on.
+The steps, each safe to repeat: (1) a transaction refuses the order, finds the open page or stores the intent of a new
+page; (2) the customer and the session are created at Stripe under stored keys; (3) a transaction stores the session. A
+crash in between leaves the page `opening`, and the account's next call completes it.
 
-Whether a page can still be paid, or was, only Stripe knows: a page stays in the way until Stripe has said that it
-expired, or until the subscription that it became is here. Nobody pays twice because an event is late.
+Only Stripe knows whether a page can still be paid or was paid. So a page blocks the account's next page until Stripe
+says that it expired, or until the subscription that it created is stored here. A late event therefore never lets a
+customer pay twice.
 """
 
 import uuid
@@ -27,13 +28,13 @@ from billing_svc.stripe import client, intents, prices, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.checkouts import close_checkout, store
 
-# Each round closes one page that stands in the way; more than a few mean that callers fight over the account.
+# Each round closes a page that blocks the order; more than a few rounds mean that callers work against each other.
 ROUNDS_MAX = 4
 
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """The account's one page, and whether it is what was ordered."""
+    """The account's only open page; `fits` says whether it is what was ordered."""
 
     page: store.CheckoutPage
     fits: bool
@@ -58,7 +59,7 @@ class Checkout:
         self._clock = now
 
     async def open_page(self, order: store.CheckoutOrder, origin: audit_store.Origin) -> store.CheckoutPage:
-        """Return the account's open page for an order, made now unless there is an equal one.
+        """Return the account's open page for an order; creates it unless an equal page is open.
 
         Raises PlanNotFound, PriceNotFound, PlanNotSold, PlanNotApplied, AlreadySubscribed, InvalidRequest on the
         quantity, RequestIdReused, LostRace, StripeUnavailable and StripeRefused.
@@ -82,7 +83,7 @@ class Checkout:
     async def _find_or_insert(
         self, conn: AsyncConnection, order: store.CheckoutOrder, origin: audit_store.Origin, now: datetime
     ) -> _Begun:
-        """Refuse, or return the page that is open, or the intent of a new one."""
+        """Refuse the order, or return the open page, or store the intent of a new page and return it."""
         version = await versions.newest_published(conn)
         catalog = await self._catalogs.get(conn, version)
         _, price = offered(catalog, order)
@@ -91,7 +92,7 @@ class Checkout:
         asked = request_ids.CallerRequest(order.account_id, order.request_id, "checkout", order.content)
         known = await request_ids.find(conn, asked) if order.request_id else None
         bought = await subscription_records.plan_subscriptions(conn, order.account_id)
-        held = next((one for one in bought if not one.is_over), None)
+        held = next((record for record in bought if not record.is_over), None)
         if held is not None:
             raise errors.AlreadySubscribed(
                 f"the account is subscribed to {held.plan} ({held.status}); use ChangePlan, or cancel it first",
@@ -102,7 +103,7 @@ class Checkout:
         found = await store.find_open(conn, order.account_id)
         if found is not None:
             return _Begun(found, found.sells(order, price, version))
-        # Also tells before anything is stored whether the prices are at Stripe.
+        # This also fails, before anything is stored, if the prices are not at Stripe.
         await _line_items(conn, catalog.plans[order.plan], price, order.quantity, version)
         page = store.CheckoutPage(
             uuid.uuid4().hex,
@@ -125,16 +126,18 @@ class Checkout:
     async def _make_session(
         self, page: store.CheckoutPage, order: store.CheckoutOrder, origin: audit_store.Origin
     ) -> store.CheckoutPage | None:
-        """Return the page with its session; None if Stripe refused what an earlier call had left behind.
+        """Return the page with its session; None if Stripe refused the parameters that an earlier call stored.
 
-        A page that was carried on may be over at Stripe already; then it is returned without its URL.
+        A page from an earlier call may be closed at Stripe already; then it is returned without its URL.
         """
         customer_id = await self._customers.ensure(order.account_id, order.customer_email, origin)
         params = await self._database.read(lambda conn: self._session_params(conn, page, order.account_id, customer_id))
 
         async def look_up(_since: datetime) -> client.Data | None:
             sessions = await self._stripe.checkout_sessions_of(customer_id)
-            return next((one for one in sessions if one["metadata"].get("checkout_id") == page.checkout_id), None)
+            return next(
+                (session for session in sessions if session["metadata"].get("checkout_id") == page.checkout_id), None
+            )
 
         intent = intents.Intent(order.account_id, f"checkout:{page.checkout_id}", "checkout.sessions.create", params)
         try:
@@ -156,7 +159,7 @@ class Checkout:
     ) -> Mapping[str, Any]:
         catalog = await self._catalogs.get(conn, page.catalog_version)
         plan = catalog.plans[page.plan]
-        # The session's own metadata does not reach the subscription, so both carry it.
+        # Stripe does not copy the session's metadata to the subscription, so both get it.
         metadata = {
             "account_id": account_id,
             "checkout_id": page.checkout_id,
@@ -164,7 +167,7 @@ class Checkout:
             "price": page.price,
             "catalog_version": str(page.catalog_version),
         }
-        # A plan is tried once, however often it is bought.
+        # An account gets a trial only with its first plan subscription.
         is_first = not await subscription_records.plan_subscriptions(conn, account_id)
         trial = {"trial_period_days": plan.trial_days} if plan.trial_days and is_first else {}
         return {
@@ -179,9 +182,9 @@ class Checkout:
         }
 
     async def _is_payable(self, page: store.CheckoutPage, account_id: str, origin: audit_store.Origin) -> bool:
-        """Say whether Stripe still takes payment on a page; one that is over is closed here as well.
+        """Say whether the page can still be paid; a page that is closed at Stripe is closed here too.
 
-        Raises AlreadySubscribed if it was paid, for as long as its subscription is not over.
+        Raises AlreadySubscribed if the page was paid and its subscription is not over.
         """
         try:
             session = await self._stripe.checkout_session(str(page.session_id))
@@ -192,7 +195,7 @@ class Checkout:
         if session["status"] == "complete":
             status = await self._status_of(session)
             if status is not None and status not in stripe_subscriptions.OVER:
-                # It stays in the way until the worker has the subscription here, and closes it.
+                # The page stays open here until the worker has applied the subscription; the worker then closes it.
                 raise errors.AlreadySubscribed(
                     "the account has just paid for a checkout; its subscription is about to appear",
                     {"plan": page.plan, "status": status},
@@ -202,7 +205,7 @@ class Checkout:
         return False
 
     async def _status_of(self, session: client.Data) -> str | None:
-        """Return how the subscription stands that a paid session became; None if there is none any more."""
+        """Return the status of the subscription that a paid session created; None if it no longer exists."""
         subscription_id = session["subscription"]
         if subscription_id is None:
             return None
@@ -212,7 +215,7 @@ class Checkout:
             return None
 
     async def _expire(self, page: store.CheckoutPage, account_id: str, origin: audit_store.Origin) -> None:
-        """Close a page that sells something else; if it was paid meanwhile, the account is subscribed."""
+        """Expire a page with another order. If the page was paid meanwhile, `_is_payable` raises AlreadySubscribed."""
 
         async def look_up(_since: datetime) -> client.Data | None:
             session = await self._stripe.checkout_session(str(page.session_id))
@@ -224,7 +227,7 @@ class Checkout:
         try:
             await self._requests.perform(intent, look_up)
         except (errors.StripeRefused, client.NotAtStripe):
-            # No longer open, for whatever reason.
+            # Stripe refuses if the page is no longer open, paid or expired.
             await self._is_payable(page, account_id, origin)
             return
         await self._close(account_id, page.checkout_id, "expired", origin)
@@ -235,7 +238,7 @@ class Checkout:
 
 
 def offered(catalog: model.Catalog, order: store.CheckoutOrder) -> tuple[parts.Plan, str]:
-    """Return the plan and the name of the price that an order is for. Raises what makes it unfit."""
+    """Return an order's plan and price name. Raises the error for an order that the catalog does not allow."""
     plan = catalog.plans.get(order.plan)
     if plan is None:
         raise errors.PlanNotFound(f"plan: the catalog has no plan {order.plan!r}", {"plan": order.plan})
@@ -254,15 +257,15 @@ def offered(catalog: model.Catalog, order: store.CheckoutOrder) -> tuple[parts.P
 async def _line_items(
     conn: AsyncConnection, plan: parts.Plan, price: str, quantity: int, catalog_version: int
 ) -> list[dict[str, Any]]:
-    """Return the base price and every metered price, the overlay's too, so that switching it on is local."""
+    """Return the base price and all metered prices, also pay-as-you-go's, so that its switch is local."""
     base = plan.base_lookup_key(price)
-    metered = [one.lookup_key for one in plan.metered_prices]
+    metered = [metered_price.lookup_key for metered_price in plan.metered_prices]
     ids = await prices.prices_of_version(conn, [base, *metered], catalog_version)
     missing = sorted({base, *metered} - ids.keys())
     if missing:
         raise errors.PlanNotApplied(
-            f"plan {plan.key} is not at Stripe yet; `billing-svc catalog apply` brings it there",
+            f"plan {plan.key} has no prices at Stripe yet; `billing-svc catalog apply` creates them",
             {"plan": plan.key, "price": price},
         )
-    # A metered line takes no quantity.
+    # Stripe does not accept a quantity for a metered price.
     return [{"price": ids[base], "quantity": quantity}, *({"price": ids[key]} for key in metered)]

@@ -1,4 +1,4 @@
-"""Checkout pages in Postgres. At most one is open for an account, whatever races."""
+"""Checkout pages in Postgres. A unique index allows an account at most one open page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _OPEN = ("opening", "open")
 
 @dataclass(frozen=True, slots=True)
 class CheckoutOrder:
-    """What is to be sold, and where the customer goes afterwards."""
+    """What to sell, and where the customer is sent afterwards."""
 
     account_id: str
     plan: str
@@ -29,14 +29,14 @@ class CheckoutOrder:
 
     @property
     def content(self) -> Mapping[str, object]:
-        """What a repeat of the request id must say again."""
+        """The fields that must be equal in a repeat with the same request id."""
         names = ("plan", "price", "quantity", "success_url", "cancel_url", "customer_email")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
 class CheckoutPage:
-    """A checkout page as stored; without a session while it is `opening`."""
+    """A checkout page as stored; it has no session while it is `opening`."""
 
     checkout_id: str
     plan: str
@@ -48,11 +48,11 @@ class CheckoutPage:
     session_id: str | None
     url: str | None
     expires_at: datetime | None
-    # Made for this order, and not found.
+    # Created by this call, not found.
     is_new: bool = False
 
     def sells(self, order: CheckoutOrder, price: str, catalog_version: int) -> bool:
-        """Say whether it sells just what is ordered, as the catalog has it now."""
+        """Say whether the page sells exactly this order under this catalog version."""
         return (self.plan, self.price, self.quantity, self.success_url, self.cancel_url, self.catalog_version) == (
             order.plan,
             price,
@@ -64,7 +64,7 @@ class CheckoutPage:
 
 
 async def find_open(conn: AsyncConnection, account_id: str) -> CheckoutPage | None:
-    """Return the page that is open, as far as is known here; its time may be over."""
+    """Return the page that is stored as open; it may have expired at Stripe."""
     columns = select_list.columns(CheckoutPage, _CHECKOUTS, without=("is_new",))
     query = sa.select(*columns).where(_CHECKOUTS.c.account_id == account_id, _CHECKOUTS.c.state.in_(_OPEN))
     row = (await conn.execute(query)).one_or_none()
@@ -95,7 +95,7 @@ async def insert(conn: AsyncConnection, account_id: str, page: CheckoutPage, now
 
 
 async def expire_open(conn: AsyncConnection, account_id: str, now: datetime) -> None:
-    """Close the account's open page as expired; without one, it changes nothing."""
+    """Close the account's open page as expired; changes nothing if there is none."""
     await conn.execute(
         sa.update(_CHECKOUTS)
         .where(_CHECKOUTS.c.account_id == account_id, _CHECKOUTS.c.state.in_(_OPEN))
@@ -104,7 +104,7 @@ async def expire_open(conn: AsyncConnection, account_id: str, now: datetime) -> 
 
 
 async def open_session(conn: AsyncConnection, account_id: str, page: CheckoutPage) -> None:
-    """Note the session of a page, unless that was done already."""
+    """Store a page's session, unless it is stored already."""
     opened = {"state": "open", "session_id": page.session_id, "url": page.url, "expires_at": page.expires_at}
     await conn.execute(
         sa.update(_CHECKOUTS).where(*_is(account_id, page.checkout_id), _CHECKOUTS.c.state == "opening").values(opened)
@@ -112,7 +112,7 @@ async def open_session(conn: AsyncConnection, account_id: str, page: CheckoutPag
 
 
 async def close(conn: AsyncConnection, account_id: str, checkout_id: str, state: str, now: datetime) -> bool:
-    """Mark a checkout `complete` or `expired`; returns whether it was open. One that is closed stays as it is."""
+    """Mark a checkout `complete` or `expired`; returns whether it was open. A closed checkout does not change."""
     closed = await conn.execute(
         sa.update(_CHECKOUTS)
         .where(*_is(account_id, checkout_id), _CHECKOUTS.c.state.in_(_OPEN))

@@ -1,1 +1,1 @@
-"""What the service itself has to do about a subscription at Stripe, because of something that happened here."""
+"""Writes at Stripe that the service has to make for a subscription because of a change here."""

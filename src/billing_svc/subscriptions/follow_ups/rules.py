@@ -1,4 +1,4 @@
-"""What is to become of a subscription at Stripe. Pure: no I/O, `now` is an argument."""
+"""Rules for the state that a subscription should have at Stripe. Pure: no I/O, `now` is an argument."""
 
 import enum
 from dataclasses import dataclass
@@ -8,36 +8,37 @@ from billing_svc.platform import backoff
 
 RETRY_FIRST = timedelta(seconds=2)
 RETRY_MOST = timedelta(minutes=5)
-# A write for an earlier duty began before the present one was noted; by then it has reached Stripe or never will.
+# A write for an earlier follow-up began before the present follow-up was stored; after this time it cannot arrive any
+# more.
 LANDED_AFTER = timedelta(seconds=60)
 
 
 class WantedState(enum.Enum):
-    """How a subscription should stand."""
+    """The state that a subscription should have."""
 
-    # It goes on, and no end is scheduled.
+    # Active, with no scheduled end.
     KEPT = "kept"
-    # It ends with its period.
+    # Scheduled to end with its period.
     ENDING = "ending"
-    # It is over, and what was used is invoiced.
+    # Ended, with its usage invoiced.
     ENDED = "ended"
-    # It is over, and what was paid is credited to the customer.
+    # Ended, with the unused part of the payment credited to the customer.
     CREDITED = "credited"
 
 
 @dataclass(frozen=True, slots=True)
 class FollowUpState:
-    """What decides about a metered-only subscription, or about a plan subscription that is one too many."""
+    """The facts that decide about a metered-only subscription, or about a superfluous plan subscription."""
 
     superfluous: bool
-    # A plan subscription gives the account its plan.
+    # Whether a plan subscription gives the account its plan.
     plan_in_force: bool
-    # Pay-as-you-go is switched on under this one.
+    # Whether pay-as-you-go is switched on under this subscription.
     switched_on: bool
 
 
 def wanted(state: FollowUpState) -> WantedState:
-    """Return how it should stand. Pay-as-you-go ends when a plan is bought, and with its period when switched off."""
+    """Return the wanted state. A plan ends a metered-only subscription now; switching off, at its period's end."""
     if state.superfluous:
         return WantedState.CREDITED
     if state.plan_in_force:
@@ -46,7 +47,7 @@ def wanted(state: FollowUpState) -> WantedState:
 
 
 def is_so(want: WantedState, *, is_over: bool, will_end: bool) -> bool:
-    """Say whether a subscription stands as wanted; one that is over stays so, whatever is wanted."""
+    """Say whether a subscription has the wanted state; True if it is over, because then nothing can be changed."""
     if is_over:
         return True
     if want is WantedState.KEPT:

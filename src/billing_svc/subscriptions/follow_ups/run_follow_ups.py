@@ -1,8 +1,9 @@
-"""Doing duties: bringing a subscription at Stripe to how it should stand.
+"""Runs follow-ups: brings a subscription at Stripe to its wanted state.
 
-What is wanted is read afresh before each write and after it, so that whatever races, the last switch wins: whoever
-finds that his write came late writes again. One who cannot look after his write, because Stripe did not answer or the
-process died, leaves it open in `stripe_requests`; then the later duty is not closed before that write has landed.
+The wanted state is read before each write and again after it, so that with concurrent switches the last switch wins: if
+the wanted state has changed meanwhile, the same worker writes again. If it cannot check after its write, because Stripe
+did not answer or the process died, the write stays open in `stripe_requests`; then the later follow-up is not closed
+before that write must have arrived.
 """
 
 from collections.abc import Mapping
@@ -24,9 +25,9 @@ from billing_svc.usage_export import charge_unbilled, export_now
 
 _log = structlog.get_logger(__name__)
 
-# Taken in one round of the worker.
-DUTIES_MAX = 20
-# What is wanted changes while it is done only when somebody switches to and fro.
+# Bound on the follow-ups of one round of the worker.
+FOLLOW_UPS_MAX = 20
+# The wanted state changes during a round only if someone switches pay-as-you-go repeatedly.
 ROUNDS_MAX = 4
 
 ORIGIN = audit_store.Origin("service")
@@ -34,13 +35,13 @@ ORIGIN = audit_store.Origin("service")
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A duty, its subscription as it was just fetched, and how that should stand; without a row there is none.
+    """A follow-up, its subscription as just fetched, and the wanted state; `row` is None if nothing is stored.
 
-    `plan` is what the account has, by a subscription that stays. `contested`: what became of another write about the
-    subscription is not known.
+    `plan` is the account's plan, from a subscription that is not superfluous. `contested`: another write about the
+    subscription has an unknown outcome.
     """
 
-    duty: follow_up_queue.FollowUp
+    follow_up: follow_up_queue.FollowUp
     row: subscription_records.SubscriptionRecord | None
     wanted: rules.WantedState
     plan: str | None
@@ -48,12 +49,12 @@ class _Case:
 
     @property
     def purpose(self) -> str:
-        """Of the write that it takes."""
-        return _purpose(self.duty, self.wanted)
+        """The purpose of the intent of its write."""
+        return _purpose(self.follow_up, self.wanted)
 
 
 class FollowUps:
-    """Does what is due."""
+    """Runs due follow-ups."""
 
     def __init__(
         self,
@@ -72,11 +73,11 @@ class FollowUps:
         self._clock = now
 
     async def do_due(self) -> int:
-        """Do the duties that are due; returns how many were taken. One that fails is tried again later."""
+        """Run the due follow-ups; returns how many were taken. A follow-up that fails is tried again later."""
         now = self._clock.now()
         taken = 0
         for account_id, subscription_id in await self._database.read(
-            lambda conn: follow_up_queue.due(conn, DUTIES_MAX, now)
+            lambda conn: follow_up_queue.due(conn, FOLLOW_UPS_MAX, now)
         ):
             taken += await self._try(account_id, subscription_id)
         return taken
@@ -95,16 +96,16 @@ class FollowUps:
             _log.warning("duty_postponed", subscription=subscription_id, error=note)
         else:
             return True
-        duty = await self._database.read(lambda conn: follow_up_queue.find(conn, account_id, subscription_id))
-        if duty is not None:
-            until = rules.retry_at(duty.attempts, self._clock.now())
-            await self._database.run(lambda conn: follow_up_queue.postpone(conn, duty, until, note))
+        follow_up = await self._database.read(lambda conn: follow_up_queue.find(conn, account_id, subscription_id))
+        if follow_up is not None:
+            until = rules.retry_at(follow_up.attempts, self._clock.now())
+            await self._database.run(lambda conn: follow_up_queue.postpone(conn, follow_up, until, note))
         return True
 
     async def do(self, account_id: str, subscription_id: str) -> None:
-        """Bring a subscription to how it should stand, if there is a duty about it.
+        """Bring a subscription to its wanted state, if it has a follow-up.
 
-        Raises StripeUnavailable, StripeRefused, UsageNotReported, LostRace, CannotApply; the duty stays then.
+        Raises StripeUnavailable, StripeRefused, UsageNotReported, LostRace, CannotApply; the follow-up stays then.
         """
         written: set[str] = set()
         for _ in range(ROUNDS_MAX):
@@ -117,62 +118,65 @@ class FollowUps:
             if case is None:
                 if not written:
                     return
-                # Others closed it while our write was under way: it may have undone what they found.
+                # Another process closed the follow-up during our write, which may have changed the state that it had
+                # checked.
                 await self._database.run(lambda conn: follow_up_queue.renew(conn, account_id, subscription_id, now))  # noqa: B023 - as above
                 written.clear()
                 continue
             row = case.row
-            if row is not None and row.is_over and not await self._has_settled(case.duty, row):
+            if row is not None and row.is_over and not await self._has_settled(case.follow_up, row):
                 return
             if row is None or rules.is_so(case.wanted, is_over=row.is_over, will_end=row.will_end):
                 await self._close(case)
                 return
             if case.purpose in written:
-                # It was done, and undone by somebody else's write.
+                # Our write was made, and someone else's later write changed the state again.
                 await self._database.run(lambda conn: follow_up_queue.renew(conn, account_id, subscription_id, now))  # noqa: B023 - as above
                 continue
             await self._write(case, row)
             written.add(case.purpose)
-        raise errors.LostRace("the subscription was changed by others at the same time; send the same call again")
+        raise errors.LostRace("someone else changed the subscription at the same time; send the same call again")
 
     async def _close(self, case: _Case) -> None:
-        """Forget a duty that is done, unless a write for an earlier one may yet undo it."""
-        landed_at = case.duty.created_at + rules.LANDED_AFTER
+        """Delete a follow-up that is done, unless an earlier follow-up's write may still arrive and undo it."""
+        landed_at = case.follow_up.created_at + rules.LANDED_AFTER
         if case.contested and self._clock.now() < landed_at:
-            await self._database.run(lambda conn: follow_up_queue.look_again(conn, case.duty, landed_at))
+            await self._database.run(lambda conn: follow_up_queue.look_again(conn, case.follow_up, landed_at))
         else:
-            await self._database.run(lambda conn: follow_up_queue.close(conn, case.duty))
+            await self._database.run(lambda conn: follow_up_queue.close(conn, case.follow_up))
 
-    async def _has_settled(self, duty: follow_up_queue.FollowUp, row: subscription_records.SubscriptionRecord) -> bool:
-        """Look whether all that was used is charged; False while it is too early to tell."""
+    async def _has_settled(
+        self, follow_up: follow_up_queue.FollowUp, row: subscription_records.SubscriptionRecord
+    ) -> bool:
+        """Charge usage that no invoice charges, once that can be known; False while it is too early."""
         if row.superfluous or row.ended_at is None:
-            return True  # the one that stays charges what was used
+            return True  # the usage is charged by the subscription that stays
         at = row.ended_at + charge_unbilled.SETTLED_AFTER
         if self._clock.now() < at:
-            await self._database.run(lambda conn: follow_up_queue.defer(conn, duty, at))
+            await self._database.run(lambda conn: follow_up_queue.defer(conn, follow_up, at))
             return False
-        await self._unbilled_usage.settle(duty.account_id, row.subscription_id)
+        await self._unbilled_usage.settle(follow_up.account_id, row.subscription_id)
         return True
 
     async def _write(self, case: _Case, row: subscription_records.SubscriptionRecord) -> None:
         if case.wanted in {rules.WantedState.ENDED, rules.WantedState.CREDITED}:
-            await self._flush.flush(case.duty.account_id)
+            await self._flush.flush(case.follow_up.account_id)
         operation, params = _call(row, case.wanted)
-        intent = intents.Intent(case.duty.account_id, case.purpose, operation, params)
+        intent = intents.Intent(case.follow_up.account_id, case.purpose, operation, params)
         try:
             if case.wanted is rules.WantedState.CREDITED:
                 await self._stop_metering(row, case.plan, intent)
             await self._requests.perform(intent, _not_yet)
         except client.NotAtStripe:
-            # It is over already; the next look tells.
+            # It has ended already; the next fetch shows it.
             _log.info("duty_found_it_gone", subscription=row.subscription_id)
 
     async def _stop_metering(
         self, row: subscription_records.SubscriptionRecord, plan: str | None, intent: intents.Intent
     ) -> None:
-        """Take the metered prices off what was bought twice, if the one that stays has them too.
+        """Remove the metered prices from a superfluous subscription, if the remaining subscription has them too.
 
-        Meters add up by customer: the last invoice of this one would charge once more what the other charges.
+        Meters add up by customer: the last invoice of this subscription would charge the same usage a second time.
         """
         fetched = await self._refresher.fetch(row.subscription_id)
         price_ids = [item.price_id for item in fetched.items]
@@ -187,7 +191,7 @@ class FollowUps:
         params = {
             "subscription": row.subscription_id,
             "items": [{"id": item_id, "deleted": True} for item_id in metered],
-            # With prorations it would charge the usage of what is taken off.
+            # With prorations Stripe would charge the usage of the removed items.
             "proration_behavior": "none",
         }
         purpose = f"{intent.purpose}:meters"
@@ -197,12 +201,12 @@ class FollowUps:
 
 
 async def _not_yet(_since: datetime) -> client.Data | None:
-    """Find nothing: the subscription was fetched just now, and does not stand so yet."""
+    """Return None: the subscription was just fetched, so the write is known not to have happened."""
     return None
 
 
 def _call(row: subscription_records.SubscriptionRecord, wanted: rules.WantedState) -> tuple[str, Mapping[str, Any]]:
-    """Return the call that brings a subscription to how it should stand."""
+    """Return the call that brings a subscription to its wanted state."""
     named = {"subscription": row.subscription_id}
     match wanted:
         case rules.WantedState.ENDED:
@@ -217,27 +221,27 @@ def _call(row: subscription_records.SubscriptionRecord, wanted: rules.WantedStat
 
 
 async def _read(conn: AsyncConnection, account_id: str, subscription_id: str, now: datetime) -> _Case | None:
-    duty = await follow_up_queue.find(conn, account_id, subscription_id)
-    if duty is None:
+    follow_up = await follow_up_queue.find(conn, account_id, subscription_id)
+    if follow_up is None:
         return None
     rows = await subscription_records.of_account(conn, account_id)
     under = await accounts_store.pay_as_you_go_under(conn, account_id)
     row = next((row for row in rows if row.subscription_id == subscription_id), None)
     state = rules.FollowUpState(
         superfluous=row is not None and row.superfluous,
-        plan_in_force=any(one.gives_plan(now) for one in rows),
+        plan_in_force=any(record.gives_plan(now) for record in rows),
         switched_on=under == subscription_id,
     )
-    plan = next((one.plan for one in rows if one.gives_plan(now) and not one.superfluous), None)
+    plan = next((record.plan for record in rows if record.gives_plan(now) and not record.superfluous), None)
     wanted = rules.wanted(state)
-    # One that is over stays over, whatever reaches Stripe.
+    # A subscription that is over cannot be changed by a late write.
     contested = (
         row is not None
         and not row.is_over
-        and await intents.others_open(conn, account_id, subscription_id, _purpose(duty, wanted))
+        and await intents.others_open(conn, account_id, subscription_id, _purpose(follow_up, wanted))
     )
-    return _Case(duty, row, wanted, plan, contested)
+    return _Case(follow_up, row, wanted, plan, contested)
 
 
-def _purpose(duty: follow_up_queue.FollowUp, wanted: rules.WantedState) -> str:
-    return f"duty:{duty.duty_id}:{wanted.value}"
+def _purpose(follow_up: follow_up_queue.FollowUp, wanted: rules.WantedState) -> str:
+    return f"duty:{follow_up.duty_id}:{wanted.value}"

@@ -1,1 +1,1 @@
-"""Invoices as Stripe last told of them."""
+"""Invoices, as of their last fetch from Stripe."""

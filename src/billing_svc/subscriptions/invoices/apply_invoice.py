@@ -1,4 +1,4 @@
-"""Bringing an invoice's row to what Stripe has. It needs its customer, and nothing of its subscription."""
+"""Writes an invoice's row from Stripe's invoice. The customer must be known here; the subscription need not be."""
 
 from datetime import datetime
 
@@ -13,7 +13,7 @@ from billing_svc.subscriptions.records import apply_subscription
 
 
 async def apply(conn: AsyncConnection, fetched: rules.StripeInvoice, origin: audit_store.Origin, now: datetime) -> str:
-    """Write a fetched invoice and its audit row; returns the account. Raises NotOurs."""
+    """Write a fetched invoice and its audit entry; returns the account. Raises NotOurs."""
     account_id = await owner(conn, fetched.customer_id)
     await accounts_store.insert_missing(conn, {account_id}, now)
     sold = await prices.sold_prices(conn, {line.price_id for line in fetched.lines if line.price_id})
@@ -34,7 +34,7 @@ async def apply(conn: AsyncConnection, fetched: rules.StripeInvoice, origin: aud
 async def remove(
     conn: AsyncConnection, invoice_id: str, customer_id: str, origin: audit_store.Origin, now: datetime
 ) -> str:
-    """Take away the row of an invoice that Stripe has no more; returns the account. Raises NotOurs."""
+    """Delete the row of an invoice that Stripe has deleted; returns the account. Raises NotOurs."""
     account_id = await owner(conn, customer_id)
     if await store.delete(conn, account_id, invoice_id):
         await audit_store.append(conn, origin, account_id, "invoice.removed", {"invoice": invoice_id}, now)

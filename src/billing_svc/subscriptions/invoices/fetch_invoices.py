@@ -1,16 +1,16 @@
-"""An invoice with all of its lines, which Stripe gives out in pages."""
+"""Reads an invoice with all of its lines, which Stripe returns in pages."""
 
 from dataclasses import replace
 
 from billing_svc.stripe import client
 from billing_svc.subscriptions.invoices import rules
 
-# Far more than a subscription has; reading them takes at most five requests beside the invoice's own.
+# Far more than a subscription has; reading them takes at most five requests beside the request for the invoice.
 LINES_MAX = 500
 
 
 async def complete(stripe: client.Stripe, data: client.Data) -> rules.StripeInvoice:
-    """Return an invoice that was fetched, with the lines that were not. Raises ValueError and NotAtStripe."""
+    """Return a fetched invoice with its remaining lines, which it fetches. Raises ValueError and NotAtStripe."""
     invoice = rules.from_stripe(data)
     lines, more = list(invoice.lines), invoice.has_more_lines
     while more and len(lines) < LINES_MAX and lines and lines[-1].line_id:

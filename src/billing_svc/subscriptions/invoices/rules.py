@@ -1,4 +1,4 @@
-"""What an invoice of Stripe's says, whichever API version wrote it. Pure."""
+"""Parses Stripe's invoices, of every API version. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Any
 
 from billing_svc.stripe import parse
 
-# Stripe's own bound on the description of an invoice item, and room to spare.
+# More than Stripe's bound on the description of an invoice item.
 DESCRIPTION_LENGTH_MAX = 1000
-# An int64 of minor units, as the column has it.
+# The largest int64, as in the column.
 AMOUNT_MAX = 2**63 - 1
-# A status that an old API version left out.
+# Stands for the status if an old API version left it out.
 UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class InvoiceLine:
-    """One line; `price_id` is empty where it is about no price."""
+    """A line of an invoice; `price_id` is empty if the line has no price."""
 
     line_id: str
     description: str
@@ -57,10 +57,10 @@ class StripeInvoice:
 
 
 def from_stripe(data: Mapping[str, Any]) -> StripeInvoice:
-    """Read an invoice of any API version that is still about; raises ValueError on what is none.
+    """Parse an invoice of any API version; raises ValueError if it is not an invoice.
 
-    What a version leaves out, or has null in place of, is empty here; only what makes it an invoice is required: its
-    id, customer, currency, total and time.
+    A field that a version leaves out or sends as null is empty here; required are only id, customer, currency, total
+    and time.
     """
     try:
         created_at = parse.instant(data.get("created") or data["date"])
@@ -94,11 +94,11 @@ def from_stripe(data: Mapping[str, Any]) -> StripeInvoice:
 
 
 def lines_from_stripe(page: object, invoiced_at: datetime) -> tuple[Sequence[InvoiceLine], bool]:
-    """Read a page of an invoice's lines; returns them, and whether there are more. Raises ValueError."""
+    """Parse a page of an invoice's lines; returns them, and whether there are more. Raises ValueError."""
     if not isinstance(page, Mapping) or not isinstance(page.get("data"), list):
         return (), False
     try:
-        return [_line(one, invoiced_at) for one in page["data"]], page.get("has_more") is True
+        return [_line(line, invoiced_at) for line in page["data"]], page.get("has_more") is True
     except (KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
         raise ValueError(f"not an invoice's line: {error!r}") from error
 
@@ -125,7 +125,7 @@ def _line(data: Mapping[str, Any], invoiced_at: datetime) -> InvoiceLine:
 
 
 def _subscription_id(data: Mapping[str, Any]) -> str | None:
-    """Return what it bills: named under `parent` since 2025-03-31, at the top before."""
+    """Return the id of the invoice's subscription: under `parent` since 2025-03-31, at the top level before."""
     for value in (parse.nested(data, "parent", "subscription_details", "subscription"), data.get("subscription")):
         found = parse.optional_id(value)
         if found is not None:
@@ -134,7 +134,7 @@ def _subscription_id(data: Mapping[str, Any]) -> str | None:
 
 
 def _price_ids(data: Mapping[str, Any]) -> Iterator[str]:
-    """Give the price of a line: under `pricing` since 2025-03-31, `price` before, a `plan` with the same id once."""
+    """Yield a line's price: under `pricing` since 2025-03-31, `price` before, or an old `plan` with the same id."""
     for value in (parse.nested(data, "pricing", "price_details", "price"), data.get("price"), data.get("plan")):
         found = parse.optional_id(value)
         if found is not None:
@@ -146,7 +146,7 @@ def _given(value: object, otherwise: int) -> object:
 
 
 def _sentence(value: object) -> str:
-    """Return what was written for people, as a column can hold it."""
+    """Return a text field without characters that the column cannot hold."""
     if not isinstance(value, str):
         return ""
     return "".join(letter if letter.isprintable() else " " for letter in value[:DESCRIPTION_LENGTH_MAX])

@@ -14,17 +14,17 @@ from billing_svc.subscriptions.invoices import rules
 
 _INVOICES = tables.invoices
 
-# When it was made, and its id: where an invoice stands in a list.
+# An invoice's place in a list: when it was created, and its id.
 Position: TypeAlias = tuple[datetime, str]
 
 
 @dataclass(frozen=True, slots=True)
 class InvoiceFilter:
-    """Which invoices a list shows; what is None or empty does not narrow it."""
+    """A list's filters; a filter that is None or empty does not apply."""
 
     account_id: str = ""
     status: str = ""
-    # Statuses that are not among these are shown as unknown; only with the status `unknown`.
+    # A status that is not in this list counts as `unknown`; used only if `status` is `unknown`.
     known_statuses: tuple[str, ...] = ()
     created_from: datetime | None = None
     created_before: datetime | None = None
@@ -68,7 +68,7 @@ async def save(
     meters: Mapping[str, str],
     now: datetime,
 ) -> bool:
-    """Write an invoice as of the last fetch; `meters` names that of each metered price.
+    """Write an invoice as of the last fetch; `meters` has the meter of each metered price.
 
     Returns whether that changed anything.
     """
@@ -108,7 +108,7 @@ async def save(
 
 
 async def delete(conn: AsyncConnection, account_id: str, invoice_id: str) -> bool:
-    """Remove an invoice that Stripe has no more; returns whether it was there."""
+    """Delete an invoice that Stripe has deleted; returns whether it was stored."""
     result = await conn.execute(
         sa.delete(_INVOICES).where(_INVOICES.c.account_id == account_id, _INVOICES.c.invoice_id == invoice_id)
     )
@@ -118,7 +118,7 @@ async def delete(conn: AsyncConnection, account_id: str, invoice_id: str) -> boo
 async def list_invoices(
     conn: AsyncConnection, choice: InvoiceFilter, after: Position | None, most: int
 ) -> list[InvoiceRecord]:
-    """Return invoices, newest first; those after a position."""
+    """Return invoices, newest first; with a position, those after it."""
     query = sa.select(*select_list.columns(InvoiceRecord, _INVOICES))
     if choice.account_id:
         query = query.where(_INVOICES.c.account_id == choice.account_id)
@@ -132,7 +132,7 @@ async def list_invoices(
         query = query.where(_INVOICES.c.created_at < choice.created_before)
     order = (_INVOICES.c.created_at, _INVOICES.c.invoice_id)
     if after is not None:
-        query = query.where(sa.tuple_(*order) < sa.tuple_(*(sa.literal(one) for one in after)))
+        query = query.where(sa.tuple_(*order) < sa.tuple_(*(sa.literal(bound) for bound in after)))
     rows = await conn.execute(query.order_by(*(column.desc() for column in order)).limit(most))
     return [InvoiceRecord(*row) for row in rows]
 

@@ -1,1 +1,1 @@
-"""Switching pay-as-you-go on and off."""
+"""Switches pay-as-you-go on and off."""

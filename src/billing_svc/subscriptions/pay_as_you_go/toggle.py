@@ -1,9 +1,9 @@
-"""Switching pay-as-you-go.
+"""Switches pay-as-you-go on and off.
 
-On a paid plan the metered prices are part of the subscription from checkout on, so that a switch is a row. On the
-default plan they are on a metered-only subscription: one is made for as many times as it is switched on while there is
-none, and it ends with its period once it is switched off; on again before that takes the end back. What has to be done
-about it at Stripe is a duty, stored with the switch, so that no failure forgets it.
+On a paid plan the metered prices are in the subscription from checkout on, so a switch changes only a row. On the
+default plan they are in a metered-only subscription: switching on creates it if there is none, switching off lets it
+end with its period, and switching on before that end removes the scheduled end. The write at Stripe is a follow-up,
+stored in the switch's transaction, so that no failure loses it.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """On or off."""
+    """A caller's request to switch pay-as-you-go on or off."""
 
     account_id: str
     request_id: str
@@ -41,13 +41,13 @@ class Switch:
 
     @property
     def asked(self) -> request_ids.CallerRequest:
-        """The request, as it is remembered."""
+        """The request in its stored form."""
         return request_ids.CallerRequest(self.account_id, self.request_id, "pay_as_you_go", {"enabled": self.enabled})
 
 
 @dataclass(frozen=True, slots=True)
 class _Needed:
-    """What has to be made at Stripe before it is on: a metered-only subscription to the default plan."""
+    """What to create at Stripe before it can be on: a metered-only subscription to the default plan."""
 
     plan: parts.Plan
     catalog_version: int
@@ -64,15 +64,15 @@ class PayAsYouGoToggle:
         carrier: stripe_change.StripeChange,
         catalogs: versions.CatalogCache,
         customers: create_customer.Customers,
-        duties: run_follow_ups.FollowUps,
+        follow_ups: run_follow_ups.FollowUps,
     ) -> None:
         self._carrier = carrier
         self._catalogs = catalogs
         self._customers = customers
-        self._duties = duties
+        self._follow_ups = follow_ups
 
     async def switch(self, switch: Switch, origin: audit_store.Origin) -> None:
-        """Switch it; what is so already stays so.
+        """Switch it; if it is in the requested state already, nothing changes.
 
         Raises PayAsYouGoNotOffered, PlanNotApplied, PaymentMethodRequired, RequestIdReused, StripeUnavailable,
         StripeRefused and LostRace.
@@ -82,15 +82,15 @@ class PayAsYouGoToggle:
         if needed is not None:
             subscription_id = await self._make(switch.account_id, needed, origin)
             await self._carrier.database.run(lambda conn: self._set(conn, switch, subscription_id, origin, now))
-            # The events bring it as well, should this fail.
+            # If this fails, Stripe's events bring the same update.
             with contextlib.suppress(errors.LostRace, errors.StripeUnavailable, client.NotAtStripe):
                 await self._carrier.refresher.refresh(subscription_id, origin)
-        await self._do_duties(switch.account_id)
+        await self._run_follow_ups(switch.account_id)
 
     async def _begin(
         self, conn: AsyncConnection, switch: Switch, origin: audit_store.Origin, now: datetime
     ) -> _Needed | None:
-        """Switch what can be switched here; returns what has to be made at Stripe first."""
+        """Switch if that needs only a row here; else return what must be created at Stripe first."""
         known = await request_ids.find(conn, switch.asked)
         if known is not None and known.is_closed:
             return None
@@ -118,31 +118,31 @@ class PayAsYouGoToggle:
     async def _set(
         self, conn: AsyncConnection, switch: Switch, under: str | None, origin: audit_store.Origin, now: datetime
     ) -> None:
-        """Switch here, note what has to be done at Stripe, and close the request."""
+        """Switch the account here, store the follow-ups, and close the request."""
         before = await accounts_store.pay_as_you_go_under(conn, switch.account_id)
         await request_ids.close(conn, switch.asked, now)
         changed = await accounts_store.set_pay_as_you_go(conn, switch.account_id, under)
         for row in await subscription_records.of_account(conn, switch.account_id):
             concerned = not row.is_plan and not row.is_over and row.subscription_id in {before, under}
-            # Its end may have been scheduled in the portal; on means that it goes on.
+            # The customer may have scheduled its end in the portal; switching on removes that end.
             if concerned and (changed or (under is not None and row.will_end)):
                 await follow_up_queue.renew(conn, switch.account_id, row.subscription_id, now)
         if not changed:
             return
-        # A level may be billable under other terms now.
+        # The units of a gauge may be billable under other terms now.
         await gauges_store.reopen(conn, switch.account_id, now)
         changes = {"enabled": under is not None, "subscription": under or before}
         await audit_store.append(conn, origin, switch.account_id, "pay_as_you_go.switched", changes, now)
 
     async def _make(self, account_id: str, needed: _Needed, origin: audit_store.Origin) -> str:
-        """Make the metered-only subscription; however many ask at once, it is one."""
+        """Create the metered-only subscription; concurrent calls create a single subscription."""
         customer_id = await self._customers.ensure(account_id, "", origin)
         overlay = needed.plan.pay_as_you_go
         params: dict[str, Any] = {
             "customer": customer_id,
             "items": [{"price": price_id} for price_id in needed.price_ids],
-            # Its periods are the quota's; the first one is short, and nothing is charged for its shortness.
-            # In whole seconds: what is stamped with the last one of the quota period must not fall behind its end.
+            # Its billing periods are the quota periods; its first period is shorter, and is not prorated. Rounded up to
+            # a whole second: the timestamp of the quota period's last second must lie inside the billing period.
             "billing_cycle_anchor": math.ceil(needed.anchor.timestamp()),
             "proration_behavior": "none",
             "metadata": {
@@ -157,30 +157,33 @@ class PayAsYouGoToggle:
 
         async def look_up(_since: datetime) -> client.Data | None:
             found = await self._carrier.stripe.subscriptions_of(customer_id)
-            return next((one for one in found if one["metadata"].get("purpose") == needed.purpose), None)
+            return next(
+                (subscription for subscription in found if subscription["metadata"].get("purpose") == needed.purpose),
+                None,
+            )
 
         intent = intents.Intent(account_id, needed.purpose, "subscriptions.create", params)
         return str((await self._carrier.requests.perform(intent, look_up))["id"])
 
     async def _payment_method(self, account_id: str, customer_id: str) -> dict[str, str]:
-        """Return what pays for it, where that must be named. Raises PaymentMethodRequired."""
+        """Return the payment method parameter, if Stripe needs it. Raises PaymentMethodRequired."""
         customer = await self._carrier.stripe.customer(customer_id)
         settings = customer.get("invoice_settings") or {}
         if settings.get("default_payment_method") or customer.get("default_source"):
             return {}
         on_file = await self._carrier.stripe.payment_methods_of(customer_id)
         if not on_file:
-            message = "a payment method must be on file first; CreatePortalSession leads to where it is entered"
+            message = "the customer has no payment method; it can be added on the page of CreatePortalSession"
             raise errors.PaymentMethodRequired(message, {"account_id": account_id})
         return {"default_payment_method": str(on_file[0]["id"])}
 
-    async def _do_duties(self, account_id: str) -> None:
-        """Do at once what is to be done at Stripe; the worker does what cannot be done now."""
+    async def _run_follow_ups(self, account_id: str) -> None:
+        """Run the account's follow-ups now; the worker runs those that fail."""
         try:
             for subscription_id in await self._carrier.database.read(
                 lambda conn: follow_up_queue.of_account(conn, account_id, self._carrier.clock.now())
             ):
-                await self._duties.do(account_id, subscription_id)
+                await self._follow_ups.do(account_id, subscription_id)
         except errors.BillingError as error:
             _log.info("duty_left_to_worker", account=account_id, error=error.message)
 
@@ -188,15 +191,15 @@ class PayAsYouGoToggle:
 async def _needed(
     conn: AsyncConnection, under: terms.EffectiveTerms, rows: list[subscription_records.SubscriptionRecord]
 ) -> _Needed:
-    """Return what has to be made. Raises PlanNotApplied."""
-    keys = [one.lookup_key for one in under.plan.charged(pay_as_you_go=True)]
+    """Return what must be created. Raises PlanNotApplied."""
+    keys = [price.lookup_key for price in under.plan.charged(pay_as_you_go=True)]
     ids = await prices.prices_of_version(conn, keys, under.catalog_version)
     if set(keys) - ids.keys():
         raise errors.PlanNotApplied(
-            f"plan {under.plan.key} is not at Stripe yet; `billing-svc catalog apply` brings it there",
+            f"plan {under.plan.key} has no prices at Stripe yet; `billing-svc catalog apply` creates them",
             {"plan": under.plan.key, "price": ""},
         )
-    # One for each time that there is none: those that switch at once, or again after a crash, mean the same one.
+    # The key is the last subscription's id: concurrent calls, or a repeat after a crash, create the same subscription.
     last = rows[0].subscription_id if rows else "first"
     return _Needed(
         plan=under.plan,

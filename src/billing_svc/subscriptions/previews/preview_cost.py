@@ -1,4 +1,4 @@
-"""Working out a bill: for a plan and quantities, for an account's usage so far, or for that usage on another plan."""
+"""Computes a bill: for a plan and quantities, for an account's usage so far, or for that usage on another plan."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from billing_svc.subscriptions.previews import rules as preview_rules
 
 @dataclass(frozen=True, slots=True)
 class PreviewRequest:
-    """What is to be worked out; what is left out ("", None) is the account's own, or else the plan's."""
+    """What to compute; a field left out ("", None) is the account's value, or else the plan's default."""
 
     account_id: str
     plan: str
@@ -30,7 +30,7 @@ class PreviewRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Basis:
-    """What is known before anything is chosen: the newest catalog, and of an account its statement and its price."""
+    """The data before the choice: the newest catalog, and the account's usage summary and price."""
 
     newest_version: int
     newest: model.Catalog
@@ -45,7 +45,7 @@ class _Basis:
 async def preview(
     conn: AsyncConnection, catalogs: versions.CatalogCache, request: PreviewRequest, now: datetime
 ) -> preview_rules.Bill:
-    """Return the bill. A plan that is named is the newest catalog's; an account's own is the one that it was sold.
+    """Return the bill. A named plan is the newest catalog's; the account's plan has the version that it was sold under.
 
     Raises PlanNotFound, PriceNotFound, MeterNotFound, PayAsYouGoNotOffered, and InvalidRequest on the quantity.
     """
@@ -84,7 +84,7 @@ async def _basis(
 async def _terms(
     conn: AsyncConnection, catalogs: versions.CatalogCache, request: PreviewRequest, basis: _Basis, now: datetime
 ) -> tuple[terms.EffectiveTerms, model.Catalog]:
-    """Return the terms to work by, but for the seats, and the catalog that they come from."""
+    """Return the terms of the bill, with the seats still to be set, and their catalog."""
     own = basis.own
     pay_as_you_go = request.pay_as_you_go
     if pay_as_you_go is None:
@@ -96,7 +96,7 @@ async def _terms(
     except KeyError:
         message = f"plan: the catalog has no plan {request.plan!r}"
         raise errors.PlanNotFound(message, {"plan": request.plan}) from None
-    # The period bounds nothing here.
+    # The period has no effect here.
     under = own or terms.EffectiveTerms(
         basis.newest_version, basis.newest, plan, None, 1, pay_as_you_go, periods.calendar_month(now)
     )
@@ -107,7 +107,7 @@ async def _terms(
 
 
 def _price(request: PreviewRequest, plan: parts.Plan, own_price: str) -> str:
-    """Return the name of the price; "" on a plan without any."""
+    """Return the name of the price; "" if the plan has no price."""
     if request.price:
         if request.price not in plan.prices:
             message = f"price: plan {plan.key} has no price {request.price!r}"
@@ -119,7 +119,7 @@ def _price(request: PreviewRequest, plan: parts.Plan, own_price: str) -> str:
 
 
 def _seats(request: PreviewRequest, under: terms.EffectiveTerms, price_name: str) -> int:
-    """Return the seats: those asked for, or the account's, as far as the plan is sold by the seat."""
+    """Return the seats: those asked for, or the account's, or 1 for another plan that is not sold by the seat."""
     by_seat = bool(price_name) and under.plan.prices[price_name].per_seat
     if request.quantity is None:
         return under.quantity if by_seat or not request.plan else 1
@@ -134,13 +134,13 @@ def _meter_lines(
 ) -> tuple[preview_rules.MeterLine, ...]:
     definitions = {
         **basis.newest.meters,
-        **{key: one for key, one in catalog.meters.items() if key in under.plan.limits},
+        **{key: meter for key, meter in catalog.meters.items() if key in under.plan.limits},
     }
     for meter in request.usage:
         if meter not in definitions:
             raise errors.MeterNotFound(f"usage: the catalog has no meter {meter!r}", {"meter": meter})
     known = {} if basis.statement is None else {line.meter: line for line in basis.statement.lines}
-    # On the very terms that it was recorded under, what the counter holds as billable is what is charged.
+    # On the terms of the counter itself, exactly the counter's billable units are charged.
     is_own = basis.own == under
     lines = []
     for meter, definition in definitions.items():

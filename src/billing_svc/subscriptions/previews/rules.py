@@ -1,4 +1,4 @@
-"""The lines of a bill. Pure; amounts are exact Decimals in major units until a line is rounded, once."""
+"""The lines of a bill. Pure; amounts are exact Decimals in major units, and each line is rounded once."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -8,13 +8,13 @@ from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.metering.quota import terms
 from billing_svc.pricing import rules as pricing_rules
 
-# What runs into a limit of these kinds is denied, at once or after the grace.
+# Usage beyond limits of these kinds is denied: at once, or after the grace.
 _DENYING = frozenset({"deny", "grace"})
 
 
 @dataclass(frozen=True, slots=True)
 class MeterQuantity:
-    """So many units of a meter, of a gauge its peak; `counter`: as an account's counter has them, on its own terms."""
+    """Units of a meter (a gauge's peak); `counter` is set for an account's usage on its own terms."""
 
     units: int
     counter: quota_rules.Counter | None = None
@@ -22,7 +22,7 @@ class MeterQuantity:
 
 @dataclass(frozen=True, slots=True)
 class MeterLine:
-    """What the use of one meter costs; `included` None: unlimited. `charging` is the limit that names the price."""
+    """The cost of a meter's usage; `included` None means unlimited. `charging` is the limit that has the price."""
 
     meter: str
     definition: parts.Meter
@@ -37,7 +37,7 @@ class MeterLine:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """Lines on some terms; `base` is None on a plan without a price. `of_account`: with a real account's usage."""
+    """Lines under some terms; `base` is None for a plan without a price. `of_account`: the usage is an account's."""
 
     under: terms.EffectiveTerms
     catalog: model.Catalog
@@ -60,12 +60,12 @@ def meter_line(
     quantity: MeterQuantity,
     currency: str,
 ) -> MeterLine:
-    """Return the line of a meter: what a counter holds as billable, or what the quantity would come to."""
+    """Return a meter's line, from the counter's billable units or from what the quantity would make billable."""
     limit, included, counter = allowance.limit, allowance.included, quantity.counter
     beyond = 0 if included is None else max(0, quantity.units - included)
     if counter is not None:
         billable = counter.billable
-        # What was charged takes up no room; of a gauge the peak counts.
+        # Charged units do not use up the included units; a gauge counts by its peak.
         passed = 0 if included is None else max(0, quantity.units - billable - included)
     else:
         billable = beyond if allowance.charges else 0

@@ -1,1 +1,1 @@
-"""Bringing subscriptions to what Stripe has, and what follows for the account's others."""
+"""Updates stored subscriptions from Stripe, and the effects on the account's other subscriptions."""

@@ -1,4 +1,4 @@
-"""Bringing a subscription row to what Stripe has: the one way in which they change, for events and RPCs alike."""
+"""Updates a subscription's row from Stripe's object. Events and RPCs both use it; nothing else writes these fields."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -22,11 +22,11 @@ _KNOWN_STATUSES = stripe_subscriptions.GIVING | rules.SUSPENDED | rules.STILLBOR
 
 
 class NotOurs(Exception):
-    """The object belongs to a customer that this service did not make."""
+    """The object belongs to a customer that this service did not create."""
 
 
 class CannotApply(Exception):
-    """The object cannot be understood; nothing changes until somebody mends the cause and replays."""
+    """The object cannot be interpreted; nothing changes until an operator removes the cause and replays the event."""
 
 
 async def apply(
@@ -36,7 +36,7 @@ async def apply(
     origin: audit_store.Origin,
     now: datetime,
 ) -> str:
-    """Write a fetched subscription and its audit row; returns the account. Raises NotOurs or CannotApply."""
+    """Write a fetched subscription and its audit entry; returns the account. Raises NotOurs or CannotApply."""
     account_id = await customers_store.account_of_customer(conn, fetched.customer_id)
     if account_id is None:
         raise NotOurs(f"customer {fetched.customer_id} is not ours")
@@ -44,11 +44,11 @@ async def apply(
     ours = [(item, sold[item.price_id]) for item in fetched.items if item.price_id in sold]
     if not ours:
         raise CannotApply(f"no price of subscription {fetched.subscription_id} is from a catalog of ours")
-    # A plan subscription has one base price; a metered-only one carries pay-as-you-go.
+    # A plan subscription has exactly one base price; a metered-only subscription has only pay-as-you-go's prices.
     item, price = next(((item, price) for item, price in ours if price.price), ours[0])
     unknown = [item.price_id for item in fetched.items if item.price_id not in sold]
     if unknown and not price.price:
-        # Its base price may be the unknown one; taken for metered-only, the account would lose its plan.
+        # The unknown price may be its base price; treated as metered-only, the subscription would lose its plan.
         raise CannotApply(f"price {unknown[0]} of subscription {fetched.subscription_id} is from no catalog of ours")
     if fetched.status not in _KNOWN_STATUSES:
         _log.warning("unknown_subscription_status", status=fetched.status, subscription=fetched.subscription_id)
@@ -62,7 +62,7 @@ async def apply(
         interval = rules.Interval(interval.start, interval.start)
     version = await _sold_version(conn, catalogs, fetched, price)
     if previous is not None and (previous.plan, previous.price) == (price.plan, price.price):
-        # It may have been moved to a newer version since, which Stripe does not know of.
+        # It may have been moved to a newer catalog version, which Stripe does not know.
         version = max(version, previous.catalog_version)
     record = subscription_records.SubscriptionRecord(
         account_id=account_id,
@@ -99,8 +99,8 @@ async def apply(
     }
     await audit_store.append(conn, origin, account_id, "subscription.applied", changes, now)
     if fetched.ended_at is not None:
-        # Later on it is seen whether all that was used was charged, also on a plan that it had before; nothing of it is
-        # overdue until then.
+        # After this time the follow-up checks that all usage was charged, also that of an earlier plan; it is not
+        # overdue before.
         at = fetched.ended_at + charge_unbilled.SETTLED_AFTER
         await follow_up_queue.add(conn, account_id, fetched.subscription_id, at, at)
     await consequences.apply(conn, origin, account_id, now)
@@ -110,9 +110,9 @@ async def apply(
 async def _with_pending_change(
     conn: AsyncConnection, record: subscription_records.SubscriptionRecord, phase: stripe_subscriptions.Phase | None
 ) -> subscription_records.SubscriptionRecord:
-    """Return a record with the change that the subscription's schedule is going to make, if it is one of ours."""
+    """Return a record with the pending change of the subscription's schedule, if that has a price of our catalog."""
     sold = await prices.sold_prices(conn, list(phase.prices)) if phase is not None and not record.is_over else {}
-    base = next((one for one in sold.values() if one.price), None)
+    base = next((price for price in sold.values() if price.price), None)
     if phase is None or base is None:
         return record
     coming = phase.prices[base.price_id]
@@ -133,7 +133,7 @@ async def _sold_version(
     fetched: stripe_subscriptions.StripeSubscription,
     price: prices.SoldPrice,
 ) -> int:
-    """Return the catalog version that it was sold under: our checkout wrote it there; else, its price's first one."""
+    """Return the catalog version of the sale: from our checkout's metadata, else the first version of its price."""
     noted = fetched.metadata.get("catalog_version", "")
     if noted.isdecimal() and len(noted) < 10:  # noqa: PLR2004 - the digits of an int32
         try:

@@ -1,7 +1,7 @@
-"""What a change of one subscription means for the account's others, in the transaction that applies it.
+"""The effects of a changed subscription on the account's other subscriptions, in the transaction that applies it.
 
-Whatever order the subscriptions of an account are applied in, the outcome is the same: of two that were bought, the
-first one stays; and pay-as-you-go without a plan ends when there is one.
+The result does not depend on the order in which an account's subscriptions are applied: of two bought plans the first
+stays, and pay-as-you-go without a plan ends when there is a plan.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from billing_svc.subscriptions.records import follow_up_queue
 
 _log = structlog.get_logger(__name__)
 
-# A metered-only subscription exists a moment before pay-as-you-go is switched on under it; its event may come between.
+# A metered-only subscription exists shortly before pay-as-you-go is switched on; its event may arrive in between.
 SWITCHING = timedelta(minutes=1)
 
 
 async def apply(conn: AsyncConnection, origin: audit_store.Origin, account_id: str, now: datetime) -> None:
-    """Mark what was bought twice, end what a plan replaces, and leave what is to be done at Stripe as duties."""
+    """Mark plans that were bought twice, switch off replaced pay-as-you-go, and store the follow-ups at Stripe."""
     rows = await subscription_records.of_account(conn, account_id)
     for row in _bought_twice(rows):
         await subscription_records.mark_superfluous(conn, account_id, row.subscription_id, now)
@@ -51,7 +51,7 @@ async def apply(conn: AsyncConnection, origin: audit_store.Origin, account_id: s
 def _bought_twice(
     rows: Sequence[subscription_records.SubscriptionRecord],
 ) -> list[subscription_records.SubscriptionRecord]:
-    """Return those from a checkout page that began while an earlier one gave its plan, and gives it still."""
+    """Return subscriptions whose checkout began while an earlier subscription, still in force, gave its plan."""
     giving = [row for row in rows if row.is_plan and row.is_giving and not row.superfluous]
     first = min(giving, key=lambda row: (row.effective_from, row.subscription_id), default=None)
     return [row for row in giving if row is not first and row.checkout_id is not None]

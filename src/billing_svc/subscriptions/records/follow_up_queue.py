@@ -1,4 +1,4 @@
-"""Duties in Postgres. One row for each subscription that something has to be done about."""
+"""Follow-ups in Postgres: at most one row for each subscription."""
 
 import uuid
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.database import select_list, tables
 
-# Whoever takes a duty has it for so long: a few calls to Stripe and a few transactions.
+# How long a taken follow-up is reserved: enough for a few calls to Stripe and a few transactions.
 TAKEN_FOR = timedelta(seconds=60)
 
 _DUTIES = tables.subscription_duties
@@ -18,7 +18,7 @@ _DUTIES = tables.subscription_duties
 
 @dataclass(frozen=True, slots=True)
 class FollowUp:
-    """Something to be done about a subscription. Its id is new for each new cause."""
+    """Something to do at Stripe for a subscription. Each new cause gives it a new id."""
 
     account_id: str
     subscription_id: str
@@ -28,7 +28,7 @@ class FollowUp:
 
 
 async def add(conn: AsyncConnection, account_id: str, subscription_id: str, due_at: datetime, now: datetime) -> bool:
-    """Note that something has to be done by `due_at`; returns whether that is new. An earlier time counts."""
+    """Store that a follow-up is due at `due_at`; returns whether it is new. The earlier of two times counts."""
     row = {
         "account_id": account_id,
         "subscription_id": subscription_id,
@@ -46,26 +46,26 @@ async def add(conn: AsyncConnection, account_id: str, subscription_id: str, due_
     return bool(result.scalar_one() == row["duty_id"])
 
 
-async def defer(conn: AsyncConnection, duty: FollowUp, until: datetime) -> None:
-    """Let a duty rest until there is something to do about it; until then nothing of it is overdue."""
+async def defer(conn: AsyncConnection, follow_up: FollowUp, until: datetime) -> None:
+    """Delay a follow-up until `until`, and count it as overdue only from then on."""
     await conn.execute(
         sa.update(_DUTIES)
-        .where(*_is(duty.account_id, duty.subscription_id), _DUTIES.c.duty_id == duty.duty_id)
+        .where(*_is(follow_up.account_id, follow_up.subscription_id), _DUTIES.c.duty_id == follow_up.duty_id)
         .values(due_at=until, created_at=until)
     )
 
 
-async def look_again(conn: AsyncConnection, duty: FollowUp, at: datetime) -> None:
-    """Keep a duty that seems done until it is seen to stay so."""
+async def look_again(conn: AsyncConnection, follow_up: FollowUp, at: datetime) -> None:
+    """Keep a follow-up that seems done, and check again at `at` that it stayed so."""
     await conn.execute(
         sa.update(_DUTIES)
-        .where(*_is(duty.account_id, duty.subscription_id), _DUTIES.c.duty_id == duty.duty_id)
+        .where(*_is(follow_up.account_id, follow_up.subscription_id), _DUTIES.c.duty_id == follow_up.duty_id)
         .values(due_at=at)
     )
 
 
 async def renew(conn: AsyncConnection, account_id: str, subscription_id: str, now: datetime) -> None:
-    """Note that it has to be done anew: what is wanted has changed since it was last looked at."""
+    """Store or renew a follow-up, due now and with a new id: the wanted state may have changed since the last check."""
     values = {"duty_id": uuid.uuid4().hex, "due_at": now, "attempts": 0, "note": None, "created_at": now}
     insert = postgresql.insert(_DUTIES).values(account_id=account_id, subscription_id=subscription_id, **values)
     await conn.execute(
@@ -74,7 +74,7 @@ async def renew(conn: AsyncConnection, account_id: str, subscription_id: str, no
 
 
 async def due(conn: AsyncConnection, most: int, now: datetime) -> list[tuple[str, str]]:
-    """Return the (account, subscription) of duties that are due, the longest waiting first."""
+    """Return (account, subscription) of the due follow-ups, those that have waited longest first."""
     query = sa.select(_DUTIES.c.account_id, _DUTIES.c.subscription_id).where(_DUTIES.c.due_at <= now)
     return [
         (row.account_id, row.subscription_id)
@@ -83,13 +83,13 @@ async def due(conn: AsyncConnection, most: int, now: datetime) -> list[tuple[str
 
 
 async def of_account(conn: AsyncConnection, account_id: str, now: datetime) -> list[str]:
-    """Return the subscriptions of an account with duties that are due."""
+    """Return the account's subscriptions with due follow-ups."""
     query = sa.select(_DUTIES.c.subscription_id).where(_DUTIES.c.account_id == account_id, _DUTIES.c.due_at <= now)
     return list((await conn.execute(query.order_by(_DUTIES.c.subscription_id))).scalars())
 
 
 async def take(conn: AsyncConnection, account_id: str, subscription_id: str, now: datetime) -> bool:
-    """Keep other workers from a duty for a while; returns whether it was due. One who dies holds it up so long."""
+    """Reserve a follow-up for this worker; returns whether it was due. If the worker dies, the reservation expires."""
     taken = await conn.execute(
         sa.update(_DUTIES)
         .where(*_is(account_id, subscription_id), _DUTIES.c.due_at <= now)
@@ -99,25 +99,27 @@ async def take(conn: AsyncConnection, account_id: str, subscription_id: str, now
 
 
 async def find(conn: AsyncConnection, account_id: str, subscription_id: str) -> FollowUp | None:
-    """Return the duty about a subscription; None if there is none."""
+    """Return the follow-up of a subscription; None if there is none."""
     columns = select_list.columns(FollowUp, _DUTIES)
     row = (await conn.execute(sa.select(*columns).where(*_is(account_id, subscription_id)))).one_or_none()
     return None if row is None else FollowUp(*row)
 
 
-async def postpone(conn: AsyncConnection, duty: FollowUp, until: datetime, note: str) -> None:
-    """Let a duty wait after a failure; one that was renewed meanwhile stays due."""
+async def postpone(conn: AsyncConnection, follow_up: FollowUp, until: datetime, note: str) -> None:
+    """Delay a follow-up after a failure; if it was renewed meanwhile, it stays due."""
     await conn.execute(
         sa.update(_DUTIES)
-        .where(*_is(duty.account_id, duty.subscription_id), _DUTIES.c.duty_id == duty.duty_id)
+        .where(*_is(follow_up.account_id, follow_up.subscription_id), _DUTIES.c.duty_id == follow_up.duty_id)
         .values(due_at=until, attempts=_DUTIES.c.attempts + 1, note=note)
     )
 
 
-async def close(conn: AsyncConnection, duty: FollowUp) -> None:
-    """Forget a duty that is done; one that was renewed meanwhile stays."""
+async def close(conn: AsyncConnection, follow_up: FollowUp) -> None:
+    """Delete a follow-up that is done; if it was renewed meanwhile, it stays."""
     await conn.execute(
-        sa.delete(_DUTIES).where(*_is(duty.account_id, duty.subscription_id), _DUTIES.c.duty_id == duty.duty_id)
+        sa.delete(_DUTIES).where(
+            *_is(follow_up.account_id, follow_up.subscription_id), _DUTIES.c.duty_id == follow_up.duty_id
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""Fetching one subscription afresh and applying it, at once: for whoever has just changed it at Stripe."""
+"""Fetches a subscription and applies it immediately, for callers that have just changed it at Stripe."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,14 @@ from billing_svc.stripe import client, leases
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import apply_subscription
 
-# A worker holds an object for a fetch and a transaction, usually a fraction of a second; the caller's own call has
-# time for no more.
+# A worker holds an object's lease for a fetch and a transaction, usually a fraction of a second; a longer wait would
+# use up the time of the caller's own call.
 WAIT_SECONDS_MAX = 3.0
 POLL_SECONDS = 0.05
 
 
 class Refresher:
-    """Brings subscriptions to what Stripe has, in the same way as the inbox: under the object's lease."""
+    """Updates stored subscriptions from Stripe, under the object's lease, as the inbox does."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Refresher:
         now: clock.Clock,
         wait_seconds_max: float = WAIT_SECONDS_MAX,
     ) -> None:
-        """`wait_seconds_max` bounds the wait for whoever holds the subscription's lease."""
+        """`wait_seconds_max` bounds the wait for another holder of the subscription's lease."""
         self._database = database
         self._catalogs = catalogs
         self._stripe = stripe
@@ -38,11 +38,11 @@ class Refresher:
         self._wait_seconds_max = wait_seconds_max
 
     async def refresh(self, subscription_id: str, origin: audit_store.Origin) -> str:
-        """Fetch a subscription and apply it; returns its account. What changed has an audit row of the origin.
+        """Fetch a subscription and apply it; returns its account. Audit entries have the given origin.
 
-        Its waiting events go on waiting, and then find nothing left to change. Raises LostRace if others hold the
-        subscription all the time, StripeUnavailable, NotAtStripe, NotOurs and CannotApply; the worker brings it up to
-        date all the same once its event is here.
+        Its waiting events stay, and later find nothing to change. Raises LostRace if others hold the subscription's
+        lease until the wait ends, StripeUnavailable, NotAtStripe, NotOurs and CannotApply; then the worker updates the
+        row when the event arrives.
         """
         give_up_at = asyncio.get_running_loop().time() + self._wait_seconds_max
         while asyncio.get_running_loop().time() < give_up_at:
@@ -56,10 +56,10 @@ class Refresher:
                     await self._give_back(lease)
                     raise
             await asyncio.sleep(POLL_SECONDS)
-        raise errors.LostRace("the subscription is being brought up to date by others; send the same call again")
+        raise errors.LostRace("another process is updating the subscription; send the same call again")
 
     async def fetch(self, subscription_id: str) -> stripe_subscriptions.StripeSubscription:
-        """Look at a subscription as Stripe has it, and change nothing. Raises what `fetch` below does."""
+        """Return a subscription as Stripe has it, without writing anything. Raises what the function `fetch` raises."""
         return await fetch(self._stripe, subscription_id)
 
     async def _take(self, subscription_id: str) -> leases.Lease | None:
@@ -79,18 +79,18 @@ class Refresher:
 
     async def _give_back(self, lease: leases.Lease) -> None:
         now = self._clock.now()
-        # If that fails as well, it runs out by itself.
+        # If the release fails too, the lease expires by itself.
         with contextlib.suppress(errors.BillingError):
             await self._database.run(lambda conn: leases.end(conn, lease, now))
 
 
 async def fetch(stripe: client.Stripe, subscription_id: str) -> stripe_subscriptions.StripeSubscription:
-    """Return a subscription as Stripe has it now. Raises NotAtStripe and CannotApply, beside what the client raises."""
+    """Return a subscription as Stripe has it now. Raises NotAtStripe, CannotApply and the client's errors."""
     return read(await stripe.subscription(subscription_id))
 
 
 def read(data: client.Data) -> stripe_subscriptions.StripeSubscription:
-    """Return a subscription as Stripe wrote it, typed. Raises CannotApply."""
+    """Parse Stripe's subscription. Raises CannotApply."""
     try:
         return stripe_subscriptions.from_stripe(data)
     except ValueError as error:

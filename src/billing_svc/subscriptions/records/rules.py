@@ -8,15 +8,15 @@ from datetime import datetime
 
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 
-# Statuses that suspend it: the default plan holds until it gives again.
+# Suspended: the default plan applies until the subscription gives its plan again.
 SUSPENDED = frozenset({"unpaid", "paused"})
-# It never got as far as giving anything.
+# Never gave its plan.
 STILLBORN = frozenset({"incomplete", "incomplete_expired"})
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The half-open interval in which a subscription gives its plan; equal bounds: never."""
+    """The half-open interval in which a subscription gives its plan; equal bounds mean never."""
 
     start: datetime
     end: datetime | None
@@ -28,10 +28,10 @@ def interval_in_force(
     period_end: datetime,
     now: datetime,
 ) -> Interval:
-    """Return when a subscription gives its plan, given what was known of it before.
+    """Return when a subscription gives its plan; `previous` is what was stored before.
 
-    It ends where Stripe says that it ends or will end, so that the plan changes on time even if that event is late. A
-    suspension begins when it was first seen: Stripe does not say since when.
+    It ends when Stripe says that it ended or will end, so that the plan changes on time even if the event is late. A
+    suspension begins when this service first sees it: Stripe does not say when it began.
     """
     start = subscription.start_date
     end: datetime | None
@@ -47,6 +47,6 @@ def interval_in_force(
         end = previous.end if previous is not None and previous.end is not None and previous.end <= now else now
     elif subscription.status in STILLBORN:
         end = start
-    else:  # a status that is not known yet keeps what was
+    else:  # an unknown status keeps the previous interval
         end = start if previous is None else previous.end
     return Interval(start, end if end is None else max(start, end))

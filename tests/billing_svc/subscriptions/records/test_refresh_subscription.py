@@ -1,4 +1,4 @@
-"""Bringing one subscription up to date at once, beside the worker that may do the same."""
+"""Refreshing a subscription immediately, while the worker may apply it too."""
 
 import asyncio
 
@@ -50,7 +50,7 @@ async def test_a_refresh_waits_for_a_worker_and_sees_what_came_after_it(world: W
             await released.wait()
         return None
 
-    # The worker has the old state in hand; the RPC has changed it since.
+    # The worker has fetched the old state; the RPC changes it before the worker writes.
     world.sandbox.faults.after = hold
     worker = asyncio.create_task(world.inbox.apply_due())
     await fetched.wait()
@@ -70,7 +70,7 @@ async def test_a_refresh_gives_up_on_a_lease_that_does_not_come_free(world: Worl
     assert lease is not None
     with pytest.raises(errors.LostRace):
         await refresher(world, 0.2).refresh(subscription_id, ORIGIN)
-    # Whoever holds it still does.
+    # The other holder still has the lease.
     assert await world.billing.transactions.run(lambda conn: leases.end(conn, lease, now))
 
 

@@ -51,7 +51,7 @@ def test_a_status_that_gives_the_plan_gives_it_whatever_went_before(
 @pytest.mark.parametrize(
     ("status", "previous", "end"),
     [
-        # Stripe does not say since when, so a suspension begins when it was first seen, and stays there.
+        # Stripe does not say since when, so a suspension begins when it is first seen, and keeps that beginning.
         ("unpaid", None, NOW),
         ("unpaid", GAVE, NOW),
         ("unpaid", ENDED_EARLIER, EARLIER),
@@ -83,7 +83,7 @@ def test_a_status_that_gives_no_plan_ends_the_interval(
         ({"ended_at": EARLIER}, ENDS_LATER, EARLIER),
         ({"ended_at": NOW}, ENDED_EARLIER, EARLIER),  # suspended before
         ({"ended_at": NOW}, NEVER, START),
-        ({"ended_at": NOW, "canceled_at": EARLIER}, GAVE, NOW),  # asked for earlier, ended now
+        ({"ended_at": NOW, "canceled_at": EARLIER}, GAVE, NOW),  # requested earlier, ended now
         ({"canceled_at": EARLIER}, GAVE, EARLIER),
         ({}, GAVE, NOW),
         ({"ended_at": START - timedelta(days=1)}, GAVE, START),
