@@ -120,9 +120,9 @@ class SubscriptionServiceServicer:
         """Makes a page of Stripe's on which the account's customer can buy a plan, and answers its address.
 
         One page is open per account: an equal one that is still open is given again, another one is expired. Refused with
-        ALREADY_SUBSCRIBED while a plan subscription is not over. A trial is for an account's first plan subscription. If
-        two pages of an account are paid all the same, the first subscription stays; the other one is cancelled and
-        credited.
+        ALREADY_SUBSCRIBED while a plan subscription is not over. A trial is for an account's first plan subscription; one
+        that was never paid (STATUS_INCOMPLETE_EXPIRED) does not count. If two pages of an account are paid all the same,
+        the first subscription stays; the other one is cancelled and credited.
 
         Retry: safe. The same request_id with the same content gives the same page; without a request_id, an equal open
         page is given again.

@@ -26,6 +26,7 @@ from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.stripe import client, intents, prices
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.checkouts import close_checkout, store
+from billing_svc.subscriptions.records import rules as records_rules
 from billing_svc.subscriptions.records import store as subscriptions_store
 
 # Each round closes one page that stands in the way; more than a few mean that callers fight over the account.
@@ -165,8 +166,9 @@ class Checkout:
             "price": page.price,
             "catalog_version": str(page.catalog_version),
         }
-        # A plan is tried once, however often it is bought.
-        is_first = not await subscriptions_store.plan_subscriptions(conn, account_id)
+        # A plan is tried once, however often it is bought; a purchase that was never paid has tried nothing.
+        bought = await subscriptions_store.plan_subscriptions(conn, account_id)
+        is_first = all(one.status in records_rules.STILLBORN for one in bought)
         trial = {"trial_period_days": plan.trial_days} if plan.trial_days and is_first else {}
         return {
             "mode": "subscription",
