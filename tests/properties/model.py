@@ -202,7 +202,7 @@ class Account:
         return Told(allowed=True, used=after.used, billable=charged, units=units)
 
     def move_level(
-        self, event_id: str, meter: str, occurred_at: datetime, *, to: int | None, by: int, reject: bool
+        self, event_id: str, meter: str, occurred_at: datetime | None, *, to: int | None, by: int, reject: bool
     ) -> Told | None:
         """Set a level or change it; None where the change is refused as unfit."""
         key, terms = self.target(meter, self.now)
@@ -210,8 +210,10 @@ class Account:
         level, set_at = self.levels.get(meter, (0, None))
         after = Counter(terms, before.used, before.billable, before.exceeded_at)
         _raise_peak(after, terms, level)
-        is_stale = to is not None and set_at is not None and occurred_at < set_at
-        change = by if to is None else 0 if is_stale else to - level
+        happened_at = self.now if occurred_at is None else occurred_at
+        # What happened before the last set is contained in it; a change without a time happens now, after all others.
+        is_stale = set_at is not None and happened_at < set_at and (to is not None or occurred_at is not None)
+        change = 0 if is_stale else by if to is None else to - level
         if level + change < 0:
             return None
         if reject and change > 0 and not self.allows(meter, after, terms, change):
@@ -219,7 +221,7 @@ class Account:
         opened = after.billable
         _raise_peak(after, terms, level + change)
         self.counters[key] = after
-        self.levels[meter] = (level + change, occurred_at if to is not None and not is_stale else set_at)
+        self.levels[meter] = (level + change, happened_at if to is not None and not is_stale else set_at)
         self.events[event_id] = Event(meter, key[1], 0)
         return Told(allowed=True, used=level + change, billable=after.billable - opened, units=change)
 

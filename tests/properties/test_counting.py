@@ -212,9 +212,9 @@ class Counting(stateful.RuleBasedStateMachine):
     def set_a_level(self, meter: str, level: int, age: timedelta | None, *, reject: bool) -> None:
         self._move_level(_request(meter=meter, level=level), meter, age, to=level, by=0, reject=reject)
 
-    @stateful.rule(meter=GAUGES, by=st.integers(-4, 4).filter(bool), reject=st.booleans())
-    def change_a_level(self, meter: str, by: int, *, reject: bool) -> None:
-        self._move_level(_request(meter=meter, quantity=by), meter, None, to=None, by=by, reject=reject)
+    @stateful.rule(meter=GAUGES, by=st.integers(-4, 4).filter(bool), age=AGES, reject=st.booleans())
+    def change_a_level(self, meter: str, by: int, age: timedelta | None, *, reject: bool) -> None:
+        self._move_level(_request(meter=meter, quantity=by), meter, age, to=None, by=by, reject=reject)
 
     @stateful.rule(event=events)
     def repeat(self, event: str) -> None:
@@ -346,7 +346,8 @@ class Counting(stateful.RuleBasedStateMachine):
     ) -> None:
         request, at = self._sendable(request, age, reject=reject)
         key, terms = self.account.target(meter, self.account.now)
-        expected = self.account.move_level(request.event_id, meter, at, to=to, by=by, reject=reject)
+        happened_at = None if age is None else at
+        expected = self.account.move_level(request.event_id, meter, happened_at, to=to, by=by, reject=reject)
         call = self._billing.usage.RecordUsage(request)
         if expected is None:
             assert self._refused(call) is grpc.StatusCode.FAILED_PRECONDITION

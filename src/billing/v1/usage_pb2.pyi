@@ -36,7 +36,9 @@ class _IfExceededEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IfExceeded
     IF_EXCEEDED_RECORD: _IfExceeded.ValueType  # 1
     """Count it: it has happened. The answer says that it passed the limit."""
     IF_EXCEEDED_REJECT: _IfExceeded.ValueType  # 2
-    """Decide as CheckQuota would, and record only if allowed."""
+    """Decide as CheckQuota would, and record only if allowed. An allowed one counts for a rate limit as a check does,
+    unless it settles a hold, whose check has counted.
+    """
 
 class IfExceeded(_IfExceeded, metaclass=_IfExceededEnumTypeWrapper):
     """What to do with usage that the account's quota does not allow."""
@@ -46,7 +48,9 @@ IF_EXCEEDED_UNSPECIFIED: IfExceeded.ValueType  # 0
 IF_EXCEEDED_RECORD: IfExceeded.ValueType  # 1
 """Count it: it has happened. The answer says that it passed the limit."""
 IF_EXCEEDED_REJECT: IfExceeded.ValueType  # 2
-"""Decide as CheckQuota would, and record only if allowed."""
+"""Decide as CheckQuota would, and record only if allowed. An allowed one counts for a rate limit as a check does,
+unless it settles a hold, whose check has counted.
+"""
 Global___IfExceeded: _TypeAlias = IfExceeded  # noqa: Y015
 
 class _ReservationOutcome:
@@ -254,7 +258,9 @@ class RecordUsageResponse(_message.Message):
     catalog_version: _builtins.int
     """The catalog version that the terms come from."""
     superseded: _builtins.bool
-    """Gauges: a level that is older than the last one set; stored without effect."""
+    """Gauges: a level that is older than the last one set, or a change whose occurred_at lies before that one, which
+    contains it already; stored without effect.
+    """
     overridden: _builtins.bool
     """An override of the account, not the plan alone, set `included` or `unlimited`."""
     pay_as_you_go: _builtins.bool

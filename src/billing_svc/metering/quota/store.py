@@ -1,7 +1,7 @@
 """What a decision reads in one statement: account states and counters, for any number of accounts and meters."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -122,6 +122,13 @@ _ADMIT = direct.PreparedStatement(f"""
      WHERE w.account_id = old.account_id
     RETURNING w.account_id, w.admitted - CASE WHEN old.is_over THEN 0 ELSE old.admitted END, w.window_start
 """)  # noqa: S608 - constants of this file
+_SELECT_WINDOWS = direct.PreparedStatement(f"""
+    SELECT asked.account_id, w.window_start, w.admitted
+      FROM {bulk.arrays("asked", "account_id text")}
+     CROSS JOIN LATERAL (
+           SELECT window_start, admitted FROM rate_windows WHERE account_id = asked.account_id OFFSET 0
+           ) AS w
+""")  # noqa: S608 - constants of this file
 _OPEN_WINDOWS = direct.PreparedStatement(
     bulk.insert_missing(tables.rate_windows, ("account_id", "window_start", "admitted")).text
 )
@@ -205,6 +212,13 @@ def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
         window=None if first[_WINDOW_START] is None else rules.RateWindow(*first[_WINDOW]),
         counters={row[_PERIOD_START]: rules.Counter(*row[_COUNTER]) for row in rows if row[_PERIOD_START] is not None},
     )
+
+
+async def read_windows(conn: AsyncConnection, account_ids: Collection[str]) -> dict[str, rules.RateWindow]:
+    """Return the rate windows of accounts that have one, without locking them."""
+    asked = bulk.to_arrays(("account_id",), [(account_id,) for account_id in account_ids])
+    rows = await direct.fetch(conn, _SELECT_WINDOWS, asked)
+    return {account_id: rules.RateWindow(*window) for account_id, *window in rows}
 
 
 async def admit(

@@ -13,9 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.catalog import versions
 from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.gauges import store as gauges_store
-from billing_svc.metering.quota import check_quota, holds, lookup
+from billing_svc.metering.quota import check_quota, holds, lookup, rate_admissions
 from billing_svc.metering.quota import rules as quota_rules
-from billing_svc.metering.quota import store as quota_store
 from billing_svc.metering.reservations import store
 from billing_svc.platform import errors
 from billing_svc.platform.database import transactions
@@ -174,10 +173,8 @@ class _NewHolds:
 
     def __init__(self, now: datetime) -> None:
         self._now = now
-        # How many more checks each account's rate window admits.
-        self._room: dict[str, int] = {}
+        self.rates = rate_admissions.RateAdmissions(now)
         self.held: dict[counters_store.CounterKey, int] = {}
-        self.wanted: dict[str, quota_rules.RateRequests] = {}
         self.made: list[tuple[holds.Reservation, str]] = []
 
     def answer(
@@ -192,9 +189,11 @@ class _NewHolds:
         checked = check_quota.answer(replace(known, facts=facts), question, self._now)
         if isinstance(checked, errors.BillingError) or not checked.decision.allowed or question.hold is None:
             return checked
-        denial = self._admit(checked)
-        if denial is not None:
-            return replace(checked, decision=denial)
+        if checked.rate_limit is not None:
+            account_id, window = question.asked.account_id, known.facts.window
+            denial = self.rates.admit(account_id, checked.rate_limit, window)
+            if denial is not None:
+                return replace(checked, decision=denial)
         self.held[key] = self.held.get(key, 0) + checked.units
         reservation = holds.Reservation(
             account_id=question.asked.account_id,
@@ -211,28 +210,12 @@ class _NewHolds:
         counter = replace(checked.counter, reserved=checked.counter.reserved + checked.units)
         return replace(checked, counter=counter, reservation=reservation)
 
-    def _admit(self, checked: check_quota.QuotaAnswer) -> quota_rules.Decision | None:
-        """Take a place in the account's rate window; returns the denial if there is none left."""
-        limit, window = checked.rate_limit, checked.known.facts.window
-        if limit is None:
-            return None
-        account_id = checked.known.asked.account_id
-        room = self._room.setdefault(account_id, limit.requests if window is None else window.room(limit, self._now))
-        if room == 0:
-            opened_at = window.start if window is not None and not window.is_over(limit, self._now) else self._now
-            return quota_rules.rate_limited(limit, opened_at, self._now)
-        self._room[account_id] = room - 1
-        self.wanted.setdefault(account_id, quota_rules.RateRequests(limit, is_first=window is None)).number += 1
-        return None
-
 
 async def _write(conn: AsyncConnection, holds_made: _NewHolds, now: datetime) -> None:
     """Write the new holds. Raises RetryTransaction if another transaction filled a rate window or took a request id."""
     if not holds_made.made:
         return
-    admitted = await quota_store.admit(conn, holds_made.wanted, now) if holds_made.wanted else {}
-    if any(admitted[account_id][0] < one.number for account_id, one in holds_made.wanted.items()):
-        raise transactions.RetryTransaction
+    await holds_made.rates.write(conn)
     if await store.insert(conn, holds_made.made, now) < len(holds_made.made):
         raise transactions.RetryTransaction
     await counters_store.add_reserved(conn, holds_made.held, now)

@@ -1,19 +1,21 @@
 """The ledger of a batch of events: counters, levels and holds while the events are counted one after the other."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing_svc.catalog import parts
 from billing_svc.metering.alerts import rules as alerts_rules
 from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.gauges import rules as gauges_rules
 from billing_svc.metering.gauges import store as gauges_store
 from billing_svc.metering.quota import holds as reservations_rules
-from billing_svc.metering.quota import lookup, terms
+from billing_svc.metering.quota import lookup, rate_admissions, terms
 from billing_svc.metering.quota import rules as quota_rules
+from billing_svc.metering.quota import store as quota_store
 from billing_svc.metering.reservations import hold_units
 from billing_svc.metering.reservations import store as reservations_store
 from billing_svc.metering.usage import rules, store
@@ -55,6 +57,11 @@ class TargetPeriod:
         """The key of the level that the events change, if the meter is a gauge."""
         return self.key[:2]
 
+    def rate_limit(self, now: datetime) -> parts.RateLimit | None:
+        """Return the rate limit that the account has now, whichever period this is."""
+        present = self.known.terms_at(now)
+        return present.plan.rate_limit_for(pay_as_you_go=present.pay_as_you_go)
+
     @property
     def is_of_unknown(self) -> bool:
         """Say whether the account does not exist yet."""
@@ -86,6 +93,8 @@ class BatchLedger:
         self._reservations = dict(reservations)
         # The reserved units of each counter so far.
         self._reserved = {key: row.counter.reserved for key, row in locked.items()}
+        self._windows: Mapping[str, quota_rules.RateWindow] = {}
+        self._rates = rate_admissions.RateAdmissions(now)
         self._closings: list[tuple[reservations_rules.Reservation, reservations_rules.HoldState, str | None]] = []
         self.levels = dict(levels)
         self.counters: dict[counters_store.CounterKey, counters_store.CounterUpdate] = {}
@@ -103,8 +112,16 @@ class BatchLedger:
             named: replace(one, state=one.state_at(self._now)) for named, one in self._reservations.items()
         }
 
+    async def read_windows(self, conn: AsyncConnection, account_ids: Collection[str]) -> None:
+        """Read the rate windows of accounts, in which their events with REJECT take places."""
+        self._windows = await quota_store.read_windows(conn, account_ids)
+
     async def settle(self, conn: AsyncConnection) -> None:
-        """Write the new states of the reservations that events named."""
+        """Write the new states of the reservations that events named, and the places taken in rate windows."""
+        await self._close_reservations(conn)
+        await self._rates.write(conn)
+
+    async def _close_reservations(self, conn: AsyncConnection) -> None:
         if not self._closings:
             return
         if await reservations_store.close(conn, self._closings, self._now) < len(self._closings):
@@ -131,9 +148,14 @@ class BatchLedger:
         # Other reservations take up room when an event may be rejected, not when it is only counted.
         basis = before.holding(before.reserved - own if event.reject else 0)
         decision = quota_rules.decide(allowance, basis, units, under.catalog.grace_period, self._now)
-        if event.reject and units > 0 and not decision.allowed:
-            plans = quota_rules.allowing_plans(known.newest, under, known.meter, units)
-            return rules.DeniedEvent(known.meter, units, under, allowance, before, decision, plans)
+        if event.reject and units > 0:
+            # The check that made the event's own hold took a place in the rate window already.
+            limited = self._rate_limited(target) if decision.allowed and not own else None
+            if limited is not None:
+                return rules.DeniedEvent(known.meter, units, under, allowance, before, limited, upgrade_plans=())
+            if not decision.allowed:
+                plans = quota_rules.allowing_plans(known.newest, under, known.meter, units)
+                return rules.DeniedEvent(known.meter, units, under, allowance, before, decision, plans)
         if reservation is not None:
             self._close(reservation, outcome, event)
             before = before.holding(self._reserved[key])
@@ -166,6 +188,14 @@ class BatchLedger:
         self.events.append(store.StoredEvent(event, placed.occurred_at, self._now, recorded))
         return EventAnswer(recorded, duplicate=False)
 
+    def _rate_limited(self, target: TargetPeriod) -> quota_rules.Decision | None:
+        """Take a place in the account's rate window for an event with REJECT; returns the denial if it is full."""
+        limit = target.rate_limit(self._now)
+        if limit is None:
+            return None
+        account_id = target.key[0]
+        return self._rates.admit(account_id, limit, self._windows.get(account_id))
+
     def _row(self, target: TargetPeriod) -> counters_store.LockedCounter:
         """Return the locked counter, or a new counter at zero."""
         row = self._rows.get(target.key)
@@ -175,9 +205,9 @@ class BatchLedger:
         return row
 
     def _move(self, placed: PlacedEvent, level: gauges_rules.Level, units: int) -> bool:
-        """Change a gauge's level; returns whether a later absolute level supersedes the event's."""
+        """Change a gauge's level; returns whether a later absolute level supersedes the event."""
         is_set = placed.event.sent.level is not None and not placed.event.retry_attempt
-        superseded = is_set and level.is_newer_than(placed.occurred_at)
+        superseded = rules.is_superseded(placed.event, level, placed.occurred_at)
         moved = level.changed(units)
         self.levels[placed.target.gauge_key] = (
             replace(moved, set_at=placed.occurred_at) if is_set and not superseded else moved

@@ -145,8 +145,12 @@ async def _count(
     gauges = {one.gauge_key: one.under.period.end for one in targets if one.is_gauge}
     levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
     batch = batch_ledger.BatchLedger(locked, levels, reservations, now)
-    if any(one.event.reject for one in placed):
+    rejecting = [one.target for one in placed if one.event.reject]
+    if rejecting:
         await batch.expire(conn)
+        limited = {one.key[0] for one in rejecting if one.rate_limit(now) is not None} if catalogs.limit_rates else ()
+        if limited:
+            await batch.read_windows(conn, limited)
     for one in placed:
         try:
             outcomes[one.n] = batch.take(one)

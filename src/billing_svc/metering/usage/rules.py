@@ -120,8 +120,10 @@ def units(event: NewEvent, level: gauges_rules.Level | None, meter: str, asked: 
             violation = errors.FieldViolation("quantity", f"comes to {asked} units; at most {UNITS_MAX} are allowed")
             raise errors.InvalidRequest([violation])
         return asked
+    if is_superseded(event, level, occurred_at):
+        return 0
     if event.sent.level is not None:
-        return 0 if level.is_newer_than(occurred_at) else event.sent.level - level.level
+        return event.sent.level - level.level
     if level.level + asked < 0:
         message = f"quantity: the level is {level.level}; a change of {asked} would take it below 0"
         raise errors.LevelBelowZero(message, {"meter": meter, "level": str(level.level)})
@@ -129,6 +131,16 @@ def units(event: NewEvent, level: gauges_rules.Level | None, meter: str, asked: 
         violation = errors.FieldViolation("quantity", f"takes the level past {UNITS_MAX}")
         raise errors.InvalidRequest([violation])
     return asked
+
+
+def is_superseded(event: NewEvent, level: gauges_rules.Level, occurred_at: datetime) -> bool:
+    """Say whether a gauge's latest absolute level was measured after the event, and so contains it.
+
+    A change that does not say when it happened happens now: a set by a clock that is ahead does not contain it.
+    """
+    if event.retry_attempt or (event.sent.level is None and event.sent.occurred_at is None):
+        return False
+    return level.is_newer_than(occurred_at)
 
 
 def check_occurred_at(occurred_at: datetime | None, now: datetime) -> datetime:

@@ -183,7 +183,7 @@ usage_events = sa.Table(
     sa.Column("included", sa.BigInteger),
     sa.Column("overridden", sa.Boolean, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
-    # A gauge's set that was older than the last one.
+    # A gauge's set or change that happened before the last set.
     sa.Column("superseded", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.CheckConstraint("account_id <> '' AND event_id <> ''", name="named"),
     # The split of a period by operation and by day. The condition holds for every row: only a query that repeats it can
@@ -207,7 +207,7 @@ gauge_levels = sa.Table(
     sa.Column("account_id", sa.Text, primary_key=True),
     sa.Column("meter", sa.Text, primary_key=True),
     sa.Column("level", sa.BigInteger, nullable=False),
-    # A set that is older than this is stored without effect.
+    # A set or a change that happened before this is stored without effect.
     sa.Column("set_at", _INSTANT),
     # Until when its peak is accounted for: the end of the last period that was opened with it. The worker opens the
     # next one where nothing is recorded.
