@@ -153,7 +153,10 @@ class RecordUsageRequest(_message.Message):
     """What to do when the quota does not allow it."""
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
-        """When it happened, left out: now. At most 5 minutes ahead of the server's clock, and not older than events are kept."""
+        """When it happened, left out: now. At most 5 minutes ahead of the server's clock, and not older than events are kept.
+        A Timestamp is UTC: of a local time without its zone it would be hours early, and perhaps in another period. Events
+        that are late by whole hours are counted (billing_events_whole_hours_late) and the first ones logged.
+        """
 
     @_builtins.property
     def properties(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

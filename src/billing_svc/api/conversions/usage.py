@@ -134,7 +134,7 @@ def _answer_under(under: _Under) -> usage_pb2.RecordUsageResponse:
 def to_proto_denied(denied: rules.DeniedEvent) -> usage_pb2.RecordUsageResponse:
     """Return the answer to an event with REJECT that was not written."""
     counter, under, included = denied.counter, denied.under, denied.allowance.included
-    return usage_pb2.RecordUsageResponse(
+    response = usage_pb2.RecordUsageResponse(
         used=counter.shown_used,
         meter=denied.meter,
         included=included or 0,
@@ -149,12 +149,14 @@ def to_proto_denied(denied: rules.DeniedEvent) -> usage_pb2.RecordUsageResponse:
         plan=under.plan.key,
         resets_at=quota_conversions.to_proto_reset(denied.decision, counter, under),
         grace_ends_at=fields.to_proto_instant(denied.decision.grace_ends_at),
-        retry_after=denied.decision.retry_after,
         upgrade_plans=denied.upgrade_plans,
         catalog_version=under.catalog_version,
         overridden=denied.allowance.overridden,
         pay_as_you_go=under.pay_as_you_go,
     )
+    if denied.decision.retry_after is not None:
+        response.retry_after.FromTimedelta(denied.decision.retry_after)
+    return response
 
 
 def to_proto_error(error: errors.BillingError) -> usage_pb2.EventError:

@@ -16,6 +16,10 @@ LATE_GRACE = timedelta(minutes=30)
 FUTURE_TOLERANCE = timedelta(minutes=5)
 # Events older than this are refused: the invoice of their period is long paid.
 RETENTION = timedelta(days=400)
+# What a zone west of UTC lies behind it by at the most, in hours.
+HOURS_BEHIND_UTC_MAX = 12
+# How long an event takes to get here, where nothing is wrong.
+TRAVEL = timedelta(seconds=10)
 # The most units of an event; millions of such events fit an int64 counter.
 UNITS_MAX = 10**12
 
@@ -154,6 +158,16 @@ def check_occurred_at(occurred_at: datetime | None, now: datetime) -> datetime:
         limit = f"must not lie more than {RETENTION.days} days back"
         raise errors.InvalidRequest([errors.FieldViolation("occurred_at", limit)])
     return occurred_at
+
+
+def whole_hours_late(occurred_at: datetime, now: datetime) -> int:
+    """Return by how many whole hours an event is late, to within its travel; 0 if it is not late by whole hours.
+
+    That is what a local time west of UTC looks like when it was sent as if it were UTC. It may be a coincidence, so it
+    is counted and logged, not refused.
+    """
+    hours, rest = divmod(now - occurred_at, timedelta(hours=1))
+    return hours if 1 <= hours <= HOURS_BEHIND_UTC_MAX and rest <= TRAVEL else 0
 
 
 def terms_of_event(
