@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from billing.v1 import quota_pb2, usage_pb2
+from billing.v1 import admin_pb2, quota_pb2, usage_pb2
 from tests import clocks
 from tests.acceptance.conftest import (
     ALLOWED,
@@ -256,7 +256,11 @@ async def test_the_rate_limit_holds_with_two_server_processes(
 async def test_two_processes_never_admit_past_the_credits(
     billing: Billing, account: Account, database_url: str, tmp_path: Path
 ) -> None:
-    """Recorded with REJECT from both sides at once: exactly the 200 order books that 1,000 credits buy."""
+    """Recorded with REJECT from both sides at once: exactly the 20 order books that 100 credits buy."""
+    hundred = admin_pb2.SetOverrideRequest(
+        account_id=account.account_id, meter="credits", included=100, note="a test", request_id="r1"
+    )
+    await billing.admin.SetOverride(hundred)
     async with processes.servers(database_url, tmp_path, 2) as started:
         channels = [one.channel() for one in started]
         stubs = itertools.cycle([processes.usage_stub(channel) for channel in channels])
@@ -268,11 +272,11 @@ async def test_two_processes_never_admit_past_the_credits(
                     ),
                     metadata=processes.METADATA,
                 )
-                for n in range(230)
+                for n in range(60)
             )
         )
         for channel in channels:
             await channel.close()
-    assert Counter(answer.decision for answer in answers) == {ALLOWED: 200, DENIED: 30}
-    assert await books.used(billing.engine, account.account_id) == 1000
+    assert Counter(answer.decision for answer in answers) == {ALLOWED: 20, DENIED: 40}
+    assert await books.used(billing.engine, account.account_id) == 100
     await books.assert_balanced(billing.engine)

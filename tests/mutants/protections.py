@@ -117,9 +117,23 @@ PROTECTIONS = (
     Protection(
         "an expired hold stands in nobody's way",
         f"{_SVC}/metering/usage/record_usage.py",
-        "    if any(one.event.reject for one in placed):\n",
-        "    if False:\n",
+        "        await batch.expire(conn)\n",
+        "",
         (f"{_TESTS}/metering/reservations/test_reservations.py",),
+    ),
+    Protection(
+        "those who admit units of an account take turns",
+        f"{_SVC}/metering/reservations/hold_units.py",
+        "            accounts_store.locking({account_id for account_id, _ in since}),\n",
+        "            accounts_store.locking(()),\n",
+        (f"{_TESTS}/metering/reservations/test_holds_at_borders.py",),
+    ),
+    Protection(
+        "held units take up room in whatever period is current",
+        f"{_SVC}/metering/quota/lookup.py",
+        "rules.Counter()).holding(self.facts.held)\n",
+        "rules.Counter())\n",
+        (f"{_TESTS}/metering/reservations/test_holds_at_borders.py",),
     ),
     Protection(
         "never more is taken back than there is",

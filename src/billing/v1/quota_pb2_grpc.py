@@ -57,7 +57,8 @@ class QuotaServiceServicer:
         A decision, also DENIED, is an OK answer; only a call that could not be answered is an error. Without `reserve` the
         check stores nothing but the count of a rate limit, so two checks may both be allowed the last unit; with
         `reserve`, or with RecordUsage and if_exceeded=REJECT, they may not. A hold ends when RecordUsage settles it,
-        ReleaseReservation releases it, or reservation_ttl is over. An account that is not known yet is answered on the
+        ReleaseReservation releases it, or reservation_ttl is over, and until then takes up room in whatever period is
+        current. An account that is not known yet is answered on the
         default plan, and made only by a hold.
 
         Retry: a plain check is safe to repeat, but each allowed one counts for a rate limit. A reserving check is safe

@@ -16,7 +16,7 @@ from billing_svc.platform.database import transactions as transactions_module
 from tests.billing_svc import books
 from tests.billing_svc.conftest import CATALOGS, Billing
 
-ORDER = (tables.usage_counters, tables.gauge_levels, tables.reservations, tables.rate_windows)
+ORDER = (tables.accounts, tables.usage_counters, tables.gauge_levels, tables.reservations, tables.rate_windows)
 
 
 @pytest.fixture

@@ -217,8 +217,9 @@ async def test_a_decision_reads_each_fact_from_its_column(engine: AsyncEngine, p
         level=23,
         window=quota_rules.RateWindow(start=NOW, admitted=29),
         counters={_at(11): quota_rules.Counter(used=41, reserved=19, billable=17, exceeded_at=_at(3))},
+        held=19,
     )
     for questions in (asked, asked * 2):
         async with engine.connect() as conn:
-            read = await quota_store.read_facts(conn, questions, NOW, levels=True, windows=True)
+            read, _ = await quota_store.read_facts(conn, questions, NOW, levels=True, windows=True)
         assert read == [expected] * len(questions)

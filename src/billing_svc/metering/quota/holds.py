@@ -55,9 +55,9 @@ class Reservation:
     meter: str
     period_start: datetime
     units: int
+    expires_at: datetime
     sent: SentHold
     state: HoldState
-    expires_at: datetime
 
     @property
     def counter_key(self) -> tuple[str, str, datetime]:

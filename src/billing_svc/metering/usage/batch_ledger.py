@@ -91,8 +91,11 @@ class BatchLedger:
         self._rows = dict(locked)
         self._now = now
         self._reservations = dict(reservations)
-        # The reserved units of each counter so far.
-        self._reserved = {key: row.counter.reserved for key, row in locked.items()}
+        # The units that are held of each account and meter so far, whichever period they were reserved in.
+        self._held: dict[gauges_store.GaugeKey, int] = {}
+        for key, row in locked.items():
+            if row.counter.reserved:
+                self._held[key[:2]] = self._held.get(key[:2], 0) + row.counter.reserved
         self._windows: Mapping[str, quota_rules.RateWindow] = {}
         self._rates = rate_admissions.RateAdmissions(now)
         self._closings: list[tuple[reservations_rules.Reservation, reservations_rules.HoldState, str | None]] = []
@@ -103,11 +106,11 @@ class BatchLedger:
 
     async def expire(self, conn: AsyncConnection) -> None:
         """Close reservations whose time is over, so that they take up no room in decisions on events with REJECT."""
-        holding = [key for key, reserved in self._reserved.items() if reserved]
+        holding = [key for key, row in self._rows.items() if row.counter.reserved]
         if not holding:
             return
         for key, units in (await hold_units.expire(conn, holding, self._now)).items():
-            self._reserved[key] -= units
+            self._held[key[:2]] -= units
         self._reservations = {
             named: replace(one, state=one.state_at(self._now)) for named, one in self._reservations.items()
         }
@@ -126,17 +129,13 @@ class BatchLedger:
             return
         if await reservations_store.close(conn, self._closings, self._now) < len(self._closings):
             raise transactions.RetryTransaction
-        back: dict[counters_store.CounterKey, int] = {}
-        for one, _, _ in self._closings:
-            back[one.counter_key] = back.get(one.counter_key, 0) - one.units
-        await counters_store.add_reserved(conn, back, self._now)
 
     def take(self, placed: PlacedEvent) -> EventOutcome:
         """Decide on an event and count it. Raises the error of an invalid event, and then changes nothing."""
         event, target = placed.event, placed.target
         key, known, under, allowance = target.key, target.known, target.under, target.allowance
         row = self._row(target)
-        before = self.counters.get(key, row).counter.holding(self._reserved[key])
+        before = self.counters.get(key, row).counter.holding(self._held.get(key[:2], 0) if self._held else 0)
         level = self.levels.get(target.gauge_key) if self.levels else None
         if level is not None:
             before = quota_rules.raise_peak(allowance, replace(before, level=level.level))
@@ -144,7 +143,8 @@ class BatchLedger:
         units = rules.units(event, level, known.meter, asked, placed.occurred_at)
         reservation = self._reservations.get(event.reservation_key) if self._reservations else None
         outcome = _outcome(reservation, known.meter, self._now) if event.reservation_id else None
-        own = reservation.units if reservation is not None and self._is_held(reservation, key, outcome) else 0
+        is_settling = outcome is reservations_rules.SettlementOutcome.SETTLED
+        own = reservation.units if reservation is not None and is_settling else 0
         # Other reservations take up room when an event may be rejected, not when it is only counted.
         basis = before.holding(before.reserved - own if event.reject else 0)
         decision = quota_rules.decide(allowance, basis, units, under.catalog.grace_period, self._now)
@@ -158,7 +158,7 @@ class BatchLedger:
                 return rules.DeniedEvent(known.meter, units, under, allowance, before, decision, plans)
         if reservation is not None:
             self._close(reservation, outcome, event)
-            before = before.holding(self._reserved[key])
+            before = before.holding(self._held.get(key[:2], 0))
         after = quota_rules.count(allowance, before, units, self._now)
         is_new_allowance = (row.included, row.overridden) != (allowance.included, allowance.overridden)
         for alert in alerts_rules.crossed(
@@ -201,7 +201,6 @@ class BatchLedger:
         row = self._rows.get(target.key)
         if row is None:
             row = self._rows[target.key] = counters_store.LockedCounter.opened(target.under, target.allowance)
-            self._reserved[target.key] = 0
         return row
 
     def _move(self, placed: PlacedEvent, level: gauges_rules.Level, units: int) -> bool:
@@ -213,15 +212,6 @@ class BatchLedger:
             replace(moved, set_at=placed.occurred_at) if is_set and not superseded else moved
         )
         return superseded
-
-    def _is_held(
-        self,
-        reservation: reservations_rules.Reservation,
-        key: counters_store.CounterKey,
-        outcome: reservations_rules.SettlementOutcome | None,
-    ) -> bool:
-        """Say whether a reservation is held on the event's own counter."""
-        return outcome is reservations_rules.SettlementOutcome.SETTLED and reservation.counter_key == key
 
     def _close(
         self,
@@ -238,7 +228,9 @@ class BatchLedger:
         is_settled = outcome is reservations_rules.SettlementOutcome.SETTLED
         state = reservations_rules.HoldState.SETTLED if is_settled else reservations_rules.HoldState.EXPIRED
         self._closings.append((reservation, state, event.event_id if is_settled else None))
-        self._reserved[reservation.counter_key] -= reservation.units
+        # It may have been closed since it was read, so that this falls below zero; `settle` then begins anew.
+        pair = (reservation.account_id, reservation.meter)
+        self._held[pair] = self._held.get(pair, 0) - reservation.units
         self._reservations[event.reservation_key] = replace(reservation, state=state)
 
 

@@ -22,6 +22,7 @@ from billing_svc.metering.reservations import store as reservations_store
 from billing_svc.metering.usage import batch_ledger, rules, store
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import rules as accounts_rules
+from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.database import direct, transactions
 
 
@@ -39,17 +40,20 @@ async def record(
     # Events of the same account and meter share what is read.
     asked = list(dict.fromkeys(names))
     named = {event.reservation_key for event in events if event.reservation_id}
-    reservations = await reservations_store.find(conn, named) if named else {}
+    # Those who admit units of an account take turns, whichever counter they count in; see `hold_units.reserve`.
+    admitting = {event.account_id for event in events if event.reject}
+    turns = (accounts_store.locking(admitting),) if admitting else ()
 
     def beside(pairs: Collection[tuple[str, str]]) -> Iterable[direct.Call]:
-        # An event counts in a period within the horizon; the reservation that it names may be in an older period.
+        # An event counts in a period within the horizon, and so was made what is still held.
         since = dict.fromkeys(pairs, now - quota_store.HORIZON)
-        for one in reservations.values():
-            pair = (one.account_id, one.meter)
-            since[pair] = min(one.period_start, since.get(pair, one.period_start))
-        return store.finding(set(keys)), counters_store.locking(since)
+        # Under the locks, so that none of them is closed by others any more.
+        holding = (reservations_store.finding(named),) if named else ()
+        return *turns, counters_store.locking(since), store.finding(set(keys)), *holding
 
-    read, (found, counters) = await lookup.read_account_states(conn, catalogs, asked, now, beside)
+    read, rows = await lookup.read_account_states(conn, catalogs, asked, now, beside)
+    counters, found, *held = rows[len(turns) :]
+    reservations = reservations_store.by_id(held[0]) if held else {}
     known = dict(zip(asked, read, strict=True))
     stored = store.to_events(found)
     outcomes: dict[int, batch_ledger.EventOutcome] = {}
