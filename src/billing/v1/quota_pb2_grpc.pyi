@@ -44,7 +44,8 @@ class QuotaServiceStub:
     default plan, and made only by a hold.
 
     Retry: a plain check is safe to repeat, but each allowed one counts for a rate limit. A reserving check is safe
-    with the same request_id, which gives the same reservation. After DEADLINE_EXCEEDED the hold may exist: repeat with
+    with the same request_id: the first answer comes again as it was stored with the hold, with the reservation's
+    present state; one that is no longer held is DENIED (RESERVATION_CLOSED). After DEADLINE_EXCEEDED the hold may exist: repeat with
     the same request_id.
     Depends on: Postgres only. Stripe being away changes nothing.
     When down: choose beforehand, per kind of work. Fail open where a wrong yes is cheap, and record the usage when the
@@ -76,7 +77,8 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     default plan, and made only by a hold.
 
     Retry: a plain check is safe to repeat, but each allowed one counts for a rate limit. A reserving check is safe
-    with the same request_id, which gives the same reservation. After DEADLINE_EXCEEDED the hold may exist: repeat with
+    with the same request_id: the first answer comes again as it was stored with the hold, with the reservation's
+    present state; one that is no longer held is DENIED (RESERVATION_CLOSED). After DEADLINE_EXCEEDED the hold may exist: repeat with
     the same request_id.
     Depends on: Postgres only. Stripe being away changes nothing.
     When down: choose beforehand, per kind of work. Fail open where a wrong yes is cheap, and record the usage when the
@@ -110,7 +112,8 @@ class QuotaServiceServicer:
         default plan, and made only by a hold.
 
         Retry: a plain check is safe to repeat, but each allowed one counts for a rate limit. A reserving check is safe
-        with the same request_id, which gives the same reservation. After DEADLINE_EXCEEDED the hold may exist: repeat with
+        with the same request_id: the first answer comes again as it was stored with the hold, with the reservation's
+        present state; one that is no longer held is DENIED (RESERVATION_CLOSED). After DEADLINE_EXCEEDED the hold may exist: repeat with
         the same request_id.
         Depends on: Postgres only. Stripe being away changes nothing.
         When down: choose beforehand, per kind of work. Fail open where a wrong yes is cheap, and record the usage when the

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,6 +21,8 @@ from billing_svc.metering.reservations import store
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.database import direct, transactions
+
+ReserveOutcome: TypeAlias = check_quota.QuotaAnswer | check_quota.RepeatedAnswer | errors.BillingError
 
 # How many counters a sweep handles in one transaction.
 SWEEP_MAX = 100
@@ -39,7 +42,7 @@ async def reserve(
     catalogs: versions.CatalogCache,
     questions: Sequence[check_quota.QuotaQuestion],
     now: datetime,
-) -> list[check_quota.QuotaAnswer | errors.BillingError]:
+) -> list[ReserveOutcome]:
     """Decide questions and hold the units that are allowed; a repeated request id gets its first reservation.
 
     The counters of an account and meter are several around a border, and the lock of one keeps nobody from the others;
@@ -66,11 +69,13 @@ async def reserve(
     levels = await _lock_levels(conn, [(known[questions[n].asked], questions[n]) for n in first.values()], now)
     await _expire_overdue(conn, known.values(), counters_store.to_counters(locked), now)
     holds_made = _NewHolds(now, levels)
-    outcomes = {n: holds_made.answer(known[questions[n].asked], questions[n]) for n in first.values()}
+    outcomes: dict[int, ReserveOutcome] = {
+        n: holds_made.answer(known[questions[n].asked], questions[n]) for n in first.values()
+    }
     await holds_made.write(conn)
     for n, question in enumerate(questions):
         if keys[n] in earlier:
-            outcomes[n] = _repeated(known[question.asked], question, earlier[keys[n]], now)
+            outcomes[n] = await _repeated(conn, catalogs, known[question.asked], question, earlier[keys[n]], now)
         elif n not in outcomes:
             outcomes[n] = _repeated_in_batch(question, questions[first[keys[n]]], outcomes[first[keys[n]]])
     return [outcomes[n] for n in range(len(questions))]
@@ -215,6 +220,8 @@ class _NewHolds:
             denial = self._rates.admit(account_id, checked.rate_limit, facts.window)
             if denial is not None:
                 return replace(checked, decision=denial)
+        counter = checked.counter.holding(checked.counter.reserved + checked.units)
+        checked = replace(checked, counter=counter)
         reservation = holds.Reservation(
             account_id=account_id,
             reservation_id=uuid.uuid4().hex,
@@ -224,11 +231,12 @@ class _NewHolds:
             units=checked.units,
             sent=_sent(question),
             state=holds.HoldState.HELD,
+            created_at=self._now,
             expires_at=self._now + question.hold.ttl,
+            first=checked.kept,
         )
         self._hold(checked, reservation, question.hold.caller)
-        counter = checked.counter.holding(checked.counter.reserved + checked.units)
-        return replace(checked, counter=counter, reservation=reservation)
+        return replace(checked, reservation=reservation)
 
     def _hold(self, checked: check_quota.QuotaAnswer, reservation: holds.Reservation, caller: str) -> None:
         key = reservation.counter_key
@@ -252,22 +260,28 @@ class _NewHolds:
         await self._rates.write(conn)
         calls = counters_store.insertions(self._opened, self._unknown, self._now)
         reserving = counters_store.adding_reserved(self._reserved, self._now)
-        direct.defer(conn, *calls, store.insertion(self._made, self._now), reserving)
+        direct.defer(conn, *calls, store.insertion(self._made), reserving)
 
 
-def _repeated(
+async def _repeated(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
     known: lookup.MeterState | errors.BillingError,
     question: check_quota.QuotaQuestion,
     reservation: holds.Reservation,
     now: datetime,
-) -> check_quota.QuotaAnswer | errors.BillingError:
-    """Answer a repeated request with the present state of its reservation."""
+) -> ReserveOutcome:
+    """Answer a repeated request with its first answer and the present state of its reservation."""
     if reservation.sent != _sent(question):
         return _reused(question)
+    state = reservation.state_at(now)
+    if reservation.first is not None:
+        catalog = await catalogs.get(conn, reservation.first.catalog_version)
+        return check_quota.RepeatedAnswer(catalog, replace(reservation, state=state), reservation.first)
+    # Made before first answers were stored: all that is known is what holds now.
     checked = check_quota.answer(known, question, now)
     if isinstance(checked, errors.BillingError):
         return checked
-    state = reservation.state_at(now)
     decision = quota_rules.Decision(allowed=True, reason=quota_rules.Reason.NONE)
     if state is not holds.HoldState.HELD:
         decision = quota_rules.Decision(allowed=False, reason=quota_rules.Reason.RESERVATION_CLOSED)
@@ -277,8 +291,8 @@ def _repeated(
 def _repeated_in_batch(
     question: check_quota.QuotaQuestion,
     first: check_quota.QuotaQuestion,
-    outcome: check_quota.QuotaAnswer | errors.BillingError,
-) -> check_quota.QuotaAnswer | errors.BillingError:
+    outcome: ReserveOutcome,
+) -> ReserveOutcome:
     return outcome if _sent(question) == _sent(first) else _reused(question)
 
 

@@ -4,22 +4,27 @@ A transaction that changes a reservation holds the lock of its counter; updates 
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
+from operator import attrgetter
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.quota import holds
+from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.platform.database import bulk, direct, select_list, tables
 
 _RESERVATIONS = tables.reservations
 
 _OF_SENT = {"meter": "r.sent_meter", "operation": "r.sent_operation", "quantity": "r.sent_quantity"}
 _FOUND = select_list.SelectList()
-_RESERVATION = _FOUND.add_fields(holds.Reservation, "r", without=("sent", "state"))
+_RESERVATION = _FOUND.add_fields(holds.Reservation, "r", without=("sent", "state", "first"))
 _SENT = _FOUND.add_fields(holds.SentHold, "r", **_OF_SENT)
 _STATE = _FOUND.add("r.state")
+_FIRST = _FOUND.add_fields(holds.FirstAnswer, "r")
+_PLAN, _REASON = _FOUND.index("r.plan"), _FOUND.index("r.reason")
 _FIND = """
     SELECT {found}
       FROM {asked}
@@ -40,7 +45,9 @@ _FIND_BY_REQUEST = _finding("request_id")
 _COLUMNS = (
     *("account_id", "reservation_id", "request_id", "meter", "period_start", "units"),
     *("sent_meter", "sent_operation", "sent_quantity", "state", "created_at", "expires_at", "caller"),
+    *(_FIRST_COLUMNS := select_list.field_names(holds.FirstAnswer)),
 )
+_first_values = attrgetter(*_FIRST_COLUMNS)
 _INSERT = direct.PreparedStatement(bulk.insert(_RESERVATIONS, _COLUMNS))
 
 _CLOSING = ("account_id", "reservation_id", "state", "event_id")
@@ -83,12 +90,13 @@ def by_request(rows: Sequence[direct.Row]) -> dict[tuple[str, str], holds.Reserv
     return {(one.account_id, one.request_id): one for one in map(_to_reservation, rows)}
 
 
-def insertion(reservations: Sequence[tuple[holds.Reservation, str]], now: datetime) -> direct.Call:
+def insertion(reservations: Sequence[tuple[holds.Reservation, str]]) -> direct.Call:
     """Return the call that stores new reservations with their callers, and fails if a request id is taken."""
     rows = [
         (
             *(one.account_id, one.reservation_id, one.request_id, one.meter, one.period_start, one.units),
-            *(one.sent.meter, one.sent.operation, one.sent.quantity, one.state.value, now, one.expires_at, caller),
+            *(one.sent.meter, one.sent.operation, one.sent.quantity, one.state.value, one.created_at),
+            *(one.expires_at, caller, *_first_values(one.first)),
         )
         # In the order of the unique key, so that processes cannot deadlock.
         for one, caller in sorted(reservations, key=lambda pair: (pair[0].account_id, pair[0].request_id))
@@ -146,5 +154,8 @@ async def overdue_counters(conn: AsyncConnection, most: int, now: datetime) -> l
 
 
 def _to_reservation(row: direct.Row) -> holds.Reservation:
-    values = *row[_RESERVATION], holds.SentHold(*row[_SENT]), holds.HoldState(row[_STATE])
+    first = None
+    if row[_PLAN] is not None:
+        first = replace(holds.FirstAnswer(*row[_FIRST]), reason=quota_rules.Reason(row[_REASON]))
+    values = *row[_RESERVATION], holds.SentHold(*row[_SENT]), holds.HoldState(row[_STATE]), first
     return holds.Reservation(*values)

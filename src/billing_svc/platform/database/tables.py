@@ -185,11 +185,24 @@ usage_events = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     # A gauge's set or change that happened before the last set.
     sa.Column("superseded", sa.Boolean, nullable=False, server_default=sa.false()),
+    # What the event's hold promised: those of its billable units that are charged under the terms of the hold, where
+    # these are not those of `plan` and `catalog_version`.
+    sa.Column("held_plan", sa.Text),
+    sa.Column("held_catalog_version", sa.Integer),
+    sa.Column("held_billable", sa.BigInteger),
     sa.CheckConstraint("account_id <> '' AND event_id <> ''", name="named"),
     # The split of a period by operation and by day. The condition holds for every row: only a query that repeats it can
     # use this index, so that no look-up of an event id ever goes through all of an account's events instead of the key.
     sa.Index(
         "ix_usage_events_period", "account_id", "meter", "period_start", postgresql_where=sa.text("account_id <> ''")
+    ),
+    # Whether a counter has units that are charged under the terms of holds.
+    sa.Index(
+        "ix_usage_events_held",
+        "account_id",
+        "meter",
+        "period_start",
+        postgresql_where=sa.text("held_plan IS NOT NULL"),
     ),
     # A correction finds what is left of its event.
     sa.Index(
@@ -259,6 +272,25 @@ reservations = sa.Table(
     sa.Column("closed_at", _INSTANT),
     sa.Column("event_id", sa.Text),
     sa.Column("caller", sa.Text, nullable=False),
+    # The first answer, which a repeat of the request gets again, and the terms that its units are counted under when
+    # they are settled. Null before version 0007.
+    sa.Column("period_end", _INSTANT),
+    sa.Column("plan", sa.Text),
+    sa.Column("catalog_version", sa.Integer),
+    sa.Column("quantity", sa.BigInteger),
+    sa.Column("pay_as_you_go", sa.Boolean),
+    sa.Column("past_due", sa.Boolean),
+    # Null with a plan: unlimited.
+    sa.Column("included", sa.BigInteger),
+    sa.Column("overridden", sa.Boolean),
+    sa.Column("used", sa.BigInteger),
+    sa.Column("reserved", sa.BigInteger),
+    sa.Column("billable", sa.BigInteger),
+    sa.Column("remaining", sa.BigInteger),
+    sa.Column("reason", sa.Text),
+    sa.Column("units_beyond", sa.BigInteger),
+    sa.Column("projected_cost", sa.Numeric),
+    sa.Column("grace_ends_at", _INSTANT),
     # The same request is the same reservation.
     sa.UniqueConstraint("account_id", "request_id"),
     sa.CheckConstraint("units > 0", name="units"),
