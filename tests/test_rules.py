@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pkgutil
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 OURS = {"billing", "billing_svc", "webhook_gateway", "stripe_sandbox"}
 
 # Pure modules: values and `now` in, values out.
-RULES = {"rules.py", "terms.py", "periods.py", "holds.py"}
+RULES = {"rules.py", "terms.py", "periods.py", "holds.py", "states.py"}
 # What a rule may know: the catalog's types, the errors that name situations, how Stripe writes ids and instants, and
 # how a value is made.
 RULES_MAY_IMPORT = (
@@ -253,6 +254,53 @@ def test_stores_leave_the_transaction_to_their_caller() -> None:
         if name in ends
     ]
     assert found == []
+
+
+def test_only_one_module_writes_usage_reports() -> None:
+    naming = {
+        module_of(file)
+        for file in files("billing_svc")
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.Attribute) and node.attr == "usage_reports"
+    }
+    assert naming == {"billing_svc.usage_export.store"}
+    statement = re.compile(r"(update|insert\s+into|delete\s+from)\s+usage_reports", re.IGNORECASE)
+    assert [str(file) for file in files("billing_svc") if statement.search(file.read_text())] == []
+
+
+def test_a_report_s_state_is_written_by_its_transitions_alone() -> None:
+    """A state that is written without what goes with it may bill units twice (ADR 0007)."""
+    reports = ["billing_svc.usage_export.rules", "billing_svc.usage_export.states", "billing_svc.usage_export.store"]
+    writing = {
+        (module_of(file), place)
+        for file in {one.file for one in imports("billing_svc") if one.is_of(reports)}
+        for node in ast.walk(tree(file))
+        for place in state_written_in(node)
+    }
+    assert writing == {
+        ("billing_svc.usage_export.accrual", "rules.UsageReport"),  # a new one
+        ("billing_svc.usage_export.store", "dict"),  # one that is read
+        ("billing_svc.usage_export.store", "update.where(begins).values"),  # a transition
+    }
+
+
+def test_a_written_state_would_be_found() -> None:
+    code = "a = {'state': 1}; b(state=1); b['state'] = 1; b.state = 1; b |= dict(state=1); c = b['state']; b(b.state)"
+    found = [place for node in ast.walk(ast.parse(code)) for place in state_written_in(node)]
+    assert sorted(found) == ["attribute", "b", "dict", "dict", "item"]
+
+
+def state_written_in(node: ast.AST) -> Iterator[str]:
+    """Say in what a syntax node gives a value to something named `state`, if it does."""
+    match node:
+        case ast.Dict(keys=keys) if any(isinstance(key, ast.Constant) and key.value == "state" for key in keys):
+            yield "dict"
+        case ast.Call(func=called, keywords=named) if any(one.arg == "state" for one in named):
+            yield ast.unparse(called)
+        case ast.Subscript(slice=ast.Constant(value="state"), ctx=ast.Store()):
+            yield "item"
+        case ast.Attribute(attr="state", ctx=ast.Store()):
+            yield "attribute"
 
 
 def test_only_the_edge_touches_grpc() -> None:

@@ -313,8 +313,8 @@ PROTECTIONS = (
     Protection(
         "a slice that was sent does not grow",
         f"{_SVC}/usage_export/rules.py",
-        '        return self.state == "sealed" and self.attempts == 0\n',
-        '        return self.state == "sealed"\n',
+        "        return self.state is states.ReportState.SEALED and self.attempts == 0\n",
+        "        return self.state is states.ReportState.SEALED\n",
         (f"{_REPORT_FAULTS}::test_accepted_but_unheard_is_not_counted_again",),
     ),
     Protection(
@@ -323,6 +323,27 @@ PROTECTIONS = (
         "    is_known = report.refused_at is None and now < report.first_attempt_at + IDENTIFIER_TRUSTED_FOR\n",
         "    is_known = report.refused_at is None\n",
         (f"{_REPORT_FAULTS}::test_of_what_is_unknown_for_a_day_the_meter_s_sum_decides",),
+    ),
+    Protection(
+        "what may be at Stripe keeps its first attempt when it fails",
+        f"{_SVC}/usage_export/states.py",
+        "    return _to(Transition.FAILED_UNDECIDED, now, error=why)\n",
+        "    return _to(Transition.FAILED_UNDECIDED, now, error=why, first_attempt_at=None)\n",
+        (f"{_REPORT_FAULTS}::test_a_retry_of_what_may_be_at_stripe_looks_again",),
+    ),
+    Protection(
+        "a transition begins in its states alone",
+        f"{_SVC}/usage_export/store.py",
+        "update.where(begins).values(",
+        "update.values(",
+        (f"{_TESTS}/usage_export/test_states.py::test_what_is_no_transition_changes_no_row",),
+    ),
+    Protection(
+        "an answer to an identifier that a slice has no more changes nothing",
+        f"{_SVC}/usage_export/store.py",
+        "(_REPORTS.c.state == report.state, _REPORTS.c.identifier == report.identifier)",
+        "(_REPORTS.c.state == report.state,)",
+        (f"{_REPORT_FAULTS}::test_an_answer_that_comes_after_a_retry_marks_nothing",),
     ),
     Protection(
         "the fence of a sender",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from billing_svc.usage_export import counters, rules
+from billing_svc.usage_export import counters, rules, states
 
 # Older periods are paid for and closed; a drift of theirs was shown when they were not.
 LOOKED_BACK = timedelta(days=100)
@@ -82,9 +82,9 @@ def within(
     is_past = now >= counter.period_end + SETTLED_AFTER
     for one in own:
         about = {"event_name": one.stripe_event_name, "report_id": one.report_id}
-        if one.state == "failed":
+        if one.state is states.ReportState.FAILED:
             drifts.append(of(DiscrepancyKind.FAILED, counter, one.units, 0, one.error or "", **about))
-        elif one.state in {"sealed", "late", "itemised"} and is_past:
+        elif one.state in states.OPEN and is_past:
             detail = one.error or f"{one.state} since {one.sealed_at.isoformat(timespec='minutes')}"
             drifts.append(of(DiscrepancyKind.NOT_SENT, counter, one.units, 0, detail, **about))
     return drifts

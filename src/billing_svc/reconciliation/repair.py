@@ -1,8 +1,7 @@
 """Mending what a reconciliation found about usage, as far as that needs no person's judgement."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -12,7 +11,7 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.reconciliation import discrepancies
 from billing_svc.stripe import client
-from billing_svc.usage_export import billability, export_now, retry_failed, rules, store
+from billing_svc.usage_export import billability, export_now, retry_failed, rules, states, store
 
 _MINUTE = timedelta(minutes=1)
 
@@ -65,7 +64,7 @@ class Repair:
             return  # Stripe deletes no meter: this is not the account that the usage was sent to
         minutes: dict[datetime, list[rules.UsageReport]] = {}
         for one in await self._reports(drift.account_id):
-            if one.stripe_event_name == drift.event_name and one.state == "sent":
+            if one.stripe_event_name == drift.event_name and one.state is states.ReportState.SENT:
                 minutes.setdefault(one.minute, []).append(one)
         for minute, reports in minutes.items():
             if max(one.last_attempt_at or minute for one in reports) + billability.SUMS_LAG_MAX > self._clock.now():
@@ -74,8 +73,8 @@ class Repair:
             missing = sum(one.units for one in reports) - total
             lost = reports if total == 0 else [one for one in reports if one.units == missing]
             if missing and sum(one.units for one in lost) == missing:
-                values = {"state": "failed", "error": "its meter does not have it", "first_attempt_at": None}
-                await self._change(lost, values, "usage.report_failed", origin)
+                change = states.failed_absent(self._clock.now(), "its meter does not have it")
+                await self._change(lost, change, "usage.report_failed", origin)
 
     async def _charge_unbilled(self, drift: discrepancies.UsageDiscrepancy, origin: audit_store.Origin) -> None:
         """Charge by invoice items what reached its meter and is on no invoice: the newest slices that come to it."""
@@ -85,31 +84,29 @@ class Repair:
                 drift.meter,
                 drift.period_start,
                 drift.event_name,
-                "sent",
+                states.ReportState.SENT,
             )
             if is_of and left:
                 unbilled.append(one)
                 left -= one.units
         if left == 0:
-            now = self._clock.now()
-            values = {"state": "late", "error": "its invoice does not charge it", "next_attempt_at": now}
-            await self._change(unbilled, {**values, "closed_at": None}, "usage.report_unbilled", origin)
+            change = states.unbilled(self._clock.now(), "its invoice does not charge it")
+            await self._change(unbilled, change, "usage.report_unbilled", origin)
 
     async def _invoice_alone(self, drift: discrepancies.UsageDiscrepancy, origin: audit_store.Origin) -> None:
         """Let an item that no invoice takes in have one of its own."""
         left = [one for one in await self._reports(drift.account_id) if one.report_id == drift.report_id]
-        values = {"state": "itemised", "error": "its item was on no invoice", "next_attempt_at": self._clock.now()}
-        await self._change(left, {**values, "closed_at": None}, "usage.item_uninvoiced", origin)
+        await self._change(left, states.uninvoiced(self._clock.now()), "usage.item_uninvoiced", origin)
 
     async def _change(
-        self, reports: Sequence[rules.UsageReport], values: Mapping[str, Any], action: str, origin: audit_store.Origin
+        self, reports: Sequence[rules.UsageReport], change: states.Change, action: str, origin: audit_store.Origin
     ) -> None:
         now = self._clock.now()
 
-        async def change(conn: AsyncConnection) -> None:
+        async def write(conn: AsyncConnection) -> None:
             for one in reports:
-                if await store.write(conn, one, values):
+                if await store.write(conn, one, change):
                     changes = {"report": one.report_id, "meter": one.meter, "units": one.units}
                     await audit_store.append(conn, origin, one.account_id, action, changes, now)
 
-        await self._database.run(change)
+        await self._database.run(write)

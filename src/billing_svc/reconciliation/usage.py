@@ -17,12 +17,14 @@ from billing_svc.platform.database import transactions
 from billing_svc.reconciliation import discrepancies, repair
 from billing_svc.stripe import client, parse
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.usage_export import counters, rules, store
+from billing_svc.usage_export import counters, rules, states, store
 
 ACCOUNTS_PAGE = 100
 # A line may charge slices of the quota period before the one that it ends in.
 _PERIOD_MAX = timedelta(days=32)
 _MINUTE = timedelta(minutes=1)
+# It needs nothing more, so the period's invoices say what was charged.
+_SETTLED = (states.ReportState.SENT, states.ReportState.INVOICED, states.ReportState.VOID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ class _AccountUsage:
         return [
             one
             for one in self.reports
-            if (one.subscription_id, one.stripe_event_name, one.state) == (subscription_id, name, "sent")
+            if (one.subscription_id, one.stripe_event_name, one.state)
+            == (subscription_id, name, states.ReportState.SENT)
         ]
 
     def of(self, counter: counters.UnreportedCounter) -> list[rules.UsageReport]:
@@ -144,14 +147,18 @@ class UsageReconciliation:
         self, counter: counters.UnreportedCounter, own: Sequence[rules.UsageReport], meter_ids: Sequence[str]
     ) -> list[discrepancies.UsageDiscrepancy]:
         """Compare whole minutes, whosever period their slices are of: at a period's bound two share a minute."""
-        minutes = [one.minute for one in own if one.state == "sent" or one.first_attempt_at is not None]
+        minutes = [
+            one.minute for one in own if one.state is states.ReportState.SENT or one.first_attempt_at is not None
+        ]
         if not minutes:
             return []
         start, end = min(minutes), max(minutes) + _MINUTE
         ours = await self._database.read(lambda conn: store.sent_between(conn, own[0], start, end))
         theirs = await self._stripe.meter_total(meter_ids, own[0].customer_id, start, end)
         # What is on its way may be there already.
-        unknown = [one.units for one in own if one.state == "sealed" and one.first_attempt_at is not None]
+        unknown = [
+            one.units for one in own if one.state is states.ReportState.SEALED and one.first_attempt_at is not None
+        ]
         if theirs in {ours, ours + sum(unknown)}:
             return []
         detail = f"the meter {own[0].stripe_event_name} was sent {ours} units and has {theirs}"
@@ -166,7 +173,7 @@ class UsageReconciliation:
     ) -> list[discrepancies.UsageDiscrepancy]:
         """Compare a settled period's slices with the lines of the invoices that charge it."""
         subscription_id, name = own[0].subscription_id, own[0].stripe_event_name
-        is_settled = all(one.state in {"sent", "invoiced", "void"} for one in own) and all(
+        is_settled = all(one.state in _SETTLED for one in own) and all(
             now >= one.period_end + discrepancies.SETTLED_AFTER for one in own
         )
         if subscription_id is None or not is_settled or any(one.subscription_id != subscription_id for one in own):
@@ -193,7 +200,7 @@ class UsageReconciliation:
     ) -> list[discrepancies.UsageDiscrepancy]:
         found = []
         for report in own:
-            if report.invoice_item_id is None or report.state != "invoiced":
+            if report.invoice_item_id is None or report.state is not states.ReportState.INVOICED:
                 continue
             ours, about = report.amount or 0, {"event_name": report.stripe_event_name, "report_id": report.report_id}
             try:

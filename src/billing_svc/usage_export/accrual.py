@@ -12,7 +12,7 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock, errors
 from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
-from billing_svc.usage_export import counters, rules, store
+from billing_svc.usage_export import counters, rules, states, store
 
 _log = structlog.get_logger(__name__)
 
@@ -226,8 +226,10 @@ async def _write(
                 or at
             )
         if growing is not None:
-            last = rules.grown(growing, piece, at, billed.end, next_attempt_at)
-            await store.grow(conn, last, now)
+            change = rules.grown(growing, piece, at, billed.end, next_attempt_at, now)
+            last = await store.write(conn, growing, change)
+            if last is None:  # not reached while its row is locked; the counter must not count as sealed without it
+                raise errors.LostRace("the newest slice has changed")
             continue
         report_id = uuid.uuid4().hex
         last = rules.UsageReport(
@@ -246,7 +248,7 @@ async def _write(
             reported_for=at,
             period_end=billed.end,
             identifier=report_id,
-            state="sealed",
+            state=states.ReportState.SEALED,
             attempts=0,
             next_attempt_at=next_attempt_at,
             first_attempt_at=None,

@@ -4,7 +4,6 @@ Each step is a stored intent: (1) the amount is written, under the account's lea
 where no subscription is left to invoice it, an invoice is made that takes the customer's pending items in.
 """
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,7 +16,7 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import client, intents, leases
-from billing_svc.usage_export import rules, store
+from billing_svc.usage_export import rules, states, store
 
 _log = structlog.get_logger(__name__)
 
@@ -50,17 +49,17 @@ class LateUsage:
     async def charge(self, account_id: str, lease: leases.Lease) -> int:
         """Charge the account's late slices that are due, and return how many moved. Raises Overtaken."""
         moved = 0
-        for report in await self._due(account_id, "late"):
+        for report in await self._due(account_id, states.ReportState.LATE):
             moved += await self._tried(lease, report, self._itemise)
-        waiting = await self._due(account_id, "itemised")
+        waiting = await self._due(account_id, states.ReportState.ITEMISED)
         if waiting:
             moved += await self._tried(lease, waiting[0], self._invoice)
         return moved
 
-    async def _due(self, account_id: str, state: str) -> list[rules.UsageReport]:
+    async def _due(self, account_id: str, state: states.ReportState) -> list[rules.UsageReport]:
         now = self._clock.now()
         reports = await self._database.read(lambda conn: store.open_reports(conn, account_id))
-        return [one for one in reports if one.state == state and one.next_attempt_at <= now]
+        return [one for one in reports if one.state is state and one.next_attempt_at <= now]
 
     async def _tried(self, lease: leases.Lease, report: rules.UsageReport, step: Any) -> int:  # noqa: ANN401 - one of two methods
         """Take one step; what cannot be had now is tried again, and what Stripe refuses is kept and shown."""
@@ -68,14 +67,14 @@ class LateUsage:
             return int(await step(lease, report))
         except (errors.StripeUnavailable, errors.LostRace) as error:
             until = self._clock.now() + TRY_AGAIN
-            await self._write(lease, report, {"next_attempt_at": until, "error": error.message})
+            await self._write(lease, report, states.Change({"next_attempt_at": until, "error": error.message}))
         except (errors.StripeRefused, client.NotAtStripe) as error:
             _log.error("late_usage_refused", account=report.account_id, report=report.report_id, error=str(error))
-            now = self._clock.now()
-            values: dict[str, Any] = {"state": "failed", "amount": None, "closed_at": now}
-            if report.state == "itemised":  # the item is there, and a later invoice may take it
-                values = {"next_attempt_at": now + TRY_REFUSED_AGAIN}
-            await self._write(lease, report, {**values, "error": str(error)})
+            now, why = self._clock.now(), str(error)
+            change = states.failed_item(now, why)
+            if report.state is states.ReportState.ITEMISED:  # the item is there, and a later invoice may take it
+                change = states.Change({"next_attempt_at": now + TRY_REFUSED_AGAIN, "error": why})
+            await self._write(lease, report, change)
         return 0
 
     async def _itemise(self, lease: leases.Lease, report: rules.UsageReport) -> int:
@@ -125,7 +124,7 @@ class LateUsage:
             )
             if bills is not None and bills.was_trial(report.reported_for):
                 amount = 0  # as its meter would have charged it
-            await store.write(conn, report, {"amount": amount})
+            await store.write(conn, report, states.Change({"amount": amount}))
             return amount, catalog.currency, unit
 
         return await self._database.run(fix)
@@ -137,9 +136,11 @@ class LateUsage:
         async def note(conn: AsyncConnection) -> None:
             await self._hold(conn, lease)
             held = await store.subscriptions(conn, report.account_id)
-            next_invoice = item_id is None or store.will_be_invoiced(held, report.customer_id)
-            values = {"state": "invoiced", "closed_at": now} if next_invoice else {"state": "itemised"}
-            if not await store.write(conn, report, {**values, "amount": amount, "invoice_item_id": item_id}):
+            if item_id is None or store.will_be_invoiced(held, report.customer_id):
+                change = states.invoiced(now, amount, item_id)
+            else:
+                change = states.itemised(now, amount, item_id)
+            if await store.write(conn, report, change) is None:
                 return
             changes = {"report": report.report_id, "meter": report.meter, "units": report.units, "amount": amount}
             await audit_store.append(conn, _ORIGIN, report.account_id, "usage.charged_late", changes, now)
@@ -169,21 +170,21 @@ class LateUsage:
         except errors.StripeRefused as error:
             refused = error  # nothing is pending any more: another invoice has taken the items in
         moved = 0
-        for report in await self._due(first.account_id, "itemised"):
+        for report in await self._due(first.account_id, states.ReportState.ITEMISED):
             if report.customer_id != first.customer_id or report.invoice_item_id is None:
                 continue
             item = await self._stripe.invoice_item(report.invoice_item_id)
             if item.get("invoice"):
-                await self._write(lease, report, {"state": "invoiced", "closed_at": self._clock.now()})
+                await self._write(lease, report, states.invoiced_alone(self._clock.now()))
                 moved += 1
             elif report.report_id == first.report_id:
                 raise refused or errors.StripeUnavailable("the invoice does not show its items yet")
         return moved
 
-    async def _write(self, lease: leases.Lease, report: rules.UsageReport, values: Mapping[str, Any]) -> None:
+    async def _write(self, lease: leases.Lease, report: rules.UsageReport, change: states.Change) -> None:
         async def write(conn: AsyncConnection) -> None:
             await self._hold(conn, lease)
-            await store.write(conn, report, values)
+            await store.write(conn, report, change)
 
         await self._database.run(write)
 

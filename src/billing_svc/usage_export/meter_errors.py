@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.audit import store as audit_store
-from billing_svc.usage_export import store
+from billing_svc.usage_export import states, store
 
 _log = structlog.get_logger(__name__)
 
@@ -77,13 +77,10 @@ async def apply(
     named = {sample.report_identifier: sample for sample in report.samples if sample.identifier}
     accounts = set()
     for slice_ in await store.named(conn, list(named)):
-        if slice_.state not in {"sent", "sealed"}:
-            continue
         sample = named[slice_.identifier]
         why = f"{sample.code}: {sample.message}"
         # It was received and not counted, so it is certain not to be in the meter's sum.
-        values = {"state": "failed", "error": why, "first_attempt_at": None, "closed_at": now}
-        if await store.write(conn, slice_, values):
+        if await store.write(conn, slice_, states.failed_absent(now, why)):
             accounts.add(slice_.account_id)
             changes = {"report": slice_.report_id, "meter": slice_.meter, "units": slice_.units, "error": sample.code}
             await audit_store.append(conn, origin, slice_.account_id, "usage.report_failed", changes, now)

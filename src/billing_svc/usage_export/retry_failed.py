@@ -3,12 +3,11 @@
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.audit import store as audit_store
-from billing_svc.usage_export import rules, store
+from billing_svc.usage_export import rules, states, store
 
 
 async def retry_all(
@@ -21,12 +20,8 @@ async def retry_all(
     """
     failed = await store.failed(conn, account_id)
     for report in failed:
-        values: dict[str, Any] = {"state": "sealed", "next_attempt_at": now, "closed_at": None}
-        if report.first_attempt_at is None:
-            values |= {"identifier": uuid.uuid4().hex, "attempts": 0, "last_attempt_at": None, "refused_at": None}
-        else:
-            values |= {"refused_at": report.refused_at or now}
-        if await store.write(conn, report, values):
+        change = states.retried(now, uuid.uuid4().hex, report.first_attempt_at, report.refused_at)
+        if await store.write(conn, report, change):
             changes = {"report": report.report_id, "meter": report.meter, "units": report.units}
             await audit_store.append(conn, origin, account_id, "usage.report_retried", changes, now)
     return failed

@@ -1,11 +1,12 @@
 """Slices of a billable total: how it is cut, what it is stamped with, what it costs. Pure: `now` is an argument."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from billing_svc.platform import backoff
+from billing_svc.usage_export import states
 
 RETRY_FIRST = timedelta(seconds=1)
 # A period's reports have about an hour: an outage's end must not go unnoticed for a large part of it.
@@ -64,7 +65,7 @@ class UsageReport:
     reported_for: datetime
     period_end: datetime
     identifier: str
-    state: str
+    state: states.ReportState
     attempts: int
     next_attempt_at: datetime
     first_attempt_at: datetime | None
@@ -88,7 +89,7 @@ class UsageReport:
     @property
     def is_growing(self) -> bool:
         """Say whether it was never sent, so that more may be added to it."""
-        return self.state == "sealed" and self.attempts == 0
+        return self.state is states.ReportState.SEALED and self.attempts == 0
 
     @property
     def minute(self) -> datetime:
@@ -163,17 +164,21 @@ def stamp(now: datetime, start: datetime, end: datetime) -> datetime:
 
 
 def grown(
-    report: UsageReport, piece: Piece, reported_for: datetime, period_end: datetime, next_attempt_at: datetime
-) -> UsageReport:
-    """Return a slice that was never sent with another piece added to it; one that has become nothing is void."""
-    return replace(
-        report,
-        state="void" if piece.to_units == report.from_units else report.state,
+    report: UsageReport,
+    piece: Piece,
+    reported_for: datetime,
+    period_end: datetime,
+    next_attempt_at: datetime,
+    now: datetime,
+) -> states.Change:
+    """Add another piece to a slice that was never sent; one that has become nothing is void."""
+    columns = states.Columns(
         to_units=piece.to_units,
         reported_for=reported_for,
         period_end=period_end,
         next_attempt_at=min(report.next_attempt_at, next_attempt_at),
     )
+    return states.voided(now, **columns) if piece.to_units == report.from_units else states.Change(columns)
 
 
 def retry_at(attempts: int, now: datetime, jitter: float) -> datetime:

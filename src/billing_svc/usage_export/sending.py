@@ -9,10 +9,10 @@ import asyncio
 import enum
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -21,7 +21,7 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock, errors
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, leases
-from billing_svc.usage_export import billability, late_charges, pacing, rules, store, stripe_lookups
+from billing_svc.usage_export import billability, late_charges, pacing, rules, states, store, stripe_lookups
 
 _log = structlog.get_logger(__name__)
 
@@ -112,7 +112,7 @@ class Sender:
         moved = stuck = 0
         waiting: dict[tuple[str, datetime | None], datetime] = {}
         for report in await self._database.read(lambda conn: store.open_reports(conn, account_id)):
-            if report.state != "sealed":
+            if report.state is not states.ReportState.SEALED:
                 continue
             name, now = report.stripe_event_name, self._clock.now()
             until = waiting.get((name, None)) or waiting.get((name, report.period_start))
@@ -157,7 +157,7 @@ class Sender:
             case billability.Step.LOOK:
                 return await self._look(lease, report)
             case billability.Step.CHARGE_LATE:
-                await self._write(lease, report, {"state": "late", "next_attempt_at": now, "error": found.why})
+                await self._write(lease, report, states.too_late(now, found.why))
                 return SendOutcome.DONE
             case billability.Step.WAIT:
                 await self._postpone(lease, report, found.until or now)
@@ -181,9 +181,9 @@ class Sender:
             return await self._refused(lease, begun, str(error), is_first=report.first_attempt_at is None)
         except errors.StripeUnavailable as error:
             _log.info("report_outcome_unknown", account=begun.account_id, report=begun.report_id, error=error.message)
-            await self._write(lease, begun, {"error": error.message})
+            await self._write(lease, begun, states.Change({"error": error.message}))
             return SendOutcome.UNKNOWN
-        await self._write(lease, begun, {"state": "sent", "error": None, "closed_at": self._clock.now()})
+        await self._write(lease, begun, states.sent(self._clock.now()))
         return SendOutcome.DONE
 
     async def _refused(
@@ -195,15 +195,13 @@ class Sender:
             return SendOutcome.DONE
         # An earlier attempt may have arrived: the meter's sum tells.
         until = billability.unknown(report, now).until or now
-        await self._write(lease, report, {"refused_at": now, "error": why, "next_attempt_at": until})
+        await self._write(lease, report, states.Change({"refused_at": now, "error": why, "next_attempt_at": until}))
         return SendOutcome.UNKNOWN
 
     async def _fail(self, lease: leases.Lease, report: rules.UsageReport, why: str) -> None:
         """Keep what is certain not to be at Stripe, and what Stripe does not want, until somebody retries it."""
-        now = self._clock.now()
         _log.error("report_failed", account=report.account_id, report=report.report_id, error=why)
-        values = {"state": "failed", "error": why, "first_attempt_at": None, "closed_at": now}
-        await self._write(lease, report, values)
+        await self._write(lease, report, states.failed_absent(self._clock.now(), why))
 
     async def _look(self, lease: leases.Lease, report: rules.UsageReport) -> SendOutcome:
         """Find out from the meter's own sum whether a slice has arrived.
@@ -217,40 +215,30 @@ class Sender:
         others = await self._database.read(lambda conn: store.sent_in_minute(conn, report))
         now = self._clock.now()
         if total == others + report.units:
-            await self._write(lease, report, {"state": "sent", "error": None, "closed_at": now})
+            await self._write(lease, report, states.sent(now))
         elif total != others:
-            # Known to be at Stripe or not: neither. It keeps its attempts, so that a retry looks again.
             why = f"its meter has {total} units in its minute; {others} or {others + report.units} were expected"
             _log.error("report_failed", account=report.account_id, report=report.report_id, error=why)
-            await self._write(lease, report, {"state": "failed", "error": why, "closed_at": now})
+            await self._write(lease, report, states.failed_undecided(now, why))
         elif report.refused_at is not None:
             await self._fail(lease, report, report.error or "refused")
         else:
-            await self._write(
-                lease,
-                report,
-                {
-                    "identifier": uuid.uuid4().hex,
-                    "first_attempt_at": None,
-                    "next_attempt_at": now,
-                    "error": "did not arrive",
-                },
-            )
+            await self._write(lease, report, states.resealed(now, uuid.uuid4().hex))
             return await self._advance(lease, await self._read(report))
         return SendOutcome.DONE
 
     async def _try_later(self, lease: leases.Lease, report: rules.UsageReport, why: str) -> SendOutcome:
         now = self._clock.now()
         until = rules.retry_at(max(report.attempts, 1), now, random.random())  # noqa: S311 - a pause is no secret
-        await self._write(lease, report, {"next_attempt_at": until, "error": why})
+        await self._write(lease, report, states.Change({"next_attempt_at": until, "error": why}))
         return SendOutcome.UNKNOWN
 
     async def _postpone(self, lease: leases.Lease, report: rules.UsageReport, until: datetime) -> None:
         if until > report.next_attempt_at:
-            await self._write(lease, report, {"next_attempt_at": until})
+            await self._write(lease, report, states.Change({"next_attempt_at": until}))
 
-    async def _write(self, lease: leases.Lease, report: rules.UsageReport, values: Mapping[str, Any]) -> None:
-        await self._fenced(lease, lambda conn: store.write(conn, report, values))
+    async def _write(self, lease: leases.Lease, report: rules.UsageReport, change: states.Change) -> None:
+        await self._fenced(lease, lambda conn: store.write(conn, report, change))
 
     async def _fenced(self, lease: leases.Lease, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Write while the account is still one's own; raises Overtaken."""

@@ -6,7 +6,7 @@ late usage that waited for its next invoice.
 """
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 
 import structlog
@@ -16,7 +16,7 @@ from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, parse
-from billing_svc.usage_export import rules, store
+from billing_svc.usage_export import rules, states, store
 
 _log = structlog.get_logger(__name__)
 
@@ -63,8 +63,8 @@ class Settlement:
             _log.warning(
                 "usage_without_invoice", account=account_id, subscription=subscription_id, slices=len(unbilled)
             )
-            values = {"state": "late", "error": "no invoice of its subscription charges it"}
-            await self._reopen(unbilled, values, "usage.report_unbilled")
+            change = states.unbilled(self._clock.now(), "no invoice of its subscription charges it")
+            await self._reopen(unbilled, change, "usage.report_unbilled")
         return len(unbilled)
 
     async def _settle_items(self, account_id: str, subscription_id: str) -> int:
@@ -78,16 +78,15 @@ class Settlement:
                     left.append(one)
         if left:
             _log.warning("items_without_invoice", account=account_id, subscription=subscription_id, items=len(left))
-            values = {"state": "itemised", "error": "its item was on no invoice"}
-            await self._reopen(left, values, "usage.item_uninvoiced")
+            await self._reopen(left, states.uninvoiced(self._clock.now()), "usage.item_uninvoiced")
         return len(left)
 
-    async def _reopen(self, reports: Sequence[rules.UsageReport], values: Mapping[str, object], action: str) -> None:
+    async def _reopen(self, reports: Sequence[rules.UsageReport], change: states.Change, action: str) -> None:
         now = self._clock.now()
 
         async def reopen(conn: AsyncConnection) -> None:
             for one in reports:
-                if await store.write(conn, one, {**values, "next_attempt_at": now, "closed_at": None}):
+                if await store.write(conn, one, change):
                     changes = {"report": one.report_id, "meter": one.meter, "units": one.units}
                     await audit_store.append(conn, _ORIGIN, one.account_id, action, changes, now)
 
@@ -104,7 +103,7 @@ async def _sent(conn: AsyncConnection, account_id: str, subscription_id: str) ->
     return [
         one
         for one in await store.all_of_account(conn, account_id, row.billing_period_start - _PERIODS_APART_MAX)
-        if one.subscription_id == subscription_id and one.state == "sent" and one.reported_for >= since
+        if one.subscription_id == subscription_id and one.state is states.ReportState.SENT and one.reported_for >= since
     ]
 
 

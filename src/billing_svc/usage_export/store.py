@@ -1,6 +1,6 @@
 """Slices in Postgres. Whoever writes what sending brought about holds the account's lease."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.database import tables
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.usage_export import rules
+from billing_svc.usage_export import rules, states
+from billing_svc.usage_export.states import ReportState
 
 # An account's slices that are looked at in one round; with one for each meter and period there are a handful.
 OPEN_MAX = 200
@@ -19,7 +20,6 @@ _REPORTS = tables.usage_reports
 _SUBSCRIPTIONS = tables.subscriptions
 _PRICES = tables.stripe_prices
 
-_OPEN_STATES = ("sealed", "late", "itemised")
 _UNITS = _REPORTS.c.to_units - _REPORTS.c.from_units
 _COLUMNS = [_REPORTS.c[name] for name in rules.UsageReport.__dataclass_fields__]
 
@@ -65,7 +65,7 @@ async def due_accounts(conn: AsyncConnection, most: int, now: datetime) -> list[
     """Return the accounts that have something to be sent or charged now, the longest waiting first."""
     query = (
         sa.select(_REPORTS.c.account_id)
-        .where(_REPORTS.c.state.in_(_OPEN_STATES), _REPORTS.c.next_attempt_at <= now)
+        .where(_REPORTS.c.state.in_(states.OPEN), _REPORTS.c.next_attempt_at <= now)
         .group_by(_REPORTS.c.account_id)
         .order_by(sa.func.min(_REPORTS.c.next_attempt_at), _REPORTS.c.account_id)
         .limit(most)
@@ -77,11 +77,11 @@ async def open_reports(conn: AsyncConnection, account_id: str) -> list[rules.Usa
     """Return the account's slices that are not done with, in the order in which they are to be sent."""
     query = (
         sa.select(*_COLUMNS)
-        .where(_REPORTS.c.account_id == account_id, _REPORTS.c.state.in_(_OPEN_STATES))
+        .where(_REPORTS.c.account_id == account_id, _REPORTS.c.state.in_(states.OPEN))
         .order_by(_REPORTS.c.period_start, _REPORTS.c.meter, _REPORTS.c.slice)
         .limit(OPEN_MAX)
     )
-    return [rules.UsageReport(*row) for row in await conn.execute(query)]
+    return [_report(row) for row in await conn.execute(query)]
 
 
 async def all_of_account(conn: AsyncConnection, account_id: str, since: datetime) -> list[rules.UsageReport]:
@@ -91,7 +91,7 @@ async def all_of_account(conn: AsyncConnection, account_id: str, since: datetime
         .where(_REPORTS.c.account_id == account_id, _REPORTS.c.period_start >= since)
         .order_by(_REPORTS.c.period_start, _REPORTS.c.meter, _REPORTS.c.slice)
     )
-    return [rules.UsageReport(*row) for row in await conn.execute(query)]
+    return [_report(row) for row in await conn.execute(query)]
 
 
 async def lock_last(
@@ -106,7 +106,7 @@ async def lock_last(
         .with_for_update()
     )
     row = (await conn.execute(query)).one_or_none()
-    return None if row is None else rules.UsageReport(*row)
+    return None if row is None else _report(row)
 
 
 async def standing(
@@ -151,29 +151,13 @@ async def insert(conn: AsyncConnection, report: rules.UsageReport) -> None:
     await conn.execute(sa.insert(_REPORTS).values(**values))
 
 
-async def grow(conn: AsyncConnection, report: rules.UsageReport, now: datetime) -> None:
-    """Write a locked slice that was never sent with its new end."""
-    await conn.execute(
-        sa.update(_REPORTS)
-        .where(*_is(report))
-        .values(
-            to_units=report.to_units,
-            reported_for=report.reported_for,
-            period_end=report.period_end,
-            next_attempt_at=report.next_attempt_at,
-            state=report.state,
-            closed_at=None if report.units else now,
-        )
-    )
-
-
 async def begin_attempt(
     conn: AsyncConnection, report: rules.UsageReport, next_attempt_at: datetime, now: datetime
 ) -> rules.UsageReport | None:
     """Note an attempt before it is made, and return the slice as it is to be sent; None if it is not open any more."""
     result = await conn.execute(
         sa.update(_REPORTS)
-        .where(*_is(report), _REPORTS.c.state == "sealed")
+        .where(*_is(report), _REPORTS.c.state == ReportState.SEALED)
         .values(
             attempts=_REPORTS.c.attempts + 1,
             first_attempt_at=sa.func.coalesce(_REPORTS.c.first_attempt_at, now),
@@ -183,15 +167,22 @@ async def begin_attempt(
         .returning(*_COLUMNS)
     )
     row = result.one_or_none()
-    return None if row is None else rules.UsageReport(*row)
+    return None if row is None else _report(row)
 
 
-async def write(conn: AsyncConnection, report: rules.UsageReport, values: Mapping[str, Any]) -> bool:
-    """Change a slice that is still in the state in which it was read; returns whether it was."""
-    result = await conn.execute(
-        sa.update(_REPORTS).where(*_is(report), _REPORTS.c.state == report.state).values(**values)
-    )
-    return result.rowcount == 1
+async def write(conn: AsyncConnection, report: rules.UsageReport, change: states.Change) -> rules.UsageReport | None:
+    """Change a slice and return it as it is then; None, and nothing is written, if that may not be.
+
+    It may not if another writer has changed its state or its identifier since it was read, or if the transition does
+    not begin in its state.
+    """
+    as_read = (_REPORTS.c.state == report.state, _REPORTS.c.identifier == report.identifier)
+    update = sa.update(_REPORTS).where(*_is(report), *as_read).values(**change.columns)
+    if change.transition is not None:
+        begins = _REPORTS.c.state.in_(change.transition.sources)
+        update = update.where(begins).values(state=change.transition.target)
+    row = (await conn.execute(update.returning(*_COLUMNS))).one_or_none()
+    return None if row is None else _report(row)
 
 
 async def sent_in_minute(conn: AsyncConnection, report: rules.UsageReport) -> int:
@@ -210,8 +201,11 @@ async def sent_between(conn: AsyncConnection, report: rules.UsageReport, start: 
         _REPORTS.c.stripe_event_name == report.stripe_event_name,
         # Of what is charged by items, that is what its meter has and no invoice charged; the rest never arrived there.
         sa.or_(
-            _REPORTS.c.state == "sent",
-            sa.and_(_REPORTS.c.state.in_(("late", "itemised", "invoiced")), _REPORTS.c.first_attempt_at.is_not(None)),
+            _REPORTS.c.state == ReportState.SENT,
+            sa.and_(
+                _REPORTS.c.state.in_((ReportState.LATE, ReportState.ITEMISED, ReportState.INVOICED)),
+                _REPORTS.c.first_attempt_at.is_not(None),
+            ),
         ),
         _REPORTS.c.reported_for >= start,
         _REPORTS.c.reported_for < end,
@@ -222,7 +216,7 @@ async def sent_between(conn: AsyncConnection, report: rules.UsageReport, start: 
 async def charged(conn: AsyncConnection, report: rules.UsageReport) -> ChargedUnits:
     """Return what the slice's counter is charged under the slice's charge, apart from the slice."""
     own = _REPORTS.c.report_id != report.report_id
-    sent, priced = _REPORTS.c.state == "sent", sa.and_(_REPORTS.c.amount.is_not(None), own)
+    sent, priced = _REPORTS.c.state == ReportState.SENT, sa.and_(_REPORTS.c.amount.is_not(None), own)
     query = sa.select(
         *(
             sa.func.coalesce(sa.func.sum(what).filter(which), 0)
@@ -274,14 +268,14 @@ async def price_ids(conn: AsyncConnection, event_name: str) -> set[str]:
 async def named(conn: AsyncConnection, identifiers: Sequence[str]) -> list[rules.UsageReport]:
     """Return the slices that Stripe knows by these identifiers, whosever they are."""
     query = sa.select(*_COLUMNS).where(_REPORTS.c.identifier.in_(identifiers))
-    return [rules.UsageReport(*row) for row in await conn.execute(query.order_by(_REPORTS.c.account_id))]
+    return [_report(row) for row in await conn.execute(query.order_by(_REPORTS.c.account_id))]
 
 
 async def failed(conn: AsyncConnection, account_id: str) -> list[rules.UsageReport]:
     """Return the account's slices that wait for somebody to retry them."""
-    query = sa.select(*_COLUMNS).where(_REPORTS.c.account_id == account_id, _REPORTS.c.state == "failed")
+    query = sa.select(*_COLUMNS).where(_REPORTS.c.account_id == account_id, _REPORTS.c.state == ReportState.FAILED)
     rows = await conn.execute(query.order_by(_REPORTS.c.period_start, _REPORTS.c.meter, _REPORTS.c.slice))
-    return [rules.UsageReport(*row) for row in rows]
+    return [_report(row) for row in rows]
 
 
 async def itemised_since(
@@ -291,19 +285,23 @@ async def itemised_since(
     query = sa.select(*_COLUMNS).where(
         _REPORTS.c.account_id == account_id,
         _REPORTS.c.customer_id == customer_id,
-        _REPORTS.c.state == "invoiced",
+        _REPORTS.c.state == ReportState.INVOICED,
         _REPORTS.c.invoice_item_id.is_not(None),
         _REPORTS.c.closed_at >= since,
     )
     rows = await conn.execute(query.order_by(_REPORTS.c.period_start, _REPORTS.c.meter, _REPORTS.c.slice))
-    return [rules.UsageReport(*row) for row in rows]
+    return [_report(row) for row in rows]
 
 
 async def find(conn: AsyncConnection, account_id: str, report_id: str) -> rules.UsageReport | None:
     """Return a slice; None if there is none of that id."""
     query = sa.select(*_COLUMNS).where(_REPORTS.c.account_id == account_id, _REPORTS.c.report_id == report_id)
     row = (await conn.execute(query)).one_or_none()
-    return None if row is None else rules.UsageReport(*row)
+    return None if row is None else _report(row)
+
+
+def _report(row: sa.Row[Any]) -> rules.UsageReport:
+    return rules.UsageReport(**row._asdict() | {"state": ReportState(row.state)})
 
 
 def _is(report: rules.UsageReport) -> tuple[sa.ColumnElement[bool], ...]:

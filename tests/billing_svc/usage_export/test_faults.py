@@ -1,6 +1,7 @@
 """One fault at a time between us and the sandbox: each unit is counted there once."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -267,6 +268,61 @@ async def test_an_error_report_of_stripe_s_opens_what_it_names(world: World, wor
     assert (again.state, again.identifier == row.identifier) == ("sent", False)
 
 
+async def test_an_answer_that_comes_after_a_retry_marks_nothing(world: World, worker: Worker) -> None:
+    """It answers to the old identifier; whether the new one is at Stripe, it does not say."""
+    await overage(world, 60)
+    await worker.sealer.seal("org_1")
+    paused, go_on = asyncio.Event(), asyncio.Event()
+
+    async def pause(_method: str, path: str) -> int | None:
+        if path == EVENTS and not paused.is_set():
+            paused.set()
+            await go_on.wait()
+        return None
+
+    world.sandbox.faults.after = pause
+    sending = asyncio.create_task(worker.sender.send("org_1", at_once=True))
+    await paused.wait()
+    (row,) = await world.rows(tables.usage_reports)
+    sample = meter_errors.Sample("meter_event_customer_not_found", "not found", row.identifier)
+    report, now = meter_errors.MeterErrorReport("mtr_1", "", 1, (sample,)), world.billing.clock.now()
+    await world.billing.transactions.run(lambda conn: meter_errors.apply(conn, report, ORIGIN, now))
+    await world.billing.transactions.run(lambda conn: retry_failed.retry_all(conn, "org_1", ORIGIN, now))
+    go_on.set()
+    await sending
+    assert await reports(world) == [("runs", 60, "sealed")]
+
+
+async def test_a_retry_of_what_may_be_at_stripe_looks_again(world: World, worker: Worker) -> None:
+    """The meter has neither sum: a person finds out why, and until then nothing is sent under another identifier."""
+    await overage(world, 60)
+
+    async def unheard(_method: str, path: str) -> int | None:
+        return 503 if path == EVENTS else None
+
+    world.sandbox.faults.after = unheard
+    await worker.catch_up()
+    (row,) = await world.rows(tables.usage_reports)
+    event = {
+        "event_name": row.stripe_event_name,
+        "timestamp": int(row.reported_for.timestamp()),
+        "payload[stripe_customer_id]": row.customer_id,
+    }
+    world.sandbox.faults.clear()
+    await world.sandbox.call("POST", EVENTS, **event, identifier="by_hand", **{"payload[value]": 7})
+    world.sandbox.faults.after = unheard
+    await worker.advance(timedelta(hours=25), timedelta(hours=1))
+    assert await reports(world) == [("runs", 60, "failed")]
+    world.sandbox.faults.clear()
+    await world.sandbox.call("POST", EVENTS, **event, identifier="taken_back", **{"payload[value]": -7})
+    now = world.billing.clock.now()
+    await world.billing.transactions.run(lambda conn: retry_failed.retry_all(conn, "org_1", ORIGIN, now))
+    await worker.work()
+    (again,) = await world.rows(tables.usage_reports)
+    assert (again.state, again.identifier) == ("sent", row.identifier)
+    assert await on_the_meter(world) == 60
+
+
 @pytest.mark.parametrize("data", [{}, {"data": None}, {"data": []}, {"data": {"reason": [1]}}, []])
 def test_what_is_no_error_report_is_refused(data: Any) -> None:  # noqa: ANN401 - hostile
     with pytest.raises(ValueError, match="not a meter's error report"):
@@ -311,6 +367,33 @@ async def test_a_meter_that_lost_units_is_shown_and_mended(world: World, worker:
         billing.transactions, versions.CatalogCache(), world.stripe, billing.clock
     )
     assert await reconciliation.fix([drift], ORIGIN) == []
+
+
+async def test_what_a_meter_lost_failed_when_that_was_found(world: World, worker: Worker) -> None:
+    """Stripe goes away while the next account is mended, so that nobody retries it."""
+    await overage(world, 60)
+    await worker.catch_up()
+    stamped = tables.usage_reports.c.reported_for - timedelta(minutes=5)
+    await world.execute(sa.update(tables.usage_reports).values(reported_for=stamped))
+    await worker.advance(timedelta(minutes=20))
+    (drift,) = await drifts(world)
+    summed = False
+
+    async def away(_method: str, path: str) -> int | None:
+        nonlocal summed
+        summed = summed or path.endswith("event_summaries")
+        return 503 if summed and path == "/v1/billing/meters" else None
+
+    world.sandbox.faults.before = away
+    billing = world.billing
+    reconciliation = usage.UsageReconciliation(
+        billing.transactions, versions.CatalogCache(), world.stripe, billing.clock
+    )
+    since = billing.clock.now()
+    with pytest.raises(errors.StripeUnavailable):
+        await reconciliation.fix([drift, replace(drift, account_id="org_2")], ORIGIN)
+    (row,) = await world.rows(tables.usage_reports)
+    assert (row.state, row.closed_at >= since) == ("failed", True)
 
 
 def flush_of(world: World) -> export_now.ExportNow:
