@@ -148,7 +148,7 @@ async def _billed(
     owed: list[rules.AccruedUnits] = []
     # A call that was slow may have left the terms on the counter that held before others' calls.
     left = subscription is not None and (subscription.plan, subscription.catalog_version) != charge.terms
-    if last is None or last.charge.terms != charge.terms or left:
+    if last is None or last.charge.terms != charge.terms or left or await counters.has_terms_of_holds(conn, counter):
         for earlier, units in (await _owed(conn, counter, charge)).items():
             charged = await _charge(conn, catalogs, counter, earlier, held, customer_id)
             if charged is not None:

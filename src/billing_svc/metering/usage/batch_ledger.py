@@ -86,11 +86,13 @@ class BatchLedger:
         locked: Mapping[counters_store.CounterKey, counters_store.LockedCounter],
         levels: Mapping[gauges_store.GaugeKey, gauges_rules.Level],
         reservations: Mapping[tuple[str, str], reservations_rules.Reservation],
+        terms_of_holds: Mapping[tuple[str, str], rules.HoldTerms],
         now: datetime,
     ) -> None:
         self._rows = dict(locked)
         self._now = now
         self._reservations = dict(reservations)
+        self._terms_of_holds = terms_of_holds
         # The units that are held of each account and meter so far, whichever period they were reserved in.
         self._held: dict[gauges_store.GaugeKey, int] = {}
         for key, row in locked.items():
@@ -147,7 +149,15 @@ class BatchLedger:
         own = reservation.units if reservation is not None and is_settling else 0
         # Other reservations take up room when an event may be rejected, not when it is only counted.
         basis = before.holding(before.reserved - own if event.reject else 0)
-        decision = quota_rules.decide(allowance, basis, units, under.catalog.grace_period, self._now)
+        promised = self._terms_of_holds.get(event.reservation_key) if own and units > 0 else None
+        # Up to the units held it was decided before, and counts under the terms of then; the rest under those in force.
+        rest = units
+        if promised is not None:
+            rest = max(0, units - own)
+            basis = promised.count(under, allowance, basis, units - rest, self._now)
+        decision = quota_rules.decide(allowance, basis, rest, under.catalog.grace_period, self._now)
+        if promised is not None and (rest == 0 or decision.reason is quota_rules.Reason.NONE):
+            decision = quota_rules.Decision(allowed=True, reason=promised.reason)
         if event.reject and units > 0:
             # The check that made the event's own hold took a place in the rate window already.
             limited = self._rate_limited(target) if decision.allowed and not own else None
@@ -159,7 +169,8 @@ class BatchLedger:
         if reservation is not None:
             self._close(reservation, outcome, event)
             before = before.holding(self._held.get(key[:2], 0))
-        after = quota_rules.count(allowance, before, units, self._now)
+        counted = before if promised is None else basis.holding(before.reserved)
+        after = quota_rules.count(allowance, counted, rest, self._now)
         is_new_allowance = (row.included, row.overridden) != (allowance.included, allowance.overridden)
         for alert in alerts_rules.crossed(
             under.catalog.alert_percents, allowance, before, after, is_new_allowance=is_new_allowance
@@ -173,8 +184,8 @@ class BatchLedger:
             billable=after.billable - before.billable,
             period_start=under.period.start,
             period_end=under.period.end,
-            plan=under.plan.key,
-            catalog_version=under.catalog_version,
+            plan=under.plan.key if promised is None or rest else promised.plan,
+            catalog_version=under.catalog_version if promised is None or rest else promised.catalog_version,
             used=after.shown_used,
             reserved=after.reserved,
             total_billable=after.billable,
@@ -185,7 +196,8 @@ class BatchLedger:
             superseded=superseded,
             reservation_outcome=outcome,
         )
-        self.events.append(store.StoredEvent(event, placed.occurred_at, self._now, recorded))
+        held = None if promised is None else _held_part(promised, under, counted.billable - before.billable)
+        self.events.append(store.StoredEvent(event, placed.occurred_at, self._now, recorded, held))
         return EventAnswer(recorded, duplicate=False)
 
     def _rate_limited(self, target: TargetPeriod) -> quota_rules.Decision | None:
@@ -232,6 +244,13 @@ class BatchLedger:
         pair = (reservation.account_id, reservation.meter)
         self._held[pair] = self._held.get(pair, 0) - reservation.units
         self._reservations[event.reservation_key] = replace(reservation, state=state)
+
+
+def _held_part(promised: rules.HoldTerms, under: terms.EffectiveTerms, billable: int) -> rules.HeldPart | None:
+    """Return what is charged under a hold's terms, if those have another price than the terms in force."""
+    if not billable or (promised.plan, promised.catalog_version) == (under.plan.key, under.catalog_version):
+        return None
+    return rules.HeldPart(promised.plan, promised.catalog_version, billable)
 
 
 def _outcome(

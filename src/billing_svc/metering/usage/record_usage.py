@@ -120,7 +120,7 @@ def _place(
 
 def _refused_at_once(one: batch_ledger.PlacedEvent, now: datetime) -> batch_ledger.EventOutcome | None:
     """Return the refusal of an event by a gauge at zero, which creates neither gauge nor account; else None."""
-    batch = batch_ledger.BatchLedger({}, {one.target.gauge_key: gauges_rules.Level(0, None)}, {}, now)
+    batch = batch_ledger.BatchLedger({}, {one.target.gauge_key: gauges_rules.Level(0, None)}, {}, {}, now)
     try:
         outcome = batch.take(one)
     except errors.BillingError as error:
@@ -148,7 +148,8 @@ async def _count(
             await _keep_terms(conn, catalogs, target, locked[target.key], now)
     gauges = {one.gauge_key: one.under.period.end for one in targets if one.is_gauge}
     levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
-    batch = batch_ledger.BatchLedger(locked, levels, reservations, now)
+    terms_of_holds = await _terms_of_holds(conn, catalogs, reservations)
+    batch = batch_ledger.BatchLedger(locked, levels, reservations, terms_of_holds, now)
     rejecting = [one.target for one in placed if one.event.reject]
     if rejecting:
         await batch.expire(conn)
@@ -174,6 +175,31 @@ async def _count(
     opened = {key: one for key, one in batch.counters.items() if key not in locked}
     unknown = {one.key[0] for one in targets if one.is_of_unknown and one.key in opened}
     store.write(conn, batch.events, known, opened, unknown, now)
+
+
+async def _terms_of_holds(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    reservations: Mapping[tuple[str, str], reservations_rules.Reservation],
+) -> dict[tuple[str, str], rules.HoldTerms]:
+    """Return the terms of the decisions that made reservations, as far as they were stored."""
+    found = {}
+    for key, one in reservations.items():
+        first = one.first
+        if first is None:
+            continue
+        plan = (await catalogs.get(conn, first.catalog_version)).plan(first.plan)
+        limit = plan.limit(one.meter, pay_as_you_go=first.pay_as_you_go)
+        allowance = terms.kept_allowance(limit, first.included, overridden=first.overridden)
+        found[key] = rules.HoldTerms(
+            plan=first.plan,
+            catalog_version=first.catalog_version,
+            reason=first.reason,
+            allowance=allowance,
+            period_start=one.period_start,
+            units_within=one.units - first.units_beyond,
+        )
+    return found
 
 
 async def _keep_terms(

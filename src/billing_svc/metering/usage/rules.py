@@ -1,6 +1,7 @@
 """In which period and under which terms a usage event counts. Pure: no I/O, `now` is an argument."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from billing_svc.catalog import model, parts
@@ -86,6 +87,50 @@ class RecordedEvent:
     reason: quota_rules.Reason
     superseded: bool
     reservation_outcome: reservations_rules.SettlementOutcome | None
+
+
+@values.value
+class HoldTerms:
+    """The terms that a hold carries: up to the units held, its settlement is decided, counted and charged by them."""
+
+    plan: str
+    catalog_version: int
+    reason: quota_rules.Reason
+    allowance: terms.Allowance
+    # When the period began that it was decided in, and how many of its units fitted in what was included then.
+    period_start: datetime
+    units_within: int
+
+    def count(
+        self,
+        target: terms.EffectiveTerms,
+        in_force: terms.Allowance,
+        counter: quota_rules.Counter,
+        units: int,
+        now: datetime,
+    ) -> quota_rules.Counter:
+        """Return a counter with units of the hold more.
+
+        The included quantity of the hold's plan is that of its own periods. In a period of another plan there is none
+        of it, so there those units are charged that were told to be.
+        """
+        is_elsewhere = target.period.start != self.period_start and (target.plan.key, target.catalog_version) != (
+            self.plan,
+            self.catalog_version,
+        )
+        if not is_elsewhere or counter.level is not None:
+            return quota_rules.count_held(self.allowance, in_force, counter, units, now)
+        charged = max(0, units - self.units_within) if self.allowance.charges else 0
+        return replace(counter, used=counter.used + units, billable=counter.billable + charged)
+
+
+@values.value
+class HeldPart:
+    """The billable units of an event that are charged under the terms of its hold, where those are not its own."""
+
+    plan: str
+    catalog_version: int
+    billable: int
 
 
 @values.value
