@@ -129,6 +129,20 @@ PROTECTIONS = (
         (f"{_TESTS}/metering/reservations/test_holds_at_borders.py",),
     ),
     Protection(
+        "a hold carries its terms",
+        f"{_SVC}/metering/usage/batch_ledger.py",
+        "        promised = self._terms_of_holds.get(event.reservation_key) if own and units > 0 else None\n",
+        "        promised = None\n",
+        (f"{_TESTS}/money/test_holds.py",),
+    ),
+    Protection(
+        "what a hold promised is charged at its price",
+        f"{_SVC}/usage_export/accrual.py",
+        " or left or await counters.has_terms_of_holds(conn, counter):\n",
+        " or left:\n",
+        (f"{_TESTS}/money/test_holds.py",),
+    ),
+    Protection(
         "held units take up room in whatever period is current",
         f"{_SVC}/metering/quota/lookup.py",
         "rules.Counter()).holding(self.facts.held)\n",

@@ -130,3 +130,36 @@ async def test_beyond_the_hold_the_terms_in_force_may_deny(ledger: Ledger) -> No
     denied = await settle(ledger, held, 101)
     assert (denied.decision, denied.reserved) == (decision_pb2.DECISION_DENIED, 100)
     assert (await settle(ledger, held, 101, reject=False)).billable == 100
+
+
+class TestBetweenPlans:
+    @pytest.fixture
+    def catalog_name(self) -> str:
+        return "agentplatform"
+
+    async def test_a_settlement_after_a_change_of_plan_has_the_price_of_its_hold(self, ledger: Ledger) -> None:
+        """Also when the plan of now has charged and reported in the same period before."""
+        await ledger.buy(plan="standard")
+        await ledger.use("llm_tokens", 1_000_000)
+        request = quota_pb2.CheckQuotaRequest(
+            account_id=ledger.account_id, meter="llm_tokens", quantity=100_000, reserve=True, request_id="job"
+        )
+        held = await ledger.world.billing.quota.CheckQuota(request)
+        assert held.projected_overage_cost.amount == "1.00"
+        await ledger.change(plan="enterprise")
+        await ledger.world.deliver_new()
+        assert (await ledger.use("llm_tokens", 9_500_000)).billable == 500_000
+        await ledger.report()
+        event = usage_pb2.RecordUsageRequest(
+            account_id=ledger.account_id,
+            event_id="run",
+            meter="llm_tokens",
+            quantity=300_000,
+            reservation_id=held.reservation_id,
+        )
+        settled = await ledger.world.billing.usage.RecordUsage(event)
+        assert (settled.billable, settled.plan) == (300_000, "enterprise")
+        await ledger.over_the_period_end()
+        # 100,000 as told, and 700,000 at the price of the plan in force.
+        assert await ledger.charged_by_meters() == Decimal("1.00") + Decimal("3.50")
+        assert await ledger.differences() == []
