@@ -132,6 +132,20 @@ async def test_beyond_the_hold_the_terms_in_force_may_deny(ledger: Ledger) -> No
     assert (await settle(ledger, held, 101, reject=False)).billable == 100
 
 
+async def test_more_than_stripe_takes_is_a_finding_and_is_not_sent(ledger: Ledger) -> None:
+    await ledger.buy(plan="project")
+    await ledger.switch(on=True)
+    await ledger.use("credits", 4_000)
+    held = await hold(ledger, 125_000_000)
+    assert held.projected_overage_cost.amount == "1000000.00"
+    await ledger.cancel()
+    assert (await settle(ledger, held, 125_000_000)).billable == 125_000_000
+    await ledger.advance(days=3)
+    assert await ledger.charged_by_meters() == 0
+    assert not await ledger.world.sandbox.requests("POST", "/v1/invoiceitems")
+    assert [kind for kind, _ in await ledger.differences()] == ["usage: failed"]
+
+
 class TestBetweenPlans:
     @pytest.fixture
     def catalog_name(self) -> str:

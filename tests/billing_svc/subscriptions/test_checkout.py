@@ -262,6 +262,12 @@ class TestSoldByTheSeat:
         assert (bought.status, bought.subscription_id) == (subscription_pb2.STATUS_TRIALING, subscription_id)
         assert (bought.trial_end.ToDatetime() - bought.period_start.ToDatetime()).days == 14
 
+    async def test_more_than_stripe_takes_is_not_sold(self, world: World) -> None:
+        # At 15.00 a seat Stripe's eight digits of cents end at 66,666 seats.
+        await world.checkout(plan="team", price="monthly", quantity=66_666)
+        refusal = await refusals.refused(world.checkout(plan="team", price="monthly", quantity=66_667))
+        assert (refusal.reason, refusal.fields) == ("INVALID_REQUEST", ("quantity",))
+
     async def test_another_quantity_is_another_order(self, world: World) -> None:
         first = await world.checkout(plan="team", quantity=7)
         second = await world.checkout(plan="team", quantity=8)

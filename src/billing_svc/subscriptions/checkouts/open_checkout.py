@@ -23,6 +23,7 @@ from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
+from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import client, intents, prices
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.checkouts import close_checkout, store
@@ -248,8 +249,7 @@ def offered(catalog: model.Catalog, order: store.CheckoutOrder) -> tuple[parts.P
     if price not in plan.prices:
         metadata = {"plan": order.plan, "price": price}
         raise errors.PriceNotFound(f"price: plan {order.plan} has no price {price!r}", metadata)
-    if order.quantity > 1 and not plan.prices[price].per_seat:
-        problem = f"is {order.quantity}; plan {order.plan} is not sold by the seat at this price"
+    if problem := pricing_rules.quantity_problem(plan, price, order.quantity, catalog.currency):
         raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
     return plan, price
 
