@@ -144,7 +144,9 @@ class RecordUsageRequest(_message.Message):
     level: _builtins.int
     """Gauges only: sets the level, 0 to 10^12, instead of changing it."""
     reservation_id: _builtins.str
-    """The reservation to settle, as CheckQuota answered it, at most 64 characters. Optional."""
+    """The reservation to settle, as CheckQuota answered it, at most 64 characters. Optional. Its units are the event's
+    own: up to them it is never denied, and counts under the terms of the hold's decision.
+    """
     retry_attempt: _builtins.int
     """Above 0: this is a repetition, under an event_id of its own, of work that was counted before, 0 to 1,000. It is
     stored, counted as 0, settles its reservation with 0 and is never denied.
@@ -255,7 +257,7 @@ class RecordUsageResponse(_message.Message):
     reason: _decision_pb2.DecisionReason.ValueType
     """How the event landed, or why it was denied. With RECORD also NOT_IN_PLAN: kept and counted, but never charged."""
     plan: _builtins.str
-    """The plan whose terms it was counted under, as in ListPlans."""
+    """The plan whose terms it was counted under, as in ListPlans: its hold's, if it used no more than was held."""
     reservation_outcome: Global___ReservationOutcome.ValueType
     """What became of reservation_id."""
     catalog_version: _builtins.int
