@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import grpc
@@ -73,8 +74,22 @@ class RunService:
         """Do the work if the account may. Raises Denied, or RpcError in an outage; then repeat with the same id."""
         self._check(account_id)
         work()
+        return self.record(account_id, run_id)
+
+    def record(
+        self, account_id: str, run_id: str, finished_at: datetime | None = None
+    ) -> usage_pb2.RecordUsageResponse:
+        """Count a run. One that could not be recorded at once is recorded later with when it finished.
+
+        Raises RpcError as `run` does, and ValueError on a time without a zone: a local time that is sent as if it were
+        UTC is hours wrong, and may land in another period.
+        """
         # The run's id is the event's id, so neither a repeated call nor a repeated run is counted twice.
         event = usage_pb2.RecordUsageRequest(account_id=account_id, event_id=run_id, meter="runs")
+        if finished_at is not None:
+            if finished_at.utcoffset() is None:
+                raise ValueError(f"finished_at: {finished_at.isoformat()} has no zone; use datetime.now(UTC)")
+            event.occurred_at.FromDatetime(finished_at)
         for pause_seconds in self._pauses_seconds:
             try:
                 return self._usage.RecordUsage(event, timeout=RECORD_SECONDS, metadata=self._metadata)

@@ -227,6 +227,22 @@ async def test_a_level_that_is_older_than_the_last_one_has_no_effect(account: Ac
     assert await counters(account, "storage_gb") == {START: (40, 0)}
 
 
+async def test_a_change_that_happened_before_the_last_set_is_contained_in_it(account: Account) -> None:
+    await account.subscribe("standard")
+    await account.record("set", "user_seats", level=30, occurred_at=START + timedelta(minutes=1))
+    late = await account.record("late", "user_seats", 3, occurred_at=START)
+    assert (late.used, late.superseded, late.cost, late.billable) == (30, True, 0, 0)
+    # Nor is it refused for what it would have done to the level.
+    fallen = await account.record("fallen", "user_seats", -31, occurred_at=START)
+    assert (fallen.used, fallen.superseded) == (30, True)
+    # The set is of a clock that is ahead: a change that is made now comes after it.
+    made_now = await account.record("now", "user_seats", 2)
+    assert (made_now.used, made_now.superseded) == (32, False)
+    after = await account.record("after", "user_seats", 1, occurred_at=START + timedelta(minutes=2))
+    assert (after.used, after.superseded) == (33, False)
+    assert await counters(account, "user_seats") == {START: (33, 8)}
+
+
 async def test_a_level_stays_when_the_subscription_begins_and_ends(
     account: Account, service_clock: clocks.StillClock
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from billing.v1 import quota_pb2, usage_pb2
+from billing.v1 import admin_pb2, quota_pb2, usage_pb2
 from tests import clocks
 from tests.acceptance.accounts import (
     ALLOWED,
@@ -154,6 +154,40 @@ async def test_the_rate_limit_admits_n_in_a_minute_that_begins_with_the_first(
     assert (await account.check("credits")).reason == RATE_LIMITED
 
 
+async def test_an_event_with_reject_takes_a_place_in_the_rate_window_as_a_check_does(
+    account: Account, service_clock: clocks.StillClock
+) -> None:
+    held = await account.check("credits", 2, reserve=True, request_id="job")
+    for _ in range(28):
+        await account.check("credits")
+    assert (await account.record("last", "credits", if_exceeded=REJECT)).decision == ALLOWED
+    service_clock.advance(timedelta(seconds=59))
+    denied = await account.record("over", "credits", if_exceeded=REJECT)
+    assert (denied.decision, denied.reason, denied.used, denied.over_limit) == (DENIED, RATE_LIMITED, 1, False)
+    assert denied.retry_after.ToSeconds() == 1
+    assert not denied.upgrade_plans
+    # What is a fact, a retry, and the end of a hold, whose check has its place already, take none.
+    assert (await account.record("fact", "credits")).decision == ALLOWED
+    assert (await account.record("retry", "credits", retry_attempt=1, if_exceeded=REJECT)).decision == ALLOWED
+    settled = await account.record("job", "credits", reservation_id=held.reservation_id, if_exceeded=REJECT)
+    assert (settled.decision, settled.used) == (ALLOWED, 3)
+    # The denied one was not remembered; the next window admits it, and counts it.
+    service_clock.advance(timedelta(seconds=1))
+    assert (await account.record("over", "credits", if_exceeded=REJECT)).decision == ALLOWED
+    assert (await account.check("credits", explain=True)).explanation.rate_limit_used == 2
+
+
+async def test_a_batch_of_events_with_reject_fills_the_rate_window_and_no_more(account: Account) -> None:
+    events = [
+        usage_pb2.RecordUsageRequest(account_id="org_1", event_id=f"e{n}", meter="credits", if_exceeded=REJECT)
+        for n in range(35)
+    ]
+    batch = await account.billing.usage.BatchRecordUsage(usage_pb2.BatchRecordUsageRequest(events=events))
+    assert (batch.recorded, batch.denied) == (30, 5)
+    assert {result.answer.reason for result in batch.results[30:]} == {RATE_LIMITED}
+    assert (await account.check("credits")).reason == RATE_LIMITED
+
+
 async def test_a_rate_limit_holds_for_who_bought_it_though_no_plan_has_one_any_more(
     billing: Billing, account: Account, database_url: str, tmp_path: Path
 ) -> None:
@@ -222,7 +256,11 @@ async def test_the_rate_limit_holds_with_two_server_processes(
 async def test_two_processes_never_admit_past_the_credits(
     billing: Billing, account: Account, database_url: str, tmp_path: Path
 ) -> None:
-    """Records with REJECT to both processes concurrently: exactly the 200 order books that 1,000 credits buy."""
+    """Records with REJECT to both processes concurrently: exactly the 20 order books that 100 credits buy."""
+    hundred = admin_pb2.SetOverrideRequest(
+        account_id=account.account_id, meter="credits", included=100, note="a test", request_id="r1"
+    )
+    await billing.admin.SetOverride(hundred)
     async with processes.servers(database_url, tmp_path, 2) as started:
         channels = [one.channel() for one in started]
         stubs = itertools.cycle([processes.usage_stub(channel) for channel in channels])
@@ -234,11 +272,11 @@ async def test_two_processes_never_admit_past_the_credits(
                     ),
                     metadata=processes.METADATA,
                 )
-                for n in range(230)
+                for n in range(60)
             )
         )
         for channel in channels:
             await channel.close()
-    assert Counter(answer.decision for answer in answers) == {ALLOWED: 200, DENIED: 30}
-    assert await books.used(billing.engine, account.account_id) == 1000
+    assert Counter(answer.decision for answer in answers) == {ALLOWED: 20, DENIED: 40}
+    assert await books.used(billing.engine, account.account_id) == 100
     await books.assert_balanced(billing.engine)

@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import grpc
@@ -85,6 +86,17 @@ def test_an_allowed_run_is_recorded_under_its_own_id(server: Server) -> None:
     assert (asked.account_id, asked.meter) == ("org_1", "runs")
     assert (recorded.account_id, recorded.event_id, recorded.meter) == ("org_1", "run_1", "runs")
     assert server.worked == ["run_1"]
+
+
+def test_a_run_that_is_recorded_later_says_when_it_finished(server: Server) -> None:
+    service = run_service.RunService(server.channel, "secret", fail_open=False)
+    new_york = timezone(timedelta(hours=-5))
+    recording = in_background(service.record, "org_1", "run_1", datetime(2026, 5, 31, 20, tzinfo=new_york))
+    recorded = server.answer(RECORD, RECORDED)
+    assert recording.result(SECONDS_MAX) == RECORDED
+    assert recorded.occurred_at.ToDatetime(UTC) == datetime(2026, 6, 1, 1, tzinfo=UTC)
+    with pytest.raises(ValueError, match="no zone"):
+        service.record("org_1", "run_1", datetime(2026, 5, 31, 20))  # noqa: DTZ001 - that is refused
 
 
 def test_a_denied_run_does_no_work_and_records_nothing(server: Server) -> None:

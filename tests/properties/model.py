@@ -55,6 +55,19 @@ class Event:
     left: int
 
 
+@dataclass(slots=True)
+class Hold:
+    """Units that are held, and what was promised for them; `within` of them fitted in what was included."""
+
+    meter: str
+    units: int
+    start: datetime
+    terms: Terms
+    within: int
+    expires_at: datetime
+    closed: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """What an answer must contain."""
@@ -79,6 +92,7 @@ class Account:
     counters: dict[tuple[str, datetime], Counter] = field(default_factory=dict)
     levels: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)
     events: dict[str, Event] = field(default_factory=dict)
+    holds: dict[str, Hold] = field(default_factory=dict)
 
     # Terms and periods.
 
@@ -138,7 +152,8 @@ class Account:
         ended = [self.period(start)[1] for _, start in self.counters]
         graces = [one.exceeded_at + GRACE for one in self.counters.values() if one.exceeded_at is not None]
         overrides = [expires_at for _, expires_at in self.overrides.values() if expires_at is not None]
-        return [end, *(at + LATE for at in (end, *ended)), *graces, *overrides]
+        holds = [one.expires_at for one in self.holds.values()]
+        return [end, *(at + LATE for at in (end, *ended)), *graces, *overrides, *holds]
 
     def target(self, meter: str, occurred_at: datetime) -> tuple[tuple[str, datetime], Terms]:
         """Return the counter that an event counts in, and the terms that it counts under."""
@@ -159,14 +174,21 @@ class Account:
     def level(self, meter: str) -> int:
         return self.levels.get(meter, (0, None))[0]
 
-    def allows(self, meter: str, counter: Counter, terms: Terms, units: int) -> bool:
+    def reserved(self, meter: str, without: Hold | None = None) -> int:
+        """Return what all holds of a meter take, whichever period they were made in."""
+        return sum(one.units for one in self.holds.values() if one.meter == meter and self.is_live(one, without))
+
+    def is_live(self, hold: Hold, without: Hold | None = None) -> bool:
+        return hold is not without and not hold.closed and self.now < hold.expires_at
+
+    def allows(self, consumed: int, counter: Counter, terms: Terms, units: int, reserved: int) -> bool:
         """Say whether `units` more are admitted."""
         if terms.beyond == "absent":
             return False
-        if terms.included is None or units <= max(0, terms.included - self.consumed(meter, counter)):
+        if terms.included is None or units <= max(0, terms.included - consumed - reserved):
             return True
         if terms.beyond == "grace":
-            is_over = self.consumed(meter, counter) > terms.included
+            is_over = consumed > terms.included
             return not (is_over and counter.exceeded_at is not None and self.now >= counter.exceeded_at + GRACE)
         return terms.beyond in {"charge", "allow"}
 
@@ -174,7 +196,20 @@ class Account:
         counter = self.present(meter)
         terms = self.terms(meter, self.now)
         shown = self.level(meter) if meter in offers.GAUGES else counter.used
-        return Told(self.allows(meter, counter, terms, units), shown, counter.billable, units)
+        consumed = self.consumed(meter, counter)
+        return Told(self.allows(consumed, counter, terms, units, self.reserved(meter)), shown, counter.billable, units)
+
+    def hold(self, name: str, meter: str, units: int, ttl: timedelta) -> Told:
+        """Decide as a check does, and hold the units that are allowed."""
+        expected, counter, terms = self.check(meter, units), self.present(meter), self.terms(meter, self.now)
+        if expected.allowed:
+            start = self.period(self.now)[0]
+            room = units
+            if terms.included is not None:
+                room = max(0, terms.included - self.consumed(meter, counter) - self.reserved(meter))
+            self.holds[name] = Hold(meter, units, start, terms, min(units, room), self.now + ttl)
+            self.counters.setdefault((meter, start), Counter(terms))
+        return expected
 
     def present(self, meter: str) -> Counter:
         """Return the counter of the present period in the state in which it would open."""
@@ -185,24 +220,46 @@ class Account:
             _raise_peak(counter, terms, self.level(meter))
         return counter
 
-    def record(self, event_id: str, meter: str, units: int, occurred_at: datetime, *, reject: bool) -> Told:
+    def record(
+        self, event_id: str, meter: str, units: int, occurred_at: datetime, *, reject: bool, hold: Hold | None = None
+    ) -> Told:
         key, terms = self.target(meter, occurred_at)
         before = self.counters.get(key) or Counter(terms)
-        if reject and units > 0 and not self.allows(meter, before, terms, units):
+        own = hold if hold is not None and self.is_live(hold) and units > 0 else None
+        part = min(units, own.units) if own else 0
+        after = Counter(terms, before.used, before.billable, before.exceeded_at)
+        if own is not None:
+            # A period of another plan has nothing of what the hold's plan includes.
+            is_elsewhere = key[1] != own.start and terms.plan != own.terms.plan
+            charged = max(0, part - own.within) if is_elsewhere else _charged(before, own.terms, part)
+            after.used += part
+            after.billable += charged if own.terms.beyond == "charge" else 0
+        rest = units - part
+        consumed = after.used - after.billable
+        if reject and rest > 0 and not self.allows(consumed, before, terms, rest, self.reserved(meter, without=own)):
             return Told(allowed=False, used=before.used, billable=0, units=0)
-        free = units if terms.included is None else max(0, terms.included - (before.used - before.billable))
-        charged = max(0, units - free) if terms.beyond == "charge" else 0
-        after = Counter(terms, before.used + units, before.billable + charged, before.exceeded_at)
+        after.billable += _charged(after, terms, rest)
+        after.used += rest
         if terms.included is not None and after.used - after.billable > terms.included:
             was_over = before.used - before.billable > terms.included
             if not was_over or after.exceeded_at is None:
                 after.exceeded_at = self.now
+        if hold is not None:
+            hold.closed = True
         self.counters[key] = after
         self.events[event_id] = Event(meter, key[1], units)
-        return Told(allowed=True, used=after.used, billable=charged, units=units)
+        return Told(allowed=True, used=after.used, billable=after.billable - before.billable, units=units)
 
     def move_level(
-        self, event_id: str, meter: str, occurred_at: datetime, *, to: int | None, by: int, reject: bool
+        self,
+        event_id: str,
+        meter: str,
+        occurred_at: datetime | None,
+        *,
+        to: int | None,
+        by: int,
+        reject: bool,
+        hold: Hold | None = None,
     ) -> Told | None:
         """Set a level or change it; None if the change is refused as invalid."""
         key, terms = self.target(meter, self.now)
@@ -210,16 +267,25 @@ class Account:
         level, set_at = self.levels.get(meter, (0, None))
         after = Counter(terms, before.used, before.billable, before.exceeded_at)
         _raise_peak(after, terms, level)
-        is_stale = to is not None and set_at is not None and occurred_at < set_at
-        change = by if to is None else 0 if is_stale else to - level
+        happened_at = self.now if occurred_at is None else occurred_at
+        # What happened before the last set is contained in it; a change without a time happens now, after all others.
+        is_stale = set_at is not None and happened_at < set_at and (to is not None or occurred_at is not None)
+        change = 0 if is_stale else by if to is None else to - level
         if level + change < 0:
             return None
-        if reject and change > 0 and not self.allows(meter, after, terms, change):
+        own = hold if hold is not None and self.is_live(hold) and change > 0 else None
+        part = min(change, own.units) if own else 0
+        rest, room_taken = change - part, self.reserved(meter, without=own)
+        if reject and rest > 0 and not self.allows(level + part, after, terms, rest, room_taken):
             return Told(allowed=False, used=level, billable=0, units=0)
         opened = after.billable
+        if own is not None:
+            _raise_peak(after, own.terms, level + part)
         _raise_peak(after, terms, level + change)
+        if hold is not None:
+            hold.closed = True
         self.counters[key] = after
-        self.levels[meter] = (level + change, occurred_at if to is not None and not is_stale else set_at)
+        self.levels[meter] = (level + change, happened_at if to is not None and not is_stale else set_at)
         self.events[event_id] = Event(meter, key[1], 0)
         return Told(allowed=True, used=level + change, billable=after.billable - opened, units=change)
 
@@ -246,6 +312,13 @@ class Account:
             counter.exceeded_at = None
         event.left -= taken
         return taken, billable
+
+
+def _charged(counter: Counter, terms: Terms, units: int) -> int:
+    """Return how many of `units` more are charged."""
+    if terms.included is None or terms.beyond != "charge":
+        return 0
+    return max(0, units - max(0, terms.included - (counter.used - counter.billable)))
 
 
 def _raise_peak(counter: Counter, terms: Terms, level: int) -> None:

@@ -49,6 +49,7 @@ MOVES = st.sampled_from(
 AGES = st.sampled_from(
     [None, None, timedelta(minutes=-4), timedelta(microseconds=1), timedelta(minutes=30), timedelta(hours=1)]
 )
+HOLDS = st.sampled_from([timedelta(minutes=10), timedelta(hours=14), timedelta(hours=24)])
 PLANS = st.sampled_from(offers.SOLD)
 SEATS = st.integers(1, 3)
 
@@ -65,6 +66,7 @@ class Counting(stateful.RuleBasedStateMachine):
     """An account on the real server, and its model."""
 
     events: "stateful.Bundle[str]" = stateful.Bundle("events")
+    holds: "stateful.Bundle[str]" = stateful.Bundle("holds")
 
     def __init__(self, billing: Billing, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
@@ -73,7 +75,9 @@ class Counting(stateful.RuleBasedStateMachine):
         self._told: told.Told | None = None
         # Requests with their answers, for repeats.
         self._sent: dict[str, tuple[usage_pb2.RecordUsageRequest, usage_pb2.RecordUsageResponse]] = {}
-        # A hard limit that the last step must not have exceeded.
+        # Reserving checks with their answers, for repeats.
+        self._promised: dict[str, tuple[quota_pb2.CheckQuotaRequest, quota_pb2.CheckQuotaResponse]] = {}
+        # A hard limit that an admission by the last step must not have exceeded.
         self._hard: tuple[tuple[str, datetime], int] | None = None
         assert isinstance(billing.clock, clocks.StillClock)
         self._clock = billing.clock
@@ -196,6 +200,76 @@ class Counting(stateful.RuleBasedStateMachine):
         answer = self._run(self._billing.quota.CheckQuota(request))
         assert _said(answer) == (expected.allowed, expected.used)
         assert (answer.overage, answer.cost) == (expected.billable, units)
+        assert answer.reserved == self.account.reserved(meter)
+
+    @stateful.rule(target=holds, meter=METERS, units=UNITS, ttl=HOLDS)
+    def hold(self, meter: str, units: int, ttl: timedelta) -> "stateful.MultipleResults[str] | str":
+        name = next(self._ids)
+        expected = self.account.hold(name, meter, units, ttl)
+        request = quota_pb2.CheckQuotaRequest(
+            account_id=ACCOUNT, meter=meter, quantity=units, reserve=True, request_id=name
+        )
+        request.reservation_ttl.FromTimedelta(ttl)
+        answer = self._run(self._billing.quota.CheckQuota(request))
+        assert _said(answer) == (expected.allowed, expected.used)
+        assert answer.reserved == self.account.reserved(meter)
+        terms, counter = self.account.terms(meter, self.account.now), self.account.present(meter)
+        if not expected.allowed:
+            return stateful.multiple()
+        if terms.beyond == "deny" and terms.included is not None:
+            assert self.account.consumed(meter, counter) + answer.reserved <= terms.included
+        self._promised[name] = (request, answer)
+        return name
+
+    @stateful.rule(hold=holds)
+    def repeat_a_hold(self, hold: str) -> None:
+        """The first answer again, whatever has changed; of a closed one, what became of it."""
+        request, first = self._promised[hold]
+        again = self._run(self._billing.quota.CheckQuota(request))
+        if self.account.is_live(self.account.holds[hold]):
+            assert again == first
+            return
+        assert again.reason == decision_pb2.DECISION_REASON_RESERVATION_CLOSED
+        numbers = ("used", "reserved", "included", "remaining", "cost", "overage", "plan", "period_start", "period_end")
+        assert [getattr(again, name) for name in numbers] == [getattr(first, name) for name in numbers]
+
+    @stateful.rule(hold=holds)
+    def release(self, hold: str) -> None:
+        held = self.account.holds[hold]
+        was_live = self.account.is_live(held)
+        request = quota_pb2.ReleaseReservationRequest(
+            account_id=ACCOUNT, reservation_id=self._promised[hold][1].reservation_id
+        )
+        assert self._run(self._billing.quota.ReleaseReservation(request)).released == was_live
+        held.closed = True
+
+    @stateful.rule(target=events, hold=holds, units=UNITS, age=AGES, reject=st.booleans())
+    def settle(
+        self, hold: str, units: int, age: timedelta | None, *, reject: bool
+    ) -> "stateful.MultipleResults[str] | str":
+        """With less or more than was held, in whatever period, under whatever terms."""
+        held = self.account.holds[hold]
+        was_live = self.account.is_live(held)
+        reservation_id = self._promised[hold][1].reservation_id
+        request = _request(meter=held.meter, quantity=units, reservation_id=reservation_id)
+        request, at = self._sendable(request, age, reject=reject)
+        if held.meter in offers.GAUGES:
+            happened_at = None if age is None else at
+            expected = self.account.move_level(
+                request.event_id, held.meter, happened_at, to=None, by=units, reject=reject, hold=held
+            )
+        else:
+            expected = self.account.record(request.event_id, held.meter, units, at, reject=reject, hold=held)
+        assert expected is not None
+        answer = self._run(self._billing.usage.RecordUsage(request))
+        assert _told(answer) == expected
+        if not expected.allowed:
+            return stateful.multiple()
+        assert (answer.reservation_outcome == usage_pb2.RESERVATION_OUTCOME_SETTLED) == was_live
+        if held.meter in offers.GAUGES:
+            return stateful.multiple()
+        self._sent[request.event_id] = (request, answer)
+        return request.event_id
 
     @stateful.rule(target=events, meter=CONSUMABLES, units=UNITS, age=AGES, reject=st.booleans())
     def record(
@@ -215,9 +289,9 @@ class Counting(stateful.RuleBasedStateMachine):
     def set_a_level(self, meter: str, level: int, age: timedelta | None, *, reject: bool) -> None:
         self._move_level(_request(meter=meter, level=level), meter, age, to=level, by=0, reject=reject)
 
-    @stateful.rule(meter=GAUGES, by=st.integers(-4, 4).filter(bool), reject=st.booleans())
-    def change_a_level(self, meter: str, by: int, *, reject: bool) -> None:
-        self._move_level(_request(meter=meter, quantity=by), meter, None, to=None, by=by, reject=reject)
+    @stateful.rule(meter=GAUGES, by=st.integers(-4, 4).filter(bool), age=AGES, reject=st.booleans())
+    def change_a_level(self, meter: str, by: int, age: timedelta | None, *, reject: bool) -> None:
+        self._move_level(_request(meter=meter, quantity=by), meter, age, to=None, by=by, reject=reject)
 
     @stateful.rule(event=events)
     def repeat(self, event: str) -> None:
@@ -349,7 +423,8 @@ class Counting(stateful.RuleBasedStateMachine):
     ) -> None:
         request, at = self._sendable(request, age, reject=reject)
         key, terms = self.account.target(meter, self.account.now)
-        expected = self.account.move_level(request.event_id, meter, at, to=to, by=by, reject=reject)
+        happened_at = None if age is None else at
+        expected = self.account.move_level(request.event_id, meter, happened_at, to=to, by=by, reject=reject)
         call = self._billing.usage.RecordUsage(request)
         if expected is None:
             assert self._refused(call) is grpc.StatusCode.FAILED_PRECONDITION

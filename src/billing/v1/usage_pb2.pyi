@@ -36,7 +36,9 @@ class _IfExceededEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IfExceeded
     IF_EXCEEDED_RECORD: _IfExceeded.ValueType  # 1
     """Count it, because it has happened. The answer says that the limit was exceeded."""
     IF_EXCEEDED_REJECT: _IfExceeded.ValueType  # 2
-    """Decide as CheckQuota would, and record only if allowed."""
+    """Decide as CheckQuota would, and record only if allowed. An allowed one counts for a rate limit as a check does,
+    unless it settles a hold, whose check has counted.
+    """
 
 class IfExceeded(_IfExceeded, metaclass=_IfExceededEnumTypeWrapper):
     """How to handle usage that the account's quota does not allow."""
@@ -46,7 +48,9 @@ IF_EXCEEDED_UNSPECIFIED: IfExceeded.ValueType  # 0
 IF_EXCEEDED_RECORD: IfExceeded.ValueType  # 1
 """Count it, because it has happened. The answer says that the limit was exceeded."""
 IF_EXCEEDED_REJECT: IfExceeded.ValueType  # 2
-"""Decide as CheckQuota would, and record only if allowed."""
+"""Decide as CheckQuota would, and record only if allowed. An allowed one counts for a rate limit as a check does,
+unless it settles a hold, whose check has counted.
+"""
 Global___IfExceeded: _TypeAlias = IfExceeded  # noqa: Y015
 
 class _ReservationOutcome:
@@ -140,7 +144,9 @@ class RecordUsageRequest(_message.Message):
     level: _builtins.int
     """Gauges only: sets the level, 0 to 10^12, instead of changing it."""
     reservation_id: _builtins.str
-    """The reservation to settle, from CheckQuota's answer, at most 64 characters. Optional."""
+    """The reservation to settle, from CheckQuota's answer, at most 64 characters. Optional. Its units are the event's
+    own: up to them it is never denied, and counts under the terms of the hold's decision.
+    """
     retry_attempt: _builtins.int
     """0 to 1,000. Above 0: the event reports, with a new event_id, the repetition of work that was counted before. It is
     stored, counts 0 units, settles its reservation with 0 and is never denied.
@@ -149,7 +155,10 @@ class RecordUsageRequest(_message.Message):
     """How to handle usage that the quota does not allow."""
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
-        """When it happened, default: now. At most 5 minutes ahead of the server's clock, and not older than events are kept."""
+        """When it happened, default: now. At most 5 minutes ahead of the server's clock, and not older than events are kept.
+        A Timestamp is UTC: a local time that is sent without its zone would be hours early, and perhaps in another period. Events
+        that are late by whole hours are counted (billing_events_whole_hours_late) and the first ones logged.
+        """
 
     @_builtins.property
     def properties(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -250,13 +259,15 @@ class RecordUsageResponse(_message.Message):
     counted, but never charged.
     """
     plan: _builtins.str
-    """The plan whose terms the event was counted under, as in ListPlans."""
+    """The plan whose terms the event was counted under, as in ListPlans: the plan of its hold, if it used no more than was held."""
     reservation_outcome: Global___ReservationOutcome.ValueType
     """The state of the reservation of reservation_id."""
     catalog_version: _builtins.int
     """The catalog version that the terms come from."""
     superseded: _builtins.bool
-    """Gauges: the level is older than the last level that was set; the event was stored without effect."""
+    """Gauges: a level that is older than the last level that was set, or a change that happened before that set, which
+    contains the change already; stored without effect.
+    """
     overridden: _builtins.bool
     """An override of the account set `included` or `unlimited`."""
     pay_as_you_go: _builtins.bool

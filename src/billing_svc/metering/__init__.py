@@ -4,5 +4,6 @@ May import pricing and customers, and what is below them; not usage_export.
 
 Every transaction takes its locks in one order, and each kind by key, so that processes cannot deadlock: accounts,
 counters, gauge levels, reservations, rate windows; then it inserts what is new (accounts, counters, reservations,
-events).
+events). Whoever admits units (a hold, an event with REJECT) locks the account: what is held takes up room in whatever
+period is current, so the counters of two periods decide together.
 """

@@ -19,7 +19,7 @@ EXPONENTS = {
     ),
     **dict.fromkeys(("clp", "jpy", "krw", "vnd"), 0),
 }
-# Stripe's bound for `unit_amount`: eight digits.
+# Stripe's bound for `unit_amount`, and for what an invoice or an item of it comes to: eight digits.
 MINOR_UNITS_MAX = 99_999_999
 # Stripe's bound for `unit_amount_decimal`, counted in minor units.
 UNIT_PRICE_PLACES_MAX = 12

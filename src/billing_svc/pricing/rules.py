@@ -56,6 +56,17 @@ def base_line(plan: parts.Plan, price_name: str, seats: int, currency: str) -> B
     return BaseLine(plan, price, price_name, billed, rounded(price.amount * billed, currency))
 
 
+def quantity_problem(plan: parts.Plan, price_name: str, quantity: int, currency: str) -> str:
+    """Return why a quantity cannot be sold at a price; empty if it can."""
+    if quantity > 1 and not plan.prices[price_name].per_seat:
+        return f"is {quantity}; plan {plan.key} is not sold by the seat at this price"
+    amount = base_line(plan, price_name, quantity, currency).amount
+    if money.in_minor_units(amount, currency) > money.MINOR_UNITS_MAX:
+        most = money.major_units(money.MINOR_UNITS_MAX, currency)
+        return f"is {quantity}; that comes to {amount:f} {currency}, and Stripe takes at most {most:f}"
+    return ""
+
+
 def metered_price(catalog: model.Catalog, plan: str, meter: str) -> parts.MeteredPrice | None:
     """Return a plan's metered price of a meter, from the plan or its overlay (never both); None if it has none."""
     try:

@@ -150,7 +150,7 @@ async def _billed(
     owed: list[rules.AccruedUnits] = []
     # A slow call may have written older terms to the counter after other calls wrote the present terms.
     left = subscription is not None and (subscription.plan, subscription.catalog_version) != charge.terms
-    if last is None or last.charge.terms != charge.terms or left:
+    if last is None or last.charge.terms != charge.terms or left or await counters.has_terms_of_holds(conn, counter):
         for earlier, units in (await _owed(conn, counter, charge)).items():
             charged = await _charge(conn, catalogs, counter, earlier, held, customer_id)
             if charged is not None:

@@ -94,20 +94,39 @@ async def mark_sealed(conn: AsyncConnection, counter: UnreportedCounter) -> None
 async def billed_units(conn: AsyncConnection, counter: UnreportedCounter) -> list[tuple[str, int, int]]:
     """Return each change of a counter's billable units, in order: plan, catalog version, units (negative: taken back).
 
-    Reads the period's events, so use it only for a counter that has no report yet, or whose terms have changed.
+    The part of an event that a hold's terms charge comes before its rest. Reads the period's events, so use it only for
+    a counter that has no report yet, whose terms have changed, or that has units under the terms of holds.
     """
     query = (
-        sa.select(_EVENTS.c.plan, _EVENTS.c.catalog_version, _EVENTS.c.billable)
+        sa.select(
+            *(_EVENTS.c[name] for name in ("plan", "catalog_version", "billable")),
+            *(_EVENTS.c[name] for name in ("held_plan", "held_catalog_version", "held_billable")),
+        )
         .where(*_events_of(counter), _EVENTS.c.billable != 0)
         .order_by(_EVENTS.c.recorded_at)
     )
-    return [(plan, version, units) for plan, version, units in await conn.execute(query)]
+    found: list[tuple[str, int, int]] = []
+    for plan, version, units, held_plan, held_version, held_units in await conn.execute(query):
+        if held_plan is not None:
+            found.append((held_plan, held_version, held_units))
+        if units != (held_units or 0):
+            found.append((plan, version, units - (held_units or 0)))
+    return found
+
+
+async def has_terms_of_holds(conn: AsyncConnection, counter: UnreportedCounter) -> bool:
+    """Say whether units of a counter are charged under the terms of holds."""
+    query = sa.select(sa.exists().where(*_events_of(counter), _EVENTS.c.held_plan.is_not(None)))
+    return bool(await conn.scalar(query))
 
 
 async def last_billed_terms(conn: AsyncConnection, counter: UnreportedCounter) -> tuple[str, int] | None:
     """Return plan and catalog version under which units of a counter last became billable; None if no event did."""
     query = (
-        sa.select(_EVENTS.c.plan, _EVENTS.c.catalog_version)
+        sa.select(
+            sa.func.coalesce(_EVENTS.c.held_plan, _EVENTS.c.plan).label("plan"),
+            sa.func.coalesce(_EVENTS.c.held_catalog_version, _EVENTS.c.catalog_version).label("catalog_version"),
+        )
         .where(*_events_of(counter), _EVENTS.c.billable > 0)
         .order_by(_EVENTS.c.recorded_at.desc())
         .limit(1)

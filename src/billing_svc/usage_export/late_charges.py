@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
-from billing_svc.platform import clock, errors
+from billing_svc.platform import clock, errors, money
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
@@ -83,6 +83,9 @@ class LateUsage:
         if amount == 0:
             # The amount is too small to charge, or rounding has charged it with earlier units.
             return await self._invoiced(lease, report, amount, None)
+        if abs(amount) > money.MINOR_UNITS_MAX:
+            # Of a request that is sure to be refused, nothing is sent. It fails as if it had been, and is a finding.
+            raise errors.StripeRefused(f"{amount} minor units are more than Stripe takes ({money.MINOR_UNITS_MAX})")
         period = {"start": int(report.period_start.timestamp()), "end": int(report.reported_for.timestamp())}
         params = {
             "customer": report.customer_id,

@@ -62,6 +62,8 @@ async def test_the_preview_tells_who_would_be_over_and_changes_nothing(billing: 
         await subscribe(billing, account_id)
     await record(billing, "org_1", "runs", 150)
     await record(billing, "org_2", "runs", 100)
+    held = quota_pb2.CheckQuotaRequest(account_id="org_2", meter="runs", quantity=7, reserve=True, request_id="job")
+    await billing.quota.CheckQuota(held)
     await publish(billing, "nyqst", *HALVED)
     before = await books.contents(billing.engine)
     over, within = await preview(billing)
@@ -70,6 +72,7 @@ async def test_the_preview_tells_who_would_be_over_and_changes_nothing(billing: 
         move_subscriptions.Over("runs", 150, included_before=200, included_after=100, beyond="charge"),
     )
     assert (within.account_id, within.over, within.refusal) == ("org_2", (), "")
+    assert (over.holds, within.holds) == ((), (move_subscriptions.OpenHolds("runs", 7),))
     assert [move.account_id for move in await preview(billing, "org_2")] == ["org_2"]
     assert await books.contents(billing.engine) == before
 

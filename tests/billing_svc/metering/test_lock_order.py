@@ -16,7 +16,7 @@ from billing_svc.platform.database import transactions as transactions_module
 from tests.billing_svc import books
 from tests.billing_svc.service import CATALOGS, Billing
 
-ORDER = (tables.usage_counters, tables.gauge_levels, tables.reservations, tables.rate_windows)
+ORDER = (tables.accounts, tables.usage_counters, tables.gauge_levels, tables.reservations, tables.rate_windows)
 
 
 @pytest.fixture
@@ -35,10 +35,19 @@ async def _hold(billing: Billing, request_id: str) -> quota_pb2.CheckQuotaRespon
     return await billing.quota.CheckQuota(question)
 
 
-async def _record(billing: Billing, reservation_id: str) -> usage_pb2.RecordUsageResponse:
-    event = usage_pb2.RecordUsageRequest(account_id="org_1", event_id="event", meter="projects")
-    event.reservation_id, event.if_exceeded = reservation_id, usage_pb2.IF_EXCEEDED_REJECT
-    return await billing.usage.RecordUsage(event)
+async def _record(billing: Billing, reservation_id: str) -> usage_pb2.BatchRecordUsageResponse:
+    """Settle a hold, and record an event that takes a place in the rate window."""
+    events = [
+        usage_pb2.RecordUsageRequest(
+            account_id="org_1",
+            event_id=f"event_{named}",
+            meter="projects",
+            reservation_id=named,
+            if_exceeded=usage_pb2.IF_EXCEEDED_REJECT,
+        )
+        for named in (reservation_id, "")
+    ]
+    return await billing.usage.BatchRecordUsage(usage_pb2.BatchRecordUsageRequest(events=events))
 
 
 async def _free(conn: AsyncConnection, table: sa.Table) -> int:
@@ -49,8 +58,7 @@ async def _free(conn: AsyncConnection, table: sa.Table) -> int:
 
 @pytest.mark.parametrize(
     ("call", "waits_for"),
-    # A recorded event takes no part in a rate window.
-    [*((_hold, table) for table in ORDER), *((_record, table) for table in ORDER[:-1])],
+    [(call, table) for call in (_hold, _record) for table in ORDER],
     ids=lambda value: str(value.name) if isinstance(value, sa.Table) else value.__name__.strip("_"),
 )
 async def test_who_waits_for_a_row_holds_no_lock_that_comes_later(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -11,8 +12,9 @@ from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.quota import holds, periods, terms
 from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.metering.quota import store as quota_store
+from billing_svc.metering.reservations import store as reservations_store
 from billing_svc.metering.usage import rules, store
-from billing_svc.platform.database import tables
+from billing_svc.platform.database import direct, tables
 from billing_svc.platform.database import transactions as transactions_module
 from tests.billing_svc.service import CATALOGS
 
@@ -92,7 +94,8 @@ async def test_events_and_counters_are_written_to_their_columns_and_read_from_th
     under, allowance = _under(), terms.Allowance(None, included=91, overridden=True)
     key = ("org_1", "runs", RECORDED.period_start)
     opened = {key: counters_store.CounterUpdate(COUNTER, under, allowance)}
-    stored = store.StoredEvent(EVENT, occurred_at=_at(1), recorded_at=NOW, recorded=RECORDED)
+    held = rules.HeldPart(plan="held plan", catalog_version=72, billable=73)
+    stored = store.StoredEvent(EVENT, occurred_at=_at(1), recorded_at=NOW, recorded=RECORDED, held=held)
 
     async def write(conn: AsyncConnection) -> None:
         store.write(conn, [stored], {}, opened, ["org_1"], NOW)
@@ -131,6 +134,9 @@ async def test_events_and_counters_are_written_to_their_columns_and_read_from_th
         "overridden": True,
         "reason": "GRACE",
         "superseded": False,
+        "held_plan": "held plan",
+        "held_catalog_version": 72,
+        "held_billable": 73,
     }
     locked = await transactions.run(lambda conn: counters_store.lock_counters(conn, [key]))
     totals = quota_rules.Counter(used=41, billable=17, exceeded_at=_at(3))
@@ -217,8 +223,76 @@ async def test_a_decision_reads_each_fact_from_its_column(engine: AsyncEngine, p
         level=23,
         window=quota_rules.RateWindow(start=NOW, admitted=29),
         counters={_at(11): quota_rules.Counter(used=41, reserved=19, billable=17, exceeded_at=_at(3))},
+        held=19,
     )
     for questions in (asked, asked * 2):
         async with engine.connect() as conn:
-            read = await quota_store.read_facts(conn, questions, NOW, levels=True, windows=True)
+            read, _ = await quota_store.read_facts(conn, questions, NOW, levels=True, windows=True)
         assert read == [expected] * len(questions)
+
+
+async def test_a_hold_is_written_to_its_columns_and_read_from_them(
+    transactions: transactions_module.Transactions, engine: AsyncEngine
+) -> None:
+    first = holds.FirstAnswer(
+        period_end=NOW + timedelta(days=5),
+        plan="plan",
+        catalog_version=11,
+        quantity=12,
+        pay_as_you_go=True,
+        past_due=False,
+        included=13,
+        overridden=True,
+        used=14,
+        reserved=15,
+        billable=16,
+        remaining=17,
+        reason=quota_rules.Reason.OVERAGE,
+        units_beyond=18,
+        projected_cost=Decimal("1.90"),
+        grace_ends_at=NOW + timedelta(days=4),
+    )
+    reservation = holds.Reservation(
+        account_id="org_1",
+        reservation_id="reservation",
+        request_id="request",
+        meter="runs",
+        period_start=_at(11),
+        units=21,
+        expires_at=NOW + timedelta(days=3),
+        created_at=_at(1),
+        sent=holds.SentHold("sent meter", "operation", 22),
+        state=holds.HoldState.HELD,
+        first=first,
+    )
+
+    async def write(conn: AsyncConnection) -> None:
+        await direct.fetch_each(conn, reservations_store.insertion([(reservation, "caller")]))
+
+    await transactions.run(write)
+    async with engine.connect() as conn:
+        finding = reservations_store.finding([("org_1", "reservation")])
+        by_request = reservations_store.finding_by_request([("org_1", "request")])
+        found, found_by_request = await direct.fetch_each(conn, finding, by_request)
+    assert reservations_store.by_id(found) == {("org_1", "reservation"): reservation}
+    assert reservations_store.by_request(found_by_request) == {("org_1", "request"): reservation}
+    row = await _row(engine, tables.reservations)
+    kept = {name: row.pop(name) for name in [field.name for field in dataclasses.fields(first)]}
+    assert kept == dataclasses.asdict(first)
+    assert row == {
+        "account_id": "org_1",
+        "reservation_id": "reservation",
+        "request_id": "request",
+        "meter": "runs",
+        "period_start": _at(11),
+        "units": 21,
+        "sent_meter": "sent meter",
+        "sent_operation": "operation",
+        "sent_quantity": 22,
+        "state": "held",
+        "created_at": _at(1),
+        "expires_at": NOW + timedelta(days=3),
+        "closed_at": None,
+        "event_id": None,
+        "caller": "caller",
+    }

@@ -8,8 +8,11 @@ import sqlalchemy as sa
 from billing.v1 import subscription_pb2
 from billing_svc.catalog import versions
 from billing_svc.platform import clock
+from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
 from billing_svc.stripe import catalog_sync
+from billing_svc.stripe import subscriptions as stripe_subscriptions
+from billing_svc.subscriptions.records import apply_subscription
 from tests.billing_svc import books, refusals
 from tests.billing_svc.sandboxed import World, catalog_of
 
@@ -259,6 +262,12 @@ class TestSoldByTheSeat:
         assert (bought.status, bought.subscription_id) == (subscription_pb2.STATUS_TRIALING, subscription_id)
         assert (bought.trial_end.ToDatetime() - bought.period_start.ToDatetime()).days == 14
 
+    async def test_more_than_stripe_takes_is_not_sold(self, world: World) -> None:
+        # At 15.00 a seat Stripe's eight digits of cents end at 66,666 seats.
+        await world.checkout(plan="team", price="monthly", quantity=66_666)
+        refusal = await refusals.refused(world.checkout(plan="team", price="monthly", quantity=66_667))
+        assert (refusal.reason, refusal.fields) == ("INVALID_REQUEST", ("quantity",))
+
     async def test_another_quantity_is_another_order(self, world: World) -> None:
         first = await world.checkout(plan="team", quantity=7)
         second = await world.checkout(plan="team", quantity=8)
@@ -302,3 +311,21 @@ class TestTrials:
         await world.subscribe(plan="starter")
         await world.deliver_new()
         assert (await world.subscription()).status == subscription_pb2.STATUS_ACTIVE
+
+    @pytest.mark.parametrize(
+        ("status", "tried"), [("incomplete_expired", False), ("canceled", True)], ids=["never paid", "lived"]
+    )
+    async def test_only_a_plan_that_lived_uses_up_the_trial(self, world: World, status: str, *, tried: bool) -> None:
+        first = await world.subscribe(plan="starter")
+        await world.deliver_new()
+        data = await world.sandbox.call("GET", f"/v1/subscriptions/{first}")
+        now = world.billing.clock.now()
+        ended = stripe_subscriptions.from_stripe({**data, "status": status, "ended_at": int(now.timestamp())})
+        await world.billing.transactions.run(
+            lambda conn: apply_subscription.apply(
+                conn, versions.CatalogCache(), ended, audit_store.Origin("stripe:evt"), now
+            )
+        )
+        second = await world.subscribe(plan="team")
+        bought = await world.sandbox.call("GET", f"/v1/subscriptions/{second}")
+        assert bought["status"] == ("active" if tried else "trialing")

@@ -79,8 +79,10 @@ def to_proto_decision(allowed: bool) -> decision_pb2.Decision.ValueType:  # noqa
     return decision_pb2.DECISION_ALLOWED if allowed else decision_pb2.DECISION_DENIED
 
 
-def to_proto_check(checked: check_quota.QuotaAnswer) -> quota_pb2.CheckQuotaResponse:
+def to_proto_check(checked: check_quota.QuotaAnswer | check_quota.RepeatedAnswer) -> quota_pb2.CheckQuotaResponse:
     """Return the answer to a check."""
+    if isinstance(checked, check_quota.RepeatedAnswer):
+        return to_proto_repeated(checked)
     known, under, allowance = checked.known, checked.under, checked.allowance
     counter, decision = checked.counter, checked.decision
     # Set field by field, because that takes half the time of keyword arguments; other fields keep their defaults.
@@ -91,7 +93,9 @@ def to_proto_check(checked: check_quota.QuotaAnswer) -> quota_pb2.CheckQuotaResp
     response.meter = known.meter
     response.cost = checked.units
     response.plan = under.plan.key
-    response.message = _sentence(checked)
+    response.message = _sentence(
+        checked.units, known.meter, under.plan.key, decision, counter, allowance.included, under.period.end
+    )
     response.catalog_version = under.catalog_version
     response.period_start.CopyFrom(fields.to_proto_timestamp(under.period.start))
     response.period_end.CopyFrom(fields.to_proto_timestamp(under.period.end))
@@ -112,10 +116,48 @@ def to_proto_check(checked: check_quota.QuotaAnswer) -> quota_pb2.CheckQuotaResp
     if decision.reason is not rules.Reason.NONE:
         _add_reason(response, checked)
     if checked.reservation is not None:
-        response.reservation_id = checked.reservation.reservation_id
-        response.reservation_expires_at.FromDatetime(checked.reservation.expires_at)
-        response.reservation_state = to_proto_state(checked.reservation.state)
+        _add_reservation(response, checked.reservation)
     return response
+
+
+def to_proto_repeated(repeated: check_quota.RepeatedAnswer) -> quota_pb2.CheckQuotaResponse:
+    """Return the first answer to a reserving check again, with its reservation as it is now."""
+    first, reservation, decision = repeated.first, repeated.reservation, repeated.decision
+    counter = rules.Counter(used=first.used, reserved=first.reserved)
+    response = quota_pb2.CheckQuotaResponse(
+        decision=to_proto_decision(decision.allowed),
+        reason=to_proto_reason(decision.reason),
+        used=first.used,
+        reserved=first.reserved,
+        included=first.included or 0,
+        remaining=first.remaining,
+        unlimited=first.included is None,
+        meter=reservation.meter,
+        cost=reservation.units,
+        overage=first.billable,
+        period_start=fields.to_proto_instant(reservation.period_start),
+        period_end=fields.to_proto_instant(first.period_end),
+        plan=first.plan,
+        past_due=first.past_due,
+        grace_ends_at=fields.to_proto_instant(decision.grace_ends_at),
+        pay_as_you_go=first.pay_as_you_go,
+        message=_sentence(
+            *(reservation.units, reservation.meter, first.plan, decision, counter, first.included, first.period_end)
+        ),
+        catalog_version=first.catalog_version,
+        overridden=first.overridden,
+    )
+    if decision.reason is rules.Reason.OVERAGE:
+        currency = repeated.catalog.currency
+        response.projected_overage_cost.CopyFrom(fields.to_proto_money(decision.projected_cost, currency))
+    _add_reservation(response, reservation)
+    return response
+
+
+def _add_reservation(response: quota_pb2.CheckQuotaResponse, reservation: holds.Reservation) -> None:
+    response.reservation_id = reservation.reservation_id
+    response.reservation_expires_at.FromDatetime(reservation.expires_at)
+    response.reservation_state = to_proto_state(reservation.state)
 
 
 def _add_reason(response: quota_pb2.CheckQuotaResponse, checked: check_quota.QuotaAnswer) -> None:
@@ -156,16 +198,23 @@ def upgrades(
     return rules.allowing_plans(known.newest, under, known.meter, wanted)
 
 
-def _sentence(checked: check_quota.QuotaAnswer) -> str:
+def _sentence(
+    units: int,
+    meter: str,
+    plan: str,
+    decision: rules.Decision,
+    counter: rules.Counter,
+    included: int | None,
+    until: datetime,
+) -> str:
     """Return a sentence for the caller's log: the decision and its numbers."""
-    under, included, counter, decision = checked.under, checked.allowance.included, checked.counter, checked.decision
     verdict = "allowed" if decision.allowed else "denied"
     if decision.reason is not rules.Reason.NONE:
         verdict += f" ({decision.reason.value})"
     of = "unlimited" if included is None else str(included)
     return (
-        f"{checked.units} {checked.known.meter} on plan {under.plan.key}: {verdict}; {counter.shown_used} used and "
-        f"{counter.reserved} reserved of {of} until {_to_minutes(under.period.end)}"
+        f"{units} {meter} on plan {plan}: {verdict}; {counter.shown_used} used and "
+        f"{counter.reserved} reserved of {of} until {_to_minutes(until)}"
     )
 
 
@@ -175,8 +224,19 @@ def _to_minutes(instant: datetime) -> str:
     return instant.isoformat(timespec="minutes")
 
 
-def to_proto_explanation(checked: check_quota.QuotaAnswer) -> quota_pb2.Explanation:
-    """Return the explanation of a decision: its terms, numbers and steps."""
+def to_proto_explanation(checked: check_quota.QuotaAnswer | check_quota.RepeatedAnswer) -> quota_pb2.Explanation:
+    """Return the explanation of a decision: its terms, numbers and steps; of a repeated check, what was stored."""
+    if isinstance(checked, check_quota.RepeatedAnswer):
+        first = checked.first
+        return quota_pb2.Explanation(
+            decided_at=fields.to_proto_instant(checked.reservation.created_at),
+            catalog=checked.catalog.name,
+            catalog_version=first.catalog_version,
+            plan=first.plan,
+            seats=first.quantity,
+            pay_as_you_go=first.pay_as_you_go,
+            steps=["the request_id was answered before; this is that answer, and the present state of its reservation"],
+        )
     known, under, allowance, counter = checked.known, checked.under, checked.allowance, checked.counter
     catalog = under.catalog
     subscription = under.subscription

@@ -134,10 +134,11 @@ def _answer_under(under: _Under) -> usage_pb2.RecordUsageResponse:
 def to_proto_denied(denied: rules.DeniedEvent) -> usage_pb2.RecordUsageResponse:
     """Return the answer to an event with REJECT that was denied and not stored."""
     counter, under, included = denied.counter, denied.under, denied.allowance.included
-    return usage_pb2.RecordUsageResponse(
+    response = usage_pb2.RecordUsageResponse(
         used=counter.shown_used,
         meter=denied.meter,
         included=included or 0,
+        unlimited=included is None,
         remaining=counter.remaining(included),
         reserved=counter.reserved,
         over_limit=quota_conversions.is_over_hard_limit(denied.decision.reason),
@@ -153,6 +154,9 @@ def to_proto_denied(denied: rules.DeniedEvent) -> usage_pb2.RecordUsageResponse:
         overridden=denied.allowance.overridden,
         pay_as_you_go=under.pay_as_you_go,
     )
+    if denied.decision.retry_after is not None:
+        response.retry_after.FromTimedelta(denied.decision.retry_after)
+    return response
 
 
 def to_proto_error(error: errors.BillingError) -> usage_pb2.EventError:

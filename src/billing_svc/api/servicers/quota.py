@@ -30,7 +30,9 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         self._counted = counted or metrics.ServerMetrics()
         self._decider = check_quota.QuotaChecks(database, catalogs, now)
         self._checks = batcher.Batcher("checks", self._decider.decide, self._counted, self._count)
-        self._holds = batcher.Batcher("holds", self._reserve, self._counted, self._count)
+        self._holds = batcher.Batcher[check_quota.QuotaQuestion, check_quota.QuotaAnswer | check_quota.RepeatedAnswer](
+            "holds", self._reserve, self._counted, self._count
+        )
         self._releases = batcher.Batcher("releases", self._release, self._counted)
 
     async def CheckQuota(
@@ -38,7 +40,11 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
     ) -> quota_pb2.CheckQuotaResponse:
         """Decide from the account's terms and its counter, read in one snapshot; nothing is cached."""
         question = quota.from_proto_check(request, interceptors.call_of(context).caller.name)
-        checked = await (self._checks if question.hold is None else self._holds).submit(question)
+        checked: check_quota.QuotaAnswer | check_quota.RepeatedAnswer
+        if question.hold is None:
+            checked = await self._checks.submit(question)
+        else:
+            checked = await self._holds.submit(question)
         response = quota.to_proto_check(checked)
         if request.explain:
             response.explanation.CopyFrom(quota.to_proto_explanation(checked))
@@ -50,14 +56,12 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         """Release the units that a reservation holds."""
         return quota.to_proto_released(await self._releases.submit(quota.from_proto_release(request)))
 
-    async def _reserve(
-        self, questions: Sequence[check_quota.QuotaQuestion]
-    ) -> Sequence[check_quota.QuotaAnswer | errors.BillingError]:
+    async def _reserve(self, questions: Sequence[check_quota.QuotaQuestion]) -> Sequence[hold_units.ReserveOutcome]:
         now = self._clock.now()
         return await self._database.run(lambda conn: hold_units.reserve(conn, self._catalogs, questions, now))
 
-    def _count(self, outcomes: Sequence[check_quota.QuotaAnswer | BaseException]) -> None:
-        decided = [one.decision for one in outcomes if isinstance(one, check_quota.QuotaAnswer)]
+    def _count(self, outcomes: Sequence[check_quota.QuotaAnswer | check_quota.RepeatedAnswer | BaseException]) -> None:
+        decided = [one.decision for one in outcomes if not isinstance(one, BaseException)]
         self._counted.decided((decision.allowed, decision.reason) for decision in decided)
 
     async def _release(

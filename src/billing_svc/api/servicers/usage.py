@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.v1 import usage_pb2, usage_pb2_grpc
@@ -17,6 +19,8 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.batching import batcher
 from billing_svc.platform.database import transactions
 from billing_svc.platform.monitoring import metrics
+
+_log = structlog.get_logger(__name__)
 
 # A batch of many events is split into transactions of this size, so that Python prepares a transaction while Postgres
 # works on another, and none blocks the event loop or holds a lock for long. Smaller parts cost more for each event.
@@ -38,6 +42,9 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         self._database = database
         self._catalogs = catalogs
         self._clock = now
+        self._counted = counted
+        # Caller and hours; callers are few, and the hours at most twelve.
+        self._hinted: set[tuple[str, int]] = set()
         self._parts = asyncio.Semaphore(_PARTS_AT_ONCE)
         self._events = batcher.Batcher[rules.NewEvent, batch_ledger.EventAnswer | rules.DeniedEvent](
             "events", self._record, counted
@@ -65,6 +72,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
             events = [request.events[n] for n in part]
             parsed = usage.from_proto_part(events, call.caller.name, call.request_id)
             fit = [event for event in parsed if isinstance(event, rules.NewEvent)]
+            self._hint_at_local_times(fit, now)
             recorded = iter(await record_usage.record(conn, self._catalogs, fit, now) if fit else ())
             for n, event, one in zip(part, events, parsed, strict=True):
                 outcome = one if isinstance(one, errors.BillingError) else next(recorded)
@@ -105,4 +113,24 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
 
     async def _record(self, events: Sequence[rules.NewEvent]) -> list[batch_ledger.EventOutcome]:
         now = self._clock.now()
+        self._hint_at_local_times(events, now)
         return await self._database.run(lambda conn: record_usage.record(conn, self._catalogs, events, now))
+
+    def _hint_at_local_times(self, events: Sequence[rules.NewEvent], now: datetime) -> None:
+        """Count events that are late by whole hours, and log the first one of each caller and number of hours."""
+        for event in events:
+            occurred_at = event.sent.occurred_at
+            hours = 0 if occurred_at is None else rules.whole_hours_late(occurred_at, now)
+            if not hours:
+                continue
+            if self._counted is not None:
+                self._counted.whole_hours_late(hours)
+            if (event.caller, hours) not in self._hinted:
+                self._hinted.add((event.caller, hours))
+                _log.warning(
+                    "occurred_at_whole_hours_late",
+                    account=event.account_id,
+                    caller=event.caller,
+                    hours=hours,
+                    hint="is a local time sent as UTC?",
+                )

@@ -59,7 +59,7 @@ class CounterUpdate:
 
 
 _KEY_COLUMNS = ("account_id", "meter", "period_start")
-# What a batch writes of a counter: its columns, each with the attribute that fills it. `add_reserved` writes the holds.
+# What a batch writes of a counter: its columns, each with the attribute that fills it. Holds: see `adding_reserved`.
 _OF_COUNTER = {name: name for name in ("used", "level", "billable", "exceeded_at")}
 _OF_TERMS = {
     "period_end": "period.end",
@@ -179,24 +179,15 @@ def _rows(counters: Mapping[CounterKey, CounterUpdate], now: datetime) -> dict[s
     return bulk.to_columns(_COUNTER_COLUMNS, sorted(rows))
 
 
-_ADD_RESERVED = sa.text("""
+_ADD_RESERVED = direct.PreparedStatement(f"""
     UPDATE usage_counters c
        SET reserved = c.reserved + change.units, updated_at = :now
-      FROM unnest(CAST(:account_ids AS text[]), CAST(:meters AS text[]), CAST(:starts AS timestamptz[]),
-                  CAST(:units AS bigint[])) AS change (account_id, meter, period_start, units)
+      FROM {bulk.arrays("change", "account_id text, meter text, period_start timestamptz, units bigint")}
      WHERE (c.account_id, c.meter, c.period_start) = (change.account_id, change.meter, change.period_start)
-""")
+""")  # noqa: S608 - constants of this file
 
 
-async def add_reserved(conn: AsyncConnection, changes: Mapping[CounterKey, int], now: datetime) -> None:
-    """Add to the reserved units of locked counters; a negative number gives units back."""
-    await conn.execute(
-        _ADD_RESERVED,
-        {
-            "now": now,
-            "account_ids": [key[0] for key in changes],
-            "meters": [key[1] for key in changes],
-            "starts": [key[2] for key in changes],
-            "units": list(changes.values()),
-        },
-    )
+def adding_reserved(changes: Mapping[CounterKey, int], now: datetime) -> direct.Call:
+    """Return the call that adds to the reserved units of locked counters; a negative number gives units back."""
+    rows = [(*key, units) for key, units in sorted(changes.items())]
+    return _ADD_RESERVED, {**bulk.to_arrays((*_KEY_COLUMNS, "units"), rows), "now": now}

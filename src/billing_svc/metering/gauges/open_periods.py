@@ -1,4 +1,7 @@
-"""Opening a new period of gauges without events: its peak is the level at its beginning."""
+"""Opening a new period of gauges without events: its peak is the level at its beginning, and its alerts are raised.
+
+It is done again when the included quantity changes within the period, for the alerts of that quantity.
+"""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -7,9 +10,11 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
+from billing_svc.metering.alerts import rules as alerts_rules
+from billing_svc.metering.alerts import store as alerts_store
 from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.gauges import store
-from billing_svc.metering.quota import lookup
+from billing_svc.metering.quota import lookup, terms
 from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
@@ -37,27 +42,39 @@ async def open_due(conn: AsyncConnection, catalogs: versions.CatalogCache, now: 
             _log.warning("gauge_without_meter", account=key[0], meter=key[1])
         else:
             known[key] = found
-    terms = {key: found.terms_at(now) for key, found in known.items()}
-    keys = {key: (*key, terms[key].period.start) for key in known}
+    under = {key: found.terms_at(now) for key, found in known.items()}
+    keys = {key: (*key, under[key].period.start) for key in known}
     missing = {
-        keys[key]: (terms[key], found.allowance(terms[key], now))
+        keys[key]: (under[key], found.allowance(under[key], now))
         for key, found in known.items()
-        if terms[key].period.start not in found.facts.counters
+        if under[key].period.start not in found.facts.counters
     }
     counters = await counters_store.lock_counters(conn, set(keys.values()) - missing.keys())
-    ends = {key: terms[key].period.end for key in known}
+    ends = {key: _until(found, under[key], now) for key, found in known.items()}
     levels = await store.lock(conn, due, now)
     if missing:
         counters |= await counters_store.open_counters(conn, missing, (), now)
     written: dict[counters_store.CounterKey, counters_store.CounterUpdate] = {}
+    alerts: list[tuple[counters_store.CounterKey, alerts_rules.Alert]] = []
     for key, found in known.items():
-        allowance = found.allowance(terms[key], now)
+        allowance = found.allowance(under[key], now)
         counter = replace(counters[keys[key]].counter, level=levels[key].level)
-        written[keys[key]] = counters_store.CounterUpdate(
-            quota_rules.raise_peak(allowance, counter), terms[key], allowance
-        )
+        after = quota_rules.raise_peak(allowance, counter)
+        written[keys[key]] = counters_store.CounterUpdate(after, under[key], allowance)
+        percents = under[key].catalog.alert_percents
+        # All that the level has reached: those that were raised already stay as they are.
+        reached = alerts_rules.alerts_to_raise(percents, allowance, counter, after, is_new_allowance=True)
+        alerts += [(keys[key], alert) for alert in reached]
     if written:
         await counters_store.update_counters(conn, written, now)
+        await alerts_store.insert_alerts(conn, alerts, now)
     # A gauge that cannot be opened is due again after RETRY_UNKNOWN.
     await store.mark_opened(conn, {key: ends.get(key, now + RETRY_UNKNOWN) for key in due})
     return len(due)
+
+
+def _until(found: lookup.MeterState, under: terms.EffectiveTerms, now: datetime) -> datetime:
+    """Return when the gauge is to be looked at again: at the end of its period, or of the override in force."""
+    override = found.facts.override
+    expires_at = override.expires_at if override is not None and override.holds(now) else None
+    return under.period.end if expires_at is None else min(under.period.end, expires_at)

@@ -12,7 +12,7 @@ class Level:
     set_at: datetime | None
 
     def is_newer_than(self, occurred_at: datetime) -> bool:
-        """Say whether an absolute level measured at `occurred_at` is older than the latest."""
+        """Say whether the latest absolute level was measured after `occurred_at`."""
         return self.set_at is not None and occurred_at < self.set_at
 
     def changed(self, by: int) -> "Level":

@@ -87,7 +87,7 @@ async def due(conn: AsyncConnection, most: int, now: datetime) -> list[GaugeKey]
 
 
 async def reopen(conn: AsyncConnection, account_id: str, now: datetime) -> None:
-    """Make the account's gauges due to be opened again, because its periods have changed."""
+    """Make the account's gauges due to be opened again, because its periods or included quantities have changed."""
     await conn.execute(
         sa.update(_LEVELS)
         .where(_LEVELS.c.account_id == account_id, _LEVELS.c.opened_until > now)

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
+from billing_svc.metering.gauges import store as gauges_store
 from billing_svc.metering.overrides import rules, store
 from billing_svc.metering.quota import terms
 from billing_svc.platform import errors
@@ -41,6 +42,8 @@ async def set_override(
     await _check(conn, catalogs, setting, now)
     before = await store.find(conn, setting.account_id, setting.meter)
     await store.save(conn, setting.account_id, setting.meter, override)
+    # The worker then looks whether a gauge's level has reached thresholds of the new quantity.
+    await gauges_store.reopen(conn, setting.account_id, now)
     await _audit(conn, _SET, setting, before, override, now)
     return override
 
@@ -62,6 +65,7 @@ async def remove_override(conn: AsyncConnection, removal: rules.OverrideRemoval,
         message = f"meter: the account has no override on {removal.meter!r}"
         raise errors.OverrideNotFound(message, {"account_id": removal.account_id, "meter": removal.meter})
     await store.delete(conn, removal.account_id, removal.meter)
+    await gauges_store.reopen(conn, removal.account_id, now)
     await _audit(conn, _REMOVE, removal, before, None, now)
     return before
 

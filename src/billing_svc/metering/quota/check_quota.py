@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.catalog import parts, versions
+from billing_svc.catalog import model, parts, versions
 from billing_svc.metering.quota import holds, lookup, rules, store, terms
 from billing_svc.platform import clock, errors, values
 from billing_svc.platform.database import transactions
@@ -35,6 +35,29 @@ class QuotaAnswer:
     reservation: holds.Reservation | None = None
 
     @property
+    def kept(self) -> holds.FirstAnswer:
+        """Return what is stored of it with its hold, whose units the counter has."""
+        under, allowance, counter, decision = self.under, self.allowance, self.counter, self.decision
+        return holds.FirstAnswer(
+            period_end=under.period.end,
+            plan=under.plan.key,
+            catalog_version=under.catalog_version,
+            quantity=under.quantity,
+            pay_as_you_go=under.pay_as_you_go,
+            past_due=under.past_due,
+            included=allowance.included,
+            overridden=allowance.overridden,
+            used=counter.shown_used,
+            reserved=counter.reserved,
+            billable=counter.billable,
+            remaining=counter.remaining(allowance.included),
+            reason=decision.reason,
+            units_beyond=decision.units_beyond,
+            projected_cost=decision.projected_cost,
+            grace_ends_at=decision.grace_ends_at,
+        )
+
+    @property
     def rate_limit(self) -> parts.RateLimit | None:
         """Return the rate limit that an allowed check counts against."""
         return self.under.plan.rate_limit_for(pay_as_you_go=self.under.pay_as_you_go)
@@ -49,6 +72,29 @@ class QuotaAnswer:
             return limit.requests
         before = 0 if window is None or window.is_over(limit, self.decided_at) else window.admitted
         return min(before + self.decision.allowed, limit.requests)
+
+
+@values.value
+class RepeatedAnswer:
+    """The stored first answer to a reserving check that is repeated, with the reservation as it is now."""
+
+    catalog: model.Catalog
+    reservation: holds.Reservation
+    first: holds.FirstAnswer
+
+    @property
+    def decision(self) -> rules.Decision:
+        """Return the first decision; the denial of a reservation that is no longer held."""
+        if self.reservation.state is not holds.HoldState.HELD:
+            return rules.Decision(allowed=False, reason=rules.Reason.RESERVATION_CLOSED)
+        first = self.first
+        return rules.Decision(
+            allowed=True,
+            reason=first.reason,
+            units_beyond=first.units_beyond,
+            projected_cost=first.projected_cost,
+            grace_ends_at=first.grace_ends_at,
+        )
 
 
 class QuotaChecks:

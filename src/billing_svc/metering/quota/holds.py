@@ -3,6 +3,9 @@
 import enum
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
+
+from billing_svc.metering.quota import rules
 
 TTL_DEFAULT = timedelta(minutes=15)
 TTL_MIN = timedelta(seconds=1)
@@ -46,6 +49,29 @@ class SentHold:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstAnswer:
+    """What the decision that made a hold said, and under which terms; quantities are as of then, with the hold."""
+
+    period_end: datetime
+    plan: str
+    catalog_version: int
+    quantity: int
+    pay_as_you_go: bool
+    past_due: bool
+    # None: unlimited.
+    included: int | None
+    overridden: bool
+    used: int
+    reserved: int
+    billable: int
+    remaining: int
+    reason: rules.Reason
+    units_beyond: int
+    projected_cost: Decimal
+    grace_ends_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Reservation:
     """Units held on the counter (meter, period_start) of an account."""
 
@@ -55,9 +81,12 @@ class Reservation:
     meter: str
     period_start: datetime
     units: int
+    expires_at: datetime
+    created_at: datetime
     sent: SentHold
     state: HoldState
-    expires_at: datetime
+    # None: made before first answers were stored.
+    first: FirstAnswer | None
 
     @property
     def counter_key(self) -> tuple[str, str, datetime]:

@@ -45,8 +45,8 @@ class MeterState:
         return self.newest.meters[self.meter].kind == "gauge"
 
     def counter_of(self, under: terms.EffectiveTerms) -> rules.Counter:
-        """Return the counter of a period; before the first event it is 0, a gauge's at its level."""
-        counter = self.facts.counters.get(under.period.start, rules.Counter())
+        """Return a period's counter, with all live holds; before the first event it is 0, a gauge's at its level."""
+        counter = self.facts.counters.get(under.period.start, rules.Counter()).holding(self.facts.held)
         if not self.is_gauge:
             return counter
         counter = replace(counter, level=self.facts.level)
@@ -73,15 +73,30 @@ async def read(
     Costs one statement. Raises RetryTransaction when another process has published a catalog since the last call; the
     catalog is loaded then.
     """
+    known, _ = await read_after(conn, catalogs, asked, now, lambda _keys: ())
+    return known
+
+
+async def read_after(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    asked: Sequence[MeterQuery],
+    now: datetime,
+    before: Callable[[Collection[tuple[str, str]]], Iterable[direct.Call]],
+) -> tuple[list[MeterState | errors.BillingError], list[list[direct.Row]]]:
+    """Return the same states, as they are after other statements of the same round trip, and the rows of those.
+
+    `before` makes those statements from the accounts and meters asked for; an unknown meter is "".
+    """
     catalog = await catalogs.latest(conn)
     keys = _keys(catalog, asked)
     levels = any(meter and catalog.meters[meter].kind == "gauge" for _, meter in keys)
     windows = catalogs.limit_rates
-    facts = await store.read_facts(conn, keys, now, levels=levels, windows=windows)
+    facts, others = await store.read_facts(conn, keys, now, *before(keys), levels=levels, windows=windows)
     known = await _known(conn, catalogs, catalog, asked, keys, facts)
     if catalogs.limit_rates is not windows:  # a catalog that was just loaded has a rate limit
         raise transactions.RetryTransaction
-    return known
+    return known, others
 
 
 async def read_account_states(
@@ -127,7 +142,7 @@ async def read_account_state(
     conn: AsyncConnection, catalogs: versions.CatalogCache, account_id: str, now: datetime
 ) -> MeterState:
     """Return the state of an account without any meter."""
-    (facts,) = await store.read_facts(conn, [(account_id, "")], now, levels=False, windows=False)
+    (facts,), _ = await store.read_facts(conn, [(account_id, "")], now, levels=False, windows=False)
     loaded = {version: await catalogs.get(conn, version) for version in facts.account_state.catalog_versions()}
     return MeterState(MeterQuery(account_id, "", ""), "", facts, loaded)
 

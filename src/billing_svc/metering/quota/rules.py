@@ -168,6 +168,17 @@ def count(allowance: terms.Allowance, counter: Counter, units: int, now: datetim
     return replace(after, exceeded_at=now) if is_crossing else after
 
 
+def count_held(
+    promised: terms.Allowance, in_force: terms.Allowance, counter: Counter, units: int, now: datetime
+) -> Counter:
+    """Return the counter with `units` more under the allowance that their hold carries.
+
+    Whether a grace has begun goes by the terms in force, which count the next units.
+    """
+    after = count(promised, counter, units, now)
+    return replace(after, exceeded_at=counter.exceeded_at if counter.is_exceeded(in_force.included) else None)
+
+
 def raise_peak(allowance: terms.Allowance, counter: Counter) -> Counter:
     """Return a gauge's counter with the peak raised to its level; nothing lowers the peak of a period."""
     level = counter.level or 0

@@ -1,7 +1,7 @@
 """What a decision reads in one statement: account states and counters, for any number of accounts and meters."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.metering.quota import rules, terms
 from billing_svc.platform.database import bulk, direct, select_list, tables
 
-# A period lasts 31 days at the most and takes late events until half an hour after its end, so periods and
-# subscriptions that ended before this are not needed. It bounds what is read, however long the history is.
+# A period lasts 31 days at the most, takes late events until half an hour after its end, and its holds end within a day
+# of it, so periods and subscriptions that ended before this are not needed. It bounds what is read, however long the
+# history is.
 HORIZON = timedelta(days=33)
 
 _ASKED = bulk.arrays("asked", "n integer, account_id text, meter text")
@@ -122,6 +123,13 @@ _ADMIT = direct.PreparedStatement(f"""
      WHERE w.account_id = old.account_id
     RETURNING w.account_id, w.admitted - CASE WHEN old.is_over THEN 0 ELSE old.admitted END, w.window_start
 """)  # noqa: S608 - constants of this file
+_SELECT_WINDOWS = direct.PreparedStatement(f"""
+    SELECT asked.account_id, w.window_start, w.admitted
+      FROM {bulk.arrays("asked", "account_id text")}
+     CROSS JOIN LATERAL (
+           SELECT window_start, admitted FROM rate_windows WHERE account_id = asked.account_id OFFSET 0
+           ) AS w
+""")  # noqa: S608 - constants of this file
 _OPEN_WINDOWS = direct.PreparedStatement(
     bulk.insert_missing(tables.rate_windows, ("account_id", "window_start", "admitted")).text
 )
@@ -139,19 +147,27 @@ class MeterFacts:
     level: int
     window: rules.RateWindow | None
     counters: dict[datetime, rules.Counter]
+    # The units of all live holds: they take up room in the present period, whichever period they were made in.
+    held: int = 0
 
 
 async def read_facts(
-    conn: AsyncConnection, asked: Sequence[tuple[str, str]], now: datetime, *, levels: bool, windows: bool
-) -> list[MeterFacts]:
+    conn: AsyncConnection,
+    asked: Sequence[tuple[str, str]],
+    now: datetime,
+    *before: direct.Call,
+    levels: bool,
+    windows: bool,
+) -> tuple[list[MeterFacts], list[list[direct.Row]]]:
     """Return the facts of each (account, meter), in the order asked, from one snapshot.
 
-    Without `levels` the level of a gauge is returned as 0, without `windows` no rate window is returned. Raises
-    LookupError if no catalog was ever published.
+    And the rows of other statements, which run before in the same round trip: after locks, the facts are those that the
+    locks keep. Without `levels` the level of a gauge is returned as 0, without `windows` no rate window is returned.
+    Raises LookupError if no catalog was ever published.
     """
     statement = _select_facts(is_alone=len(asked) == 1, levels=levels, windows=windows)
-    (found,) = await direct.fetch_each(conn, (statement, _parameters(asked, now)))
-    return _each(len(asked), found)
+    *others, found = await direct.fetch_each(conn, *before, (statement, _parameters(asked, now)))
+    return _each(len(asked), found), others
 
 
 async def read_account_states(
@@ -198,13 +214,22 @@ def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
     override = None if first[_OVERRIDE_SET_AT] is None else terms.Override(*first[_OVERRIDE])
     if len(first) == len(_ACCOUNT_STATE):
         return MeterFacts(account_state, override, 0, None, {})
+    counters = {row[_PERIOD_START]: rules.Counter(*row[_COUNTER]) for row in rows if row[_PERIOD_START] is not None}
     return MeterFacts(
         account_state,
         override,
         level=first[_LEVEL] or 0,
         window=None if first[_WINDOW_START] is None else rules.RateWindow(*first[_WINDOW]),
-        counters={row[_PERIOD_START]: rules.Counter(*row[_COUNTER]) for row in rows if row[_PERIOD_START] is not None},
+        counters=counters,
+        held=sum([counter.reserved for counter in counters.values()]),
     )
+
+
+async def read_windows(conn: AsyncConnection, account_ids: Collection[str]) -> dict[str, rules.RateWindow]:
+    """Return the rate windows of accounts that have one, without locking them."""
+    asked = bulk.to_arrays(("account_id",), [(account_id,) for account_id in account_ids])
+    rows = await direct.fetch(conn, _SELECT_WINDOWS, asked)
+    return {account_id: rules.RateWindow(*window) for account_id, *window in rows}
 
 
 async def admit(

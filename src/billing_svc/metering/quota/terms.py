@@ -90,6 +90,13 @@ class Allowance:
 _NOTHING_BEYOND = parts.Limit(included=0, beyond="deny")
 
 
+def kept_allowance(limit: parts.Limit | None, included: int | None, *, overridden: bool) -> Allowance:
+    """Return an allowance as it was stored, with the limit of the plan that it was stored with."""
+    if limit is None and not overridden:
+        return Allowance(None, included=0)
+    return Allowance(limit or _NOTHING_BEYOND, included, overridden)
+
+
 @values.value
 class EffectiveTerms:
     """The terms that are in force for an account at an instant."""

@@ -4,21 +4,25 @@ Locks are taken in the order that `metering` gives.
 """
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
 from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.gauges import store as gauges_store
-from billing_svc.metering.quota import check_quota, holds, lookup
+from billing_svc.metering.quota import check_quota, holds, lookup, rate_admissions
 from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.metering.quota import store as quota_store
 from billing_svc.metering.reservations import store
 from billing_svc.platform import errors
-from billing_svc.platform.database import transactions
+from billing_svc.platform.accounts import store as accounts_store
+from billing_svc.platform.database import direct, transactions
+
+ReserveOutcome: TypeAlias = check_quota.QuotaAnswer | check_quota.RepeatedAnswer | errors.BillingError
 
 # How many counters a sweep handles in one transaction.
 SWEEP_MAX = 100
@@ -38,34 +42,40 @@ async def reserve(
     catalogs: versions.CatalogCache,
     questions: Sequence[check_quota.QuotaQuestion],
     now: datetime,
-) -> list[check_quota.QuotaAnswer | errors.BillingError]:
+) -> list[ReserveOutcome]:
     """Decide questions and hold the units that are allowed; a repeated request id gets its first reservation.
 
-    Raises RetryTransaction when another transaction took one of the request ids meanwhile.
+    The counters of an account and meter are several around a border, and the lock of one keeps nobody from the others;
+    so those who admit units take turns by the lock of the account. Costs two round trips.
     """
     keys = [_request_key(question) for question in questions]
-    earlier = await store.find_by_request(conn, set(keys))
+
+    def before(pairs: Collection[tuple[str, str]]) -> Iterable[direct.Call]:
+        since = {pair: now - quota_store.HORIZON for pair in pairs if pair[1]}
+        return (
+            accounts_store.locking({account_id for account_id, _ in since}),
+            counters_store.locking(since),
+            store.finding_by_request(set(keys)),
+        )
+
+    asked = list(dict.fromkeys(question.asked for question in questions))
+    read, (_, locked, found) = await lookup.read_after(conn, catalogs, asked, now, before)
+    known = dict(zip(asked, read, strict=True))
+    earlier = store.by_request(found)
     first: dict[tuple[str, str], int] = {}
     for n, key in enumerate(keys):
         if key not in earlier:
             first.setdefault(key, n)
-    asked = [question.asked for question in questions]
-    known = await lookup.read(conn, catalogs, asked, now)
-    # A question that even a counter at zero denies creates neither the counter nor the account.
-    outcomes = {n: refused for n in first.values() if (refused := _refused_at_once(known[n], questions[n], now))}
-    going = [n for n in first.values() if n not in outcomes]
-    new = await _locked(conn, {n: one for n in going if isinstance(one := known[n], lookup.MeterState)}, now)
-    holds_made = _NewHolds(now)
-    for n, one in new.items():
-        outcomes[n] = holds_made.answer(one, questions[n])
-    denied = {keys[n] for n in new if not _is_held(outcomes[n])}
-    # While this call waited for the counter, an earlier sending of the same request may have taken the units.
-    if denied and await store.find_by_request(conn, denied):
-        raise transactions.RetryTransaction
-    await _write(conn, holds_made, now)
+    levels = await _lock_levels(conn, [(known[questions[n].asked], questions[n]) for n in first.values()], now)
+    await _expire_overdue(conn, known.values(), counters_store.to_counters(locked), now)
+    holds_made = _NewHolds(now, levels)
+    outcomes: dict[int, ReserveOutcome] = {
+        n: holds_made.answer(known[questions[n].asked], questions[n]) for n in first.values()
+    }
+    await holds_made.write(conn)
     for n, question in enumerate(questions):
         if keys[n] in earlier:
-            outcomes[n] = _repeated(known[n], question, earlier[keys[n]], now)
+            outcomes[n] = await _repeated(conn, catalogs, known[question.asked], question, earlier[keys[n]], now)
         elif n not in outcomes:
             outcomes[n] = _repeated_in_batch(question, questions[first[keys[n]]], outcomes[first[keys[n]]])
     return [outcomes[n] for n in range(len(questions))]
@@ -75,14 +85,14 @@ async def release(
     conn: AsyncConnection, keys: Sequence[tuple[str, str]], now: datetime
 ) -> list[ReleaseOutcome | errors.BillingError]:
     """Give back the units of each (account, reservation id); a closed reservation is returned in its state."""
-    found = await store.find(conn, set(keys))
-    locked = await counters_store.lock_counters(conn, {one.counter_key for one in found.values()}) if found else {}
+    found, held = await _find_and_lock(conn, set(keys), now)
     closing = {key: one for key, one in found.items() if one.state is holds.HoldState.HELD}
     if closing:
         changes = [(one, _closed_state(one, now), None) for one in closing.values()]
         if await store.close(conn, changes, now) < len(closing):
             raise transactions.RetryTransaction
-        await counters_store.add_reserved(conn, _given_back(closing.values()), now)
+        for one in closing.values():
+            held[one.account_id, one.meter] -= one.units
     outcomes: list[ReleaseOutcome | errors.BillingError] = []
     done: set[tuple[str, str]] = set()
     for key in keys:
@@ -92,10 +102,8 @@ async def release(
             continue
         one = found[key]
         state = _closed_state(one, now) if key in closing else one.state
-        back = sum(other.units for other in closing.values() if other.counter_key == one.counter_key)
-        reserved = locked[one.counter_key].counter.reserved - back
         is_own = key in closing and key not in done and state is holds.HoldState.RELEASED
-        outcomes.append(ReleaseOutcome(replace(one, state=state), is_own, reserved))
+        outcomes.append(ReleaseOutcome(replace(one, state=state), is_own, held[one.account_id, one.meter]))
         done.add(key)
     return outcomes
 
@@ -113,144 +121,167 @@ async def expire(
     conn: AsyncConnection, keys: Sequence[counters_store.CounterKey], now: datetime
 ) -> dict[counters_store.CounterKey, int]:
     """Close the reservations of locked counters whose time is over; returns the units that each counter got back."""
-    back: dict[counters_store.CounterKey, int] = {}
-    for key, _, units in await store.expire(conn, keys, now):
-        back[key] = back.get(key, 0) + units
+    back = await store.expire(conn, keys, now)
     if back:
-        await counters_store.add_reserved(conn, {key: -units for key, units in back.items()}, now)
+        changes = {key: -units for key, units in back.items()}
+        await direct.fetch_each(conn, counters_store.adding_reserved(changes, now))
     return back
 
 
-def _refused_at_once(
-    known: lookup.MeterState | errors.BillingError, question: check_quota.QuotaQuestion, now: datetime
-) -> check_quota.QuotaAnswer | errors.BillingError | None:
-    """Return the answer that needs no lock: an error, or the denial of a counter that does not exist yet; else None."""
-    checked = check_quota.decide_question(known, question, now)
-    if isinstance(checked, errors.BillingError):
-        return checked
-    is_unused = checked.under.period.start not in checked.known.facts.counters
-    return checked if is_unused and not checked.decision.allowed else None
+async def _find_and_lock(
+    conn: AsyncConnection, keys: Collection[tuple[str, str]], now: datetime
+) -> tuple[dict[tuple[str, str], holds.Reservation], dict[tuple[str, str], int]]:
+    """Return reservations as they are under the locks of their counters, and what each account and meter holds.
+
+    All counters are locked that may hold units of the same accounts and meters.
+    """
+    finding = store.finding(keys)
+    (rows,) = await direct.fetch_each(conn, finding)
+    since: dict[tuple[str, str], datetime] = {}
+    for one in store.by_id(rows).values():
+        pair = (one.account_id, one.meter)
+        since[pair] = min(one.period_start, since.get(pair, now - quota_store.HORIZON))
+    if not since:
+        return {}, {}
+    # Found again: another transaction may have closed one while this one waited for the lock.
+    locked, rows = await direct.fetch_each(conn, counters_store.locking(since), finding)
+    held = dict.fromkeys(since, 0)
+    for key, row in counters_store.to_counters(locked).items():
+        held[key[:2]] += row.counter.reserved
+    return store.by_id(rows), held
 
 
-def _is_held(outcome: check_quota.QuotaAnswer | errors.BillingError) -> bool:
-    return isinstance(outcome, check_quota.QuotaAnswer) and outcome.reservation is not None
+async def _expire_overdue(
+    conn: AsyncConnection,
+    known: Iterable[lookup.MeterState | errors.BillingError],
+    locked: Mapping[counters_store.CounterKey, counters_store.LockedCounter],
+    now: datetime,
+) -> None:
+    """Close the reservations whose time is over: the facts know them already, so that their counters say more."""
+    overdue = []
+    for one in known:
+        if isinstance(one, errors.BillingError):
+            continue
+        for start, counter in one.facts.counters.items():
+            key = (one.asked.account_id, one.meter, start)
+            if key in locked and locked[key].counter.reserved != counter.reserved:
+                overdue.append(key)
+    if overdue:
+        await expire(conn, overdue, now)
 
 
-async def _locked(
-    conn: AsyncConnection, known: Mapping[int, lookup.MeterState], now: datetime
-) -> dict[int, lookup.MeterState]:
-    """Lock the counters (and levels) of new holds, and return the meter states with what the locked rows say."""
-    if not known:
+async def _lock_levels(
+    conn: AsyncConnection,
+    asked: Iterable[tuple[lookup.MeterState | errors.BillingError, check_quota.QuotaQuestion]],
+    now: datetime,
+) -> dict[tuple[str, str], int]:
+    """Lock the levels of gauges and return them. A question that is denied where nothing was recorded creates none."""
+    gauges: set[tuple[str, str]] = set()
+    for known, question in asked:
+        if isinstance(known, errors.BillingError) or not known.is_gauge:
+            continue
+        checked = check_quota.decide_question(known, question, now)
+        if isinstance(checked, check_quota.QuotaAnswer) and (known.facts.counters or checked.decision.allowed):
+            gauges.add((question.asked.account_id, known.meter))
+    if not gauges:
         return {}
-    under = {n: one.terms_at(now) for n, one in known.items()}
-    keys = {n: (one.asked.account_id, one.meter, under[n].period.start) for n, one in known.items()}
-    missing = {
-        keys[n]: (under[n], one.allowance(under[n], now))
-        for n, one in known.items()
-        if under[n].period.start not in one.facts.counters
-    }
-    unknown = {one.asked.account_id for one in known.values() if one.facts.account_state.created_at is None}
-    locked = await counters_store.lock_counters(conn, set(keys.values()) - missing.keys())
-    gauges = {keys[n][:2] for n, one in known.items() if one.is_gauge}
-    levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
-    holding = [key for key, row in locked.items() if row.counter.reserved]
-    back = await expire(conn, holding, now) if holding else {}
-    # After all locks, so that a transaction that waits for these new rows holds no lock that we wait for.
-    if missing:
-        locked |= await counters_store.open_counters(conn, missing, unknown, now)
-    fresh = {}
-    for n, one in known.items():
-        key = keys[n]
-        counter = locked[key].counter
-        counter = replace(counter, reserved=counter.reserved - back.get(key, 0))
-        level = levels[key[:2]].level if key[:2] in levels else 0
-        facts = replace(one.facts, counters={key[2]: counter}, level=level)
-        fresh[n] = replace(one, facts=facts)
-    return fresh
+    return {key: one.level for key, one in (await gauges_store.lock(conn, gauges, now)).items()}
 
 
 class _NewHolds:
     """The units held and the checks admitted while the questions of a batch are answered one after the other."""
 
-    def __init__(self, now: datetime) -> None:
+    def __init__(self, now: datetime, levels: Mapping[tuple[str, str], int]) -> None:
         self._now = now
-        # How many more checks each account's rate window admits.
-        self._room: dict[str, int] = {}
-        self.held: dict[counters_store.CounterKey, int] = {}
-        self.wanted: dict[str, quota_rules.RateRequests] = {}
-        self.made: list[tuple[holds.Reservation, str]] = []
+        # Of gauges, as locked.
+        self._levels = levels
+        # By account and meter.
+        self._units: dict[tuple[str, str], int] = {}
+        self._rates = rate_admissions.RateAdmissions(now)
+        self._reserved: dict[counters_store.CounterKey, int] = {}
+        self._opened: dict[counters_store.CounterKey, counters_store.CounterUpdate] = {}
+        self._unknown: set[str] = set()
+        self._made: list[tuple[holds.Reservation, str]] = []
 
     def answer(
-        self, known: lookup.MeterState, question: check_quota.QuotaQuestion
+        self, known: lookup.MeterState | errors.BillingError, question: check_quota.QuotaQuestion
     ) -> check_quota.QuotaAnswer | errors.BillingError:
         """Decide a question, given the holds of those before it, and hold its units if it is allowed."""
-        start = known.terms_at(self._now).period.start
-        key = (question.asked.account_id, known.meter, start)
-        counter = known.facts.counters[start]
-        counter = replace(counter, reserved=counter.reserved + self.held.get(key, 0))
-        facts = replace(known.facts, counters={start: counter})
+        if isinstance(known, errors.BillingError) or question.hold is None:
+            return check_quota.decide_question(known, question, self._now)
+        account_id = question.asked.account_id
+        pair = (account_id, known.meter)
+        facts = known.facts
+        facts = replace(facts, held=facts.held + self._units.get(pair, 0), level=self._levels.get(pair, facts.level))
         checked = check_quota.decide_question(replace(known, facts=facts), question, self._now)
-        if isinstance(checked, errors.BillingError) or not checked.decision.allowed or question.hold is None:
+        if isinstance(checked, errors.BillingError) or not checked.decision.allowed:
             return checked
-        denial = self._admit(checked)
-        if denial is not None:
-            return replace(checked, decision=denial)
-        self.held[key] = self.held.get(key, 0) + checked.units
+        if checked.rate_limit is not None:
+            denial = self._rates.admit(account_id, checked.rate_limit, facts.window)
+            if denial is not None:
+                return replace(checked, decision=denial)
+        counter = checked.counter.holding(checked.counter.reserved + checked.units)
+        checked = replace(checked, counter=counter)
         reservation = holds.Reservation(
-            account_id=question.asked.account_id,
+            account_id=account_id,
             reservation_id=uuid.uuid4().hex,
             request_id=question.hold.request_id,
             meter=known.meter,
-            period_start=start,
+            period_start=checked.under.period.start,
             units=checked.units,
             sent=_sent(question),
             state=holds.HoldState.HELD,
+            created_at=self._now,
             expires_at=self._now + question.hold.ttl,
+            first=checked.kept,
         )
-        self.made.append((reservation, question.hold.caller))
-        counter = replace(checked.counter, reserved=checked.counter.reserved + checked.units)
-        return replace(checked, counter=counter, reservation=reservation)
+        self._hold(checked, reservation, question.hold.caller)
+        return replace(checked, reservation=reservation)
 
-    def _admit(self, checked: check_quota.QuotaAnswer) -> quota_rules.Decision | None:
-        """Take a place in the account's rate window; returns the denial if there is none left."""
-        limit, window = checked.rate_limit, checked.known.facts.window
-        if limit is None:
-            return None
-        account_id = checked.known.asked.account_id
-        room = self._room.setdefault(account_id, limit.requests if window is None else window.room(limit, self._now))
-        if room == 0:
-            opened_at = window.start if window is not None and not window.is_over(limit, self._now) else self._now
-            return quota_rules.rate_limited(limit, opened_at, self._now)
-        self._room[account_id] = room - 1
-        self.wanted.setdefault(account_id, quota_rules.RateRequests(limit, is_first=window is None)).number += 1
-        return None
+    def _hold(self, checked: check_quota.QuotaAnswer, reservation: holds.Reservation, caller: str) -> None:
+        key = reservation.counter_key
+        self._units[key[:2]] = self._units.get(key[:2], 0) + reservation.units
+        self._reserved[key] = self._reserved.get(key, 0) + reservation.units
+        self._made.append((reservation, caller))
+        if reservation.period_start not in checked.known.facts.counters:
+            zero = quota_rules.Counter()
+            self._opened[key] = counters_store.CounterUpdate(zero, checked.under, checked.allowance)
+            if checked.known.facts.account_state.created_at is None:
+                self._unknown.add(reservation.account_id)
 
+    async def write(self, conn: AsyncConnection) -> None:
+        """Write the holds, with their counters and accounts where those are new, in the round trip of COMMIT.
 
-async def _write(conn: AsyncConnection, holds_made: _NewHolds, now: datetime) -> None:
-    """Write the new holds. Raises RetryTransaction if another transaction filled a rate window or took a request id."""
-    if not holds_made.made:
-        return
-    admitted = await quota_store.admit(conn, holds_made.wanted, now) if holds_made.wanted else {}
-    if any(admitted[account_id][0] < one.number for account_id, one in holds_made.wanted.items()):
-        raise transactions.RetryTransaction
-    if await store.insert(conn, holds_made.made, now) < len(holds_made.made):
-        raise transactions.RetryTransaction
-    await counters_store.add_reserved(conn, holds_made.held, now)
+        Raises RetryTransaction if another transaction filled a rate window; so does one that took a request id, or
+        created an account or a counter, meanwhile.
+        """
+        if not self._made:
+            return
+        await self._rates.write(conn)
+        calls = counters_store.insertions(self._opened, self._unknown, self._now)
+        reserving = counters_store.adding_reserved(self._reserved, self._now)
+        direct.defer(conn, *calls, store.insertion(self._made), reserving)
 
 
-def _repeated(
+async def _repeated(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
     known: lookup.MeterState | errors.BillingError,
     question: check_quota.QuotaQuestion,
     reservation: holds.Reservation,
     now: datetime,
-) -> check_quota.QuotaAnswer | errors.BillingError:
-    """Answer a repeated request with the present state of its reservation."""
+) -> ReserveOutcome:
+    """Answer a repeated request with its first answer and the present state of its reservation."""
     if reservation.sent != _sent(question):
         return _reused(question)
+    state = reservation.state_at(now)
+    if reservation.first is not None:
+        catalog = await catalogs.get(conn, reservation.first.catalog_version)
+        return check_quota.RepeatedAnswer(catalog, replace(reservation, state=state), reservation.first)
+    # Made before first answers were stored: all that is known is what holds now.
     checked = check_quota.decide_question(known, question, now)
     if isinstance(checked, errors.BillingError):
         return checked
-    state = reservation.state_at(now)
     decision = quota_rules.Decision(allowed=True, reason=quota_rules.Reason.NONE)
     if state is not holds.HoldState.HELD:
         decision = quota_rules.Decision(allowed=False, reason=quota_rules.Reason.RESERVATION_CLOSED)
@@ -260,8 +291,8 @@ def _repeated(
 def _repeated_in_batch(
     question: check_quota.QuotaQuestion,
     first: check_quota.QuotaQuestion,
-    outcome: check_quota.QuotaAnswer | errors.BillingError,
-) -> check_quota.QuotaAnswer | errors.BillingError:
+    outcome: ReserveOutcome,
+) -> ReserveOutcome:
     return outcome if _sent(question) == _sent(first) else _reused(question)
 
 
@@ -284,10 +315,3 @@ def _sent(question: check_quota.QuotaQuestion) -> holds.SentHold:
 def _closed_state(reservation: holds.Reservation, now: datetime) -> holds.HoldState:
     """Return the state that a release gives to a held reservation: EXPIRED if its time is over."""
     return holds.HoldState.EXPIRED if reservation.state_at(now) is holds.HoldState.EXPIRED else holds.HoldState.RELEASED
-
-
-def _given_back(reservations: Iterable[holds.Reservation]) -> dict[counters_store.CounterKey, int]:
-    changes: dict[counters_store.CounterKey, int] = {}
-    for one in reservations:
-        changes[one.counter_key] = changes.get(one.counter_key, 0) - one.units
-    return changes

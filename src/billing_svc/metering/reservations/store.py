@@ -3,125 +3,133 @@
 A transaction that changes a reservation holds the lock of its counter; updates check the state all the same.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
+from operator import attrgetter
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.quota import holds
-from billing_svc.platform.database import tables
+from billing_svc.metering.quota import rules as quota_rules
+from billing_svc.platform.database import bulk, direct, select_list, tables
 
 _RESERVATIONS = tables.reservations
 
-_COLUMNS = """
-    r.account_id, r.reservation_id, r.request_id, r.meter, r.period_start, r.units,
-    r.sent_meter, r.sent_operation, r.sent_quantity, r.state, r.expires_at
+_OF_SENT = {"meter": "r.sent_meter", "operation": "r.sent_operation", "quantity": "r.sent_quantity"}
+_FOUND = select_list.SelectList()
+_RESERVATION = _FOUND.add_fields(holds.Reservation, "r", without=("sent", "state", "first"))
+_SENT = _FOUND.add_fields(holds.SentHold, "r", **_OF_SENT)
+_STATE = _FOUND.add("r.state")
+_FIRST = _FOUND.add_fields(holds.FirstAnswer, "r")
+_PLAN, _REASON = _FOUND.index("r.plan"), _FOUND.index("r.reason")
+_FIND = """
+    SELECT {found}
+      FROM {asked}
+     CROSS JOIN LATERAL (
+           SELECT * FROM reservations WHERE (account_id, {id}) = (asked.account_id, asked.{id}) OFFSET 0
+           ) AS r
 """
-_ASKED = "unnest(CAST(:account_ids AS text[]), CAST(:ids AS text[]))"
-_FIND = sa.text(
-    f"SELECT {_COLUMNS} FROM {_ASKED} AS asked (account_id, reservation_id)"  # noqa: S608 - constants of this file
-    " JOIN reservations r USING (account_id, reservation_id)"
-)
-_FIND_BY_REQUEST = sa.text(
-    f"SELECT {_COLUMNS} FROM {_ASKED} AS asked (account_id, request_id)"  # noqa: S608 - constants of this file
-    " JOIN reservations r USING (account_id, request_id)"
-)
 
-_CLOSE = sa.text("""
+
+def _finding(key: str) -> direct.PreparedStatement:
+    asked = bulk.arrays("asked", f"account_id text, {key} text")
+    return direct.PreparedStatement(_FIND.format(found=_FOUND, asked=asked, id=key))
+
+
+_FIND_BY_ID = _finding("reservation_id")
+_FIND_BY_REQUEST = _finding("request_id")
+
+_COLUMNS = (
+    *("account_id", "reservation_id", "request_id", "meter", "period_start", "units"),
+    *("sent_meter", "sent_operation", "sent_quantity", "state", "created_at", "expires_at", "caller"),
+    *(_FIRST_COLUMNS := select_list.field_names(holds.FirstAnswer)),
+)
+_first_values = attrgetter(*_FIRST_COLUMNS)
+_INSERT = direct.PreparedStatement(bulk.insert(_RESERVATIONS, _COLUMNS))
+
+_CLOSING = ("account_id", "reservation_id", "state", "event_id")
+_CLOSE = direct.PreparedStatement(f"""
     UPDATE reservations r
        SET state = new.state, event_id = new.event_id, closed_at = :now
-      FROM unnest(CAST(:account_ids AS text[]), CAST(:ids AS text[]), CAST(:states AS text[]),
-                  CAST(:event_ids AS text[])) AS new (account_id, reservation_id, state, event_id)
+      FROM {bulk.arrays("new", ", ".join(f"{name} text" for name in _CLOSING))}
      WHERE (r.account_id, r.reservation_id) = (new.account_id, new.reservation_id) AND r.state = 'held'
-""")
+    RETURNING r.reservation_id
+""")  # noqa: S608 - constants of this file
 
-_EXPIRE = sa.text("""
+_COUNTER_KEY = ("account_id", "meter", "period_start")
+_EXPIRE = direct.PreparedStatement(f"""
     UPDATE reservations r
        SET state = 'expired', closed_at = :now
-      FROM unnest(CAST(:account_ids AS text[]), CAST(:meters AS text[]), CAST(:starts AS timestamptz[]))
-           AS counter (account_id, meter, period_start)
+      FROM {bulk.arrays("counter", "account_id text, meter text, period_start timestamptz")}
      WHERE (r.account_id, r.meter, r.period_start) = (counter.account_id, counter.meter, counter.period_start)
        AND r.state = 'held' AND r.expires_at <= :now
-    RETURNING r.account_id, r.reservation_id, r.meter, r.period_start, r.units
-""")
+    RETURNING r.account_id, r.meter, r.period_start, r.units
+""")  # noqa: S608 - as above
 
 
-async def find(conn: AsyncConnection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], holds.Reservation]:
-    """Return the reservations of (account, reservation id) that exist."""
-    found = await _select(conn, _FIND, keys)
-    return {(one.account_id, one.reservation_id): one for one in found}
+def finding(keys: Collection[tuple[str, str]]) -> direct.Call:
+    """Return the call that looks reservations up by (account, reservation id)."""
+    return _FIND_BY_ID, bulk.to_arrays(("account_id", "reservation_id"), keys)
 
 
-async def find_by_request(
-    conn: AsyncConnection, keys: Collection[tuple[str, str]]
-) -> dict[tuple[str, str], holds.Reservation]:
-    """Return the reservations of (account, request id) that exist."""
-    found = await _select(conn, _FIND_BY_REQUEST, keys)
-    return {(one.account_id, one.request_id): one for one in found}
+def by_id(rows: Sequence[direct.Row]) -> dict[tuple[str, str], holds.Reservation]:
+    """Return the reservations, by (account, reservation id), in the rows that `finding` fetched."""
+    return {(one.account_id, one.reservation_id): one for one in map(_to_reservation, rows)}
 
 
-async def insert(conn: AsyncConnection, reservations: Sequence[tuple[holds.Reservation, str]], now: datetime) -> int:
-    """Store new reservations with their callers; returns how many were new: the others' request ids are taken."""
-    result = await conn.execute(
-        postgresql.insert(_RESERVATIONS).on_conflict_do_nothing().returning(_RESERVATIONS.c.reservation_id),
-        [
-            {
-                "account_id": one.account_id,
-                "reservation_id": one.reservation_id,
-                "request_id": one.request_id,
-                "meter": one.meter,
-                "period_start": one.period_start,
-                "units": one.units,
-                "sent_meter": one.sent.meter,
-                "sent_operation": one.sent.operation,
-                "sent_quantity": one.sent.quantity,
-                "state": one.state.value,
-                "created_at": now,
-                "expires_at": one.expires_at,
-                "caller": caller,
-            }
-            for one, caller in sorted(reservations, key=lambda pair: (pair[0].account_id, pair[0].request_id))
-        ],
-    )
-    return len(result.all())
+def finding_by_request(keys: Collection[tuple[str, str]]) -> direct.Call:
+    """Return the call that looks reservations up by (account, request id)."""
+    return _FIND_BY_REQUEST, bulk.to_arrays(("account_id", "request_id"), keys)
+
+
+def by_request(rows: Sequence[direct.Row]) -> dict[tuple[str, str], holds.Reservation]:
+    """Return the reservations, by (account, request id), in the rows that `finding_by_request` fetched."""
+    return {(one.account_id, one.request_id): one for one in map(_to_reservation, rows)}
+
+
+def insertion(reservations: Sequence[tuple[holds.Reservation, str]]) -> direct.Call:
+    """Return the call that stores new reservations with their callers, and fails if a request id is taken."""
+    rows = [
+        (
+            *(one.account_id, one.reservation_id, one.request_id, one.meter, one.period_start, one.units),
+            *(one.sent.meter, one.sent.operation, one.sent.quantity, one.state.value, one.created_at),
+            *(one.expires_at, caller, *_first_values(one.first)),
+        )
+        # In the order of the unique key, so that processes cannot deadlock.
+        for one, caller in sorted(reservations, key=lambda pair: (pair[0].account_id, pair[0].request_id))
+    ]
+    return _INSERT, bulk.to_columns(_COLUMNS, rows)
 
 
 async def close(
     conn: AsyncConnection, closings: Sequence[tuple[holds.Reservation, holds.HoldState, str | None]], now: datetime
 ) -> int:
-    """Close held reservations with their new state and the event that settled them; returns how many were held."""
-    result = await conn.execute(
-        _CLOSE,
-        {
-            "now": now,
-            "account_ids": [one.account_id for one, _, _ in closings],
-            "ids": [one.reservation_id for one, _, _ in closings],
-            "states": [state.value for _, state, _ in closings],
-            "event_ids": [event_id for _, _, event_id in closings],
-        },
-    )
-    return result.rowcount
+    """Close held reservations with their new state and the event that settled them; returns how many were held.
+
+    Their units go back to their counters, which are locked.
+    """
+    rows = [(one.account_id, one.reservation_id, state.value, event_id) for one, state, event_id in closings]
+    values: dict[str, direct.Value] = {**bulk.to_arrays(_CLOSING, rows), "now": now}
+    back: dict[counters_store.CounterKey, int] = {}
+    for one, _, _ in closings:
+        back[one.counter_key] = back.get(one.counter_key, 0) - one.units
+    closed, _ = await direct.fetch_each(conn, (_CLOSE, values), counters_store.adding_reserved(back, now))
+    return len(closed)
 
 
 async def expire(
     conn: AsyncConnection, counters: Collection[counters_store.CounterKey], now: datetime
-) -> list[tuple[counters_store.CounterKey, str, int]]:
-    """Close the holds of locked counters whose time is over; returns counter, reservation id and units of each."""
-    rows = await conn.execute(
-        _EXPIRE,
-        {
-            "now": now,
-            "account_ids": [key[0] for key in counters],
-            "meters": [key[1] for key in counters],
-            "starts": [key[2] for key in counters],
-        },
-    )
-    return [
-        ((account_id, meter, start), reservation_id, units) for account_id, reservation_id, meter, start, units in rows
-    ]
+) -> dict[counters_store.CounterKey, int]:
+    """Close the holds of locked counters whose time is over; returns the units that each counter gets back."""
+    rows = await direct.fetch(conn, _EXPIRE, {**bulk.to_arrays(_COUNTER_KEY, sorted(counters)), "now": now})
+    back: dict[counters_store.CounterKey, int] = {}
+    for *key, units in rows:
+        account_id, meter, period_start = key
+        back[account_id, meter, period_start] = back.get((account_id, meter, period_start), 0) + units
+    return back
 
 
 async def count_held(conn: AsyncConnection, account_id: str, now: datetime) -> int:
@@ -145,22 +153,9 @@ async def overdue_counters(conn: AsyncConnection, most: int, now: datetime) -> l
     return [tuple(row) for row in await conn.execute(sa.select(overdue).distinct())]
 
 
-async def _select(
-    conn: AsyncConnection, statement: sa.TextClause, keys: Iterable[tuple[str, str]]
-) -> list[holds.Reservation]:
-    pairs = list(keys)
-    parameters = {"account_ids": [account_id for account_id, _ in pairs], "ids": [id_ for _, id_ in pairs]}
-    return [
-        holds.Reservation(
-            account_id=row.account_id,
-            reservation_id=row.reservation_id,
-            request_id=row.request_id,
-            meter=row.meter,
-            period_start=row.period_start,
-            units=row.units,
-            sent=holds.SentHold(row.sent_meter, row.sent_operation, row.sent_quantity),
-            state=holds.HoldState(row.state),
-            expires_at=row.expires_at,
-        )
-        for row in await conn.execute(statement, parameters)
-    ]
+def _to_reservation(row: direct.Row) -> holds.Reservation:
+    first = None
+    if row[_PLAN] is not None:
+        first = replace(holds.FirstAnswer(*row[_FIRST]), reason=quota_rules.Reason(row[_REASON]))
+    values = *row[_RESERVATION], holds.SentHold(*row[_SENT]), holds.HoldState(row[_STATE]), first
+    return holds.Reservation(*values)

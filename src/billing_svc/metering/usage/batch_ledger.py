@@ -1,18 +1,20 @@
 """The ledger of a batch of events: counters, levels and holds while the events are counted one after the other."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing_svc.catalog import parts
 from billing_svc.metering.alerts import rules as alerts_rules
 from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.gauges import rules as gauges_rules
 from billing_svc.metering.gauges import store as gauges_store
-from billing_svc.metering.quota import holds, lookup, terms
+from billing_svc.metering.quota import holds, lookup, rate_admissions, terms
 from billing_svc.metering.quota import rules as quota_rules
+from billing_svc.metering.quota import store as quota_store
 from billing_svc.metering.reservations import hold_units
 from billing_svc.metering.reservations import store as reservations_store
 from billing_svc.metering.usage import rules, store
@@ -54,6 +56,11 @@ class TargetPeriod:
         """The key of the level that the events change, if the meter is a gauge."""
         return self.key[:2]
 
+    def rate_limit(self, now: datetime) -> parts.RateLimit | None:
+        """Return the rate limit that the account has now, whichever period this is."""
+        present = self.known.terms_at(now)
+        return present.plan.rate_limit_for(pay_as_you_go=present.pay_as_you_go)
+
     @property
     def is_of_unknown(self) -> bool:
         """Say whether the account does not exist yet."""
@@ -78,13 +85,20 @@ class BatchLedger:
         locked: Mapping[counters_store.CounterKey, counters_store.LockedCounter],
         levels: Mapping[gauges_store.GaugeKey, gauges_rules.Level],
         reservations: Mapping[tuple[str, str], holds.Reservation],
+        terms_of_holds: Mapping[tuple[str, str], rules.HoldTerms],
         now: datetime,
     ) -> None:
         self._rows = dict(locked)
         self._now = now
         self._reservations = dict(reservations)
-        # The reserved units of each counter so far.
-        self._reserved = {key: row.counter.reserved for key, row in locked.items()}
+        self._terms_of_holds = terms_of_holds
+        # The units that are held of each account and meter so far, whichever period they were reserved in.
+        self._held: dict[gauges_store.GaugeKey, int] = {}
+        for key, row in locked.items():
+            if row.counter.reserved:
+                self._held[key[:2]] = self._held.get(key[:2], 0) + row.counter.reserved
+        self._windows: Mapping[str, quota_rules.RateWindow] = {}
+        self._rates = rate_admissions.RateAdmissions(now)
         self._closings: list[tuple[holds.Reservation, holds.HoldState, str | None]] = []
         self.levels = dict(levels)
         self.counters: dict[counters_store.CounterKey, counters_store.CounterUpdate] = {}
@@ -93,32 +107,36 @@ class BatchLedger:
 
     async def expire(self, conn: AsyncConnection) -> None:
         """Close reservations whose time is over, so that they take up no room in decisions on events with REJECT."""
-        holding = [key for key, reserved in self._reserved.items() if reserved]
+        holding = [key for key, row in self._rows.items() if row.counter.reserved]
         if not holding:
             return
         for key, units in (await hold_units.expire(conn, holding, self._now)).items():
-            self._reserved[key] -= units
+            self._held[key[:2]] -= units
         self._reservations = {
             named: replace(one, state=one.state_at(self._now)) for named, one in self._reservations.items()
         }
 
+    async def read_windows(self, conn: AsyncConnection, account_ids: Collection[str]) -> None:
+        """Read the rate windows of accounts, in which their events with REJECT take places."""
+        self._windows = await quota_store.read_windows(conn, account_ids)
+
     async def close_reservations(self, conn: AsyncConnection) -> None:
-        """Write the new states of the reservations that events named."""
+        """Write the new states of the reservations that events named, and the places taken in rate windows."""
+        await self._close_reservations(conn)
+        await self._rates.write(conn)
+
+    async def _close_reservations(self, conn: AsyncConnection) -> None:
         if not self._closings:
             return
         if await reservations_store.close(conn, self._closings, self._now) < len(self._closings):
             raise transactions.RetryTransaction
-        back: dict[counters_store.CounterKey, int] = {}
-        for one, _, _ in self._closings:
-            back[one.counter_key] = back.get(one.counter_key, 0) - one.units
-        await counters_store.add_reserved(conn, back, self._now)
 
     def decide_and_count(self, placed: PlacedEvent) -> EventOutcome:
         """Decide on an event and count it. Raises the error of an invalid event, and then changes nothing."""
         event, target = placed.event, placed.target
         key, known, under, allowance = target.key, target.known, target.under, target.allowance
         row = self._row(target)
-        before = self.counters.get(key, row).counter.holding(self._reserved[key])
+        before = self.counters.get(key, row).counter.holding(self._held.get(key[:2], 0) if self._held else 0)
         level = self.levels.get(target.gauge_key) if self.levels else None
         if level is not None:
             before = quota_rules.raise_peak(allowance, replace(before, level=level.level))
@@ -126,17 +144,32 @@ class BatchLedger:
         units = rules.units(event, level, known.meter, asked, placed.occurred_at)
         reservation = self._reservations.get(event.reservation_key) if self._reservations else None
         outcome = _outcome(reservation, known.meter, self._now) if event.reservation_id else None
-        own = reservation.units if reservation is not None and self._is_held(reservation, key, outcome) else 0
+        is_settling = outcome is holds.SettlementOutcome.SETTLED
+        own = reservation.units if reservation is not None and is_settling else 0
         # Other reservations take up room when an event may be rejected, not when it is only counted.
         basis = before.holding(before.reserved - own if event.reject else 0)
-        decision = quota_rules.decide(allowance, basis, units, under.catalog.grace_period, self._now)
-        if event.reject and units > 0 and not decision.allowed:
-            plans = quota_rules.allowing_plans(known.newest, under, known.meter, units)
-            return rules.DeniedEvent(known.meter, units, under, allowance, before, decision, plans)
+        promised = self._terms_of_holds.get(event.reservation_key) if own and units > 0 else None
+        # Up to the units held it was decided before, and counts under the terms of then; the rest under those in force.
+        rest = units
+        if promised is not None:
+            rest = max(0, units - own)
+            basis = promised.count(under, allowance, basis, units - rest, self._now)
+        decision = quota_rules.decide(allowance, basis, rest, under.catalog.grace_period, self._now)
+        if promised is not None and (rest == 0 or decision.reason is quota_rules.Reason.NONE):
+            decision = quota_rules.Decision(allowed=True, reason=promised.reason)
+        if event.reject and units > 0:
+            # The check that made the event's own hold took a place in the rate window already.
+            limited = self._rate_limited(target) if decision.allowed and not own else None
+            if limited is not None:
+                return rules.DeniedEvent(known.meter, units, under, allowance, before, limited, upgrade_plans=())
+            if not decision.allowed:
+                plans = quota_rules.allowing_plans(known.newest, under, known.meter, units)
+                return rules.DeniedEvent(known.meter, units, under, allowance, before, decision, plans)
         if reservation is not None:
             self._close(reservation, outcome, event)
-            before = before.holding(self._reserved[key])
-        after = quota_rules.count(allowance, before, units, self._now)
+            before = before.holding(self._held.get(key[:2], 0))
+        counted = before if promised is None else basis.holding(before.reserved)
+        after = quota_rules.count(allowance, counted, rest, self._now)
         is_new_allowance = (row.included, row.overridden) != (allowance.included, allowance.overridden)
         for alert in alerts_rules.alerts_to_raise(
             under.catalog.alert_percents, allowance, before, after, is_new_allowance=is_new_allowance
@@ -150,8 +183,8 @@ class BatchLedger:
             billable=after.billable - before.billable,
             period_start=under.period.start,
             period_end=under.period.end,
-            plan=under.plan.key,
-            catalog_version=under.catalog_version,
+            plan=under.plan.key if promised is None or rest else promised.plan,
+            catalog_version=under.catalog_version if promised is None or rest else promised.catalog_version,
             used=after.shown_used,
             reserved=after.reserved,
             total_billable=after.billable,
@@ -162,35 +195,34 @@ class BatchLedger:
             superseded=superseded,
             reservation_outcome=outcome,
         )
-        self.events.append(store.StoredEvent(event, placed.occurred_at, self._now, recorded))
+        held = None if promised is None else _held_part(promised, under, counted.billable - before.billable)
+        self.events.append(store.StoredEvent(event, placed.occurred_at, self._now, recorded, held))
         return EventAnswer(recorded, duplicate=False)
+
+    def _rate_limited(self, target: TargetPeriod) -> quota_rules.Decision | None:
+        """Take a place in the account's rate window for an event with REJECT; returns the denial if it is full."""
+        limit = target.rate_limit(self._now)
+        if limit is None:
+            return None
+        account_id = target.key[0]
+        return self._rates.admit(account_id, limit, self._windows.get(account_id))
 
     def _row(self, target: TargetPeriod) -> counters_store.LockedCounter:
         """Return the locked counter, or a new counter at zero."""
         row = self._rows.get(target.key)
         if row is None:
             row = self._rows[target.key] = counters_store.LockedCounter.opened(target.under, target.allowance)
-            self._reserved[target.key] = 0
         return row
 
     def _move(self, placed: PlacedEvent, level: gauges_rules.Level, units: int) -> bool:
-        """Change a gauge's level; returns whether a later absolute level supersedes the event's."""
+        """Change a gauge's level; returns whether a later absolute level supersedes the event."""
         is_set = placed.event.sent.level is not None and not placed.event.retry_attempt
-        superseded = is_set and level.is_newer_than(placed.occurred_at)
+        superseded = rules.is_superseded(placed.event, level, placed.occurred_at)
         moved = level.changed(units)
         self.levels[placed.target.gauge_key] = (
             replace(moved, set_at=placed.occurred_at) if is_set and not superseded else moved
         )
         return superseded
-
-    def _is_held(
-        self,
-        reservation: holds.Reservation,
-        key: counters_store.CounterKey,
-        outcome: holds.SettlementOutcome | None,
-    ) -> bool:
-        """Say whether a reservation is held on the event's own counter."""
-        return outcome is holds.SettlementOutcome.SETTLED and reservation.counter_key == key
 
     def _close(
         self,
@@ -204,8 +236,17 @@ class BatchLedger:
         is_settled = outcome is holds.SettlementOutcome.SETTLED
         state = holds.HoldState.SETTLED if is_settled else holds.HoldState.EXPIRED
         self._closings.append((reservation, state, event.event_id if is_settled else None))
-        self._reserved[reservation.counter_key] -= reservation.units
+        # It may have been closed since it was read, so that this falls below zero; `settle` then begins anew.
+        pair = (reservation.account_id, reservation.meter)
+        self._held[pair] = self._held.get(pair, 0) - reservation.units
         self._reservations[event.reservation_key] = replace(reservation, state=state)
+
+
+def _held_part(promised: rules.HoldTerms, under: terms.EffectiveTerms, billable: int) -> rules.HeldPart | None:
+    """Return what is charged under a hold's terms, if those have another price than the terms in force."""
+    if not billable or (promised.plan, promised.catalog_version) == (under.plan.key, under.catalog_version):
+        return None
+    return rules.HeldPart(promised.plan, promised.catalog_version, billable)
 
 
 def _outcome(reservation: holds.Reservation | None, meter: str, now: datetime) -> holds.SettlementOutcome:

@@ -21,6 +21,7 @@ from billing_svc.metering.reservations import store as reservations_store
 from billing_svc.metering.usage import batch_ledger, rules, store
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import rules as accounts_rules
+from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.database import direct, transactions
 
 
@@ -38,17 +39,20 @@ async def record(
     # Events of the same account and meter share what is read.
     asked = list(dict.fromkeys(names))
     named = {event.reservation_key for event in events if event.reservation_id}
-    reservations = await reservations_store.find(conn, named) if named else {}
+    # Those who admit units of an account take turns, whichever counter they count in; see `hold_units.reserve`.
+    admitting = {event.account_id for event in events if event.reject}
+    turns = (accounts_store.locking(admitting),) if admitting else ()
 
     def beside(pairs: Collection[tuple[str, str]]) -> Iterable[direct.Call]:
-        # An event counts in a period within the horizon; the reservation that it names may be in an older period.
+        # An event counts in a period within the horizon, and so was made what is still held.
         since = dict.fromkeys(pairs, now - quota_store.HORIZON)
-        for one in reservations.values():
-            pair = (one.account_id, one.meter)
-            since[pair] = min(one.period_start, since.get(pair, one.period_start))
-        return store.finding(set(keys)), counters_store.locking(since)
+        # Under the locks, so that none of them is closed by others any more.
+        holding = (reservations_store.finding(named),) if named else ()
+        return *turns, counters_store.locking(since), store.finding(set(keys)), *holding
 
-    read, (found, counters) = await lookup.read_account_states(conn, catalogs, asked, now, beside)
+    read, rows = await lookup.read_account_states(conn, catalogs, asked, now, beside)
+    counters, found, *held = rows[len(turns) :]
+    reservations = reservations_store.by_id(held[0]) if held else {}
     known = dict(zip(asked, read, strict=True))
     stored = store.to_events(found)
     outcomes: dict[int, batch_ledger.EventOutcome] = {}
@@ -115,7 +119,7 @@ def _place(
 
 def _refused_at_once(one: batch_ledger.PlacedEvent, now: datetime) -> batch_ledger.EventOutcome | None:
     """Return the refusal of an event by a gauge at zero, which creates neither gauge nor account; else None."""
-    batch = batch_ledger.BatchLedger({}, {one.target.gauge_key: gauges_rules.Level(0, None)}, {}, now)
+    batch = batch_ledger.BatchLedger({}, {one.target.gauge_key: gauges_rules.Level(0, None)}, {}, {}, now)
     try:
         outcome = batch.decide_and_count(one)
     except errors.BillingError as error:
@@ -143,9 +147,14 @@ async def _count(
             await _keep_terms(conn, catalogs, target, locked[target.key], now)
     gauges = {one.gauge_key: one.under.period.end for one in targets if one.is_gauge}
     levels = await gauges_store.lock(conn, gauges, now) if gauges else {}
-    batch = batch_ledger.BatchLedger(locked, levels, reservations, now)
-    if any(one.event.reject for one in placed):
+    terms_of_holds = await _terms_of_holds(conn, catalogs, reservations)
+    batch = batch_ledger.BatchLedger(locked, levels, reservations, terms_of_holds, now)
+    rejecting = [one.target for one in placed if one.event.reject]
+    if rejecting:
         await batch.expire(conn)
+        limited = {one.key[0] for one in rejecting if one.rate_limit(now) is not None} if catalogs.limit_rates else ()
+        if limited:
+            await batch.read_windows(conn, limited)
     for one in placed:
         try:
             outcomes[one.n] = batch.decide_and_count(one)
@@ -165,6 +174,31 @@ async def _count(
     opened = {key: one for key, one in batch.counters.items() if key not in locked}
     unknown = {one.key[0] for one in targets if one.is_of_unknown and one.key in opened}
     store.write(conn, batch.events, known, opened, unknown, now)
+
+
+async def _terms_of_holds(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    reservations: Mapping[tuple[str, str], holds.Reservation],
+) -> dict[tuple[str, str], rules.HoldTerms]:
+    """Return the terms of the decisions that made reservations, as far as they were stored."""
+    found = {}
+    for key, one in reservations.items():
+        first = one.first
+        if first is None:
+            continue
+        plan = (await catalogs.get(conn, first.catalog_version)).plan(first.plan)
+        limit = plan.limit(one.meter, pay_as_you_go=first.pay_as_you_go)
+        allowance = terms.kept_allowance(limit, first.included, overridden=first.overridden)
+        found[key] = rules.HoldTerms(
+            plan=first.plan,
+            catalog_version=first.catalog_version,
+            reason=first.reason,
+            allowance=allowance,
+            period_start=one.period_start,
+            units_within=one.units - first.units_beyond,
+        )
+    return found
 
 
 async def _keep_terms(

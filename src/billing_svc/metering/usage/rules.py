@@ -1,6 +1,7 @@
 """In which period and under which terms a usage event counts. Pure: no I/O, `now` is an argument."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from billing_svc.catalog import model, parts
@@ -15,6 +16,10 @@ PERIOD_STAYS_OPEN = timedelta(minutes=30)
 FUTURE_TOLERANCE = timedelta(minutes=5)
 # Events older than this are refused: the invoice of their period is long paid.
 RETENTION = timedelta(days=400)
+# The most hours that a time zone lies behind UTC.
+HOURS_BEHIND_UTC_MAX = 12
+# How long the delivery of an event takes if nothing is wrong.
+TRAVEL = timedelta(seconds=10)
 
 
 @values.value
@@ -82,6 +87,50 @@ class RecordedEvent:
 
 
 @values.value
+class HoldTerms:
+    """The terms that a hold carries: up to the units held, its settlement is decided, counted and charged by them."""
+
+    plan: str
+    catalog_version: int
+    reason: quota_rules.Reason
+    allowance: terms.Allowance
+    # When the period began that it was decided in, and how many of its units fitted in what was included then.
+    period_start: datetime
+    units_within: int
+
+    def count(
+        self,
+        target: terms.EffectiveTerms,
+        in_force: terms.Allowance,
+        counter: quota_rules.Counter,
+        units: int,
+        now: datetime,
+    ) -> quota_rules.Counter:
+        """Return a counter with units of the hold more.
+
+        The included quantity of the hold's plan is that of its own periods. In a period of another plan there is none
+        of it, so there those units are charged that were told to be.
+        """
+        is_elsewhere = target.period.start != self.period_start and (target.plan.key, target.catalog_version) != (
+            self.plan,
+            self.catalog_version,
+        )
+        if not is_elsewhere or counter.level is not None:
+            return quota_rules.count_held(self.allowance, in_force, counter, units, now)
+        charged = max(0, units - self.units_within) if self.allowance.charges else 0
+        return replace(counter, used=counter.used + units, billable=counter.billable + charged)
+
+
+@values.value
+class HeldPart:
+    """The billable units of an event that are charged under the terms of its hold, where those are not its own."""
+
+    plan: str
+    catalog_version: int
+    billable: int
+
+
+@values.value
 class DeniedEvent:
     """The answer to an event with `reject` that the quota does not allow: nothing was written."""
 
@@ -119,8 +168,10 @@ def units(event: NewEvent, level: gauges_rules.Level | None, meter: str, asked: 
             )
             raise errors.InvalidRequest([violation])
         return asked
+    if is_superseded(event, level, occurred_at):
+        return 0
     if event.sent.level is not None:
-        return 0 if level.is_newer_than(occurred_at) else event.sent.level - level.level
+        return event.sent.level - level.level
     if level.level + asked < 0:
         message = f"quantity: the level is {level.level}; a change of {asked} would take it below 0"
         raise errors.LevelBelowZero(message, {"meter": meter, "level": str(level.level)})
@@ -128,6 +179,16 @@ def units(event: NewEvent, level: gauges_rules.Level | None, meter: str, asked: 
         violation = errors.FieldViolation("quantity", f"takes the level past {quota_rules.UNITS_MAX}")
         raise errors.InvalidRequest([violation])
     return asked
+
+
+def is_superseded(event: NewEvent, level: gauges_rules.Level, occurred_at: datetime) -> bool:
+    """Say whether a gauge's latest absolute level was measured after the event, and so contains it.
+
+    A change that does not say when it happened happens now: a set by a clock that is ahead does not contain it.
+    """
+    if event.retry_attempt or (event.sent.level is None and event.sent.occurred_at is None):
+        return False
+    return level.is_newer_than(occurred_at)
 
 
 def check_occurred_at(occurred_at: datetime | None, now: datetime) -> datetime:
@@ -141,6 +202,16 @@ def check_occurred_at(occurred_at: datetime | None, now: datetime) -> datetime:
         limit = f"must not lie more than {RETENTION.days} days back"
         raise errors.InvalidRequest([errors.FieldViolation("occurred_at", limit)])
     return occurred_at
+
+
+def whole_hours_late(occurred_at: datetime, now: datetime) -> int:
+    """Return by how many whole hours an event is late, to within its travel; 0 if it is not late by whole hours.
+
+    That is what a local time west of UTC looks like when it was sent as if it were UTC. It may be a coincidence, so it
+    is counted and logged, not refused.
+    """
+    hours, rest = divmod(now - occurred_at, timedelta(hours=1))
+    return hours if 1 <= hours <= HOURS_BEHIND_UTC_MAX and rest <= TRAVEL else 0
 
 
 def terms_of_event(

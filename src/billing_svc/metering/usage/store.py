@@ -23,6 +23,7 @@ class StoredEvent:
     occurred_at: datetime
     recorded_at: datetime
     recorded: rules.RecordedEvent
+    held: rules.HeldPart | None = None
 
 
 # The columns of an event, each with the attribute that it is written from and read into.
@@ -48,11 +49,14 @@ _OF_RECORDED = {
 }
 _OF_EVENT = {name: name for name in ("retry_attempt", "caller", "request_id")}
 _OF_STORED = {name: name for name in ("occurred_at", "recorded_at")}
-_EVENT_COLUMNS = (*_KEY_COLUMNS, *_OF_SENT, *_OF_RECORDED, *_OF_EVENT, *_OF_STORED, "reservation_id")
+_OF_HELD = {"held_plan": "plan", "held_catalog_version": "catalog_version", "held_billable": "billable"}
+_EVENT_COLUMNS = (*_KEY_COLUMNS, *_OF_SENT, *_OF_RECORDED, *_OF_EVENT, *_OF_STORED, *_OF_HELD, "reservation_id")
 _sent_values = attrgetter(*_OF_SENT.values())
 _recorded_values = attrgetter(*_OF_RECORDED.values())
 _event_values = attrgetter(*_OF_EVENT.values())
 _stored_values = attrgetter(*_OF_STORED.values())
+_held_values = attrgetter(*_OF_HELD.values())
+_NOT_HELD = (None,) * len(_OF_HELD)
 _INSERT_EVENTS = direct.PreparedStatement(bulk.insert(tables.usage_events, _EVENT_COLUMNS))
 
 _ASKED_EVENTS = bulk.arrays("asked", "account_id text, event_id text")
@@ -127,5 +131,6 @@ def _event_row(stored: StoredEvent) -> tuple[Any, ...]:
         *_recorded_values(stored.recorded),
         *_event_values(event),
         *_stored_values(stored),
+        *(_NOT_HELD if stored.held is None else _held_values(stored.held)),
         event.reservation_id or None,
     )

@@ -25,6 +25,21 @@ _LOCK_SHARED = sa.text("""
 """)
 
 
+# As above; it only excludes others that lock, and not rows that refer to the account.
+_LOCK = direct.PreparedStatement(f"""
+    SELECT a.account_id
+      FROM {bulk.arrays("asked", "account_id text")}
+     CROSS JOIN LATERAL (
+           SELECT account_id FROM accounts WHERE account_id = asked.account_id FOR NO KEY UPDATE
+           ) AS a
+""")  # noqa: S608 - constants of this file
+
+
+def locking(account_ids: Collection[str]) -> direct.Call:
+    """Return the call that locks accounts that exist until the end of the transaction; before all other locks."""
+    return _LOCK, bulk.to_arrays(("account_id",), [(account_id,) for account_id in sorted(account_ids)])
+
+
 async def insert_missing(conn: AsyncConnection, account_ids: Collection[str], now: datetime) -> None:
     """Create accounts that do not exist yet; the first mutation of an account does this."""
     if account_ids:

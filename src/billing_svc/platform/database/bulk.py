@@ -6,6 +6,7 @@ than JSON, so the hot path uses arrays; see ADR 0013.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
 
 import orjson
 import sqlalchemy as sa
@@ -48,7 +49,7 @@ def recordset(name: str, columns: str) -> str:
 
 def to_rows(rows: Sequence[Mapping[str, object]]) -> dict[str, str]:
     """Return the parameter of a `recordset`, or of `insert_missing`."""
-    return {"rows": orjson.dumps(rows).decode()}
+    return {"rows": orjson.dumps(rows, _plain).decode()}
 
 
 def to_arrays(columns: Sequence[str], rows: Collection[tuple[object, ...]]) -> dict[str, str]:
@@ -71,14 +72,14 @@ def to_columns(columns: Sequence[str], rows: Collection[tuple[object, ...]]) -> 
             parameters[name] = "{}"  # unnest fills an array that is shorter than the first with nulls
         else:
             parameters[name] = _array(values)
-    return {**parameters, "shared": orjson.dumps(shared).decode()}
+    return {**parameters, "shared": orjson.dumps(shared, _plain).decode()}
 
 
 def _array(values: Sequence[object]) -> str:
     """Return an array literal of Postgres. It differs from JSON in its brackets and in the escapes in strings."""
     if isinstance(values[0], dict):  # of a json column, whose array has texts as elements
         values = [orjson.dumps(value).decode() for value in values]
-    text = orjson.dumps(values).decode()
+    text = orjson.dumps(values, _plain).decode()
     if "\\" in text:
         text = "[" + ",".join(_quoted(value) if isinstance(value, str) else _json(value) for value in values) + "]"
     return "{" + text[1:-1] + "}"
@@ -89,4 +90,11 @@ def _quoted(text: str) -> str:
 
 
 def _json(value: object) -> str:
-    return orjson.dumps(value).decode()
+    return orjson.dumps(value, _plain).decode()
+
+
+def _plain(value: object) -> str:
+    """Return a value that JSON has no type for as the text that Postgres reads."""
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no text that is agreed upon")

@@ -183,13 +183,26 @@ usage_events = sa.Table(
     sa.Column("included", sa.BigInteger),
     sa.Column("overridden", sa.Boolean, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
-    # True for a set of a gauge that is older than the gauge's last set.
+    # True for a gauge's set or change that happened before the gauge's last set.
     sa.Column("superseded", sa.Boolean, nullable=False, server_default=sa.false()),
+    # What the event's hold promised: those of its billable units that are charged under the terms of the hold, where
+    # these are not those of `plan` and `catalog_version`.
+    sa.Column("held_plan", sa.Text),
+    sa.Column("held_catalog_version", sa.Integer),
+    sa.Column("held_billable", sa.BigInteger),
     sa.CheckConstraint("account_id <> '' AND event_id <> ''", name="named"),
     # For the split of a period by operation and by day. The condition holds for every row, but only a query that
     # repeats it can use this index. So a look-up of an event id cannot use it and read all of the account's events.
     sa.Index(
         "ix_usage_events_period", "account_id", "meter", "period_start", postgresql_where=sa.text("account_id <> ''")
+    ),
+    # Whether a counter has units that are charged under the terms of holds.
+    sa.Index(
+        "ix_usage_events_held",
+        "account_id",
+        "meter",
+        "period_start",
+        postgresql_where=sa.text("held_plan IS NOT NULL"),
     ),
     # A correction reads its event's earlier corrections, to compute how many units are left.
     sa.Index(
@@ -207,7 +220,7 @@ gauge_levels = sa.Table(
     sa.Column("account_id", sa.Text, primary_key=True),
     sa.Column("meter", sa.Text, primary_key=True),
     sa.Column("level", sa.BigInteger, nullable=False),
-    # A set older than this instant is stored without effect.
+    # A set or a change that happened before this instant is stored without effect.
     sa.Column("set_at", _INSTANT),
     # The end of the last period that has a counter, so that its peak counts. The worker opens the next period's
     # counter if no usage is recorded.
@@ -259,6 +272,25 @@ reservations = sa.Table(
     sa.Column("closed_at", _INSTANT),
     sa.Column("event_id", sa.Text),
     sa.Column("caller", sa.Text, nullable=False),
+    # The first answer, which a repeat of the request gets again, and the terms that its units are counted under when
+    # they are settled. Null before version 0007.
+    sa.Column("period_end", _INSTANT),
+    sa.Column("plan", sa.Text),
+    sa.Column("catalog_version", sa.Integer),
+    sa.Column("quantity", sa.BigInteger),
+    sa.Column("pay_as_you_go", sa.Boolean),
+    sa.Column("past_due", sa.Boolean),
+    # Null with a plan: unlimited.
+    sa.Column("included", sa.BigInteger),
+    sa.Column("overridden", sa.Boolean),
+    sa.Column("used", sa.BigInteger),
+    sa.Column("reserved", sa.BigInteger),
+    sa.Column("billable", sa.BigInteger),
+    sa.Column("remaining", sa.BigInteger),
+    sa.Column("reason", sa.Text),
+    sa.Column("units_beyond", sa.BigInteger),
+    sa.Column("projected_cost", sa.Numeric),
+    sa.Column("grace_ends_at", _INSTANT),
     # A repeated request finds its reservation and creates no second reservation.
     sa.UniqueConstraint("account_id", "request_id"),
     sa.CheckConstraint("units > 0", name="units"),

@@ -69,6 +69,12 @@ class ServerMetrics:
             "billing_decisions", "Decisions of CheckQuota.", ["decision", "reason"], registry=self.registry
         )
         self._decided: dict[tuple[bool, str], Callable[[float], None]] = {}
+        self._whole_hours_late = prometheus_client.Counter(
+            "billing_events_whole_hours_late",
+            "Usage events whose occurred_at lies whole hours back, as a local time that was sent as UTC does.",
+            ["hours"],
+            registry=self.registry,
+        )
         self._sizes = prometheus_client.Histogram(
             "billing_batch_size",
             "Calls that one batch answered.",
@@ -102,6 +108,10 @@ class ServerMetrics:
                     "allowed" if allowed else "denied", reason
                 ).inc
             increase(number)
+
+    def whole_hours_late(self, hours: int) -> None:
+        """Count an event that is late by whole hours, 1 to 12."""
+        self._whole_hours_late.labels(str(hours)).inc()
 
     def watch_callers(self, is_stale: Callable[[], bool]) -> None:
         """Show whether the callers' file, as it is now, cannot be used."""

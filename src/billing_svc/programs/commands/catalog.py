@@ -163,7 +163,8 @@ def _show_moves(moves: "list[moves.Move]") -> None:
     if not moves:
         typer.echo("every subscription is on the newest catalog version")
         return
-    table = Table("account", "subscription", "plan", "version", "over its new limits", "cannot be moved")
+    columns = ("account", "subscription", "plan", "version", "over its new limits", "held on the old terms")
+    table = Table(*columns, "cannot be moved")
     for move in moves:
         over = "\n".join(
             f"{one.meter}: {one.used:,} used, {_included(one.included_before)} included now, "
@@ -171,7 +172,8 @@ def _show_moves(moves: "list[moves.Move]") -> None:
             for one in move.over
         )
         versions = f"{move.from_version} to {move.to_version}"
-        table.add_row(move.account_id, move.subscription_id, move.plan, versions, over, move.refusal)
+        held = "\n".join(f"{one.meter}: {one.units:,}" for one in move.holds)
+        table.add_row(move.account_id, move.subscription_id, move.plan, versions, over, held, move.refusal)
     common.console().print(table)
 
 

@@ -37,6 +37,14 @@ class Over:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenHolds:
+    """Units of a meter that are held now: up to them, settlements count under the terms of before the move."""
+
+    meter: str
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
 class Move:
     """The effect of moving a subscription; a non-empty `refusal` says why it cannot be moved."""
 
@@ -47,6 +55,7 @@ class Move:
     to_version: int
     refusal: str
     over: tuple[Over, ...]
+    holds: tuple[OpenHolds, ...]
 
 
 async def preview(
@@ -110,6 +119,7 @@ async def _move(
     sold, newest = await catalogs.get(conn, row.catalog_version), await catalogs.get(conn, version)
     refusals = _refusals(sold, newest, row.plan, row.price)
     refusal = next(refusals, "")
+    over, holds = ((), ()) if refusal else await _consequences(conn, catalogs, row, newest, version, now)
     return Move(
         account_id=row.account_id,
         subscription_id=row.subscription_id,
@@ -117,7 +127,8 @@ async def _move(
         from_version=row.catalog_version,
         to_version=version,
         refusal=refusal,
-        over=() if refusal else await _over(conn, catalogs, row, newest, version, now),
+        over=over,
+        holds=holds,
     )
 
 
@@ -144,17 +155,17 @@ def _refusals(sold: model.Catalog, newest: model.Catalog, plan_key: str, price_k
         yield f"the quota period differs: {old.quota_period} as sold, {new.quota_period} now"
 
 
-async def _over(
+async def _consequences(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,
     row: subscription_records.SubscriptionRecord,
     newest: model.Catalog,
     version: int,
     now: datetime,
-) -> tuple[Over, ...]:
-    """Return the meters whose usage in the present period exceeds what the plan includes after the move."""
+) -> tuple[tuple[Over, ...], tuple[OpenHolds, ...]]:
+    """Return the meters that have used more than the plan includes after the move, and the open holds."""
     asked = [lookup.MeterQuery(row.account_id, meter, "") for meter in newest.meters]
-    over = []
+    over, holds = [], []
     for known in await lookup.read(conn, catalogs, asked, now):
         # A still newer version may have removed the meter since the preview.
         if isinstance(known, errors.BillingError):
@@ -165,12 +176,14 @@ async def _over(
         after = _moved(known, row.subscription_id, version, newest, now).allowance(
             known.meter, known.facts.override, now
         )
+        if known.facts.held:
+            holds.append(OpenHolds(known.meter, known.facts.held))
         used = known.counter_of(under).consumed
         if after.included is not None and used > after.included:
             before = known.allowance(under, now).included
             beyond = None if after.limit is None else after.limit.beyond
             over.append(Over(known.meter, used, before, after.included, beyond))
-    return tuple(over)
+    return tuple(over), tuple(holds)
 
 
 def _moved(

@@ -7,6 +7,7 @@ from typing import Any
 
 from billing_svc.catalog import model, parts
 from billing_svc.platform import errors
+from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import parse
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 
@@ -66,7 +67,8 @@ def choose(order: ChangeOrder, held: Held, newest: model.Catalog, newest_version
     Raises PlanNotFound, PlanNotSold, PriceNotFound, and InvalidRequest on the quantity.
     """
     stays = order.plan in {"", held.plan}
-    plan = (held.catalog if stays else newest).plans.get(order.plan or held.plan)
+    catalog = held.catalog if stays else newest
+    plan = catalog.plans.get(order.plan or held.plan)
     if plan is None:
         raise errors.PlanNotFound(f"plan: the catalog has no plan {order.plan!r}", {"plan": order.plan})
     if not stays and (not plan.prices or not plan.sold):
@@ -79,8 +81,7 @@ def choose(order: ChangeOrder, held: Held, newest: model.Catalog, newest_version
     quantity = order.quantity
     if quantity is None:
         quantity = max(1, held.quantity) if per_seat else 1
-    if quantity > 1 and not per_seat:
-        problem = f"is {quantity}; plan {plan.key} is not sold by the seat at this price"
+    if problem := pricing_rules.quantity_problem(plan, price, quantity, catalog.currency):
         raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
     return ChosenPrice(plan, price, quantity, held.catalog_version if stays else newest_version)
 

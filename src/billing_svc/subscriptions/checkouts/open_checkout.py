@@ -24,9 +24,11 @@ from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
+from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import client, intents, prices, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.checkouts import close_checkout, store
+from billing_svc.subscriptions.records import rules as records_rules
 
 # Each round closes a page that blocks the order; more than a few rounds mean that callers work against each other.
 ROUNDS_MAX = 4
@@ -167,8 +169,9 @@ class Checkout:
             "price": page.price,
             "catalog_version": str(page.catalog_version),
         }
-        # An account gets a trial only with its first plan subscription.
-        is_first = not await subscription_records.plan_subscriptions(conn, account_id)
+        # An account gets a trial only with its first plan subscription that lived: an unpaid purchase uses up no trial.
+        bought = await subscription_records.plan_subscriptions(conn, account_id)
+        is_first = all(record.status in records_rules.STILLBORN for record in bought)
         trial = {"trial_period_days": plan.trial_days} if plan.trial_days and is_first else {}
         return {
             "mode": "subscription",
@@ -248,8 +251,7 @@ def offered(catalog: model.Catalog, order: store.CheckoutOrder) -> tuple[parts.P
     if price not in plan.prices:
         metadata = {"plan": order.plan, "price": price}
         raise errors.PriceNotFound(f"price: plan {order.plan} has no price {price!r}", metadata)
-    if order.quantity > 1 and not plan.prices[price].per_seat:
-        problem = f"is {order.quantity}; plan {order.plan} is not sold by the seat at this price"
+    if problem := pricing_rules.quantity_problem(plan, price, order.quantity, catalog.currency):
         raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
     return plan, price
 

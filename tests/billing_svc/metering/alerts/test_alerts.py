@@ -8,6 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from billing.v1 import admin_pb2, alert_pb2, subscription_pb2
+from billing_svc.catalog import versions
+from billing_svc.metering.gauges import open_periods
 from billing_svc.platform.database import tables
 from tests import clocks
 from tests.acceptance.accounts import REJECT, START, Account
@@ -180,3 +182,58 @@ async def test_alert_of_another_account_is_none(account: Account) -> None:
         assert set(refusal.metadata) == {"alert_id"}
     assert (await refused(acknowledge(account, "x" * 65))).fields == ("alert_id",)
     assert await books.contents(account.billing.engine) == before
+
+
+class TestGaugesWithoutEvents:
+    """The worker raises the alerts of a level that nobody records."""
+
+    @staticmethod
+    async def open_due(account: Account) -> list[tuple[int, int, int]]:
+        """Do a round of the worker's loop; returns month, threshold and included quantity of all alerts, sorted."""
+        catalogs, now = versions.CatalogCache(), account.now
+        await account.billing.transactions.run(lambda conn: open_periods.open_due(conn, catalogs, now))
+        found = await alerts(account)
+        return sorted((one.period_start.ToDatetime().month, one.percent, one.included) for one in found)
+
+    @staticmethod
+    async def override(account: Account, request_id: str, included: int, **fields: object) -> None:
+        request = admin_pb2.SetOverrideRequest(
+            account_id=account.account_id,
+            meter="user_seats",
+            included=included,
+            note="test",
+            request_id=request_id,
+            **fields,  # type: ignore[arg-type]
+        )
+        await account.billing.admin.SetOverride(request)
+
+    async def test_a_new_period_raises_what_the_level_has_reached(
+        self, account: Account, service_clock: clocks.StillClock
+    ) -> None:
+        await account.record("seats", "user_seats", level=3)
+        before = [(5, 80, 3), (5, 100, 3)]
+        assert await self.open_due(account) == before
+        service_clock.set(datetime(2026, 6, 3, tzinfo=UTC))
+        assert await self.open_due(account) == [*before, (6, 80, 3), (6, 100, 3)]
+        assert await self.open_due(account) == [*before, (6, 80, 3), (6, 100, 3)]
+
+    async def test_an_override_that_is_lowered_removed_or_over_raises_what_the_level_has_reached(
+        self, account: Account, service_clock: clocks.StillClock
+    ) -> None:
+        await self.override(account, "r1", 100)
+        await account.record("seats", "user_seats", level=10)
+        assert await self.open_due(account) == []
+        await self.override(account, "r2", 10)
+        lowered = [(5, 80, 10), (5, 100, 10)]
+        assert await self.open_due(account) == lowered
+        await self.override(account, "r3", 100, expires_at=START + timedelta(hours=1))
+        assert await self.open_due(account) == lowered
+        service_clock.advance(timedelta(hours=1))
+        over = [(5, 80, 3), (5, 80, 10), (5, 100, 3), (5, 100, 10), (5, 120, 3)]
+        assert await self.open_due(account) == over
+        await self.override(account, "r4", 12)
+        with_twelve = sorted([*over, (5, 80, 12)])
+        assert await self.open_due(account) == with_twelve
+        remove = admin_pb2.RemoveOverrideRequest(account_id=account.account_id, meter="user_seats", request_id="r5")
+        await account.billing.admin.RemoveOverride(remove)
+        assert await self.open_due(account) == with_twelve

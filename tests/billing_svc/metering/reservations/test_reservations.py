@@ -58,10 +58,11 @@ async def _release(billing: Billing, reservation_id: str) -> quota_pb2.ReleaseRe
 
 
 async def _books(billing: Billing) -> tuple[int, int, int]:
-    """Return used and reserved of the one counter, and the units that are held."""
+    """Return used and reserved of the one counter of runs, and the units that are held."""
     async with billing.engine.connect() as conn:
         counters = tables.usage_counters
-        row = (await conn.execute(sa.select(counters.c.used, counters.c.reserved))).one()
+        runs = sa.select(counters.c.used, counters.c.reserved).where(counters.c.meter == "runs")
+        row = (await conn.execute(runs)).one()
         held = sa.select(sa.func.coalesce(sa.func.sum(tables.reservations.c.units), 0))
         return (
             row.used,
@@ -98,17 +99,31 @@ async def test_the_same_request_is_given_the_same_reservation(billing: Billing) 
     assert await _books(billing) == (0, 2, 2)
 
 
-async def test_a_repeat_beside_its_first_sending_is_given_the_same_reservation(billing: Billing) -> None:
-    # Another process holds all that there is, under the same request id, and has not committed yet.
+@pytest.mark.parametrize("is_known", [False, True], ids=["a new account", "a known account"])
+async def test_a_repeat_beside_its_first_sending_is_given_the_same_reservation(
+    billing: Billing, *, is_known: bool
+) -> None:
+    if is_known:
+        await billing.usage.RecordUsage(
+            usage_pb2.RecordUsageRequest(account_id="org_1", event_id="before", meter="reports")
+        )
     catalogs, now = versions.CatalogCache(), billing.clock.now()
     hold = holds.Hold("job_1", timedelta(minutes=1), "test")
     question = check_quota.QuotaQuestion(lookup.MeterQuery("org_1", "runs", ""), 5, hold)
-    async with billing.engine.begin() as other:
-        (first,) = await hold_units.reserve(other, catalogs, [question], now)
-        assert isinstance(first, check_quota.QuotaAnswer)
-        assert first.reservation is not None
-        repeat = asyncio.ensure_future(_reserve(billing, "job_1", 5))
+    async with billing.engine.connect() as blocking:
+        # Another process holds all that there is, under the same request id, and has not committed yet.
+        await blocking.execute(sa.text("LOCK TABLE reservations IN SHARE ROW EXCLUSIVE MODE"))
+        other = asyncio.ensure_future(
+            billing.transactions.run(lambda conn: hold_units.reserve(conn, catalogs, [question], now))
+        )
         await books.wait_for_waiters(billing.engine, 1)
+        repeat = asyncio.ensure_future(_reserve(billing, "job_1", 5))
+        await books.wait_for_waiters(billing.engine, 2)
+        await blocking.rollback()
+    # Either of them may be the first to insert.
+    (first,) = await other
+    assert isinstance(first, check_quota.QuotaAnswer | check_quota.RepeatedAnswer)
+    assert first.reservation is not None
     answer = await repeat
     assert answer.decision == decision_pb2.DECISION_ALLOWED
     assert answer.reservation_id == first.reservation.reservation_id

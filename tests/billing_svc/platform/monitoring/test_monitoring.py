@@ -5,6 +5,7 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 from prometheus_client import parser
 
 from billing.v1 import quota_pb2, usage_pb2
+from billing_svc.platform import clock
 from billing_svc.platform import settings as settings_module
 from billing_svc.platform.monitoring import http_port, metrics, worker_metrics
 from tests import ports
@@ -67,6 +69,10 @@ async def test_a_server_counts_calls_decisions_and_batches(database_url: str, tm
         check.quantity = 6
         await quota.CheckQuota(check, metadata=processes.METADATA)
         await refusals.refused(usage.RecordUsage(usage_pb2.RecordUsageRequest(account_id="org_secret")))
+        for n, minutes in enumerate((0, 60, 179, 180, 180, 185)):
+            event = usage_pb2.RecordUsageRequest(account_id="org_secret", event_id=f"event_{n}", meter="runs")
+            event.occurred_at.FromDatetime(clock.Clock().now() - timedelta(minutes=minutes))
+            await usage.RecordUsage(event, metadata=processes.METADATA)
         assert (await status(port, "/livez"), await status(port, "/readyz")) == (200, 200)
         assert await status(port, "/other") == 404
         seen = await scrape(port)
@@ -76,6 +82,8 @@ async def test_a_server_counts_calls_decisions_and_batches(database_url: str, tm
     assert seen.value("billing_rpc_calls_total", code="UNAUTHENTICATED", reason="UNAUTHENTICATED") == 1
     assert seen.value("billing_decisions_total", decision="allowed", reason="NONE") == 3
     assert seen.value("billing_decisions_total", decision="denied", reason="QUOTA_EXHAUSTED") == 1
+    late = {sample.labels["hours"]: sample.value for sample in seen.samples if "whole_hours_late" in sample.name}
+    assert late == {"1": 1, "3": 2}
     assert seen.value("billing_batch_size_sum", batch="checks") == 4
     assert 1 <= seen.value("billing_batch_wait_seconds_count", batch="checks") <= 4
     assert seen.value("billing_batch_queue", batch="events") == 0
