@@ -124,7 +124,7 @@ def _insert(connection: psycopg.Connection, table: sa.Table, account_id: str, un
 
 def _value(column: sa.Column[Any], account_id: str, units: int) -> object:
     match column.type:
-        case sa.Integer():
+        case sa.Integer() | sa.Numeric():
             return units
         case sa.Boolean():
             return True
