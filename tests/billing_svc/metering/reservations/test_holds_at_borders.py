@@ -34,7 +34,7 @@ class TestConsumables:
         return "kalshibook"
 
     async def test_holds_of_the_period_before_take_up_room_in_the_next(
-        self, account: START, Account: clocks.StillClock
+        self, account: Account, service_clock: clocks.StillClock
     ) -> None:
         await account.subscribe("project")
         await account.record("before", "credits", 1000)
@@ -63,7 +63,7 @@ class TestConsumables:
         assert (check.decision, check.used, check.reserved, check.remaining) == (DENIED, 4000, 0, 0)
 
     async def test_what_a_hold_of_the_period_before_gives_back_is_room_in_the_next(
-        self, account: START, Account: clocks.StillClock
+        self, account: Account, service_clock: clocks.StillClock
     ) -> None:
         await account.subscribe("project")
         service_clock.set(RENEWAL - timedelta(hours=1))
@@ -91,7 +91,7 @@ class TestLevels:
     def catalog_name(self) -> str:
         return "agentplatform"
 
-    async def test_a_level_s_hold_knows_no_period(self, account: START, Account: clocks.StillClock) -> None:
+    async def test_a_level_s_hold_knows_no_period(self, account: Account, service_clock: clocks.StillClock) -> None:
         await account.record("seats", "user_seats", level=2)
         service_clock.set(JUNE - timedelta(hours=1))
         held = await hold(account, "invitation", "user_seats", 1)
@@ -111,7 +111,7 @@ class TestRaces:
 
     @pytest.mark.parametrize("before", ["nothing", "the period before", "both periods"])
     async def test_processes_on_both_sides_of_a_border_hold_no_more_than_there_is(
-        self, billing: Billing, account: START, Account: clocks.StillClock, before: str
+        self, billing: Billing, account: Account, service_clock: clocks.StillClock, before: str
     ) -> None:
         """Their clocks differ by a moment, and the account has used nothing, or has a counter there already."""
         await account.record("known", "reports")

@@ -50,7 +50,7 @@ class TestMarketData:
         assert await asyncio.gather(*(hold(account, "credits", 1100) for _ in range(5))) == [first] * 5
 
     async def test_a_closed_one_gives_its_first_numbers_and_what_became_of_it(
-        self, account: START, Account: clocks.StillClock
+        self, account: Account, service_clock: clocks.StillClock
     ) -> None:
         first = await hold(account, "credits", 10)
         await account.record("run", "credits", 4, reservation_id=first.reservation_id)
