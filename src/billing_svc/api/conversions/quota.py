@@ -156,7 +156,8 @@ def to_proto_repeated(repeated: check_quota.RepeatedAnswer) -> quota_pb2.CheckQu
 
 def _add_reservation(response: quota_pb2.CheckQuotaResponse, reservation: holds.Reservation) -> None:
     response.reservation_id = reservation.reservation_id
-    response.reservation_expires_at.FromDatetime(reservation.expires_at)
+    # Shared by the holds of a batch.
+    response.reservation_expires_at.CopyFrom(fields.to_proto_timestamp(reservation.expires_at))
     response.reservation_state = to_proto_state(reservation.state)
 
 

@@ -34,10 +34,9 @@ class QuotaAnswer:
     decision: rules.Decision
     reservation: holds.Reservation | None = None
 
-    @property
-    def kept(self) -> holds.FirstAnswer:
-        """Return what is stored of it with its hold, whose units the counter has."""
-        under, allowance, counter, decision = self.under, self.allowance, self.counter, self.decision
+    def kept(self, counter: rules.Counter) -> holds.FirstAnswer:
+        """Return what is stored of it with its hold, whose units `counter` has."""
+        under, allowance, decision = self.under, self.allowance, self.decision
         return holds.FirstAnswer(
             period_end=under.period.end,
             plan=under.plan.key,

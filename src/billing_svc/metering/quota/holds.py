@@ -1,11 +1,11 @@
 """Reservations and their states. Pure: no I/O, `now` is an argument."""
 
 import enum
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
 from billing_svc.metering.quota import rules
+from billing_svc.platform import values
 
 TTL_DEFAULT = timedelta(minutes=15)
 TTL_MIN = timedelta(seconds=1)
@@ -30,7 +30,7 @@ class SettlementOutcome(enum.StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Hold:
     """A request to hold units for a time, under the caller's request id."""
 
@@ -39,7 +39,7 @@ class Hold:
     caller: str
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class SentHold:
     """What a caller asked for, as sent. A repeat of a request id is the same request if this is equal."""
 
@@ -48,7 +48,7 @@ class SentHold:
     quantity: int
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class FirstAnswer:
     """What the decision that made a hold said, and under which terms; quantities are as of then, with the hold."""
 
@@ -71,7 +71,7 @@ class FirstAnswer:
     grace_ends_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@values.value
 class Reservation:
     """Units held on the counter (meter, period_start) of an account."""
 

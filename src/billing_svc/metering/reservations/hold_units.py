@@ -212,8 +212,11 @@ class _NewHolds:
         account_id = question.asked.account_id
         pair = (account_id, known.meter)
         facts = known.facts
-        facts = replace(facts, held=facts.held + self._units.get(pair, 0), level=self._levels.get(pair, facts.level))
-        checked = check_quota.decide_question(replace(known, facts=facts), question, self._now)
+        if pair in self._units or pair in self._levels:
+            level = self._levels.get(pair, facts.level)
+            facts = replace(facts, held=facts.held + self._units.get(pair, 0), level=level)
+            known = replace(known, facts=facts)
+        checked = check_quota.decide_question(known, question, self._now)
         if isinstance(checked, errors.BillingError) or not checked.decision.allowed:
             return checked
         if checked.rate_limit is not None:
@@ -221,7 +224,6 @@ class _NewHolds:
             if denial is not None:
                 return replace(checked, decision=denial)
         counter = checked.counter.holding(checked.counter.reserved + checked.units)
-        checked = replace(checked, counter=counter)
         reservation = holds.Reservation(
             account_id=account_id,
             reservation_id=uuid.uuid4().hex,
@@ -233,10 +235,10 @@ class _NewHolds:
             state=holds.HoldState.HELD,
             created_at=self._now,
             expires_at=self._now + question.hold.ttl,
-            first=checked.kept,
+            first=checked.kept(counter),
         )
         self._hold(checked, reservation, question.hold.caller)
-        return replace(checked, reservation=reservation)
+        return replace(checked, counter=counter, reservation=reservation)
 
     def _hold(self, checked: check_quota.QuotaAnswer, reservation: holds.Reservation, caller: str) -> None:
         key = reservation.counter_key

@@ -50,7 +50,8 @@ _OF_RECORDED = {
 _OF_EVENT = {name: name for name in ("retry_attempt", "caller", "request_id")}
 _OF_STORED = {name: name for name in ("occurred_at", "recorded_at")}
 _OF_HELD = {"held_plan": "plan", "held_catalog_version": "catalog_version", "held_billable": "billable"}
-_EVENT_COLUMNS = (*_KEY_COLUMNS, *_OF_SENT, *_OF_RECORDED, *_OF_EVENT, *_OF_STORED, *_OF_HELD, "reservation_id")
+_EVENT_COLUMNS = (*_KEY_COLUMNS, *_OF_SENT, *_OF_RECORDED, *_OF_EVENT, *_OF_STORED, "reservation_id")
+_HELD_EVENT_COLUMNS = (*_EVENT_COLUMNS, *_OF_HELD)
 _sent_values = attrgetter(*_OF_SENT.values())
 _recorded_values = attrgetter(*_OF_RECORDED.values())
 _event_values = attrgetter(*_OF_EVENT.values())
@@ -58,6 +59,8 @@ _stored_values = attrgetter(*_OF_STORED.values())
 _held_values = attrgetter(*_OF_HELD.values())
 _NOT_HELD = (None,) * len(_OF_HELD)
 _INSERT_EVENTS = direct.PreparedStatement(bulk.insert(tables.usage_events, _EVENT_COLUMNS))
+# Few batches settle a hold whose terms have changed; the others do without its columns.
+_INSERT_HELD_EVENTS = direct.PreparedStatement(bulk.insert(tables.usage_events, _HELD_EVENT_COLUMNS))
 
 _ASKED_EVENTS = bulk.arrays("asked", "account_id text, event_id text")
 _EVENT = select_list.SelectList()
@@ -108,8 +111,14 @@ def write(
     calls = counters_store.insertions(opened, unknown, now)
     if counters:
         calls.append(counters_store.updating(counters, now))
-    rows = sorted(map(_event_row, events))
-    direct.defer(conn, *calls, (_INSERT_EVENTS, bulk.to_columns(_EVENT_COLUMNS, rows)))
+    direct.defer(conn, *calls, _insertion(sorted(events, key=attrgetter("event.key"))))
+
+
+def _insertion(events: Sequence[StoredEvent]) -> direct.Call:
+    if all(one.held is None for one in events):
+        return _INSERT_EVENTS, bulk.to_columns(_EVENT_COLUMNS, [_event_row(one) for one in events])
+    rows = [(*_event_row(one), *(_NOT_HELD if one.held is None else _held_values(one.held))) for one in events]
+    return _INSERT_HELD_EVENTS, bulk.to_columns(_HELD_EVENT_COLUMNS, rows)
 
 
 def _to_recorded(values: Sequence[Any]) -> rules.RecordedEvent:
@@ -131,6 +140,5 @@ def _event_row(stored: StoredEvent) -> tuple[Any, ...]:
         *_recorded_values(stored.recorded),
         *_event_values(event),
         *_stored_values(stored),
-        *(_NOT_HELD if stored.held is None else _held_values(stored.held)),
         event.reservation_id or None,
     )
