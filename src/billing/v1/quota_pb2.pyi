@@ -157,8 +157,8 @@ class CheckQuotaResponse(_message.Message):
     used: _builtins.int
     """Used in the quota period so far; a gauge's level. Without the units of this call."""
     reserved: _builtins.int
-    """Held for work in progress, with what this call holds: all live holds on the meter, also those that were made in
-    the period before, since their work may end in this one.
+    """Held for work in progress, including this call's hold: all live holds on the meter, also those of an earlier period,
+    because their work may end in this one.
     """
     included: _builtins.int
     """Included in the quota period, with seats and override applied. 0 when unlimited."""

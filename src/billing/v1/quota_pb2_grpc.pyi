@@ -37,25 +37,25 @@ class QuotaServiceStub:
     """Decides whether an account may use some units of a meter now, and with `reserve` holds them for the work.
 
     A decision, also DENIED, is an OK answer; only a call that could not be answered is an error. Without `reserve` the
-    check stores nothing but the count of a rate limit, so two checks may both be allowed the last unit; with
-    `reserve`, or with RecordUsage and if_exceeded=REJECT, they may not. A hold ends when RecordUsage settles it,
-    ReleaseReservation releases it, or reservation_ttl is over, and until then takes up room in whatever period is
-    current. An account that is not known yet is answered on the default plan, and made only by a hold.
+    check stores only the count of a rate limit, so two checks may both be allowed the last unit. With `reserve`, or
+    with RecordUsage and if_exceeded=REJECT, only one of them is allowed it. A hold ends when RecordUsage settles it,
+    ReleaseReservation releases it, or reservation_ttl is over; until then its units take up room in whatever period is
+    current. An unknown account has the default plan; only a hold creates the account.
 
-    A hold carries the terms of its decision: up to the units held, what it is settled with is allowed, counted and
-    charged under them, whatever has changed meanwhile (the plan or its version, pay-as-you-go, an override). What is
-    used beyond the hold counts under the terms in force. Usage lands in the period of its occurred_at as always, and
-    takes of what is included there; only in a period of another plan, where nothing of the hold's plan is included,
-    those units are charged that the decision said.
+    A hold keeps the terms of its decision. Up to the units held, the usage that settles it is allowed, counted and
+    charged under these terms, even if the plan, its version, pay-as-you-go or an override has changed. Usage beyond the
+    held units counts under the terms in force. Usage counts in the period of its occurred_at, and takes up that
+    period's included quantity. In a period of another plan, which includes nothing of the hold's plan, the units that
+    the decision announced as overage are charged.
 
-    Retry: a plain check is safe to repeat, but each allowed one counts for a rate limit. A reserving check is safe
-    with the same request_id: the first answer comes again as it was stored with the hold, with the reservation's
-    present state; one that is no longer held is DENIED (RESERVATION_CLOSED). After DEADLINE_EXCEEDED the hold may
-    exist: repeat with the same request_id.
-    Depends on: Postgres only. Stripe being away changes nothing.
-    When down: choose beforehand, per kind of work. Fail open where a wrong yes is cheap, and record the usage when the
-    service is back, since usage is counted also beyond a limit; fail closed where it is not. On RESOURCE_EXHAUSTED
-    and UNAVAILABLE wait for RetryInfo first.
+    Retry: a check without `reserve` is safe to repeat, but each allowed check counts for a rate limit. A check with
+    `reserve` is safe with the same request_id: it returns the first answer, as stored with the hold, and the present
+    state of the reservation; if that is no longer held, the decision is DENIED (RESERVATION_CLOSED). After
+    DEADLINE_EXCEEDED the hold may exist: repeat with the same request_id.
+    Depends on: Postgres only. An outage of Stripe has no effect.
+    When down: choose beforehand for each kind of work. If a wrongly allowed unit costs little, allow the work and
+    record the usage when the service is back: usage is counted also beyond a limit. Otherwise deny the work. On
+    RESOURCE_EXHAUSTED and UNAVAILABLE, first repeat the call after RetryInfo's delay.
     """
     ReleaseReservation: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ReleaseReservationRequest, _quota_pb2.ReleaseReservationResponse]
     """Releases the units of a reservation whose work was not done.
@@ -75,25 +75,25 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     """Decides whether an account may use some units of a meter now, and with `reserve` holds them for the work.
 
     A decision, also DENIED, is an OK answer; only a call that could not be answered is an error. Without `reserve` the
-    check stores nothing but the count of a rate limit, so two checks may both be allowed the last unit; with
-    `reserve`, or with RecordUsage and if_exceeded=REJECT, they may not. A hold ends when RecordUsage settles it,
-    ReleaseReservation releases it, or reservation_ttl is over, and until then takes up room in whatever period is
-    current. An account that is not known yet is answered on the default plan, and made only by a hold.
+    check stores only the count of a rate limit, so two checks may both be allowed the last unit. With `reserve`, or
+    with RecordUsage and if_exceeded=REJECT, only one of them is allowed it. A hold ends when RecordUsage settles it,
+    ReleaseReservation releases it, or reservation_ttl is over; until then its units take up room in whatever period is
+    current. An unknown account has the default plan; only a hold creates the account.
 
-    A hold carries the terms of its decision: up to the units held, what it is settled with is allowed, counted and
-    charged under them, whatever has changed meanwhile (the plan or its version, pay-as-you-go, an override). What is
-    used beyond the hold counts under the terms in force. Usage lands in the period of its occurred_at as always, and
-    takes of what is included there; only in a period of another plan, where nothing of the hold's plan is included,
-    those units are charged that the decision said.
+    A hold keeps the terms of its decision. Up to the units held, the usage that settles it is allowed, counted and
+    charged under these terms, even if the plan, its version, pay-as-you-go or an override has changed. Usage beyond the
+    held units counts under the terms in force. Usage counts in the period of its occurred_at, and takes up that
+    period's included quantity. In a period of another plan, which includes nothing of the hold's plan, the units that
+    the decision announced as overage are charged.
 
-    Retry: a plain check is safe to repeat, but each allowed one counts for a rate limit. A reserving check is safe
-    with the same request_id: the first answer comes again as it was stored with the hold, with the reservation's
-    present state; one that is no longer held is DENIED (RESERVATION_CLOSED). After DEADLINE_EXCEEDED the hold may
-    exist: repeat with the same request_id.
-    Depends on: Postgres only. Stripe being away changes nothing.
-    When down: choose beforehand, per kind of work. Fail open where a wrong yes is cheap, and record the usage when the
-    service is back, since usage is counted also beyond a limit; fail closed where it is not. On RESOURCE_EXHAUSTED
-    and UNAVAILABLE wait for RetryInfo first.
+    Retry: a check without `reserve` is safe to repeat, but each allowed check counts for a rate limit. A check with
+    `reserve` is safe with the same request_id: it returns the first answer, as stored with the hold, and the present
+    state of the reservation; if that is no longer held, the decision is DENIED (RESERVATION_CLOSED). After
+    DEADLINE_EXCEEDED the hold may exist: repeat with the same request_id.
+    Depends on: Postgres only. An outage of Stripe has no effect.
+    When down: choose beforehand for each kind of work. If a wrongly allowed unit costs little, allow the work and
+    record the usage when the service is back: usage is counted also beyond a limit. Otherwise deny the work. On
+    RESOURCE_EXHAUSTED and UNAVAILABLE, first repeat the call after RetryInfo's delay.
     """
     ReleaseReservation: _aio.UnaryUnaryMultiCallable[_quota_pb2.ReleaseReservationRequest, _quota_pb2.ReleaseReservationResponse]  # type: ignore[assignment]
     """Releases the units of a reservation whose work was not done.
@@ -115,25 +115,25 @@ class QuotaServiceServicer:
         """Decides whether an account may use some units of a meter now, and with `reserve` holds them for the work.
 
         A decision, also DENIED, is an OK answer; only a call that could not be answered is an error. Without `reserve` the
-        check stores nothing but the count of a rate limit, so two checks may both be allowed the last unit; with
-        `reserve`, or with RecordUsage and if_exceeded=REJECT, they may not. A hold ends when RecordUsage settles it,
-        ReleaseReservation releases it, or reservation_ttl is over, and until then takes up room in whatever period is
-        current. An account that is not known yet is answered on the default plan, and made only by a hold.
+        check stores only the count of a rate limit, so two checks may both be allowed the last unit. With `reserve`, or
+        with RecordUsage and if_exceeded=REJECT, only one of them is allowed it. A hold ends when RecordUsage settles it,
+        ReleaseReservation releases it, or reservation_ttl is over; until then its units take up room in whatever period is
+        current. An unknown account has the default plan; only a hold creates the account.
 
-        A hold carries the terms of its decision: up to the units held, what it is settled with is allowed, counted and
-        charged under them, whatever has changed meanwhile (the plan or its version, pay-as-you-go, an override). What is
-        used beyond the hold counts under the terms in force. Usage lands in the period of its occurred_at as always, and
-        takes of what is included there; only in a period of another plan, where nothing of the hold's plan is included,
-        those units are charged that the decision said.
+        A hold keeps the terms of its decision. Up to the units held, the usage that settles it is allowed, counted and
+        charged under these terms, even if the plan, its version, pay-as-you-go or an override has changed. Usage beyond the
+        held units counts under the terms in force. Usage counts in the period of its occurred_at, and takes up that
+        period's included quantity. In a period of another plan, which includes nothing of the hold's plan, the units that
+        the decision announced as overage are charged.
 
-        Retry: a plain check is safe to repeat, but each allowed one counts for a rate limit. A reserving check is safe
-        with the same request_id: the first answer comes again as it was stored with the hold, with the reservation's
-        present state; one that is no longer held is DENIED (RESERVATION_CLOSED). After DEADLINE_EXCEEDED the hold may
-        exist: repeat with the same request_id.
-        Depends on: Postgres only. Stripe being away changes nothing.
-        When down: choose beforehand, per kind of work. Fail open where a wrong yes is cheap, and record the usage when the
-        service is back, since usage is counted also beyond a limit; fail closed where it is not. On RESOURCE_EXHAUSTED
-        and UNAVAILABLE wait for RetryInfo first.
+        Retry: a check without `reserve` is safe to repeat, but each allowed check counts for a rate limit. A check with
+        `reserve` is safe with the same request_id: it returns the first answer, as stored with the hold, and the present
+        state of the reservation; if that is no longer held, the decision is DENIED (RESERVATION_CLOSED). After
+        DEADLINE_EXCEEDED the hold may exist: repeat with the same request_id.
+        Depends on: Postgres only. An outage of Stripe has no effect.
+        When down: choose beforehand for each kind of work. If a wrongly allowed unit costs little, allow the work and
+        record the usage when the service is back: usage is counted also beyond a limit. Otherwise deny the work. On
+        RESOURCE_EXHAUSTED and UNAVAILABLE, first repeat the call after RetryInfo's delay.
         """
 
     def ReleaseReservation(

@@ -49,8 +49,8 @@ class SubscriptionServiceStub:
 
     An account has at most one open page: an open page for the same purchase is returned again, and a page for another
     purchase is expired. Refused with ALREADY_SUBSCRIBED while a plan subscription has not ended. Only an account's
-    first plan subscription has a trial; a subscription that was never paid (STATUS_INCOMPLETE_EXPIRED) does not count. If two pages of an account are paid, the first subscription stays; the second
-    is canceled and credited.
+    first plan subscription has a trial; a subscription that was never paid (STATUS_INCOMPLETE_EXPIRED) does not count.
+    If two pages of an account are paid, the first subscription stays; the second is canceled and credited.
 
     Retry: safe. The same request_id with the same content returns the same page; without a request_id, an open page
     for the same purchase is returned again.
@@ -172,8 +172,8 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
 
     An account has at most one open page: an open page for the same purchase is returned again, and a page for another
     purchase is expired. Refused with ALREADY_SUBSCRIBED while a plan subscription has not ended. Only an account's
-    first plan subscription has a trial; a subscription that was never paid (STATUS_INCOMPLETE_EXPIRED) does not count. If two pages of an account are paid, the first subscription stays; the second
-    is canceled and credited.
+    first plan subscription has a trial; a subscription that was never paid (STATUS_INCOMPLETE_EXPIRED) does not count.
+    If two pages of an account are paid, the first subscription stays; the second is canceled and credited.
 
     Retry: safe. The same request_id with the same content returns the same page; without a request_id, an open page
     for the same purchase is returned again.
@@ -302,8 +302,8 @@ class SubscriptionServiceServicer:
 
         An account has at most one open page: an open page for the same purchase is returned again, and a page for another
         purchase is expired. Refused with ALREADY_SUBSCRIBED while a plan subscription has not ended. Only an account's
-        first plan subscription has a trial; a subscription that was never paid (STATUS_INCOMPLETE_EXPIRED) does not count. If two pages of an account are paid, the first subscription stays; the second
-        is canceled and credited.
+        first plan subscription has a trial; a subscription that was never paid (STATUS_INCOMPLETE_EXPIRED) does not count.
+        If two pages of an account are paid, the first subscription stays; the second is canceled and credited.
 
         Retry: safe. The same request_id with the same content returns the same page; without a request_id, an open page
         for the same purchase is returned again.

@@ -144,8 +144,8 @@ class RecordUsageRequest(_message.Message):
     level: _builtins.int
     """Gauges only: sets the level, 0 to 10^12, instead of changing it."""
     reservation_id: _builtins.str
-    """The reservation to settle, from CheckQuota's answer, at most 64 characters. Optional. Its units are the event's
-    own: up to them it is never denied, and counts under the terms of the hold's decision.
+    """The reservation to settle, from CheckQuota's answer, at most 64 characters. Optional. Up to its
+    units the event is never denied, and counts under the terms of the hold's decision.
     """
     retry_attempt: _builtins.int
     """0 to 1,000. Above 0: the event reports, with a new event_id, the repetition of work that was counted before. It is
@@ -156,8 +156,8 @@ class RecordUsageRequest(_message.Message):
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When it happened, default: now. At most 5 minutes ahead of the server's clock, and not older than events are kept.
-        A Timestamp is UTC: a local time that is sent without its zone would be hours early, and perhaps in another period. Events
-        that are late by whole hours are counted (billing_events_whole_hours_late) and the first ones logged.
+        A Timestamp is UTC: a local time that is sent without its zone would be hours early, and perhaps in another period.
+        Events that are late by whole hours are counted (billing_events_whole_hours_late), and the first of them are logged.
         """
 
     @_builtins.property
@@ -259,7 +259,7 @@ class RecordUsageResponse(_message.Message):
     counted, but never charged.
     """
     plan: _builtins.str
-    """The plan whose terms the event was counted under, as in ListPlans: the plan of its hold, if it used no more than was held."""
+    """The plan whose terms the event was counted under, as in ListPlans; the plan of its hold, if it used no more than that."""
     reservation_outcome: Global___ReservationOutcome.ValueType
     """The state of the reservation of reservation_id."""
     catalog_version: _builtins.int

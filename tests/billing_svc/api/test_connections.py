@@ -67,7 +67,8 @@ async def loaded(addresses: Sequence[str]) -> AsyncIterator[Load]:
         # Over all addresses, as clients of several servers are told to.
         ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
         ("grpc.initial_reconnect_backoff_ms", 50),
-        ("grpc.min_reconnect_backoff_ms", 50),
+        # How long an attempt to connect may take.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 200),
     )
     async with contextlib.AsyncExitStack() as channels, asyncio.TaskGroup() as callers:
