@@ -88,7 +88,8 @@ async def test_twenty_orders_at_once_make_one_customer_and_leave_one_page_open(w
     # A call that lost the race is asked to repeat; there is no other error.
     codes = {refusals.of(one).reason for one in calls if isinstance(one, BaseException)}  # type: ignore[arg-type]
     assert given
-    assert codes <= {"LOST_RACE", "STRIPE_UNAVAILABLE"}
+    # The server's own deadline passes where the machine is busy: the outcome is unknown, as to any caller.
+    assert codes <= {"LOST_RACE", "STRIPE_UNAVAILABLE", "DEADLINE_EXCEEDED"}
     assert len(await world.sandbox.all("/v1/customers")) == 1
     assert len(await world.rows(tables.stripe_customers)) == 1
     page = await world.checkout()
