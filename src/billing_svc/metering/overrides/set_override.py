@@ -42,7 +42,7 @@ async def set_override(
     await _check(conn, catalogs, setting, now)
     before = await store.find(conn, setting.account_id, setting.meter)
     await store.save(conn, setting.account_id, setting.meter, override)
-    # The worker then looks whether a gauge's level has reached thresholds of the new quantity.
+    # Makes the worker check whether a gauge's level has reached thresholds of the new quantity.
     await gauges_store.reopen(conn, setting.account_id, now)
     await _audit(conn, _SET, setting, before, override, now)
     return override
@@ -93,7 +93,7 @@ async def _audit(
     origin = audit_store.Origin(f"caller:{asked.caller}", asked.request_id)
     changes = {"meter": asked.meter, "before": _to_json(before), "after": _to_json(after)}
     if not await audit_store.append_once(conn, origin, asked.account_id, action, changes, now):
-        # The account's row is what is locked, so it has to exist.
+        # Another transaction stored this request id first: the account did not exist yet, so no row was locked.
         raise transactions.RetryTransaction
 
 

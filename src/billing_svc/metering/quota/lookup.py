@@ -84,9 +84,9 @@ async def read_after(
     now: datetime,
     before: Callable[[Collection[tuple[str, str]]], Iterable[direct.Call]],
 ) -> tuple[list[MeterState | errors.BillingError], list[list[direct.Row]]]:
-    """Return the same states, as they are after other statements of the same round trip, and the rows of those.
+    """Return the same states, read after other statements of the same round trip, and the rows of these statements.
 
-    `before` makes those statements from the accounts and meters asked for; an unknown meter is "".
+    `before` makes the other statements from the accounts and meters asked for; an unknown meter is "".
     """
     catalog = await catalogs.latest(conn)
     keys = _keys(catalog, asked)
@@ -108,7 +108,7 @@ async def read_account_states(
 ) -> tuple[list[MeterState | errors.BillingError], list[list[direct.Row]]]:
     """Return the same states without usage, and the rows of other statements that ran in the same round trip.
 
-    `beside` makes those statements from the accounts and meters asked for.
+    `beside` makes the other statements from the accounts and meters asked for.
     """
     catalog = await catalogs.latest(conn)
     keys = _keys(catalog, asked)
