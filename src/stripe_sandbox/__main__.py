@@ -12,7 +12,7 @@ from stripe_sandbox.control import control, faults
 from stripe_sandbox.time import advancing
 
 SHUTDOWN_SECONDS = 3
-"""How long requests under way may take to finish after SIGTERM."""
+"""How long running requests may take to finish after SIGTERM."""
 
 commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
