@@ -15,7 +15,7 @@ TICK_SECONDS = 0.25
 """How often due changes are looked for while the clock is not moved."""
 
 ADVANCE_SECONDS_MAX = 5 * 366 * 24 * 3600
-"""The most seconds of one advance; a longer advance is taken for a mistake."""
+"""The most seconds of an advance; a longer advance is taken for a mistake."""
 
 DELIVERY_SECONDS = 10.0
 """How long a step waits by default until its events are delivered."""

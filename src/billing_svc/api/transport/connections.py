@@ -34,7 +34,7 @@ async def refuse_new(port: int) -> None:
 
 
 async def gone(port: int, seconds_max: float) -> bool:
-    """Wait until no connection to the port is open; returns False if one still is after `seconds_max`."""
+    """Wait until no connection to the port is open; returns False if any is still open after `seconds_max`."""
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds_max
     while count(port):

@@ -21,7 +21,7 @@ _SET, _REMOVE = "set_override", "remove_override"
 async def set_override(
     conn: AsyncConnection, catalogs: versions.CatalogCache, setting: rules.OverrideSetting, now: datetime
 ) -> terms.Override:
-    """Set an override and return it; a repeat returns what the first call set, and changes nothing.
+    """Set an override and return it; a repeat returns the first call's override, and changes nothing.
 
     Raises MeterNotFound, RequestIdReused, and InvalidRequest on an expiry that has passed.
     """
@@ -49,7 +49,7 @@ async def set_override(
 
 
 async def remove_override(conn: AsyncConnection, removal: rules.OverrideRemoval, now: datetime) -> terms.Override:
-    """Remove the override that is in force and return it; a repeat returns what the first call removed.
+    """Remove the override that is in force and return it; a repeat returns the override that the first call removed.
 
     Raises OverrideNotFound and RequestIdReused.
     """

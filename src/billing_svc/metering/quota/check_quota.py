@@ -1,4 +1,4 @@
-"""Deciding a batch of checks from one snapshot; only a rate limit causes a write."""
+"""Decides a batch of checks from one snapshot; only a rate limit causes a write."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

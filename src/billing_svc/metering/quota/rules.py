@@ -114,7 +114,7 @@ class Decision:
 
     allowed: bool
     reason: Reason
-    # How many of the units lie beyond the included quantity, and what Stripe will charge for them.
+    # How many of the units lie beyond the included quantity, and the amount that Stripe will charge for them.
     units_beyond: int = 0
     projected_cost: Decimal = Decimal(0)
     grace_ends_at: datetime | None = None

@@ -1,4 +1,4 @@
-"""What a decision reads in one statement: account states and counters, for any number of accounts and meters."""
+"""Reads account states and counters for decisions, in one statement for any number of accounts and meters."""
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
@@ -226,7 +226,7 @@ def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
 
 
 async def read_windows(conn: AsyncConnection, account_ids: Collection[str]) -> dict[str, rules.RateWindow]:
-    """Return the rate windows of accounts that have one, without locking them."""
+    """Return the accounts' rate windows by account, without locks; an account without a window is left out."""
     asked = bulk.to_arrays(("account_id",), [(account_id,) for account_id in account_ids])
     rows = await direct.fetch(conn, _SELECT_WINDOWS, asked)
     return {account_id: rules.RateWindow(*window) for account_id, *window in rows}

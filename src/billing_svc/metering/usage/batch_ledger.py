@@ -78,7 +78,7 @@ class PlacedEvent:
 
 
 class BatchLedger:
-    """The locked rows of a batch, and what its events change in them."""
+    """The locked rows of a batch, and the changes that its events make to them."""
 
     def __init__(
         self,

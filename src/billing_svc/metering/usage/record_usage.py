@@ -30,13 +30,13 @@ async def record(
 ) -> list[batch_ledger.EventOutcome]:
     """Record events and return an outcome for each, in order; the error of one event does not affect the others.
 
-    Raises RetryTransaction when another transaction stored one of the ids meanwhile; the repeat finds a duplicate.
+    Raises RetryTransaction when another transaction stored any of the ids meanwhile; the repeat finds a duplicate.
     """
     keys = [event.key for event in events]
     names = [
         lookup.MeterQuery(event.account_id, event.sent.meter or "", event.sent.operation or "") for event in events
     ]
-    # Events of the same account and meter share what is read.
+    # Events of the same account and meter share one look-up.
     asked = list(dict.fromkeys(names))
     named = {event.reservation_key for event in events if event.reservation_id}
     # The accounts in which events with REJECT admit units are locked; `hold_units.reserve` says why.
@@ -138,7 +138,7 @@ async def _count(
 ) -> None:
     """Count the events one after the other, and write them with their counters, which are locked if they exist.
 
-    Missing counters and accounts are inserted. If another transaction inserts one of them first, this transaction is
+    Missing counters and accounts are inserted. If another transaction inserts any of them first, this transaction is
     repeated.
     """
     targets = list({id(one.target): one.target for one in placed}.values())
