@@ -17,7 +17,7 @@ def server_class(name: Name) -> type[serving.Server]:
     if name == "fast":
         unlike = fast_interface.unlike()
         if not unlike:
-            from billing_svc.api.transport import fast  # noqa: PLC0415 - the import fails on an unlike grpcio
+            from billing_svc.api.transport import fast  # noqa: PLC0415 - may fail on another grpcio
 
             return fast.FastServer
         _log.warning("fast_transport_unusable", unlike=unlike, grpcio=grpc.__version__, instead="aio")

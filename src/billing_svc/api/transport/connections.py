@@ -19,7 +19,7 @@ _ACCEPT_SECONDS_MAX = 0.5
 async def refuse_new(port: int) -> None:
     """Shut the listening sockets down when none has a connection to accept, which would be reset.
 
-    Open connections stay open.
+    Does so after `_ACCEPT_SECONDS_MAX` in any case. Open connections stay open.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + _ACCEPT_SECONDS_MAX
@@ -27,7 +27,8 @@ async def refuse_new(port: int) -> None:
         listening = [one for one in map(opened.enter_context, _sockets(port)) if _is_listening(one)]
         while loop.time() < until and select.select(listening, (), (), 0)[0]:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.001)
-        # No `await` since the last check, so no connection has come. Not closed: the descriptors belong to the core.
+        # No `await` since the last check: a connection that comes in between is reset, so that time must be short.
+        # The sockets are not closed, because their descriptors belong to the core.
         for one in listening:
             with contextlib.suppress(OSError):  # macOS refuses it; workers share a port on Linux only
                 one.shutdown(socket.SHUT_RDWR)
