@@ -1,4 +1,4 @@
-"""`stripe-sandbox`, or `python -m stripe_sandbox`: serves; with `advance`, moves the clock of one that runs."""
+"""`stripe-sandbox`, or `python -m stripe_sandbox`: serves; `advance` moves the clock of a running sandbox."""
 
 import pathlib
 import sys
@@ -12,7 +12,7 @@ from stripe_sandbox.control import control, faults
 from stripe_sandbox.time import advancing
 
 SHUTDOWN_SECONDS = 3
-"""How long requests under way may take to finish after SIGTERM."""
+"""How long running requests may take to finish after SIGTERM."""
 
 commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -22,27 +22,29 @@ _Port = Annotated[int, typer.Option(min=1, max=65535)]
 @commands.callback(invoke_without_command=True)
 def serve(  # noqa: PLR0913, PLR0917 - one for each thing that it can be told
     context: typer.Context,
-    state: Annotated[
-        pathlib.Path | None, typer.Option(help="The file that holds everything; made if it is missing.")
-    ] = None,
+    state: Annotated[pathlib.Path | None, typer.Option(help="The file of the state; created if it is missing.")] = None,
     host: Annotated[
-        str, typer.Option(help="The address to listen on. Whoever reaches it is believed; others are for containers.")
+        str,
+        typer.Option(help="The address to listen on; there is no real authentication. Change it only in containers."),
     ] = settings.LOOPBACK,
     port: _Port = settings.PORT,
-    webhook_url: Annotated[str | None, typer.Option(help="Where events are sent; left out, nowhere.")] = None,
+    webhook_url: Annotated[
+        str | None, typer.Option(help="The URL to send events to; without it, none are sent.")
+    ] = None,
     webhook_secret: Annotated[str | None, typer.Option(envvar="STRIPE_SANDBOX_WEBHOOK_SECRET")] = None,
     clock_file: Annotated[
-        pathlib.Path | None, typer.Option(help="Where other programs read how far the clock was moved.")
+        pathlib.Path | None, typer.Option(help="The file in which other programs read how far the clock was moved.")
     ] = None,
     faults_file: Annotated[
-        pathlib.Path | None, typer.Option("--faults", help="Faults from the start, as a JSON list.")
+        pathlib.Path | None,
+        typer.Option("--faults", help="A file with a JSON list of faults, in force from the start."),
     ] = None,
 ) -> None:
     """Serve a stand-in for Stripe on this machine, with checkout pages and signed webhooks."""
     if context.invoked_subcommand is not None:
         return
     if state is None:
-        raise typer.BadParameter("name the file that holds everything", param_hint="--state")
+        raise typer.BadParameter("name the file of the state", param_hint="--state")
     try:
         rules = tuple(faults.read(faults_file)) if faults_file else ()
         built = app.create_app(settings.Settings(port, state, webhook_url, webhook_secret, clock_file, rules))
@@ -63,10 +65,15 @@ def advance(
     duration: Annotated[str, typer.Argument(help="How far: 90m, 12h, 35d, 1d12h.")],
     port: _Port = settings.PORT,
     pause: Annotated[
-        float, typer.Option(min=0, max=control.PAUSE_SECONDS_MAX, help="Seconds of real time after each event.")
+        float,
+        typer.Option(
+            min=0,
+            max=control.PAUSE_SECONDS_MAX,
+            help="Seconds of real time after each step in which something happened.",
+        ),
     ] = control.PAUSE_SECONDS,
 ) -> None:
-    """Move the clock of the sandbox that runs on this machine, from one thing that is due to the next."""
+    """Move the clock of the sandbox that runs on this machine, from one due change to the next."""
     try:
         seconds = advancing.read_duration(duration)
         advancing.advance(f"http://{settings.LOOPBACK}:{port}", seconds, pause, typer.echo)

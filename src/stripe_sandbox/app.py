@@ -1,4 +1,4 @@
-"""The one place where the sandbox is put together."""
+"""Builds the sandbox from its parts."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from stripe_sandbox.time import clock, timeline
 
 
 def create_app(config: settings.Settings) -> Starlette:
-    """Build the sandbox. It reads its state at once, and delivers events while the app's lifespan lasts."""
+    """Build the sandbox: opens the state at once, and delivers events during the app's lifespan."""
     for route in table.ROUTES:
         validation.adapter(route.params_type)
     store = state.State(config.state_file)
@@ -62,7 +62,8 @@ def create_app(config: settings.Settings) -> Starlette:
             Route("/healthz", health, methods=["GET"]),
         ],
         exception_handlers={HTTPException: requests.unknown_route(sandbox)},
-        # The pages need no key, so another site must not reach them under a name of its own.
+        # The pages need no key, so a page of another site must not reach them by a domain that resolves to this
+        # machine.
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=settings.OWN_NAMES),
             Middleware(requests.Away, sandbox),

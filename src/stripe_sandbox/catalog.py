@@ -1,4 +1,4 @@
-"""Products and prices: what can be sold."""
+"""Products and prices."""
 
 import decimal
 from typing import Any
@@ -43,7 +43,7 @@ def retrieve_product(context: Context, params: forms.Params, product_id: str) ->
 
 
 def list_products(context: Context, params: forms.Params) -> Json:
-    """Answer GET /v1/products: by ids and by whether they are sold."""
+    """Answer GET /v1/products; filters: ids, and whether a product is active."""
     where = {"id": params["ids"]} if "ids" in params else {}
     if "active" in params:
         where["active"] = params["active"]
@@ -61,7 +61,7 @@ def update_product(context: Context, params: forms.Params, product_id: str) -> J
 
 
 def create_price(context: Context, params: forms.Params) -> Json:
-    """Answer POST /v1/prices. Amount and interval are for good: the update's parameters have neither."""
+    """Answer POST /v1/prices. Amount and interval can never change: the update has no parameters for them."""
     if "product" not in params:
         raise errors.InvalidParameter("Missing required param: product.", param="product", code="parameter_missing")
     unit_amount, unit_amount_decimal = _amounts(params)
@@ -95,7 +95,7 @@ def create_price(context: Context, params: forms.Params) -> Json:
 
 
 def _amounts(params: forms.Params) -> tuple[int | None, str]:
-    """Give an amount's two forms: minor units if it is whole, and the exact decimal."""
+    """Return an amount as whole minor units (None if it is a fraction) and as the exact decimal."""
     if ("unit_amount" in params) == ("unit_amount_decimal" in params):
         raise errors.InvalidParameter(
             "Exactly one of unit_amount and unit_amount_decimal must be given.", param="unit_amount"
@@ -137,7 +137,7 @@ def _recurring(context: Context, given: forms.Params) -> Json:
 
 
 def _free_lookup_key(context: Context, params: forms.Params, *, for_price: str) -> None:
-    """Take the key from the price that has it, if `transfer_lookup_key` says so; else refuse."""
+    """Take the lookup key from the price that has it, if `transfer_lookup_key` is set; else raise Refused."""
     key = params["lookup_key"]
     holders, _ = context.work.select("price", {"lookup_key": key}, state.Page(1))
     for holder in holders:

@@ -1,12 +1,13 @@
-"""Stripe's error answers, named after the situation."""
+"""Stripe's error answers, each named after its cause."""
 
 from typing import Any
 
 
 class ApiError(Exception):
-    """Becomes `{"error": {type, code, message, param}}` with its status.
+    """An error, answered as `{"error": {type, code, message, param}}` with its status.
 
-    `remembered` says whether an idempotency key keeps the answer: Stripe forgets what failed before execution began.
+    `remembered`: the answer is stored with the idempotency key. Stripe does not store errors that occur before the
+    request is executed.
     """
 
     status = 400
@@ -20,36 +21,36 @@ class ApiError(Exception):
         self.code = code
 
     def body(self) -> dict[str, Any]:
-        """Give the answer's JSON."""
+        """Return the answer's JSON."""
         fields = {"type": self.type, "code": self.code, "message": self.message, "param": self.param}
         return {"error": {name: value for name, value in fields.items() if value is not None}}
 
 
 class InvalidParameter(ApiError):
-    """The parameters are wrong whatever the state is."""
+    """The parameters are invalid in every state of the objects."""
 
     remembered = False
 
 
 class Refused(ApiError):
-    """The parameters are fine, the state is not."""
+    """The parameters are valid, but the objects' state does not allow the request."""
 
 
 class NotFound(ApiError):
-    """The path names nothing that exists."""
+    """The path, or the object that it names, does not exist."""
 
     status = 404
 
 
 class Unauthenticated(ApiError):
-    """No key, or not a test key."""
+    """The API key is missing, or is not a test key."""
 
     status = 401
     remembered = False
 
 
 class KeyReused(ApiError):
-    """One idempotency key, two requests."""
+    """The idempotency key was used for another request."""
 
     type = "idempotency_error"
     remembered = False
@@ -62,14 +63,14 @@ class KeyInUse(KeyReused):
 
 
 class Broken(ApiError):
-    """A fault of the sandbox itself."""
+    """A defect of the sandbox."""
 
     status = 500
     type = "api_error"
 
 
 class CardDeclined(ApiError):
-    """The customer's bank does not pay."""
+    """The customer's card is declined."""
 
     status = 402
     type = "card_error"
@@ -79,21 +80,21 @@ class CardDeclined(ApiError):
 
 
 class TooMany(ApiError):
-    """More calls than Stripe allows, or so it says."""
+    """Too many requests; only a fault causes this answer."""
 
     status = 429
     remembered = False
 
 
 class Locked(ApiError):
-    """Another request is at work on the same object."""
+    """Another request is changing the same object."""
 
     status = 409
     remembered = False
 
 
 class Unavailable(ApiError):
-    """What stands before Stripe could not reach it."""
+    """A proxy before Stripe could not reach Stripe."""
 
     status = 503
     type = "api_error"

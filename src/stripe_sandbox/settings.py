@@ -1,4 +1,4 @@
-"""What a sandbox is told when it starts."""
+"""The settings with which a sandbox starts."""
 
 import dataclasses
 import pathlib
@@ -7,21 +7,21 @@ import urllib.parse
 from stripe_sandbox.control import faults
 
 LOOPBACK = "127.0.0.1"
-"""Where it listens, and what its pages' addresses begin with: pages and control routes have no authentication."""
+"""The default address, and the host of the pages' URLs. Only this machine reaches it: pages have no authentication."""
 
 OWN_NAMES = (LOOPBACK, "localhost", "sandbox")
-"""What it may be called in a request. The last is its name beside others in containers; no site can have it."""
+"""Allowed names in a request's Host. `sandbox` is the name among containers; no site can have such a domain."""
 
 
 PORT = 12111
-"""Where it listens unless it is told otherwise."""
+"""The default port."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
-    """Without a webhook URL events are kept for listing, and none is sent.
+    """The settings; without a webhook URL, events are stored and can be listed, but are not sent.
 
-    The clock file tells other programs how far the clock was moved; the faults are in force from the start.
+    The clock file tells other programs how far the clock was moved. The faults are in force from the start.
     """
 
     port: int
@@ -39,5 +39,5 @@ class Settings:
 
     @property
     def public_url(self) -> str:
-        """Where a browser finds the pages."""
+        """The beginning of the pages' URLs."""
         return f"http://{LOOPBACK}:{self.port}"

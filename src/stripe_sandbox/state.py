@@ -1,7 +1,7 @@
-"""Everything the sandbox knows, in one SQLite file.
+"""Stores the sandbox's whole state in one SQLite file.
 
-One request is one transaction: its objects, its events, their deliveries and its idempotency row are written together
-or not at all, so killing the process at any point is harmless.
+A request is one transaction: its objects, its events, their deliveries and its idempotency row are written together or
+not at all. So the process may be killed at any moment.
 """
 
 import asyncio
@@ -77,17 +77,17 @@ CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 """
 
 LOCK_WAIT_SECONDS = 5.0
-"""How long a transaction waits for another process that looks into the file."""
+"""How long a transaction waits while another process has locked the file."""
 
 
 def new_id(prefix: str) -> str:
-    """Make an id like Stripe's, unguessable because the pages are opened by it."""
+    """Return an id like Stripe's; it cannot be guessed, because it is all that a page asks for."""
     return f"{prefix}_{secrets.token_hex(12)}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Page:
-    """Which part of a list is wanted."""
+    """The part of a list that a request asks for."""
 
     limit: int = 10
     starting_after: str | None = None
@@ -96,13 +96,13 @@ class Page:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Work:
-    """One transaction. Objects go in and out as the JSON that Stripe would store."""
+    """A transaction. Objects are JSON, in the form that Stripe would store."""
 
     connection: sqlite3.Connection
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
-        """Undo what was written within, and only that, if it raises."""
+        """Undo the block's writes if the block raises; earlier writes of the transaction stay."""
         self.connection.execute("SAVEPOINT attempt")
         try:
             yield
@@ -113,9 +113,9 @@ class Work:
             self.connection.execute("RELEASE attempt")
 
     def insert(self, kind: str, body: Json, created: int | None = None) -> Json:
-        """Store an object; `created` is for one that writes it otherwise than as seconds.
+        """Store an object; `created` in unix seconds, if the object's own `created` has another form.
 
-        Raises sqlite3.IntegrityError if the id, or what must be unique of this kind, exists.
+        Raises sqlite3.IntegrityError if the id, or another unique field of the kind, exists.
         """
         self.connection.execute(
             "INSERT INTO objects (id, kind, created, body, due, due_what) VALUES (?, ?, ?, ?, ?, ?)",
@@ -124,7 +124,7 @@ class Work:
         return body
 
     def replace(self, body: Json) -> Json:
-        """Store the new form of an object. Raises sqlite3.IntegrityError as `insert` does."""
+        """Store the new content of an object. Raises sqlite3.IntegrityError as `insert` does."""
         self.connection.execute(
             "UPDATE objects SET body = ?, due = ?, due_what = ? WHERE id = ?",
             (json.dumps(body), *(moments.of(body) or (None, None)), body["id"]),
@@ -132,23 +132,23 @@ class Work:
         return body
 
     def delete(self, object_id: str) -> None:
-        """Forget an object."""
+        """Delete an object."""
         self.connection.execute("DELETE FROM objects WHERE id = ?", (object_id,))
 
     def find(self, kind: str, object_id: str) -> Json | None:
-        """Give the object, or None."""
+        """Return the object of a kind; None if there is none."""
         row = self.connection.execute(
             "SELECT body FROM objects WHERE id = ? AND kind = ?", (object_id, kind)
         ).fetchone()
         return json.loads(row[0]) if row else None
 
     def find_any(self, object_id: str) -> Json | None:
-        """Give the object of whatever kind, or None."""
+        """Return the object with an id, of any kind; None if there is none."""
         row = self.connection.execute("SELECT body FROM objects WHERE id = ?", (object_id,)).fetchone()
         return json.loads(row[0]) if row else None
 
     def get(self, kind: str, object_id: str, *, param: str | None = None) -> Json:
-        """Give the object; without one raise NotFound for a path's id, Refused for a parameter's."""
+        """Return the object. If there is none, raises Refused with the parameter `param`; NotFound without it."""
         found = self.find(kind, object_id)
         if found is not None:
             return found
@@ -158,20 +158,20 @@ class Work:
         raise errors.Refused(message, param=param, code="resource_missing")
 
     def fact(self, name: str) -> int:
-        """Give a number that is kept about the sandbox itself; 0 if it was never set."""
+        """Return a stored number about the sandbox itself; 0 if it was never set."""
         row = self.connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return int(row[0]) if row else 0
 
     def set_fact(self, name: str, value: int) -> None:
-        """Keep a number about the sandbox itself."""
+        """Store a number about the sandbox itself."""
         self.connection.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, value))
 
     def select(
         self, kind: str, where: Mapping[str, Any], page: Page, created: Mapping[str, int] | int | None = None
     ) -> tuple[list[Json], bool]:
-        """Give a page, newest first, and whether there is more.
+        """Return a page, the newest first, and whether another page follows.
 
-        `where` maps paths within the object to a value (None: absent), or to a list of which one must match.
+        `where` maps paths within the object to a value (None: absent), or to a list of allowed values.
         """
         conditions: list[str] = ["kind = ?"]
         values: list[Any] = [kind]
@@ -204,14 +204,14 @@ class Work:
 
 
 class State:
-    """The file, one connection to it, and the one thread that uses it: transactions run one after another."""
+    """The file, its only connection and the only thread that uses it, so transactions run one after another."""
 
     def __init__(self, file: pathlib.Path) -> None:
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="stripe-sandbox-state")
         self._connection = self._thread.submit(_open, file).result()
 
     async def run(self, work: Callable[[Work], T]) -> T:
-        """Run one transaction: committed if the work returns, without any effect if it raises."""
+        """Run `work` in a transaction: commit if it returns, roll back if it raises."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
 
     def _transact(self, work: Callable[[Work], T]) -> T:
@@ -225,7 +225,7 @@ class State:
         return result
 
     def close(self) -> None:
-        """Finish what is under way and close the file."""
+        """Wait for the running transaction, and close the file."""
         self._thread.submit(self._connection.close).result()
         self._thread.shutdown()
 

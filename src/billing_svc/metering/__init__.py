@@ -4,6 +4,6 @@ May import pricing and customers, and what is below them; not usage_export.
 
 Every transaction takes its locks in one order, and each kind by key, so that processes cannot deadlock: accounts,
 counters, gauge levels, reservations, rate windows; then it inserts what is new (accounts, counters, reservations,
-events). Whoever admits units (a hold, an event with REJECT) locks the account: what is held takes up room in whatever
-period is current, so the counters of two periods decide together.
+events). A transaction that admits units (a hold, an event with REJECT) locks the account: holds take up room in the
+current period, whichever period they were made in, so such a transaction decides by the counters of two periods.
 """

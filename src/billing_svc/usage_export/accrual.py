@@ -277,8 +277,8 @@ async def _owed(
 ) -> dict[rules.PlanVersion, int]:
     """Return units recorded under other terms than the present terms and not in a report yet; earliest terms first.
 
-    Accrual runs before a change of plan. These units were recorded between the two, or the change was not made through
-    this service.
+    Accrual runs before a change of plan. Such units were recorded between the accrual and the change, or the change was
+    not made through this service.
     """
     owed = rules.billed_by_terms(await counters.billed_units(conn, counter))
     owed.pop(present.terms, None)

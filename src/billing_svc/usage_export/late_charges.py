@@ -84,7 +84,8 @@ class LateUsage:
             # The amount is too small to charge, or rounding has charged it with earlier units.
             return await self._invoiced(lease, report, amount, None)
         if abs(amount) > money.MINOR_UNITS_MAX:
-            # Of a request that is sure to be refused, nothing is sent. It fails as if it had been, and is a finding.
+            # Stripe would refuse this request, so it is not sent. The report gets the error as if Stripe had refused
+            # it.
             raise errors.StripeRefused(f"{amount} minor units are more than Stripe takes ({money.MINOR_UNITS_MAX})")
         period = {"start": int(report.period_start.timestamp()), "end": int(report.reported_for.timestamp())}
         params = {

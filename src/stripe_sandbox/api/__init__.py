@@ -1,1 +1,1 @@
-"""The path of a request: what it says, what is refused, what is answered."""
+"""How a request is decoded, checked, executed and answered."""

@@ -1,4 +1,4 @@
-"""What a handler works with."""
+"""The transaction, time and request that a handler gets."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ PAGE_SIZE_MAX = 100
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Context:
-    """One transaction, the sandbox's time (unix seconds), and the request that it answers, if any."""
+    """A transaction, the sandbox's time and the real time (unix seconds), and the request that is answered, if any."""
 
     work: state.Work
     now: int
@@ -26,9 +26,9 @@ class Context:
     idempotency_key: str | None = None
 
     def emit(self, event_type: str, subject: Json, previous: Json | None = None) -> None:
-        """Record that something happened to the subject, and queue it for the webhook in the same transaction.
+        """Store an event about the object `subject`, and queue it for the webhook, in the same transaction.
 
-        `previous` holds what the fields that changed were before.
+        `previous` holds the former values of the fields that changed.
         """
         data = {"object": rendering.render(self.work, subject)}
         if previous is not None:
@@ -50,7 +50,7 @@ class Context:
         self.queue(event_id)
 
     def queue(self, event_id: str) -> None:
-        """Have a stored event sent to the webhook, if there is one."""
+        """Queue a stored event for the webhook, if the sandbox has a webhook URL."""
         if self.settings.webhook_url:
             self.work.connection.execute(
                 "INSERT INTO deliveries (event, attempts, first_attempt_at, next_attempt_at) VALUES (?, 0, ?, ?)",
@@ -58,14 +58,14 @@ class Context:
             )
 
     def add(self, kind: str, body: Json, event_type: str | None = None) -> Json:
-        """Store a new object and tell of it."""
+        """Store a new object, and emit an event of `event_type`; None: no event."""
         self.work.insert(kind, body)
         if event_type:
             self.emit(event_type, body)
         return body
 
     def update(self, stored: Json, changes: Json, event_type: str | None) -> Json:
-        """Change fields of an object and tell of it, unless nothing would change."""
+        """Change fields of an object, and emit an event; without a change, do neither. `event_type` None: no event."""
         previous = {name: stored.get(name) for name, value in changes.items() if stored.get(name) != value}
         if not previous:
             return stored
@@ -75,11 +75,11 @@ class Context:
         return changed
 
     def show(self, stored: Json, params: forms.Params) -> Json:
-        """Give an object as an answer, with what `expand[]` asks for."""
+        """Return an object in the form of an answer, expanded as `expand[]` asks."""
         return rendering.render(self.work, stored, params.get("expand", ()))
 
     def show_list(self, kind: str, url: str, where: Mapping[str, Any], params: forms.Params) -> Json:
-        """Give a page of objects as an answer; `where` is that of `Work.select`."""
+        """Return a page of objects in the form of an answer; `where` as in `Work.select`."""
         limit = params.get("limit", PAGE_SIZE)
         if not 1 <= limit <= PAGE_SIZE_MAX:
             raise errors.InvalidParameter(f"limit must be between 1 and {PAGE_SIZE_MAX}.", param="limit")

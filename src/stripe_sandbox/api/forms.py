@@ -1,4 +1,4 @@
-"""Form bodies and query strings: `a[b][0]=c` becomes nested data."""
+"""Decodes form bodies and query strings: `a[b][0]=c` becomes nested data."""
 
 import re
 import urllib.parse
@@ -9,16 +9,19 @@ from stripe_sandbox import errors
 Params = dict[str, Any]
 
 FIELDS_MAX = 2_000
-"""Fields of one form. The largest request that is made here has a few dozen."""
+"""The most fields of a form. The largest requests of billing-svc have a few dozen."""
 
 DEPTH_MAX = 10
-"""Brackets of one name: Stripe's deepest parameter has seven."""
+"""The most levels of a parameter's name. Stripe's deepest parameter has seven pairs of brackets."""
 
 _NAME = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
 
 
 def decode(encoded: bytes) -> Params:
-    """Nest the fields; lists stay dicts with digits for keys, and `a[]` counts up. Raises InvalidParameter."""
+    """Return the nested fields. A list stays a dict with the keys "0", "1"...; each `a[]` gets the next number.
+
+    Raises InvalidParameter.
+    """
     try:
         pairs = urllib.parse.parse_qsl(
             encoded.decode(), keep_blank_values=True, max_num_fields=FIELDS_MAX, errors="strict"
@@ -50,6 +53,6 @@ def _place(nested: Params, name: str, value: str) -> None:
 
 
 def encode_path(path: tuple[str, ...]) -> str:
-    """Name a place in nested data as a form does: `line_items[0][price]`."""
+    """Return the form's name of a place in nested data: `line_items[0][price]`."""
     first, *rest = path
     return first + "".join(f"[{key}]" for key in rest)

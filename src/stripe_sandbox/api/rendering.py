@@ -1,6 +1,7 @@
-"""From the stored form of an object to the one that an answer shows.
+"""Turns a stored object into the form that an answer shows.
 
-Stored objects name others by id. Some are always shown in full (a subscription item's price), most only on `expand[]`.
+Stored objects contain only the ids of other objects. An answer shows some of these objects in full (a subscription
+item's price), most of them only if `expand[]` names them.
 """
 
 import copy
@@ -11,21 +12,21 @@ from stripe_sandbox import errors
 from stripe_sandbox.state import Json, Work
 
 DEPTH_MAX = 4
-"""Stripe's bound on the levels of one expansion."""
+"""Stripe's bound on the levels of a path in `expand[]`."""
 
 LIMIT_MAX = 100
-"""Objects of one page."""
+"""The most objects of a page."""
 
 ALWAYS = {"subscription": "items.data.price", "item": "price"}
 LISTS = {"subscription": "items", "invoice": "lines"}
-"""Where an object holds others, which have private fields too: those whose name begins with an underscore."""
+"""Fields with a list of objects inside another object; their private fields (`_...`) are hidden too."""
 
 UNLESS_EXPANDED = {"checkout.session": "line_items"}
 NEVER = {"checkout.session": ("subscription_data",)}
 
 
 def render(work: Work, stored: Json, expand: Sequence[str] = ()) -> Json:
-    """Give the object as Stripe shows it. Raises InvalidParameter for what cannot be expanded."""
+    """Return the object as Stripe shows it. Raises InvalidParameter if a path of `expand` cannot be expanded."""
     shown = _public(copy.deepcopy(stored))
     kind = shown["object"]
     if inner := LISTS.get(kind):
@@ -55,7 +56,7 @@ def _public(stored: Json) -> Json:
 
 
 def render_page(work: Work, found: tuple[list[Json], bool], url: str, expand: Sequence[str] = ()) -> Json:
-    """Give a list, whose objects are expanded by paths that begin with `data.`."""
+    """Return a page of a list. Raises InvalidParameter if a path of `expand` does not begin with `data.`."""
     objects, has_more = found
     for index, path in enumerate(expand):
         if not path.startswith("data."):
@@ -65,7 +66,7 @@ def render_page(work: Work, found: tuple[list[Json], bool], url: str, expand: Se
 
 
 def listed(objects: list[Json], url: str) -> Json:
-    """Give a complete list."""
+    """Return a list that has no further page."""
     return {"object": "list", "data": objects, "has_more": False, "url": url}
 
 
@@ -87,7 +88,7 @@ def _expand(work: Work, at: Any, steps: list[str], param: str) -> None:  # noqa:
 
 
 def legacy_plan(price: Json) -> Json:
-    """Give the older form of a price, which subscription items still carry beside it."""
+    """Return a price as a plan, the older form, which subscription items still have beside the price."""
     recurring = price["recurring"]
     return {
         "id": price["id"],

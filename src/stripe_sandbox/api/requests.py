@@ -1,4 +1,4 @@
-"""The path of every API request: authenticate, decode, validate, one transaction, answer."""
+"""Answers every API request: authenticates, decodes and validates it, runs its handler in one transaction."""
 
 import asyncio
 import collections
@@ -23,27 +23,27 @@ from stripe_sandbox.time import clock
 Handler = Callable[..., state.Json]
 
 BODY_BYTES_MAX = 1024 * 1024
-"""Far above any form that is sent here."""
+"""Far larger than any form of billing-svc."""
 
 KEY_LENGTH_MAX = 255
 KEY_SECONDS = 24 * 3600
-"""Stripe may forget a key after a day, so the sandbox does: what relies on more shows here."""
+"""Stripe may forget a key after a day. The sandbox always does, so that code which needs a key for longer fails."""
 
 LOG_ENTRIES_MAX = 10_000
-"""Requests kept for tests to look at."""
+"""The most requests that the log keeps for tests."""
 
 LOG_BODY_BYTES_MAX = 16 * 1024
-"""A larger request is kept without its parameters, so that the log stays within some tens of megabytes."""
+"""The log keeps a larger request without its parameters, so that it stays within some tens of megabytes."""
 
 ALWAYS_THERE = ("/_sandbox/", "/healthz")
-"""What is answered also while the sandbox plays at being away."""
+"""Beginnings of paths that are answered also during the fault `away`."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Route:
-    """What answers a method and path: the parameters' type from the SDK, and those of them that have an effect here."""
+    """How a method and path are answered; `supported`: the parameters of the SDK's type that have an effect here."""
 
     method: str
     path: str
@@ -52,7 +52,7 @@ class Route:
     supported: str = ""
 
     def check(self, params: forms.Params) -> forms.Params:
-        """Give the parameters with their types. Raises InvalidParameter."""
+        """Return the parameters with their types. Raises InvalidParameter."""
         typed = validation.check(self.params_type, params)
         rules.check_common(typed)
         rules.check_supported(typed, ("expand", *self.supported.split()))
@@ -61,10 +61,10 @@ class Route:
 
 @dataclasses.dataclass(slots=True)
 class LogEntry:
-    """One request, for tests to look at; the status is None until it is answered, and for ever if it never is.
+    """A request in the log, for tests; `status` is None while, or because, the request gets no answer.
 
-    `object` is the id of what was answered, `at` the sandbox's time, `fault` what was brought about. The key of the
-    caller is not kept.
+    `object` is the id of the object in the answer, `at` the sandbox's time in unix seconds, `fault` the kind of fault
+    that the request met. The caller's API key is not kept.
     """
 
     method: str
@@ -80,7 +80,7 @@ class LogEntry:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reply:
-    """What is sent back, and kept under the idempotency key."""
+    """An answer; also stored with the idempotency key."""
 
     status: int
     body: state.Json
@@ -90,7 +90,7 @@ class Reply:
 
 @dataclasses.dataclass(slots=True)
 class Sandbox:
-    """The parts that requests, pages and control routes share."""
+    """The state, clock, delivery, faults and log that requests, pages and control routes share."""
 
     settings: settings.Settings
     store: state.State
@@ -103,12 +103,12 @@ class Sandbox:
     keys_in_use: set[str] = dataclasses.field(default_factory=set)
 
     def context(self, work: state.Work, request_id: str | None = None, key: str | None = None) -> context.Context:
-        """Make what a handler works with."""
+        """Return the context of a handler."""
         return context.Context(work, self.clock.now(), self.clock.wall(), self.settings, request_id, key)
 
 
 def endpoint(sandbox: Sandbox, route: Route) -> Callable[[Request], Awaitable[Response]]:
-    """Make the Starlette endpoint of a route."""
+    """Return the Starlette endpoint of a route."""
 
     async def answer(request: Request) -> Response:
         request_id = state.new_id("req")
@@ -128,7 +128,7 @@ def endpoint(sandbox: Sandbox, route: Route) -> Callable[[Request], Awaitable[Re
         except errors.ApiError as error:
             reply = Reply(error.status, error.body(), headers=_advice(struck))
         except sqlite3.Error:
-            # Not even a transaction could be had: the file is locked by somebody else, or the disk is full.
+            # No transaction could begin or commit: another process has locked the file, or the disk is full.
             _log.exception("%s %s", route.method, route.path)
             reply = Reply(errors.Broken.status, errors.Broken("The state cannot be reached.").body())
         sandbox.delivery.wake()
@@ -141,7 +141,7 @@ def endpoint(sandbox: Sandbox, route: Route) -> Callable[[Request], Awaitable[Re
 
 
 def _refuse(struck: faults.Struck) -> None:
-    """Raise what a fault answers instead of doing anything."""
+    """Raise the error of a fault that refuses the request; its handler does not run."""
     match struck.kind:
         case "rate_limited":
             raise errors.TooMany("Too many requests.", code="rate_limit")
@@ -158,14 +158,14 @@ def _advice(struck: faults.Struck) -> dict[str, str]:
 
 
 class Away:
-    """Cuts every connection while the sandbox is away, but for the routes by which it is called back."""
+    """Cuts every connection during the fault `away`, except those of `ALWAYS_THERE`, which can end the fault."""
 
     def __init__(self, app: ASGIApp, sandbox: Sandbox) -> None:
         self._app = app
         self._sandbox = sandbox
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Pass a request on, or cut its connection."""
         always = scope["type"] != "http" or scope["path"].startswith(ALWAYS_THERE)
         if always or not self._sandbox.faults.is_away:
             await self._app(scope, receive, send)
@@ -178,7 +178,7 @@ class Away:
 
 
 def unknown_route(sandbox: Sandbox) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """Make the answer to what no route answers."""
+    """Return the endpoint for unknown paths: it answers 404."""
 
     async def answer(request: Request, _: Exception) -> Response:
         error = errors.NotFound(f"Unrecognized request URL ({request.method}: {request.url.path}).")
@@ -190,7 +190,7 @@ def unknown_route(sandbox: Sandbox) -> Callable[[Request, Exception], Awaitable[
 
 
 def respond(reply: Reply, request_id: str) -> JSONResponse:
-    """Give a reply as HTTP."""
+    """Return the HTTP response of a reply."""
     headers = {"Request-Id": request_id, "Stripe-Version": context.API_VERSION, **reply.headers}
     if reply.replayed:
         headers["Idempotent-Replayed"] = "true"
@@ -198,7 +198,7 @@ def respond(reply: Reply, request_id: str) -> JSONResponse:
 
 
 def authenticate(headers: Mapping[str, str]) -> None:
-    """Any test key will do. Raises Unauthenticated."""
+    """Accept any test key. Raises Unauthenticated, and InvalidParameter for another API version."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.startswith("sk_test_"):
         raise errors.Unauthenticated("Give a test key as bearer token: Authorization: Bearer sk_test_...")
@@ -225,7 +225,7 @@ async def _params(request: Request, entry: LogEntry) -> forms.Params:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Call:
-    """A request that was understood."""
+    """A decoded request and its route."""
 
     route: Route
     path_ids: Mapping[str, str]
@@ -236,7 +236,7 @@ class _Call:
 
     @property
     def fingerprint(self) -> str:
-        """What must be the same under one idempotency key."""
+        """The hash of method, path and parameters; a repeat of an idempotency key must have the same."""
         path = self.route.path.format(**self.path_ids)
         identity = json.dumps([self.route.method, path, self.params], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()
@@ -259,7 +259,7 @@ async def _answer_once(sandbox: Sandbox, call: _Call) -> Reply:
 
 
 def _execute_once(scope: context.Context, call: _Call) -> Reply:
-    """Give what the key's first request got, or execute and keep the reply, all in the one transaction."""
+    """Return the stored reply to the key's first request; without one, execute and store the reply, all atomically."""
     kept = scope.work.connection.execute(
         "SELECT fingerprint, status, response FROM idempotency WHERE key = ? AND created > ?",
         (scope.idempotency_key, scope.now - KEY_SECONDS),
@@ -279,7 +279,10 @@ def _execute_once(scope: context.Context, call: _Call) -> Reply:
 
 
 def _execute(scope: context.Context, call: _Call) -> Reply:
-    """Run the handler. What failed leaves nothing behind but its answer; raises what no key remembers."""
+    """Run the handler and return its reply; after an error its changes are undone.
+
+    Raises only errors that Stripe does not store with an idempotency key.
+    """
     broken = call.fault is not None and call.fault.kind == "broken"
     told = Reply(errors.Broken.status, errors.Broken("The sandbox was told to fail.").body())
     if broken and call.fault and not call.fault.does_it:
@@ -293,13 +296,13 @@ def _execute(scope: context.Context, call: _Call) -> Reply:
         if not error.remembered:
             raise
         return Reply(error.status, error.body())
-    except Exception:  # noqa: BLE001 - the last line of defence, which answers and logs
-        # A fault of the sandbox itself: the caller gets Stripe's 500, the terminal the traceback.
+    except Exception:  # noqa: BLE001 - any defect is logged and answered
+        # A defect of the sandbox: the caller gets Stripe's 500, the log gets the traceback.
         _log.exception("%s %s", call.route.method, call.route.path)
         return Reply(errors.Broken.status, errors.Broken("The sandbox failed; its log says why.").body())
 
 
 def shown_log(sandbox: Sandbox, method: str = "", path: str = "") -> list[dict[str, Any]]:
-    """Give the log of requests, the oldest first: those with a method, and whose path begins so."""
+    """Return the logged requests of a method (empty: any) whose path begins with `path`; the oldest first."""
     kept = (entry for entry in sandbox.log if method in {"", entry.method} and entry.path.startswith(path))
     return [dataclasses.asdict(entry) for entry in kept]

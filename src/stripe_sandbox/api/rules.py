@@ -1,4 +1,4 @@
-"""Rules of Stripe that its parameter types do not tell."""
+"""Stripe's rules for parameters that the SDK's types do not express."""
 
 import decimal
 import re
@@ -18,7 +18,10 @@ _EMAIL = re.compile(r"[^@\s]+@[^@\s.]+(\.[^@\s.]+)+")
 
 
 def check_supported(params: forms.Params, supported: Iterable[str]) -> None:
-    """Refuse what the sandbox would silently ignore. Names are dotted; naming a hash allows all that is in it."""
+    """Refuse parameters without an effect in the sandbox.
+
+    `supported` has dotted names; the name of a hash allows all parameters in it. Raises InvalidParameter.
+    """
     allowed = frozenset(supported)
     for path in _paths(params, ()):
         names = [".".join(path[: length + 1]) for length in range(len(path))]
@@ -30,7 +33,7 @@ def check_supported(params: forms.Params, supported: Iterable[str]) -> None:
 
 
 def _paths(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:  # noqa: ANN401 - JSON
-    """Name every value; the index in a list is left out."""
+    """Yield the path of every value, without the indexes of lists."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield from _paths(value, (*path, key))
@@ -42,7 +45,10 @@ def _paths(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:  # no
 
 
 def check_common(node: Any, path: tuple[str, ...] = ()) -> None:  # noqa: ANN401 - JSON
-    """Check what is the same wherever it occurs: metadata, e-mail addresses, addresses to return to, decimals."""
+    """Check parameters with the same rules everywhere: metadata, e-mail addresses, URLs, decimals.
+
+    Raises InvalidParameter.
+    """
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in children:
         inner = (*path, str(key))
@@ -81,7 +87,7 @@ def _check_email(value: str, path: tuple[str, ...]) -> None:
 
 
 def _check_url(value: str, path: tuple[str, ...]) -> None:
-    # A template's braces are no URL's.
+    # The braces of Stripe's template are not valid in a URL.
     parts = urllib.parse.urlsplit(value.replace("{CHECKOUT_SESSION_ID}", "id"))
     if parts.scheme not in ("http", "https") or not parts.hostname or not value.isprintable() or " " in value:
         raise errors.InvalidParameter(
@@ -101,7 +107,7 @@ def _check_decimal(value: decimal.Decimal, path: tuple[str, ...]) -> None:
 
 
 def merged_metadata(old: dict[str, str], given: dict[str, str] | str | None) -> dict[str, str]:
-    """Give the metadata after an update: an empty value removes its key, an empty text everything."""
+    """Return the metadata after an update: an empty value removes its key, an empty string removes all keys."""
     if given is None:
         return old
     if isinstance(given, str):
@@ -110,5 +116,5 @@ def merged_metadata(old: dict[str, str], given: dict[str, str] | str | None) -> 
 
 
 def plain(number: decimal.Decimal) -> str:
-    """Write a decimal as Stripe does: no exponent, no zeros at the end."""
+    """Return a decimal in Stripe's notation: no exponent, no zeros at the end."""
     return f"{number.normalize():f}"

@@ -1,7 +1,8 @@
-"""Requests are checked against the official SDK's own parameter types.
+"""Checks requests against the parameter types of Stripe's official SDK.
 
-The types are copied before pydantic sees them: values arrive as text, lists as dicts with digits for keys, and a plain
-`str` beside a `Literal` (the SDK's way to say that the enum may grow) would let any value pass.
+pydantic gets adapted copies of these types. A form has only text, and its lists arrive as dicts with the keys "0",
+"1"... The SDK adds `str` to an enum's `Literal`, because Stripe may add values; the copy leaves it out, because it
+would accept any value.
 """
 
 import collections.abc
@@ -21,10 +22,10 @@ from stripe_sandbox import errors
 from stripe_sandbox.api import forms
 
 TEXT_LENGTH_MAX = 5_000
-"""Stripe's bound on any text."""
+"""The most characters that Stripe accepts in a text."""
 
 INTEGER_DIGITS_MAX = 18
-"""Keeps integers within 64 bits."""
+"""The most characters of an integer, so that it fits in 64 bits."""
 
 
 def _integer(value: object) -> int:
@@ -41,7 +42,7 @@ def _boolean(value: object) -> bool:
 
 
 def _listed(value: object) -> object:
-    """Turn a dict with the keys 0, 1, 2... into a list; anything else is left for the type to refuse."""
+    """Return a dict with the keys "0", "1"... as a list, anything else unchanged, which the type then refuses."""
     if isinstance(value, dict) and sorted(value) == sorted(map(str, range(len(value)))):
         return [value[str(index)] for index in range(len(value))]
     return value
@@ -59,7 +60,7 @@ _POSSIBLY_EMPTY = Annotated[str, pydantic.Field(max_length=TEXT_LENGTH_MAX)]
 
 @functools.cache
 def adapter(params_type: type) -> pydantic.TypeAdapter[forms.Params]:
-    """Build the checker of one of `stripe.params`, once."""
+    """Return the validator of a type of `stripe.params`; each is built only once."""
     return pydantic.TypeAdapter(_copied(params_type))
 
 
@@ -106,25 +107,25 @@ def _copied_dict(params_type: Any) -> Any:  # noqa: ANN401 - as above
     )
     options = request_options.RequestOptions.__annotations__
     fields = {name: _copied(hint) for name, hint in hints.items() if name not in options}
-    make: Any = typing_extensions.TypedDict  # the type checker knows only the static form
+    make: Any = typing_extensions.TypedDict  # type checkers know only its static use
     copy = make(params_type.__name__, fields)
     copy.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")
     return copy
 
 
 def check(params_type: type, params: forms.Params) -> forms.Params:
-    """Give the parameters with their types. Raises InvalidParameter that names the parameter."""
+    """Return the parameters with their types. Raises InvalidParameter with the name of a wrong parameter."""
     try:
         return adapter(params_type).validate_python(params)
     except pydantic.ValidationError as error:
         found = [(_path(params, detail), detail) for detail in error.errors(include_url=False)]
-        # Every member of a union complains; the one that came furthest was meant.
+        # Each member of a union reports an error. The deepest error is of the member that the caller most likely meant.
         path, detail = max(found, key=lambda pair: len(pair[0]))
         raise _explained(path, detail) from error
 
 
 def _path(params: forms.Params, detail: Any) -> tuple[str, ...]:  # noqa: ANN401 - pydantic's own dict
-    """Keep of pydantic's location what is in the parameters: it also names the members of unions."""
+    """Return the place of an error in the parameters; pydantic's location also names the members of unions."""
     at: object = params
     path: list[str] = []
     for step in map(str, detail["loc"]):

@@ -1,1 +1,1 @@
-"""What Stripe does not have: the control routes, and the faults that they bring about."""
+"""Control routes and faults, for tests; Stripe has neither."""

@@ -1,4 +1,4 @@
-"""Control routes for what only Stripe itself, or the customer's bank, would decide; see `control`."""
+"""Control routes for decisions that Stripe or the customer's bank would make; see `control`."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ from stripe_sandbox.meters import meter_errors
 
 
 class Dunning(pydantic.BaseModel):
-    """What becomes of a subscription after the last attempt to charge."""
+    """The status that a subscription gets after the last failed attempt to charge."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -23,7 +23,7 @@ class Dunning(pydantic.BaseModel):
 
 
 class MeterErrors(pydantic.BaseModel):
-    """Which meter events were not recorded after all, and why."""
+    """Meter events that Stripe accepted but did not record, and the reason."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -32,20 +32,20 @@ class MeterErrors(pydantic.BaseModel):
 
 
 class BillingControl:
-    """The routes."""
+    """The endpoints of the routes."""
 
     def __init__(self, sandbox: requests.Sandbox) -> None:
         self._sandbox = sandbox
 
     def routes(self) -> list[Route]:
-        """Give what the app serves."""
+        """Return the routes."""
         return [
             Route("/_sandbox/dunning", self.set_dunning, methods=["POST"]),
             Route("/_sandbox/meter_errors", self.report_meter_errors, methods=["POST"]),
         ]
 
     async def set_dunning(self, request: Request) -> Response:
-        """Decide how dunning ends, as Stripe's dashboard does."""
+        """Set how dunning ends; with Stripe, this is a setting in the dashboard."""
         try:
             asked = await control.read(request, Dunning)
         except errors.ApiError as error:
@@ -55,7 +55,7 @@ class BillingControl:
         return JSONResponse(asked.model_dump())
 
     async def report_meter_errors(self, request: Request) -> Response:
-        """Tell, in a thin event, that usage which was accepted is not recorded."""
+        """Emit a thin event which says that accepted usage was not recorded."""
         try:
             asked = await control.read(request, MeterErrors)
         except errors.ApiError as error:

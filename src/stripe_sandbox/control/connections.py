@@ -1,4 +1,4 @@
-"""Connections that break: what ASGI has no words for."""
+"""Breaks connections, which ASGI has no message for."""
 
 import asyncio
 
@@ -6,12 +6,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 HOLD_SECONDS_MAX = 120.0
-"""How long a caller who never gives up is left without an answer."""
+"""How long a caller without a timeout waits before its connection is cut."""
 
 
 async def cut(request: Request) -> Response:
-    """Cut the connection; what is returned reaches nobody."""
-    # uvicorn's own: what hands out the request's messages knows its transport.
+    """Cut the connection. The response only satisfies the type; it cannot be sent."""
+    # `receive` is a method of uvicorn's request object, which has the transport as a private detail.
     transport = getattr(getattr(request.receive, "__self__", None), "transport", None)
     if transport is None:
         raise RuntimeError("connections cannot be cut under this server")
@@ -21,7 +21,7 @@ async def cut(request: Request) -> Response:
 
 
 async def lose_answer(request: Request, seconds: float | None) -> Response:
-    """Leave the caller without an answer: until it gives up, or until the connection is cut after some seconds."""
+    """Send no answer. Waits until the caller disconnects, at most `seconds`; then cuts the connection."""
     try:
         async with asyncio.timeout(HOLD_SECONDS_MAX if seconds is None else seconds):
             await _gone(request)

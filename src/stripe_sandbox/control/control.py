@@ -1,6 +1,6 @@
-"""What Stripe does not have: routes that move the clock, bring faults about and show what was asked.
+"""Control routes, which Stripe does not have: they move the clock, cause faults and show the requests.
 
-They need no key. They take JSON alone, which a page of another site cannot send here unasked.
+The routes need no API key. They accept only JSON, which a browser does not let a page of another site send here.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from stripe_sandbox.customers import payment_methods
 from stripe_sandbox.time import timeline
 
 PAUSE_SECONDS = 2.5
-"""Between the steps of an advance: a worker that polls each second has sent a period's usage before it is invoiced."""
+"""Real time between the steps of an advance: a worker that polls every second sends usage before it is invoiced."""
 
 PAUSE_SECONDS_MAX = 60.0
 DELIVERY_SECONDS_MAX = 120.0
@@ -27,7 +27,7 @@ M = TypeVar("M", bound=pydantic.BaseModel)
 
 
 class Step(pydantic.BaseModel):
-    """How far the clock may go at most, and how long events are waited for."""
+    """The most seconds that the clock may move, and the most seconds to wait until events are delivered."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -36,13 +36,13 @@ class Step(pydantic.BaseModel):
 
 
 class Advance(Step):
-    """All the steps of a way, with a pause of real time after each at which something happened."""
+    """Steps until the clock has moved by `seconds`, with a pause of real time after each due change."""
 
     pause_seconds: Annotated[float, pydantic.Field(ge=0, le=PAUSE_SECONDS_MAX)] = PAUSE_SECONDS
 
 
 class Card(pydantic.BaseModel):
-    """Which card a customer has from now on."""
+    """A customer's new card."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -51,14 +51,14 @@ class Card(pydantic.BaseModel):
 
 
 class Control:
-    """The routes."""
+    """The endpoints of the routes."""
 
     def __init__(self, sandbox: requests.Sandbox, time: timeline.Timeline) -> None:
         self._sandbox = sandbox
         self._timeline = time
 
     def routes(self) -> list[Route]:
-        """Give what the app serves."""
+        """Return the routes."""
         return [
             Route("/_sandbox/clock", self.clock, methods=["GET"]),
             Route("/_sandbox/clock/step", self.step, methods=["POST"]),
@@ -73,13 +73,13 @@ class Control:
         ]
 
     async def clock(self, _: Request) -> Response:
-        """Say what time it is here, and what will happen next."""
+        """Answer the sandbox's time, and what will happen next."""
         clock = self._sandbox.clock
         following = timeline.shown(await self._timeline.next_due())
         return JSONResponse({"now": clock.now(), "offset_seconds": clock.offset_seconds, "next": following})
 
     async def step(self, request: Request) -> Response:
-        """Go to the next thing that is due, or as far as allowed."""
+        """Move the clock to the next due change, but at most by `seconds`."""
         try:
             asked = await read(request, Step)
         except errors.ApiError as error:
@@ -88,7 +88,7 @@ class Control:
         return JSONResponse(_shown(step))
 
     async def advance(self, request: Request) -> Response:
-        """Go all the way."""
+        """Move the clock by `seconds`, from one due change to the next."""
         try:
             asked = await read(request, Advance)
         except errors.ApiError as error:
@@ -103,11 +103,11 @@ class Control:
                 return JSONResponse(_shown(step))
 
     async def faults(self, _: Request) -> Response:
-        """Show the faults in force."""
+        """Answer the faults in force."""
         return JSONResponse(self._sandbox.faults.shown())
 
     async def add_faults(self, request: Request) -> Response:
-        """Put one fault in force, or a list of them."""
+        """Put a fault, or a list of faults, in force."""
         try:
             body = await _json(request)
             rules = _valid(faults.RULES, body if isinstance(body, list) else [body])
@@ -117,13 +117,13 @@ class Control:
         return JSONResponse({"ids": numbers})
 
     async def clear_faults(self, request: Request) -> Response:
-        """Take one fault back, or all of them."""
+        """Remove the fault with the path's number; without a number, all faults."""
         self._sandbox.faults.clear(request.path_params.get("number"))
         self._sandbox.delivery.wake()
         return JSONResponse(self._sandbox.faults.shown())
 
     async def change_card(self, request: Request) -> Response:
-        """Do what a customer does in the portal: give another card, or take it away."""
+        """Change or remove a customer's card, as the customer can in the portal."""
         try:
             asked = await read(request, Card)
             await self._sandbox.store.run(
@@ -135,12 +135,12 @@ class Control:
         return JSONResponse(asked.model_dump())
 
     async def requests(self, request: Request) -> Response:
-        """Show the requests, the oldest first; `?method=` and `?path=` (how it begins) choose."""
+        """Answer the logged requests, the oldest first; `?method=` and `?path=` (its beginning) select."""
         chosen = {name: request.query_params.get(name, "") for name in ("method", "path")}
         return JSONResponse(requests.shown_log(self._sandbox, **chosen))
 
     async def clear_requests(self, _: Request) -> Response:
-        """Forget them."""
+        """Empty the log of requests."""
         self._sandbox.log.clear()
         return JSONResponse([])
 
@@ -174,7 +174,7 @@ def _valid(adapter: pydantic.TypeAdapter[T], value: object) -> T:
 
 
 def refused(error: errors.ApiError) -> Response:
-    """Answer as the API would."""
+    """Return the response with the API's form of an error."""
     return JSONResponse(error.body(), status_code=error.status)
 
 

@@ -1,4 +1,4 @@
-"""Faults that the sandbox brings about when it is told to, as Stripe and the network do by themselves."""
+"""Faults of Stripe and of the network, which the sandbox causes when told to."""
 
 import dataclasses
 import fnmatch
@@ -12,46 +12,46 @@ import pydantic
 from stripe_sandbox import errors
 
 RULES_MAX = 100
-"""In force at once; each request looks at all of them."""
+"""The most rules in force; each request is compared with all of them."""
 
 SECONDS_MAX = 300.0
-"""Of a delay. Nobody waits longer for an answer."""
+"""The longest delay; no caller waits longer for an answer."""
 
 Kind = Literal[
     "delay",  # the answer comes late
-    "rate_limited",  # 429; nothing was done
-    "conflict",  # 409; nothing was done
-    "unavailable",  # 503 of what stands before Stripe; nothing was done, and no key remembers it
-    "broken",  # 500, which the idempotency key keeps; `does_it` says whether it was done
-    "cut",  # the connection is cut; nothing was done
-    "lost_answer",  # it was done, but the answer is lost
+    "rate_limited",  # 429; the request had no effect
+    "conflict",  # 409; the request had no effect
+    "unavailable",  # 503, as from a proxy before Stripe; no effect, and not stored with the idempotency key
+    "broken",  # 500, stored with the idempotency key; `does_it`: the request had its effect
+    "cut",  # the connection is cut; the request had no effect
+    "lost_answer",  # the request had its effect, but its answer is lost
     "away",  # every connection is cut, and no event is sent
     "webhook_delay",
-    "webhook_reorder",  # each event is held for a random time
-    "webhook_duplicate",  # sent twice
-    "webhook_drop",  # not sent, but later again as after any failure; or `never`
+    "webhook_reorder",  # each event is sent after a random delay
+    "webhook_duplicate",  # each event is sent twice
+    "webhook_drop",  # not sent, but tried again later as after any failure; `never`: not tried again
 ]
 
 
 class Rule(pydantic.BaseModel):
-    """One fault: what it does, to whom, and how often."""
+    """A fault, and the requests or events that it strikes."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     kind: Kind
     method: str = "*"
     path: Annotated[str, pydantic.Field(max_length=200)] = "*"
-    """Of requests their path, of webhooks their event's type; `*` stands for anything."""
+    """Matches a request's path, or a webhook event's type; `*` stands for any text."""
     probability: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
     seed: int = 0
     skip: Annotated[int, pydantic.Field(ge=0)] = 0
-    """How many matches pass unharmed first."""
+    """How many first matches the fault spares."""
     count: Annotated[int, pydantic.Field(gt=0)] | None = None
-    """How often it strikes; left out, for ever."""
+    """How often the fault strikes; None: without end."""
     seconds: Annotated[float, pydantic.Field(ge=0, le=SECONDS_MAX)] | None = None
-    """How long an answer or an event is held; for `lost_answer`: left out, until the caller gives up."""
+    """How long an answer or an event is delayed; for `lost_answer`, None: until the caller disconnects."""
     should_retry: bool | None = None
-    """What the header Stripe-Should-Retry says; left out, there is none."""
+    """The value of the header Stripe-Should-Retry; None: no such header."""
     does_it: bool = False
     never: bool = False
 
@@ -82,20 +82,20 @@ class _Armed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Struck:
-    """What happens to one request: it is held, and then one fault strikes, if any."""
+    """What happens to a request: a delay, then the fault of `rule`, if any."""
 
     delay_seconds: float = 0.0
     rule: Rule | None = None
 
     @property
     def kind(self) -> str | None:
-        """The fault's kind, for the log."""
+        """The fault's kind, for the log; None without a fault."""
         return self.rule.kind if self.rule else "delay" if self.delay_seconds else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Treatment:
-    """What happens to one attempt to send an event."""
+    """What happens to an attempt to send an event; `forever`: no other attempt follows."""
 
     hold_seconds: float = 0.0
     copies: int = 1
@@ -112,24 +112,24 @@ class Faults:
         self.add(rules)
 
     def add(self, rules: Sequence[Rule]) -> list[int]:
-        """Put rules in force and give their numbers. Raises InvalidParameter past the bound."""
+        """Put rules in force and return their numbers. Raises InvalidParameter above `RULES_MAX` rules."""
         if len(self._armed) + len(rules) > RULES_MAX:
             raise errors.InvalidParameter(f"At most {RULES_MAX} faults at once.")
         numbers = []
         for rule in rules:
             self._last += 1
-            # The draws must be repeatable, not unguessable.
+            # A seed makes the draws repeatable; they need not be unpredictable.
             chance = random.Random(rule.seed)  # noqa: S311 - see above
             self._armed.append(_Armed(self._last, rule, chance))
             numbers.append(self._last)
         return numbers
 
     def clear(self, number: int | None = None) -> None:
-        """Take back one rule, or all."""
+        """Remove the rule with a number; None: all rules."""
         self._armed = [each for each in self._armed if number is not None and each.number != number]
 
     def shown(self) -> list[dict[str, Any]]:
-        """Give the rules with how often they struck."""
+        """Return the rules, and how often each struck."""
         return [
             {"id": each.number, **each.rule.model_dump(exclude_defaults=True), "struck": each.struck}
             for each in self._armed
@@ -137,11 +137,11 @@ class Faults:
 
     @property
     def is_away(self) -> bool:
-        """Whether nothing reaches the sandbox, nor leaves it."""
+        """Whether the fault `away` is in force: no request reaches the sandbox, and no event leaves it."""
         return any(each.rule.kind == "away" for each in self._armed)
 
     def of_request(self, method: str, path: str) -> Struck:
-        """Draw what happens to a request: all delays that match, and the first other fault."""
+        """Draw what happens to a request: the sum of the delays, up to the first other fault that strikes."""
         delay_seconds = 0.0
         for rule in self._striking(method, path, webhooks=False):
             if rule.kind != "delay":
@@ -150,14 +150,14 @@ class Faults:
         return Struck(delay_seconds)
 
     def of_webhook(self, event_type: str, *, first_attempt: bool) -> Treatment:
-        """Draw what happens to an attempt to send an event; only its first is held."""
+        """Draw what happens to an attempt to send an event; only the first attempt is delayed."""
         treatment = Treatment()
         for rule in self._striking("POST", event_type, webhooks=True):
             match rule.kind:
                 case "webhook_delay" if first_attempt:
                     treatment = dataclasses.replace(treatment, hold_seconds=rule.seconds or 0.0)
                 case "webhook_reorder" if first_attempt:
-                    # A second draw from the same chance: repeatable as the first.
+                    # A second draw from the rule's generator, so it is repeatable too.
                     held = self._drawn(rule) * (1.0 if rule.seconds is None else rule.seconds)
                     treatment = dataclasses.replace(treatment, hold_seconds=treatment.hold_seconds + held)
                 case "webhook_duplicate":
@@ -171,7 +171,7 @@ class Faults:
     def _striking(self, method: str, path: str, *, webhooks: bool) -> Iterator[Rule]:
         for each in self._armed:
             if each.rule.kind == "away":
-                continue  # `is_away` concerns everything
+                continue  # see `is_away`
             if each.rule.kind.startswith("webhook_") == webhooks and each.strikes(method, path):
                 yield each.rule
 
@@ -180,7 +180,7 @@ class Faults:
 
 
 def read(file: pathlib.Path) -> list[Rule]:
-    """Give the rules of a file, a JSON list. Raises ValueError with what is wrong."""
+    """Return the rules of a file with a JSON list. Raises ValueError that names the mistake."""
     try:
         return RULES.validate_json(file.read_bytes())
     except OSError as error:

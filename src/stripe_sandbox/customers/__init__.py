@@ -1,1 +1,1 @@
-"""Customers and what they do: cards, checkout, the portal."""
+"""Customers, their cards, the checkout and the portal."""

@@ -1,4 +1,4 @@
-"""Checkout sessions: made by the API, paid or left by a customer in a browser (see `pages`)."""
+"""Checkout sessions: the API creates them, a customer pays or leaves them in a browser (see `pages`)."""
 
 from typing import Any
 
@@ -65,14 +65,14 @@ def create(context: Context, params: forms.Params) -> Json:
         "total_details": {"amount_discount": 0, "amount_shipping": 0, "amount_tax": 0},
         "ui_mode": "hosted_page",
         "url": f"{context.settings.public_url}/checkout/{session_id}",
-        # Not Stripe's: what the subscription will begin with. Hidden, as the line items are.
+        # The parameters of the future subscription. Stripe has no such field, so answers leave it out.
         "subscription_data": data,
     }
     return context.show(context.work.insert("checkout.session", session), params)
 
 
 def _lines(context: Context, given: list[forms.Params]) -> list[subscription_items.Line]:
-    """Read the lines, which must fit together."""
+    """Return the lines, checked one by one and together."""
     lines = []
     for index, each in enumerate(given):
         line = subscription_items.checked_line(context, each, f"line_items[{index}]")
@@ -101,7 +101,7 @@ def _line_item(context: Context, line: subscription_items.Line) -> Json:
 
 
 def _amount(line: subscription_items.Line) -> int:
-    """Give what a line costs in advance: metered ones nothing yet."""
+    """Return the minor units that a line costs in advance; 0 for a metered price."""
     return amounts.of_units(line.price["unit_amount_decimal"], line.quantity or 0)
 
 
@@ -110,7 +110,7 @@ def _trial_end(context: Context, data: forms.Params) -> int | None:
 
 
 def _check_alone(context: Context, params: forms.Params) -> None:
-    """Check what does not depend on other objects."""
+    """Check the parameters that do not depend on stored objects."""
     for required in ("mode", "success_url", "line_items"):
         if not params.get(required):
             raise errors.InvalidParameter(
@@ -131,7 +131,7 @@ def _check_alone(context: Context, params: forms.Params) -> None:
             param = f"line_items[{index}][price]"
             raise errors.InvalidParameter(f"Missing required param: {param}.", param=param, code="parameter_missing")
     earliest, latest = context.now + EXPIRES_SECONDS_MIN, context.now + EXPIRES_SECONDS_MAX
-    # A minute of grace, for a caller that computed one of the bounds just before.
+    # A tolerance of a minute, for a caller that computed a bound just before the request.
     if not earliest - 60 <= params.get("expires_at", latest) <= latest + 60:
         raise errors.InvalidParameter("expires_at must lie between 30 minutes and 24 hours ahead.", param="expires_at")
     data = params.get("subscription_data", {})
@@ -145,7 +145,7 @@ def _check_alone(context: Context, params: forms.Params) -> None:
 
 
 def _check_together(lines: list[subscription_items.Line]) -> None:
-    """Check what the prices must have in common."""
+    """Check that the prices fit together: interval, currency, no price twice."""
     recurring = [line.price["recurring"] for line in lines if line.price["recurring"]]
     if not recurring:
         raise errors.Refused("You must provide at least one recurring price in subscription mode.", param="line_items")
@@ -158,7 +158,7 @@ def _check_together(lines: list[subscription_items.Line]) -> None:
 
 
 def current(context: Context, session_id: str) -> Json:
-    """Give the session as it is now: an open one whose time is over has expired."""
+    """Return the session; an open session whose time is over expires first."""
     session = context.work.get("checkout.session", session_id)
     if session["status"] == "open" and session["expires_at"] <= context.now:
         return _expire(context, session)
@@ -177,7 +177,7 @@ def retrieve(context: Context, params: forms.Params, session_id: str) -> Json:
 
 
 def list_line_items(context: Context, params: forms.Params, session_id: str) -> Json:
-    """Answer GET /v1/checkout/sessions/{id}/line_items: all of them, there are few."""
+    """Answer GET /v1/checkout/sessions/{id}/line_items: all on one page, because a session has few."""
     del params
     items = context.work.get("checkout.session", session_id)["line_items"]["data"]
     url = f"/v1/checkout/sessions/{session_id}/line_items"
@@ -213,9 +213,9 @@ def expire(context: Context, params: forms.Params, session_id: str) -> Json:
 
 
 def pay(context: Context, session_id: str, card: str = payment_methods.WORKS) -> Json:
-    """Do what happens when the customer pays. A session that is not open is given as it is: paying twice is once.
+    """Pay an open session and return it; a session that is not open is returned unchanged, so a repeat is harmless.
 
-    The card becomes the customer's. Raises CardDeclined: then nothing has happened.
+    The card becomes the customer's. Raises CardDeclined; the caller's transaction must then be rolled back.
     """
     session = current(context, session_id)
     if session["status"] != "open":

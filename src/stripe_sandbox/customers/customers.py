@@ -17,7 +17,7 @@ def create(context: Context, params: forms.Params) -> Json:
 
 
 def add(context: Context, params: forms.Params) -> Json:
-    """Make a customer, for a request or for a checkout that has none."""
+    """Store a new customer, for a request or for a checkout without a customer."""
     customer: Json = {
         "id": state.new_id("cus"),
         "object": "customer",
@@ -43,7 +43,7 @@ def add(context: Context, params: forms.Params) -> Json:
 
 
 def retrieve(context: Context, params: forms.Params, customer_id: str) -> Json:
-    """Answer GET /v1/customers/{id}; a deleted one is still shown, as such."""
+    """Answer GET /v1/customers/{id}; a deleted customer is shown with `deleted`."""
     return context.show(context.work.get("customer", customer_id), params)
 
 
@@ -62,7 +62,7 @@ def update(context: Context, params: forms.Params, customer_id: str) -> Json:
 
 
 def delete(context: Context, params: forms.Params, customer_id: str) -> Json:
-    """Answer DELETE /v1/customers/{id}: what it subscribes to ends at once."""
+    """Answer DELETE /v1/customers/{id}: its subscriptions end at once."""
     del params
     customer = existing(context, customer_id)
     for subscription in endings.living(context, customer_id):
@@ -72,7 +72,7 @@ def delete(context: Context, params: forms.Params, customer_id: str) -> Json:
 
 
 def existing(context: Context, customer_id: str, *, param: str | None = None) -> Json:
-    """Give a customer that is not deleted; raises as `Work.get` does."""
+    """Return a customer that is not deleted; raises as `Work.get` does."""
     customer = context.work.get("customer", customer_id, param=param)
     if customer.get("deleted"):
         message = f"No such customer: '{customer_id}'"

@@ -12,14 +12,14 @@ DECLINES = "pm_card_chargeCustomerFail"
 """Stripe's names of test cards: the first can be charged, the second can be kept but not charged."""
 
 CARDS = {WORKS: "4242", DECLINES: "0341"}
-"""The last digits, by which a card's fate is told."""
+"""The last digits of the cards; a charge is declined by them."""
 
 Choice = Literal["works", "declines", "none"]
 CHOICES: dict[str, str] = {"works": WORKS, "declines": DECLINES}
-"""What the pages and the control routes offer; `none` takes the card away."""
+"""The choices of pages and control routes; `none` removes the card."""
 
 CARD_YEAR = 2099
-"""When every card expires: not before its test."""
+"""The year in which every card expires, far after any test."""
 
 
 def attach(context: Context, customer_id: str, card: str = WORKS) -> Json:
@@ -32,7 +32,7 @@ def attach(context: Context, customer_id: str, card: str = WORKS) -> Json:
 
 
 def change(context: Context, customer_id: str, choice: Choice) -> None:
-    """Do what the customer chose. Raises NotFound."""
+    """Change or remove a customer's card. Raises NotFound for an unknown customer."""
     context.work.get("customer", customer_id)
     if choice == "none":
         remove(context, customer_id)
@@ -41,21 +41,21 @@ def change(context: Context, customer_id: str, choice: Choice) -> None:
 
 
 def remove(context: Context, customer_id: str) -> None:
-    """Take all cards from a customer."""
+    """Detach all cards of a customer."""
     for card in _cards_of(context, customer_id):
         context.update(card, {"customer": None}, "payment_method.detached")
     set_default(context, customer_id, None)
 
 
 def set_default(context: Context, customer_id: str, payment_method_id: str | None) -> None:
-    """Say which card is charged."""
+    """Set the card that is charged."""
     customer = context.work.get("customer", customer_id)
     chosen = {**customer["invoice_settings"], "default_payment_method": payment_method_id}
     context.update(customer, {"invoice_settings": chosen}, "customer.updated")
 
 
 def default_of(context: Context, customer_id: str, subscription: Json | None = None) -> Json | None:
-    """Give the card that is charged: the subscription's own, else the customer's."""
+    """Return the card that is charged: the subscription's own, else the customer's; None if there is none."""
     customer = context.work.get("customer", customer_id)
     chosen = (subscription or {}).get("default_payment_method")
     chosen = chosen or (customer.get("invoice_settings") or {}).get("default_payment_method")
@@ -64,7 +64,7 @@ def default_of(context: Context, customer_id: str, subscription: Json | None = N
 
 
 def can_charge(context: Context, customer_id: str, subscription: Json | None = None) -> str | None:
-    """Give None if a charge goes through, else why not: `card_declined` or `no_card`."""
+    """Return None if a charge would succeed, else the reason why not: `card_declined` or `no_card`."""
     card = default_of(context, customer_id, subscription)
     if card is None:
         return "no_card"
@@ -90,7 +90,7 @@ def list_of_customer(context: Context, params: forms.Params, customer_id: str) -
 
 
 def attach_by_name(context: Context, params: forms.Params, payment_method_id: str) -> Json:
-    """Answer POST /v1/payment_methods/{id}/attach. Unlike `attach` it leaves the default as it is, as Stripe does."""
+    """Answer POST /v1/payment_methods/{id}/attach. As with Stripe, the customer's default card does not change."""
     customer = context.work.get("customer", params["customer"], param="customer")
     if payment_method_id in CARDS:
         made = context.add("payment_method", {**_made(context, payment_method_id), "customer": None})

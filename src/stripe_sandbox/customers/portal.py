@@ -1,4 +1,4 @@
-"""The customer portal: its configurations, its sessions, and what a customer does there."""
+"""The customer portal: its configurations, its sessions, and the actions of a customer."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ OPEN_SECONDS = 3600
 """How long a session's page can be used."""
 
 SHOWN_MAX = 100
-"""Invoices and subscriptions on the page."""
+"""The most invoices on the page."""
 
 REASONS = (
     *("customer_service", "low_quality", "missing_features", "other"),
@@ -24,7 +24,7 @@ REASONS = (
 )
 
 FLOWS = ("payment_method_update", "subscription_cancel")
-"""The ways straight to one thing that the page knows."""
+"""The flows that lead directly to one action of the page."""
 
 
 def create_configuration(context: Context, params: forms.Params) -> Json:
@@ -38,7 +38,7 @@ def create_configuration(context: Context, params: forms.Params) -> Json:
         "created": context.now,
         "default_return_url": None,
         "features": _features({}, {}),
-        # Stripe's default configuration is made in its dashboard, and there is none here.
+        # Stripe's default configuration comes from its dashboard, which the sandbox does not have.
         "is_default": False,
         "livemode": False,
         "login_page": {"enabled": False, "url": None},
@@ -89,7 +89,7 @@ def _changes(context: Context, stored: Json, params: forms.Params) -> Json:
 
 
 def _features(stored: Json, given: forms.Params) -> Json:
-    """Give all features: as given, else as they were, else switched off."""
+    """Return all features: as given, else as stored, else switched off."""
     nothing: Json = {
         "customer_update": {"allowed_updates": [], "enabled": False},
         "invoice_history": {"enabled": False},
@@ -128,7 +128,7 @@ def _check_features(context: Context, given: forms.Params) -> None:
 
 
 def _check_offered(context: Context, offered: forms.Params, param: str) -> None:
-    """Check a product that customers could switch to: its prices must be its own, one for each interval."""
+    """Check a product to which customers may switch: the prices must belong to it, at most one for each interval."""
     context.work.get("product", offered["product"], param=f"{param}[product]")
     intervals: list[tuple[str, int]] = []
     for price_id in offered["prices"]:
@@ -220,7 +220,7 @@ def _own(context: Context, kind: str, object_id: str, customer_id: str, param: s
 
 
 class Visit:
-    """A customer at work in the portal. Raises NotFound for a session that is not there, Refused once it is over."""
+    """The actions of a customer in a portal session. Raises NotFound; Refused if the session has expired."""
 
     def __init__(self, context: Context, session_id: str) -> None:
         self._context = context
@@ -231,27 +231,27 @@ class Visit:
         self.features: Json = context.work.get(CONFIGURATION, self.session["configuration"])["features"]
 
     def subscriptions(self) -> list[Json]:
-        """Give those that are not over."""
+        """Return the customer's subscriptions that have not ended."""
         return endings.living(self._context, self.customer_id)
 
     def invoices(self) -> list[Json]:
-        """Give the customer's final invoices, the newest first."""
+        """Return the customer's finalised invoices, the newest first."""
         found, _ = self._context.work.select("invoice", {"customer": self.customer_id}, state.Page(SHOWN_MAX))
         return [invoice for invoice in found if invoice["status"] not in {"draft", "void"}]
 
     def card(self) -> Json | None:
-        """Give the card that is charged."""
+        """Return the card that is charged; None if there is none."""
         return payment_methods.default_of(self._context, self.customer_id)
 
     def change_card(self, choice: str) -> None:
-        """Give another card, or take it away."""
+        """Replace or remove the card. Raises Refused."""
         self._require("payment_method_update")
         if choice not in {*payment_methods.CHOICES, "none"}:
             raise errors.Refused("There is no such card.")
         payment_methods.change(self._context, self.customer_id, choice)  # type: ignore[arg-type] # just checked
 
     def cancel(self, subscription_id: str, feedback: str | None = None) -> Json:
-        """End a subscription as the configuration says: at its period's end, or at once."""
+        """End a subscription at its period's end or at once, as the configuration says. Raises Refused."""
         how = self._require("subscription_cancel")
         subscription = self._living(subscription_id)
         details = {"feedback": feedback} if feedback in how["cancellation_reason"]["options"] else {}
@@ -262,12 +262,12 @@ class Visit:
         return subscriptions.canceled(self._context, subscription, details, invoice_now=invoiced, prorates=prorates)
 
     def renew(self, subscription_id: str) -> Json:
-        """Take an ending back that was arranged."""
+        """Cancel the scheduled end of a subscription. Raises Refused."""
         self._require("subscription_cancel")
         return endings.keep(self._context, self._living(subscription_id))
 
     def pay(self, invoice_id: str) -> Json:
-        """Pay an open invoice. Raises CardDeclined."""
+        """Pay an open invoice. Raises CardDeclined and Refused."""
         self._require("invoice_history")
         invoice = _own(self._context, "invoice", invoice_id, self.customer_id)
         return charging.pay(self._context, invoice) if invoice["status"] == "open" else invoice

@@ -1,1 +1,1 @@
-"""Events, and how the webhook gets them."""
+"""Events and their delivery to the webhook."""

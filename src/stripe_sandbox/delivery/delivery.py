@@ -1,4 +1,4 @@
-"""Sends events to the webhook: signed afresh at each attempt, until a 2xx, at least once and in no fixed order."""
+"""Sends events to the webhook, at least once and in no fixed order, until a 2xx; each attempt is signed anew."""
 
 import asyncio
 import dataclasses
@@ -15,18 +15,18 @@ from stripe_sandbox.control import faults
 from stripe_sandbox.time import clock
 
 PARALLEL_MAX = 8
-"""Deliveries under way at once: enough to bring events out of order, as Stripe does."""
+"""The most deliveries at the same time; several, so that events arrive out of order, as with Stripe."""
 
 BACKOFF_FIRST_SECONDS = 0.5
 BACKOFF_MAX_SECONDS = 30.0
 GIVE_UP_SECONDS = 3 * 24 * 3600.0
-"""Stripe tries for up to three days; its pauses are longer, which nobody would wait for here."""
+"""Like Stripe, the sandbox tries for three days; its pauses are shorter than Stripe's, for the sake of tests."""
 
 TIMEOUT_SECONDS = 10.0
-"""For one attempt: a receiver that takes longer is tried again."""
+"""The timeout of an attempt; a receiver that needs longer gets the event again."""
 
 AWAY_SECONDS = 0.25
-"""How soon events go out once the sandbox is no longer away."""
+"""How often the loop checks whether the fault `away` has ended."""
 
 _DRAINED_POLL_SECONDS = 0.02
 
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def sign(body: bytes, secret: str, at: int) -> str:
-    """Give the Stripe-Signature header's value for a body that is sent at a unix time."""
+    """Return the value of the header Stripe-Signature for a body that is sent at the unix time `at`."""
     digest = hmac.new(secret.encode(), b"%d." % at + body, hashlib.sha256).hexdigest()
     return f"t={at},v1={digest}"
 
@@ -51,23 +51,23 @@ class Due:
 
 
 class Delivery:
-    """The loop. `wake()` tells it that there may be something new; else it sleeps until the next retry."""
+    """The loop that sends due events. It sleeps until the next attempt is due; `wake()` ends the sleep."""
 
     def __init__(self, store: state.State, config: settings.Settings, told: faults.Faults) -> None:
         self._store = store
         self._config = config
         self._faults = told
-        # Whose hold is over or was never wanted: it is drawn once.
+        # Events whose delay was drawn already, so that it is drawn only once for each.
         self._held: set[str] = set()
         self._woken = asyncio.Event()
         self._under_way: set[str] = set()
 
     def wake(self) -> None:
-        """Look for due deliveries at once."""
+        """Make the loop check for due deliveries at once."""
         self._woken.set()
 
     async def drained(self, seconds: float) -> int:
-        """Wait until every event was taken or given up, at most so long; give how many were not."""
+        """Wait at most `seconds` until no event waits for an attempt; returns how many still wait."""
         deadline = clock.SandboxClock.wall() + seconds
         while (  # noqa: ASYNC110 - attempts end in many places, and a step waits for milliseconds
             left := await self._store.run(_count_waiting)
@@ -76,10 +76,10 @@ class Delivery:
         return left
 
     async def run(self) -> None:
-        """Deliver until cancelled; what is under way then stays queued."""
+        """Deliver until cancelled; the events that are being sent then stay queued."""
         if not self._config.webhook_url:
             return
-        # trust_env=False: a proxy in the environment must not see events that go to this machine.
+        # trust_env=False: events for this machine must not go through a proxy that the environment names.
         async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False) as client, asyncio.TaskGroup() as tasks:
             while True:
                 self._woken.clear()
@@ -103,7 +103,7 @@ class Delivery:
             return [], BACKOFF_FIRST_SECONDS
 
     def _select_due(self, work: state.Work) -> tuple[list[Due], float | None]:
-        """Give what to start now, and after how many seconds the next one will be due (None: none is)."""
+        """Return the events to send now, and the seconds until the next is due (None: no event waits)."""
         rows = work.connection.execute(
             "SELECT d.event, d.attempts, d.first_attempt_at, d.next_attempt_at, o.body, json_extract(o.body, '$.type')"
             " FROM deliveries d"
@@ -158,7 +158,7 @@ class Delivery:
             self.wake()
 
     async def _attempt(self, client: httpx.AsyncClient, due: Due) -> bool:
-        """Whether the receiver answered 2xx; a redirect is a failure, as with Stripe."""
+        """Send the event; returns whether the receiver answered 2xx. A redirect is a failure, as with Stripe."""
         body = json.dumps(json.loads(due.body), indent=2).encode()
         secret = self._config.webhook_secret or ""
         headers = {

@@ -1,4 +1,4 @@
-"""Events, as they can be looked up afterwards. `Context.emit` makes them, `delivery` sends them."""
+"""Answers look-ups of events. `Context.emit` stores them, `delivery` sends them."""
 
 from stripe_sandbox.api import forms
 from stripe_sandbox.api.context import Context
@@ -11,6 +11,6 @@ def retrieve(context: Context, params: forms.Params, event_id: str) -> Json:
 
 
 def list_all(context: Context, params: forms.Params) -> Json:
-    """Answer GET /v1/events: of one type, of several, or all."""
+    """Answer GET /v1/events: events of one type, of several types, or all."""
     wanted = params.get("types") or params.get("type")
     return context.show_list("event", "/v1/events", {"type": wanted} if wanted else {}, params)

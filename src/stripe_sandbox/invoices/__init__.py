@@ -1,1 +1,1 @@
-"""Invoices: what is on them, how they come about, and how they are paid."""
+"""Invoices: their lines, how they are created, and how they are paid."""

@@ -4,15 +4,15 @@ import decimal
 
 
 def rounded(exact: decimal.Decimal) -> int:
-    """Give whole minor units."""
+    """Return an amount in whole minor units."""
     return int(exact.quantize(decimal.Decimal(1), rounding=decimal.ROUND_HALF_UP))
 
 
 def of_units(unit_amount_decimal: str, units: int) -> int:
-    """Give what so many units cost."""
+    """Return the cost of a number of units."""
     return rounded(decimal.Decimal(unit_amount_decimal) * units)
 
 
 def share(exact: decimal.Decimal | int, part: int, whole: int) -> int:
-    """Give the part of an amount that falls to `part` of `whole` seconds."""
+    """Return the part of an amount for `part` of `whole` seconds."""
     return rounded(decimal.Decimal(exact) * part / whole)

@@ -1,4 +1,4 @@
-"""Getting an invoice paid: the charge, the attempts after a decline, and what both do to the subscription."""
+"""Charges invoices, repeats declined charges, and changes the subscription's status by the result."""
 
 from stripe_sandbox import errors, state
 from stripe_sandbox.api.context import Context
@@ -9,19 +9,19 @@ from stripe_sandbox.subscriptions import endings
 from stripe_sandbox.time import moments
 
 RETRY_SECONDS = (3 * moments.DAY_SECONDS, 5 * moments.DAY_SECONDS, 7 * moments.DAY_SECONDS)
-"""The pauses before another attempt. All together shorter than a month, so that the renewals show what comes of it."""
+"""The pauses before further attempts. Their sum is less than a month: dunning ends before a monthly renewal."""
 
 ENDS_UNPAID = "dunning_ends_unpaid"
-"""The fact that says what becomes of a subscription after the last attempt: 1 unpaid, else canceled."""
+"""The fact with the status of a subscription after the last declined attempt: 1 unpaid, else canceled."""
 
 
 def finalise_and_collect(context: Context, invoice: Json) -> Json:
-    """Do what happens to a draft when its time has come."""
+    """Finalise and charge a draft whose time has come."""
     return collect(context, invoicing.finalise(context, invoice))
 
 
 def collect(context: Context, invoice: Json) -> Json:
-    """Charge a final invoice. A decline is no error: it is noted on the invoice and its subscription."""
+    """Charge a finalised invoice. A decline raises nothing: it is stored in the invoice and its subscription."""
     if invoice["amount_remaining"] == 0:
         return settle(context, invoice)
     declined = payment_methods.can_charge(context, invoice["customer"], subscription_of(context, invoice))
@@ -29,14 +29,14 @@ def collect(context: Context, invoice: Json) -> Json:
 
 
 def pay(context: Context, invoice: Json) -> Json:
-    """Charge an invoice because somebody asks. Raises CardDeclined, and the decline is not counted as an attempt."""
+    """Charge an invoice on request. Raises CardDeclined; such a decline does not count as an attempt."""
     if payment_methods.can_charge(context, invoice["customer"], subscription_of(context, invoice)):
         raise errors.CardDeclined
     return settle(context, invoice)
 
 
 def settle(context: Context, invoice: Json, *, outside_stripe: bool = False) -> Json:
-    """Mark a final invoice as paid, and wake its subscription up if that is what it waited for."""
+    """Mark a finalised invoice as paid, and make its subscription active if it waited for this payment."""
     charged = invoice["amount_remaining"] > 0 and not outside_stripe
     changes = {
         "amount_paid": invoice["amount_due"],
@@ -60,7 +60,7 @@ def settle(context: Context, invoice: Json, *, outside_stripe: bool = False) -> 
 
 
 def _was_waited_for(context: Context, subscription: Json, paid: Json) -> bool:
-    """Whether the subscription is good again: its latest final invoice decides, not an older one."""
+    """Say whether this payment makes the subscription active: only that of its latest finalised invoice does."""
     if subscription["status"] == "incomplete":
         return bool(paid["billing_reason"] == "subscription_create")
     if subscription["status"] not in {"past_due", "unpaid"}:
@@ -79,7 +79,7 @@ def _was_waited_for(context: Context, subscription: Json, paid: Json) -> bool:
 def _failed(context: Context, invoice: Json) -> Json:
     attempts = invoice["attempt_count"] + 1
     first = invoice["billing_reason"] == "subscription_create"
-    # The first invoice of a subscription is never tried again: the customer has 23 hours to pay it.
+    # The first invoice of a subscription is charged only once; the customer has 23 hours to pay it.
     again = invoice["auto_advance"] and not first and attempts <= len(RETRY_SECONDS)
     changes = {
         "attempt_count": attempts,
@@ -108,6 +108,6 @@ def _give_up(context: Context, subscription: Json) -> None:
 
 
 def subscription_of(context: Context, invoice: Json) -> Json | None:
-    """Give the subscription that the invoice is of, if any."""
+    """Return the subscription of the invoice; None if there is none."""
     details = (invoice["parent"] or {}).get("subscription_details")
     return context.work.get("subscription", details["subscription"]) if details else None

@@ -1,4 +1,4 @@
-"""Invoice items: what waits for a customer's next invoice."""
+"""Answers requests about invoice items: charges for a customer's next invoice."""
 
 from typing import Any
 
@@ -90,7 +90,7 @@ def retrieve(context: Context, params: forms.Params, item_id: str) -> Json:
 
 
 def list_all(context: Context, params: forms.Params) -> Json:
-    """Answer GET /v1/invoiceitems; `pending` ones are on no invoice yet."""
+    """Answer GET /v1/invoiceitems; `pending` selects items that are on no invoice yet."""
     where: dict[str, Any] = {name: params[name] for name in ("customer", "invoice") if name in params}
     if params.get("pending"):
         where["invoice"] = None
@@ -98,7 +98,7 @@ def list_all(context: Context, params: forms.Params) -> Json:
 
 
 def delete(context: Context, params: forms.Params, item_id: str) -> Json:
-    """Answer DELETE /v1/invoiceitems/{id}, before an invoice has it."""
+    """Answer DELETE /v1/invoiceitems/{id}, for an item that is on no invoice yet."""
     del params
     item = context.work.get("invoiceitem", item_id)
     if item["invoice"] is not None:

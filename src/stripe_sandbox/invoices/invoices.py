@@ -1,4 +1,4 @@
-"""Invoices, as the API shows, makes, finishes and pays them."""
+"""Answers requests about invoices."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ LINES_MAX = 100
 
 
 def create(context: Context, params: forms.Params) -> Json:
-    """Answer POST /v1/invoices: a draft, with what is pending if that is asked for."""
+    """Answer POST /v1/invoices: a draft, with the customer's pending items if the request asks for them."""
     if "customer" not in params:
         raise errors.InvalidParameter("Missing required param: customer.", param="customer", code="parameter_missing")
     customer = customers.existing(context, params["customer"], param="customer")
@@ -27,7 +27,7 @@ def create(context: Context, params: forms.Params) -> Json:
         raise errors.InvalidParameter(
             "The sandbox charges automatically only.", param="collection_method", code="sandbox_unsupported"
         )
-    # A subscription's invoice always has what is pending for it; any other only if it is told to.
+    # A subscription's invoice always takes its pending items; another invoice only if the request says so.
     includes = params.get("pending_invoice_items_behavior", "include" if subscription else "exclude") == "include"
     waiting = pending.waiting(context, customer["id"], subscription["id"] if subscription else None) if includes else []
     if includes and not waiting:
@@ -90,7 +90,7 @@ def update(context: Context, params: forms.Params, invoice_id: str) -> Json:
 
 
 def finalize(context: Context, params: forms.Params, invoice_id: str) -> Json:
-    """Answer POST /v1/invoices/{id}/finalize. One that advances by itself is charged at once; nothing due is paid."""
+    """Answer POST /v1/invoices/{id}/finalize. Charges it at once if it has `auto_advance`, or if nothing is due."""
     invoice = _in(context, invoice_id, "draft", "finalized")
     if "auto_advance" in params:
         invoice = context.work.replace({**invoice, "auto_advance": params["auto_advance"]})
@@ -120,7 +120,7 @@ def void(context: Context, params: forms.Params, invoice_id: str) -> Json:
 
 
 def delete(context: Context, params: forms.Params, invoice_id: str) -> Json:
-    """Answer DELETE /v1/invoices/{id}: a draft that no subscription made. Its items are pending again."""
+    """Answer DELETE /v1/invoices/{id}, for a draft that no subscription made. Its items are pending again."""
     del params
     invoice = _in(context, invoice_id, "draft", "deleted")
     if invoice["billing_reason"] != "manual":

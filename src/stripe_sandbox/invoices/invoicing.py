@@ -1,4 +1,4 @@
-"""How an invoice comes about: drafted, counted again, final, void. `charging` gets it paid."""
+"""Creates, updates, finalises and voids invoices; `charging` charges them."""
 
 import dataclasses
 
@@ -9,12 +9,12 @@ from stripe_sandbox.invoices import lines, pending
 from stripe_sandbox.state import Json
 
 FINALIZES_SECONDS = 3600
-"""How long an automatic invoice stays a draft, in which usage still counts."""
+"""How long an automatic invoice stays a draft, on which new usage still counts."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What an invoice is about, beside its lines."""
+    """The fields of a new invoice beside its lines."""
 
     reason: str
     period: tuple[int, int]
@@ -25,7 +25,7 @@ class Terms:
 
 
 def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: Terms) -> Json:
-    """Make a draft. The pending items among the charges are taken by it."""
+    """Store a draft; the pending items among the charges belong to it from now on."""
     invoice_id = state.new_id("in")
     invoice = {
         "id": invoice_id,
@@ -120,7 +120,7 @@ def _take(context: Context, invoice_id: str, charges: list[lines.Charge]) -> Non
 
 
 def _totals(context: Context, invoice: Json) -> Json:
-    """Add up. What the customer has in credit is used first, and a total below zero becomes credit."""
+    """Return the totals. The customer's credit pays first; a total below zero becomes credit in `finalise`."""
     total = sum(line["amount"] for line in invoice["lines"]["data"])
     balance = context.work.get("customer", invoice["customer"])["balance"]
     due = max(0, total + balance)
@@ -128,7 +128,7 @@ def _totals(context: Context, invoice: Json) -> Json:
 
 
 def extend(context: Context, invoice: Json, items: list[Json]) -> Json:
-    """Put pending items on a draft."""
+    """Add pending items to a draft."""
     charges = [pending.charge_of(context, item) for item in items]
     _take(context, invoice["id"], charges)
     added = [lines.shown(charge, invoice["id"]) for charge in charges]
@@ -136,7 +136,7 @@ def extend(context: Context, invoice: Json, items: list[Json]) -> Json:
 
 
 def counted_again(context: Context, invoice: Json) -> Json:
-    """Bring the usage on a draft up to date."""
+    """Count the usage on a draft again."""
     counted = [lines.counted_again(context.work, line, invoice["customer"]) for line in invoice["lines"]["data"]]
     return _with_lines(context, invoice, counted, None)
 
@@ -148,7 +148,7 @@ def _with_lines(context: Context, invoice: Json, data: list[Json], event_type: s
 
 
 def count_drafts_again(context: Context, customer_id: str) -> None:
-    """Let a customer's drafts follow its usage."""
+    """Count the usage on all drafts of a customer again."""
     rows = context.work.connection.execute(
         "SELECT id FROM objects WHERE kind = 'invoice' AND json_extract(body, '$.customer') = ?"
         " AND json_extract(body, '$.status') = 'draft'",
@@ -159,7 +159,7 @@ def count_drafts_again(context: Context, customer_id: str) -> None:
 
 
 def finalise(context: Context, invoice: Json) -> Json:
-    """Make a draft final: from now on nothing on it changes but its payment."""
+    """Finalise a draft: from now on only its payment changes."""
     counted = counted_again(context, invoice)
     customer = context.work.get("customer", invoice["customer"])
     number = customer["next_invoice_sequence"]
@@ -183,7 +183,7 @@ def finalise(context: Context, invoice: Json) -> Json:
 
 
 def _moved_balance(context: Context, customer_id: str, by: int) -> int:
-    """Use or give credit, which is a balance below zero, and give what it is now."""
+    """Add `by` to the customer's balance (below zero: credit), and return the new balance."""
     customer = context.work.get("customer", customer_id)
     balance: int = customer["balance"] + by
     context.update(customer, {"balance": balance}, "customer.updated")
@@ -191,7 +191,7 @@ def _moved_balance(context: Context, customer_id: str, by: int) -> int:
 
 
 def void(context: Context, invoice: Json) -> Json:
-    """Declare a final invoice void: nobody owes it, and the credit that it used is there again."""
+    """Void a finalised invoice: nothing is owed any more, and the customer gets back the credit that it used."""
     _moved_balance(context, invoice["customer"], invoice["amount_due"] - invoice["total"])
     changes = {
         "auto_advance": False,
@@ -205,7 +205,7 @@ def void(context: Context, invoice: Json) -> Json:
 
 
 def stop_collecting(context: Context, subscription_id: str) -> None:
-    """No more attempts on what a subscription that has ended still owes."""
+    """Stop the attempts to charge the open invoices of a subscription that has ended."""
     found, _ = context.work.select(
         "invoice", {"parent.subscription_details.subscription": subscription_id, "status": "open"}, state.Page(100)
     )

@@ -1,4 +1,4 @@
-"""What an invoice charges for, one line each."""
+"""The lines of an invoice, each with one charge."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ from stripe_sandbox.state import Json
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
-    """A line before it is on an invoice. With `metered_after` it is counted again until the invoice is final."""
+    """A future line of an invoice. With `metered_after`, its usage is counted again until the invoice is finalised."""
 
     amount: int
     currency: str
@@ -29,7 +29,7 @@ class Charge:
 
 
 def in_advance(work: state.Work, subscription: Json, item: Json, *, charged: bool = True) -> Charge:
-    """Charge for the current period of an item that is not metered; nothing in a trial."""
+    """Return the charge for the current period of an item that is not metered; `charged` False: in a trial, so 0."""
     price = work.get("price", item["price"])
     return Charge(
         amount=amounts.of_units(price["unit_amount_decimal"], item["quantity"]) if charged else 0,
@@ -45,13 +45,13 @@ def in_advance(work: state.Work, subscription: Json, item: Json, *, charged: boo
 
 
 def used_until_now(work: state.Work, subscription: Json, item: Json, now: int) -> Charge:
-    """Charge for all that was reported of a metered item, this second included, and for nothing that comes later."""
+    """Return the charge for the usage reported until now, this second included; later reports do not change it."""
     window = usage.Window(min(item["_usage_from"], now), now + 1, item["_usage_after"])
     return _used(work, subscription, item, window, now)
 
 
 def used(work: state.Work, subscription: Json, item: Json, end: int) -> Charge:
-    """Charge for the usage of a metered item in a period that is over, counted again until the invoice is final."""
+    """Return the charge for usage in a period that is over, counted again until the invoice is finalised."""
     window = usage.Window(min(item["_usage_from"], end), end, item["_usage_after"])
     return dataclasses.replace(_used(work, subscription, item, window, end), metered_after=window.after)
 
@@ -73,7 +73,7 @@ def _used(work: state.Work, subscription: Json, item: Json, window: usage.Window
 
 
 def counted_again(work: state.Work, line: Json, customer: str) -> Json:
-    """Give a metered line of a draft with the usage as it is now; other lines stay."""
+    """Return a metered line of a draft with the present usage, any other line unchanged."""
     if line["_metered_after"] is None:
         return line
     price = work.get("price", line["pricing"]["price_details"]["price"])
@@ -85,7 +85,7 @@ def counted_again(work: state.Work, line: Json, customer: str) -> Json:
 
 
 def shown(charge: Charge, invoice_id: str) -> Json:
-    """Give the line as the API does."""
+    """Return the line in the API's form."""
     details: dict[str, Any] = {
         "invoice_item": charge.invoice_item,
         "proration": charge.proration,
@@ -123,7 +123,7 @@ def shown(charge: Charge, invoice_id: str) -> Json:
 
 
 def pricing(price: Json | None, amount: int) -> Json:
-    """Say what a line or an invoice item was priced by; one without a price has its own amount."""
+    """Return the field `pricing` of a line or invoice item: the price, or the amount if there is no price."""
     if price is None:
         return {"price_details": None, "type": "price_details", "unit_amount_decimal": str(amount)}
     return {
@@ -134,7 +134,7 @@ def pricing(price: Json | None, amount: int) -> Json:
 
 
 def named(work: state.Work, price: Json) -> str:
-    """Give a price's name, for people."""
+    """Return a price's name for people."""
     return str(price["nickname"] or work.get("product", price["product"])["name"])
 
 

@@ -1,4 +1,4 @@
-"""What waits for a customer's next invoice: what the API put there, and the parts of periods after a change."""
+"""Stores the pending items of a customer's next invoice: items made by the API, and prorations after a change."""
 
 from stripe_sandbox import state
 from stripe_sandbox.api.context import Context
@@ -10,7 +10,7 @@ PENDING_MAX = 250
 
 
 def add(context: Context, customer_id: str, charge: lines.Charge) -> Json:
-    """Keep a charge for the customer's, or its subscription's, next invoice."""
+    """Store a charge for the next invoice of the customer or its subscription."""
     parent = {
         "subscription_details": {"subscription": charge.subscription, "subscription_item": charge.item},
         "type": "subscription_details",
@@ -45,14 +45,14 @@ def add(context: Context, customer_id: str, charge: lines.Charge) -> Json:
 
 
 def waiting(context: Context, customer_id: str, subscription_id: str | None) -> list[Json]:
-    """Give what waits for the customer's next invoice (None), or for that of a subscription, the oldest first."""
+    """Return the pending items for the next invoice of a subscription (None: of the customer), the oldest first."""
     found, _ = context.work.select("invoiceitem", {"customer": customer_id, "invoice": None}, state.Page(PENDING_MAX))
     items = [item for item in found if _subscription_of(item) in {None, subscription_id}]
     return items[::-1]
 
 
 def charge_of(context: Context, item: Json) -> lines.Charge:
-    """Give the line that the item becomes."""
+    """Return an item's charge, which becomes a line."""
     details = item["pricing"]["price_details"]
     parent = (item["parent"] or {}).get("subscription_details") or {}
     return lines.Charge(
@@ -77,12 +77,12 @@ def _subscription_of(item: Json) -> str | None:
 
 
 def on_invoice(context: Context, item_id: str, invoice_id: str | None) -> None:
-    """Note which invoice has taken an item, or that none has any more."""
+    """Store the invoice that contains an item; None: the item is pending again."""
     context.work.replace({**context.work.get("invoiceitem", item_id), "invoice": invoice_id})
 
 
 def delete(context: Context, item: Json) -> Json:
-    """Forget an item that no invoice has taken."""
+    """Delete an item that is on no invoice."""
     context.emit("invoiceitem.deleted", item)
     context.work.delete(item["id"])
     return {"id": item["id"], "object": "invoiceitem", "deleted": True}

@@ -1,4 +1,4 @@
-"""What an invoice would be: the change is made, the invoice taken down, and everything undone."""
+"""Previews an invoice: makes the change, reads the invoice, and undoes both."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ CHANGES = (
     "metadata",
     "trial_end",
 )
-"""What `subscription_details` has in common with the parameters of a subscription."""
+"""The parameters that `subscription_details` and a subscription have in common."""
 
 
 class _Undo(Exception):
@@ -68,7 +68,7 @@ def _latest(context: Context, subscription: Json) -> Json | None:
 
 
 def _next(context: Context, subscription: Json) -> Json | None:
-    """Let time pass until the subscription makes an invoice: its trial's notice and the like make none."""
+    """Go from moment to moment until the subscription makes an invoice; a trial's notice, for example, makes none."""
     latest = subscription["latest_invoice"]
     for _ in range(4):
         now = context.work.get("subscription", subscription["id"])
@@ -83,7 +83,7 @@ def _next(context: Context, subscription: Json) -> Json | None:
 
 
 def _shown(context: Context, invoice: Json | None) -> list[Json]:
-    """Give the invoice as if nothing had become of it yet."""
+    """Return the invoice as a draft that was not finalised, charged or paid yet."""
     if invoice is None:
         return []
     invoice_id = state.new_id("upcoming_in")

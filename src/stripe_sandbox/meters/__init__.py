@@ -1,1 +1,1 @@
-"""Usage: the meters, what is reported to them, and what they count."""
+"""Meters, the usage that is reported to them, and its sums."""

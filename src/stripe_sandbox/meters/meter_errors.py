@@ -1,4 +1,4 @@
-"""What Stripe says later about usage that it took at first: events in the thin format, whose data is fetched."""
+"""Reports that accepted usage was not recorded, by events in the thin format, whose data is fetched separately."""
 
 import datetime as dt
 from typing import Any, Literal
@@ -21,13 +21,13 @@ Code = Literal[
 ]
 
 SAMPLES_MAX = 100
-"""Events that one report names."""
+"""The most meter events of a report."""
 
 NO_METER = "no_meter"
 
 
 def report(context: Context, code: Code, identifiers: list[str]) -> Json:
-    """Declare that these events were not recorded, and tell of it. An unknown identifier may be named as well."""
+    """Mark meter events as not recorded, and emit an event about it. Unknown identifiers are allowed."""
     marks = ", ".join("?" * len(identifiers))
     rows = context.work.connection.execute(
         f"SELECT seq, meter, customer FROM meter_events WHERE identifier IN ({marks})",  # noqa: S608 - marks only

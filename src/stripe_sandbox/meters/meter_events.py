@@ -1,4 +1,4 @@
-"""Usage, as it is reported to meters, taken back, and summed up."""
+"""Answers requests that report usage to meters, cancel it, and read its sums."""
 
 from stripe_sandbox import errors, state
 from stripe_sandbox.api import forms, rendering
@@ -11,10 +11,10 @@ PAST_SECONDS_MAX = 35 * 24 * 3600
 FUTURE_SECONDS_MAX = 5 * 60
 IDENTIFIER_LENGTH_MAX = 100
 IDENTIFIER_SECONDS = 24 * 3600
-"""How long an identifier is unique. Stripe promises no more, so a later repeat is counted again here."""
+"""How long a repeated identifier is refused. Stripe promises no more, so a later repeat is counted again."""
 
 CANCEL_SECONDS = 24 * 3600
-"""How long after its receipt an event can be taken back."""
+"""How long after its receipt an event can be cancelled."""
 
 VALUE_DIGITS_MAX = 15
 MINUTE_SECONDS = 60
@@ -22,7 +22,7 @@ WINDOW_SECONDS = {"hour": 3600, "day": 24 * 3600}
 
 
 def create(context: Context, params: forms.Params) -> Json:
-    """Answer POST /v1/billing/meter_events. A meter or customer that is unknown shows only later, as with Stripe."""
+    """Answer POST /v1/billing/meter_events. As with Stripe, an unknown meter or customer is not refused here."""
     identifier = params.get("identifier") or state.new_id("mtrevt")
     timestamp = params.get("timestamp", context.now)
     _check_bounds(context, identifier, timestamp)
@@ -93,7 +93,7 @@ def _payload(payload: dict[str, str], customer_key: str, value_key: str) -> tupl
 
 
 def adjust(context: Context, params: forms.Params) -> Json:
-    """Answer POST /v1/billing/meter_event_adjustments: take an event back, within a day of its receipt."""
+    """Answer POST /v1/billing/meter_event_adjustments: cancel an event, within a day of its receipt."""
     identifier = params.get("cancel", {}).get("identifier")
     if identifier is None:
         param = "cancel[identifier]"
@@ -124,7 +124,7 @@ def adjust(context: Context, params: forms.Params) -> Json:
 
 
 def list_summaries(context: Context, params: forms.Params, meter_id: str) -> Json:
-    """Answer GET /v1/billing/meters/{id}/event_summaries: one for the whole time, or one for each hour or day."""
+    """Answer GET /v1/billing/meters/{id}/event_summaries: a sum of the whole time, or of each hour or day."""
     meter = context.work.get("billing.meter", meter_id)
     context.work.get("customer", params["customer"], param="customer")
     start, end = params["start_time"], params["end_time"]
@@ -138,7 +138,7 @@ def list_summaries(context: Context, params: forms.Params, meter_id: str) -> Jso
     limit = params.get("limit", 10)
     if not 1 <= limit <= rendering.LIMIT_MAX:
         raise errors.InvalidParameter(f"limit must be between 1 and {rendering.LIMIT_MAX}.", param="limit")
-    # The newest first, as in every list. A cursor is the id of a summary, which says where it begins.
+    # The newest first, as in every list. A cursor is the id of a summary, which ends with the start of its window.
     starts = range(start, end, step)[::-1] if window else range(start, start + 1)
     cursor = params.get("starting_after")
     later = [at for at in starts if cursor is None or at < int(cursor.rpartition("_")[2])]

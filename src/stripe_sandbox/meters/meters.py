@@ -1,4 +1,4 @@
-"""Meters: by which name usage is reported, and what becomes of its numbers."""
+"""Answers requests about meters: the name by which usage is reported, and how it is aggregated."""
 
 import sqlite3
 
@@ -50,7 +50,7 @@ def retrieve(context: Context, params: forms.Params, meter_id: str) -> Json:
 
 
 def active(context: Context, event_name: str) -> Json | None:
-    """Give the one meter that takes events of this name now."""
+    """Return the active meter with an event name; None if there is none."""
     found, _ = context.work.select("billing.meter", {"event_name": event_name, "status": "active"}, state.Page(1))
     return found[0] if found else None
 
@@ -62,7 +62,7 @@ def list_all(context: Context, params: forms.Params) -> Json:
 
 
 def update(context: Context, params: forms.Params, meter_id: str) -> Json:
-    """Answer POST /v1/billing/meters/{id}: only the display name can change."""
+    """Answer POST /v1/billing/meters/{id}; only the display name can change."""
     meter = context.work.get("billing.meter", meter_id)
     if params.get("display_name", meter["display_name"]) != meter["display_name"]:
         changes = {"display_name": params["display_name"], "updated": context.now}

@@ -1,4 +1,4 @@
-"""What a meter counted, as it is billed and as it is summed up for the API."""
+"""Aggregates meter events, for invoices and for the API."""
 
 import dataclasses
 
@@ -7,10 +7,10 @@ from stripe_sandbox.state import Json, Work
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Window:
-    """Which events count: timestamps from `start` to before `end`, and reported after the one numbered `after`.
+    """The events with a timestamp in [start, end), in unix seconds, and a number greater than `after`.
 
-    A change bills what was reported before it, so that what is reported later in the same second counts for what came
-    after the change.
+    The number separates events of the same second: a change bills the events reported before it; events reported after
+    it belong to the subscription's new items.
     """
 
     start: int
@@ -19,12 +19,12 @@ class Window:
 
 
 def latest(work: Work) -> int:
-    """Give the number of the event that was reported last."""
+    """Return the number of the latest reported event; 0 if there is none."""
     return int(work.connection.execute("SELECT coalesce(max(seq), 0) FROM meter_events").fetchone()[0])
 
 
 def total(work: Work, meter: Json, customer: str, window: Window) -> int:
-    """Aggregate the events of a window, as the meter says."""
+    """Return the aggregate of the events in a window, by the meter's formula."""
     among = (
         "FROM meter_events WHERE meter = ? AND customer = ? AND timestamp >= ? AND timestamp < ? AND seq > ?"
         " AND problem IS NULL"
@@ -42,5 +42,5 @@ def total(work: Work, meter: Json, customer: str, window: Window) -> int:
 
 
 def billed_units(work: Work, price: Json, customer: str, window: Window) -> int:
-    """Give what a metered price bills for: a total below zero bills nothing, and is not carried over."""
+    """Return the units that a metered price bills; 0 if the total is below zero, without a carry-over."""
     return max(0, total(work, work.get("billing.meter", price["recurring"]["meter"]), customer, window))

@@ -1,1 +1,1 @@
-"""What a customer sees in a browser. Plain HTML without scripts; everything shown is escaped."""
+"""The pages for customers: plain HTML without scripts; all values are escaped."""

@@ -1,4 +1,4 @@
-"""The checkout page: what a customer sees in a browser. Plain HTML without scripts; everything shown is escaped."""
+"""The checkout page: plain HTML without scripts; all values are escaped."""
 
 import decimal
 import html
@@ -17,13 +17,13 @@ OTHER_CARDS = {"works_once": "Pay with a card that is declined later", "declines
 
 
 class CheckoutPages:
-    """GET shows the page, POST pay and POST cancel are its buttons."""
+    """The endpoints: GET shows the page; its buttons send POST pay and POST cancel."""
 
     def __init__(self, sandbox: requests.Sandbox) -> None:
         self._sandbox = sandbox
 
     async def show(self, request: Request) -> Response:
-        """Show what is to be paid; 410 once the session is over."""
+        """Show the checkout; answers 410 when the session is over."""
         session_id = request.path_params["session_id"]
 
         def work(work: state.Work) -> Response:
@@ -34,9 +34,9 @@ class CheckoutPages:
         return await self._run(work)
 
     async def pay(self, request: Request) -> Response:
-        """Pay and go to the success URL. A second click ends there too, having paid nothing more.
+        """Pay, and redirect to the success URL; a second click only redirects.
 
-        The field `card` says with which: one that `works`, one that `declines`, or one that works this once.
+        The field `card` names the card: `works`, `declines`, or `works_once` (later charges are declined).
         """
         session_id = request.path_params["session_id"]
         card = (await layout.fields(request)).get("card", "works")
@@ -60,7 +60,7 @@ class CheckoutPages:
         return await self._run(work)
 
     async def cancel(self, request: Request) -> Response:
-        """Go back without paying; the session stays open."""
+        """Leave the checkout without paying; the session stays open."""
         session_id = request.path_params["session_id"]
 
         def work(work: state.Work) -> Response:

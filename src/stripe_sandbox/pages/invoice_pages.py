@@ -1,4 +1,4 @@
-"""An invoice as its customer sees it: the page with its pay button, and a plain PDF."""
+"""The invoice's page, with its button to pay, and its PDF."""
 
 import datetime as dt
 import html
@@ -14,17 +14,17 @@ from stripe_sandbox.invoices import charging
 from stripe_sandbox.pages import layout
 
 PDF_LINES_MAX = 60
-"""What fits on the one page of the PDF."""
+"""The most lines on the PDF's only page."""
 
 
 class InvoicePages:
-    """GET shows an invoice, POST pay is its button."""
+    """The endpoints: GET shows an invoice; its button sends POST pay."""
 
     def __init__(self, sandbox: requests.Sandbox) -> None:
         self._sandbox = sandbox
 
     def routes(self) -> list[Route]:
-        """Give what the app serves."""
+        """Return the routes."""
         return [
             Route("/invoice/{invoice_id}", self.show, methods=["GET"]),
             Route("/invoice/{invoice_id}/pdf", self.pdf, methods=["GET"]),
@@ -32,12 +32,12 @@ class InvoicePages:
         ]
 
     async def show(self, request: Request) -> Response:
-        """Show its lines and what is left to pay."""
+        """Show the invoice's lines and the remaining amount."""
         invoice_id = request.path_params["invoice_id"]
         return await self._run(lambda work: layout.page(_body(_final(work, invoice_id)), "Sandbox invoice"))
 
     async def pdf(self, request: Request) -> Response:
-        """Give it as a file."""
+        """Answer the invoice as a PDF."""
         invoice_id = request.path_params["invoice_id"]
 
         def work(work: state.Work) -> Response:
@@ -49,7 +49,7 @@ class InvoicePages:
         return await self._run(work)
 
     async def pay(self, request: Request) -> Response:
-        """Pay it with a card that is used this once; paying twice is once."""
+        """Pay an open invoice with a card that is used only for it; a second click pays nothing."""
         invoice_id = request.path_params["invoice_id"]
 
         def work(work: state.Work) -> Response:
@@ -71,7 +71,7 @@ class InvoicePages:
 
 
 def _final(work: state.Work, invoice_id: str) -> state.Json:
-    """Give an invoice that customers may see. Raises NotFound."""
+    """Return an invoice that customers may see. Raises NotFound, also for a draft."""
     invoice = work.get("invoice", invoice_id)
     if invoice["status"] == "draft":
         raise errors.NotFound("This invoice is not final yet.")
@@ -109,7 +109,7 @@ def _text(invoice: state.Json) -> list[str]:
 
 
 def _pdf(lines: list[str]) -> bytes:
-    """Give a file of one page with lines of plain text."""
+    """Return a PDF of one page with lines of plain text."""
     escaped = [line.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)") for line in lines]
     shown = "\n".join(f"({line}) Tj T*" for line in escaped)
     content = f"BT /F1 9 Tf 40 800 Td 12 TL\n{shown}\nET".encode("latin-1", "replace")

@@ -1,4 +1,4 @@
-"""What all pages share: how they look, the fields of their forms, and amounts as people read them."""
+"""The parts that all pages share: layout, form fields, and the notation of amounts."""
 
 import decimal
 import html
@@ -33,14 +33,14 @@ HEADERS = {
 MINOR_DIGITS = dict.fromkeys(
     ("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"), 0
 )
-"""Currencies without minor units; all others are shown with two digits."""
+"""Currencies without minor units; amounts of all others are shown with two decimal places."""
 
 FORM_BYTES_MAX = 4096
-"""Far above any form of the pages."""
+"""Far larger than any form of the pages."""
 
 
 async def fields(request: Request) -> dict[str, str]:
-    """Give the fields of a page's form; none where it is no form of ours."""
+    """Return the fields of a page's form; none if the body is too large or cannot be decoded."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -53,7 +53,7 @@ async def fields(request: Request) -> dict[str, str]:
 
 
 def page(body: str, title: str = "Sandbox checkout", status: int = 200) -> HTMLResponse:
-    """Give a page; the body is HTML."""
+    """Return the response with a page; `body` is HTML."""
     return HTMLResponse(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -65,7 +65,7 @@ def page(body: str, title: str = "Sandbox checkout", status: int = 200) -> HTMLR
 
 
 def money(minor: decimal.Decimal | int, currency: str) -> str:
-    """Write an amount of minor units for people: at least the currency's digits, more if it has them."""
+    """Return an amount of minor units in major units, with at least the currency's decimal places."""
     digits = MINOR_DIGITS.get(currency, 2)
     major = decimal.Decimal(minor).scaleb(-digits)
     exponent = major.normalize().as_tuple().exponent

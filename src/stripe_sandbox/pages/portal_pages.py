@@ -1,4 +1,4 @@
-"""The portal as a customer sees it. Plain HTML without scripts; everything shown is escaped."""
+"""The portal's page: plain HTML without scripts; all values are escaped."""
 
 import datetime as dt
 import html
@@ -19,13 +19,13 @@ CARDS = {"works": "a card that works", "declines": "a card that is declined", "n
 
 
 class PortalPages:
-    """GET shows the portal, each POST is one of its buttons."""
+    """The endpoints: GET shows the portal; each of its buttons sends a POST."""
 
     def __init__(self, sandbox: requests.Sandbox) -> None:
         self._sandbox = sandbox
 
     def routes(self) -> list[Route]:
-        """Give what the app serves."""
+        """Return the routes."""
         buttons: dict[str, Act] = {
             "card": lambda visit, given: visit.change_card(given.get("card", "")),
             "cancel": lambda visit, given: visit.cancel(given.get("subscription", ""), given.get("feedback")),
@@ -39,7 +39,7 @@ class PortalPages:
         return [Route("/portal/{session_id}", self.show, methods=["GET"]), *acts]
 
     async def show(self, request: Request) -> Response:
-        """Show what the customer has."""
+        """Show the customer's card, subscriptions and invoices."""
 
         def work(work: state.Work) -> Response:
             scope = self._sandbox.context(work)

@@ -1,1 +1,1 @@
-"""The table of what the sandbox answers."""
+"""The route table of the API."""

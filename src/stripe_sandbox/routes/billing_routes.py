@@ -1,4 +1,4 @@
-"""The rows of the route table that concern subscriptions, invoices and usage; see `table`."""
+"""The route table's rows for subscriptions, invoices and usage; see `table`."""
 
 from stripe import params
 from stripe.params import billing as billing_params

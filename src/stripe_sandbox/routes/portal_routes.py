@@ -1,4 +1,4 @@
-"""The rows of the route table that concern the portal and the cards; see `table`."""
+"""The route table's rows for the portal and the cards; see `table`."""
 
 from stripe import params
 from stripe.params import billing_portal as portal_params

@@ -1,4 +1,4 @@
-"""The table of what the sandbox answers. A parameter that Stripe knows and no row names is refused, not ignored."""
+"""The route table of the API. A parameter of Stripe's that its row does not name is refused, not ignored."""
 
 from stripe import params
 from stripe.params import billing as billing_params

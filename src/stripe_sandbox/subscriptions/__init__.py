@@ -1,1 +1,1 @@
-"""Subscriptions in the course of their lives: items, periods, changes, schedules, ends."""
+"""Subscriptions: their beginning, items, periods, changes, schedules and end."""

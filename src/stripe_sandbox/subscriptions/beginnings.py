@@ -14,13 +14,13 @@ from stripe_sandbox.subscriptions import periods, prorations, subscription_items
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What a subscription begins with, beside its lines."""
+    """The parameters of a new subscription, beside its lines."""
 
     metadata: dict[str, str]
     description: str | None = None
     trial_end: int | None = None
     without_card: str = "create_invoice"
-    """What the trial's end does if there is no card."""
+    """What happens at the trial's end if the customer has no card."""
 
     anchor: int | None = None
     prorates: bool = True
@@ -29,10 +29,10 @@ class Terms:
 
 
 def begin(context: Context, customer: Json, chosen: list[subscription_items.Line], terms: Terms) -> Json:
-    """Make a subscription with its first invoice, which is charged at once.
+    """Store a new subscription with its first invoice, which is charged at once.
 
-    Lines without an interval are charged once. Raises CardDeclined if the terms want no subscription that is unpaid;
-    else one whose first invoice is not paid is incomplete.
+    Lines without an interval are charged only once. If the first invoice is not paid, raises CardDeclined with
+    the `payment_behavior` `error_if_incomplete`; with any other, the subscription is incomplete.
     """
     subscription = _made(context, customer, chosen, terms)
     charged = subscription["status"] != "trialing"
@@ -48,7 +48,7 @@ def begin(context: Context, customer: Json, chosen: list[subscription_items.Line
     charges += [_once(line, subscription) for line in chosen if not line.price["recurring"]]
     charges += [pending.charge_of(context, each) for each in pending.waiting(context, customer["id"], None)]
     context.work.insert("subscription", subscription)
-    # Metered items alone make no invoice now: with flexible billing there is no line about nothing.
+    # With metered items only, there is no first invoice: flexible billing makes no lines of 0 for them.
     if charges:
         subscription = _invoiced(context, customer, subscription, charges, terms)
     context.emit("customer.subscription.created", subscription)
@@ -67,7 +67,7 @@ def _invoiced(context: Context, customer: Json, subscription: Json, charges: lis
 
 
 def _first_charge(context: Context, subscription: Json, item: Json, terms: Terms) -> lines.Charge:
-    """Charge for the first period, in proportion if the anchor makes it shorter than a whole one."""
+    """Return the charge for the first period; a proportional part if the anchor makes the period shorter."""
     whole = lines.in_advance(context.work, subscription, item)
     if terms.anchor is None:
         return whole
@@ -91,7 +91,7 @@ def _once(line: subscription_items.Line, subscription: Json) -> lines.Charge:
 
 
 def check_card(context: Context, customer_id: str, given: str | None) -> str | None:
-    """Give the payment method if the customer has it. Raises Refused."""
+    """Return the payment method. Raises Refused if the customer does not have it."""
     if not given:
         return None
     found = context.work.get("payment_method", given, param="default_payment_method")
@@ -105,7 +105,7 @@ def check_card(context: Context, customer_id: str, given: str | None) -> str | N
 
 
 def has_card(context: Context, subscription: Json) -> bool:
-    """Whether there is anything to charge."""
+    """Say whether the customer or the subscription has a card; a charge may still be declined."""
     return payment_methods.can_charge(context, subscription["customer"], subscription) != "no_card"
 
 

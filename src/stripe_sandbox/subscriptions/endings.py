@@ -1,4 +1,4 @@
-"""How subscriptions end, and how an ending is arranged or taken back."""
+"""Ends subscriptions, and schedules or cancels their end."""
 
 from stripe_sandbox import errors, state
 from stripe_sandbox.api import forms
@@ -9,17 +9,17 @@ from stripe_sandbox.state import Json
 OVER = ("canceled", "incomplete_expired")
 
 SUBSCRIPTIONS_MAX = 500
-"""Stripe's bound for one customer."""
+"""Stripe's bound on the subscriptions of a customer."""
 
 
 def living(context: Context, customer_id: str) -> list[Json]:
-    """Give a customer's subscriptions that are not over."""
+    """Return a customer's subscriptions that have not ended."""
     found, _ = context.work.select("subscription", {"customer": customer_id}, state.Page(SUBSCRIPTIONS_MAX))
     return [subscription for subscription in found if subscription["status"] not in OVER]
 
 
 def end(context: Context, subscription: Json, details: Json | None = None) -> Json:
-    """End it now; what it still owes is no longer collected."""
+    """End a subscription now; its open invoices are not charged any more."""
     merged = {**subscription["cancellation_details"], "reason": "cancellation_requested", **(details or {})}
     changes = {
         "status": "canceled",
@@ -40,7 +40,7 @@ def end(context: Context, subscription: Json, details: Json | None = None) -> Js
 
 
 def expire(context: Context, subscription: Json) -> Json:
-    """Give up a subscription whose first payment did not come in time."""
+    """End a subscription whose first payment did not come in time, and void its invoice."""
     for_payment = context.work.find("invoice", subscription["latest_invoice"] or "")
     if for_payment and for_payment["status"] == "open":
         invoicing.void(context, for_payment)
@@ -49,7 +49,7 @@ def expire(context: Context, subscription: Json) -> Json:
 
 
 def cancel_at_end(context: Context, subscription: Json, details: Json | None = None) -> Json:
-    """Do what the portal's cancel button does: with flexible billing it sets the time, not the flag."""
+    """Schedule the end as the portal does: with flexible billing it sets `cancel_at`, not `cancel_at_period_end`."""
     merged = {**subscription["cancellation_details"], "reason": "cancellation_requested", **(details or {})}
     changes = {
         "cancel_at": min(period_ends(subscription)),
@@ -60,7 +60,7 @@ def cancel_at_end(context: Context, subscription: Json, details: Json | None = N
 
 
 def keep(context: Context, subscription: Json) -> Json:
-    """Take an arranged ending back."""
+    """Cancel the scheduled end of a subscription."""
     return context.update(subscription, _kept(subscription), "customer.subscription.updated")
 
 
@@ -74,12 +74,12 @@ def _kept(subscription: Json) -> Json:
 
 
 def period_ends(subscription: Json) -> list[int]:
-    """Give the ends of its items' periods."""
+    """Return the ends of the periods of the subscription's items."""
     return [item["current_period_end"] for item in subscription["items"]["data"]]
 
 
 def arranged(context: Context, subscription: Json, params: forms.Params) -> Json:
-    """Read whether and when it shall end: at a time, at the period's end, or not at all. Raises for nonsense."""
+    """Return the changes that schedule or cancel an end, as the parameters ask. Raises InvalidParameter and Refused."""
     at_period_end, at = params.get("cancel_at_period_end"), params.get("cancel_at")
     if at_period_end is not None and at:
         raise errors.InvalidParameter(
@@ -89,7 +89,7 @@ def arranged(context: Context, subscription: Json, params: forms.Params) -> Json
     if at_period_end is None and at is None:
         if not subscription["cancel_at_period_end"]:
             return {}
-        return {"cancel_at": min(ends)}  # the period may just have changed with the items
+        return {"cancel_at": min(ends)}  # this update may have changed the items' periods
     if subscription["schedule"]:
         raise errors.Refused(
             f"The subscription is managed by the subscription schedule `{subscription['schedule']}`; change its ending"

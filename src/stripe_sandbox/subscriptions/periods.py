@@ -1,4 +1,4 @@
-"""Billing periods, counted from an anchor: January 31, February 28, March 31."""
+"""Computes billing periods from an anchor: January 31, February 28, March 31."""
 
 import datetime as dt
 from typing import Any
@@ -7,14 +7,14 @@ from dateutil import relativedelta
 
 
 def step(anchor: int, recurring: dict[str, Any], count: int) -> int:
-    """Give the unix time `count` intervals after the anchor; months keep the anchor's day where they have it."""
+    """Return the unix time `count` intervals after the anchor, on the anchor's day or a shorter month's last day."""
     amount = recurring["interval_count"] * count
     delta = relativedelta.relativedelta(**{f"{recurring['interval']}s": amount})
     return int((dt.datetime.fromtimestamp(anchor, dt.UTC) + delta).timestamp())
 
 
 def current(anchor: int, recurring: dict[str, Any], now: int) -> tuple[int, int]:
-    """Give the start and end of the period that `now` lies in, which may be before the anchor."""
+    """Return the start and end of the period that contains `now`, which may be before the anchor."""
     count = 0
     while step(anchor, recurring, count + 1) <= now:
         count += 1
@@ -24,5 +24,5 @@ def current(anchor: int, recurring: dict[str, Any], now: int) -> tuple[int, int]
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two prices are billed in the same rhythm."""
+    """Say whether two prices have the same interval."""
     return all(one[name] == other[name] for name in ("interval", "interval_count"))

@@ -1,4 +1,4 @@
-"""The phases of a subscription schedule: reading them, and going from one to the next."""
+"""Reads the phases of a subscription schedule, and moves the schedule from phase to phase."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ PHASES_MAX = 10
 
 
 def from_subscription(subscription: Json) -> Json:
-    """Give the phase that a subscription is in: its items, until its period's end or its own."""
+    """Return a subscription's present state as a phase, which ends with the period or the subscription."""
     items = subscription["items"]["data"]
     starts, ends = zip(*((item["current_period_start"], item["current_period_end"]) for item in items), strict=True)
     return made(
@@ -24,7 +24,7 @@ def from_subscription(subscription: Json) -> Json:
 
 
 def made(*, start: int, end: int, items: list[Json], **more: Any) -> Json:  # noqa: ANN401 - fields of a phase
-    """Give a phase in the API's form."""
+    """Return a phase in the API's form."""
     return {
         "add_invoice_items": [],
         "application_fee_percent": None,
@@ -56,7 +56,7 @@ def _item(price_id: str, quantity: int | None) -> Json:
 
 
 def read(context: Context, schedule: Json, given: list[forms.Params]) -> list[Json]:
-    """Give the phases as asked for, one after the other. The first is the present one, whose items stay."""
+    """Return the requested phases in their order; the first is the present phase, whose items must not change."""
     if not 1 <= len(given) <= PHASES_MAX:
         raise errors.InvalidParameter(f"A schedule has 1 to {PHASES_MAX} phases.", param="phases")
     present = current(schedule)
@@ -108,7 +108,7 @@ def _read_item(context: Context, given: forms.Params, param: str) -> Json:
         raise errors.InvalidParameter(
             f"Missing required param: {param}[price].", param=f"{param}[price]", code="parameter_missing"
         )
-    # What is subscribed to already may have been taken off sale since.
+    # An inactive price is allowed, because the subscription may already have it.
     line = subscription_items.checked_line(context, given, param, {"price": given["price"], "quantity": 1})
     return _item(line.price["id"], line.quantity)
 
@@ -126,14 +126,14 @@ def _end(context: Context, given: forms.Params, start: int, items: list[Json], p
 
 
 def current(schedule: Json) -> Json:
-    """Give the phase that a schedule is in."""
+    """Return the present phase of a schedule."""
     start = schedule["current_phase"]["start_date"]
     found: Json = next(phase for phase in schedule["phases"] if phase["start_date"] == start)
     return found
 
 
 def follow(context: Context, schedule_id: str, items: list[Json]) -> None:
-    """Let the present phase have the items that its subscription was given meanwhile."""
+    """Store the subscription's changed items in the present phase."""
     schedule = context.work.get("subscription_schedule", schedule_id)
     present = current(schedule)
     now_sold = {**present, "items": [_item(item["price"], item.get("quantity")) for item in items]}
@@ -142,7 +142,7 @@ def follow(context: Context, schedule_id: str, items: list[Json]) -> None:
 
 
 def enter_next(context: Context, schedule: Json) -> Json | None:
-    """Go on to the next phase and give it, or None if there is none: then the schedule is over."""
+    """Move to the next phase and return it. After the last phase the schedule ends, and None is returned."""
     position = schedule["phases"].index(current(schedule)) + 1
     if position < len(schedule["phases"]):
         phase: Json = schedule["phases"][position]
@@ -158,7 +158,7 @@ def enter_next(context: Context, schedule: Json) -> Json | None:
 
 
 def release(context: Context, schedule: Json) -> Json:
-    """Let the subscription go on without the schedule. Its own state is the caller's to change."""
+    """Release the subscription from the schedule. The caller has to change the subscription's own fields."""
     changes = {
         "status": "released",
         "released_at": context.now,
@@ -172,7 +172,7 @@ def release(context: Context, schedule: Json) -> Json:
 
 
 def add(context: Context, subscription: Json) -> Json:
-    """Make the schedule of a subscription that has none."""
+    """Store a new schedule for a subscription without a schedule."""
     phase = {**from_subscription(subscription), "currency": subscription["currency"]}
     schedule = {
         "id": state.new_id("sub_sched"),

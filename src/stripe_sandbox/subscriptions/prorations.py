@@ -1,4 +1,4 @@
-"""What a change in the middle of a period gives back, and what it charges: to the second, from the amounts billed."""
+"""Prorations: credits and charges of a change within a period, by the second, from the amounts that were billed."""
 
 import datetime as dt
 import decimal
@@ -10,12 +10,12 @@ from stripe_sandbox.subscriptions import periods
 
 
 def debit(amount: int, start: int, end: int) -> Json:
-    """Note on an item what was charged for which time, so that credits come from the amount that was billed."""
+    """Return a record, for the item, of an amount charged for a time; credits are computed from it."""
     return {"amount": amount, "start": start, "end": end}
 
 
 def credits_for(work: state.Work, subscription: Json, item: Json, at: int) -> list[lines.Charge]:
-    """Give back what was charged for the time from `at` on, one credit for each charge."""
+    """Return the credits for the time from `at` on, one for each charge of the item."""
     price = work.get("price", item["price"])
     given = []
     for billed in item["_debits"]:
@@ -41,7 +41,7 @@ def credits_for(work: state.Work, subscription: Json, item: Json, at: int) -> li
 
 
 def remaining(work: state.Work, subscription: Json, item: Json, anchor: int, at: int) -> lines.Charge:
-    """Charge for the rest of an item's period, in proportion to a whole one."""
+    """Return the charge for the rest of an item's period, in proportion to a whole period."""
     price = work.get("price", item["price"])
     start, end = periods.current(anchor, price["recurring"], at)
     exact = decimal.Decimal(price["unit_amount_decimal"]) * item["quantity"]

@@ -1,4 +1,4 @@
-"""What happens to a subscription in the course of time: renewal, the end of its trial, its next phase, its end."""
+"""Makes the changes of a subscription that are due: renewal, end of the trial, next phase, end."""
 
 from stripe_sandbox import errors
 from stripe_sandbox.api import forms
@@ -19,7 +19,7 @@ from stripe_sandbox.time import moments
 
 
 def act(context: Context, subscription_id: str) -> None:
-    """Do all that is due on a subscription by now."""
+    """Make all changes of a subscription that are due."""
     subscription = context.work.get("subscription", subscription_id)
     if subscription["status"] == "incomplete":
         endings.expire(context, subscription)
@@ -53,7 +53,7 @@ def _reached(context: Context, at: int | None) -> bool:
 
 
 def _announced(context: Context, subscription: Json) -> Json:
-    """Say once, three days ahead, that the trial will end."""
+    """Emit an event, only once, that the trial will end within three days."""
     if subscription["status"] != "trialing" or subscription["_end_of_trial_announced"]:
         return subscription
     if subscription["trial_end"] - moments.TRIAL_NOTICE_SECONDS > context.now:
@@ -64,7 +64,7 @@ def _announced(context: Context, subscription: Json) -> Json:
 
 
 def _as_update(subscription: Json, phase: Json) -> Json:
-    """Give the parameters of the update that brings the phase about in the middle of a period."""
+    """Return the parameters of an update that begins a phase in the middle of a period."""
     wanted = {item["price"]: item for item in phase["items"]}
     changes = []
     for item in subscription["items"]["data"]:
@@ -78,7 +78,7 @@ def _as_update(subscription: Json, phase: Json) -> Json:
 
 
 def _renew(context: Context, subscription: Json, phase: Json | None) -> None:
-    """Charge for the usage of the period that is over and for the one that comes."""
+    """Begin a new period; charges for the usage of the last period, and in advance for the new period."""
     trial_over = subscription["status"] == "trialing" and _reached(context, subscription["trial_end"])
     if trial_over and not beginnings.has_card(context, subscription):
         match subscription["trial_settings"]["end_behavior"]["missing_payment_method"]:
@@ -122,7 +122,7 @@ def _renew(context: Context, subscription: Json, phase: Json | None) -> None:
 
 
 def _items_of(context: Context, subscription: Json, phase: Json) -> list[Json]:
-    """Give the items of a phase: those of a price that goes on stay the same."""
+    """Return the items of a phase; an item keeps its id and state if its price is already subscribed to."""
     present = {item["price"]: item for item in subscription["items"]["data"]}
     items = []
     for wanted in phase["items"]:
@@ -143,7 +143,7 @@ def _same_rhythm(context: Context, before: list[Json], after: list[Json]) -> boo
 
 
 def _drafted(context: Context, subscription: Json, charges: list[lines.Charge], since: int) -> Json | None:
-    """Make the invoice of a period, with what waited for it. One of an unpaid subscription stays a draft."""
+    """Store a period's draft with the pending items; None without charges. An unpaid subscription's stays a draft."""
     waiting = pending.waiting(context, subscription["customer"], subscription["id"])
     charges = [*(pending.charge_of(context, item) for item in waiting), *charges]
     if not charges:
@@ -158,7 +158,7 @@ def _drafted(context: Context, subscription: Json, charges: list[lines.Charge], 
 
 
 def finish(context: Context, subscription: Json) -> None:
-    """End a subscription as arranged: its last invoice has the usage, and no more."""
+    """End a subscription at its scheduled end; the last invoice has the usage, and credits unless switched off."""
     items = subscription["items"]["data"]
     charges: list[lines.Charge] = []
     if subscription["status"] in {"active", "past_due", "unpaid"}:
@@ -179,7 +179,7 @@ def _pause(context: Context, subscription: Json) -> None:
 
 
 def resume(context: Context, params: forms.Params, subscription_id: str) -> Json:
-    """Answer POST /v1/subscriptions/{id}/resume: a new period begins now, and is charged now."""
+    """Answer POST /v1/subscriptions/{id}/resume: a new period begins and is charged now."""
     subscription = context.work.get("subscription", subscription_id)
     if subscription["status"] != "paused":
         raise errors.Refused("Only a subscription that is paused can be resumed.")

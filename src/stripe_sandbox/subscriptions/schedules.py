@@ -1,4 +1,4 @@
-"""Subscription schedules, as far as they change a subscription that is there already."""
+"""Answers requests about subscription schedules; only schedules of existing subscriptions are supported."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from stripe_sandbox.subscriptions import endings, phases, subscriptions
 
 
 def create(context: Context, params: forms.Params) -> Json:
-    """Answer POST /v1/subscription_schedules, from a subscription only."""
+    """Answer POST /v1/subscription_schedules; only with `from_subscription`."""
     if "from_subscription" not in params:
         raise errors.InvalidParameter(
             "The sandbox makes schedules from_subscription only.", param="from_subscription", code="sandbox_unsupported"
@@ -39,7 +39,7 @@ def list_all(context: Context, params: forms.Params) -> Json:
 
 
 def update(context: Context, params: forms.Params, schedule_id: str) -> Json:
-    """Answer POST /v1/subscription_schedules/{id}: what comes after the current phase, and after the last."""
+    """Answer POST /v1/subscription_schedules/{id}: changes the later phases, and what follows the last phase."""
     schedule = _active(context, schedule_id)
     changes: Json = {"metadata": rules.merged_metadata(schedule["metadata"], params.get("metadata"))}
     if "end_behavior" in params:
@@ -57,7 +57,7 @@ def update(context: Context, params: forms.Params, schedule_id: str) -> Json:
 
 
 def release(context: Context, params: forms.Params, schedule_id: str) -> Json:
-    """Answer POST /v1/subscription_schedules/{id}/release: the subscription stays as it is now."""
+    """Answer POST /v1/subscription_schedules/{id}/release; the subscription keeps its present items."""
     schedule = _active(context, schedule_id)
     subscription = context.work.get("subscription", schedule["subscription"])
     context.update({**subscription, "_phase_end": None}, {"schedule": None}, "customer.subscription.updated")
@@ -65,7 +65,7 @@ def release(context: Context, params: forms.Params, schedule_id: str) -> Json:
 
 
 def cancel(context: Context, params: forms.Params, schedule_id: str) -> Json:
-    """Answer POST /v1/subscription_schedules/{id}/cancel: the subscription ends with it."""
+    """Answer POST /v1/subscription_schedules/{id}/cancel; this also ends the subscription."""
     schedule = _active(context, schedule_id)
     subscription = context.work.get("subscription", schedule["subscription"])
     invoice_now, prorates = params.get("invoice_now", True), params.get("prorate", True)

@@ -1,7 +1,7 @@
 """The items of a subscription: one for each price, with the period that it is billed for.
 
-Beside what the API shows, an item knows `_usage_from` and `_usage_after` (metered: since when, and since which event,
-nothing has been billed) or `_debits` (what was charged for its current period).
+A stored item has private fields. A metered item has `_usage_from` and `_usage_after`: the unix time and the number of
+the event up to which usage was billed. Any other item has `_debits`: the amounts charged for its current period.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ ITEMS_MAX = 20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Line:
-    """What is subscribed to: a recurring price, and how many; metered ones have no quantity."""
+    """A price and its quantity; a metered price has no quantity."""
 
     price: Json
     quantity: int | None
@@ -27,7 +27,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """How a change takes effect: from when it is reckoned, whether in proportion, and if the periods begin anew."""
+    """How a change takes effect: prorations count from `at` (unix time); `resets` begins new periods."""
 
     at: int
     prorates: bool = True
@@ -36,7 +36,7 @@ class Change:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Changed:
-    """The items afterwards, what is owed for parts of periods, and for whole ones if they began anew."""
+    """The result of a change: the new items, prorations, and charges for whole periods if new periods began."""
 
     items: list[Json]
     parts: list[lines.Charge]
@@ -46,12 +46,12 @@ class Changed:
 
 
 def metered(item: Json) -> bool:
-    """Whether it is billed by its usage."""
+    """Say whether an item is billed by its usage."""
     return "quantity" not in item
 
 
 def made(context: Context, subscription_id: str, line: Line, period: tuple[int, int]) -> Json:
-    """Make an item for which nothing was charged yet."""
+    """Return a new item, for which nothing was charged yet."""
     item = {
         "id": state.new_id("si"),
         "object": "subscription_item",
@@ -72,7 +72,7 @@ def made(context: Context, subscription_id: str, line: Line, period: tuple[int, 
 
 
 def changed(context: Context, subscription: Json, given: list[forms.Params], change: Change) -> Changed:
-    """Change, add and remove items. Another interval for all begins new periods, and with them a new anchor."""
+    """Change, add and remove items. If no item keeps its interval, new periods begin, with a new anchor."""
     old = {item["id"]: item for item in subscription["items"]["data"]}
     new = _edited(context, subscription, old, given)
     unbilled = subscription["status"] in {"trialing", "paused"}
@@ -101,13 +101,13 @@ def changed(context: Context, subscription: Json, given: list[forms.Params], cha
 def _closed(
     context: Context, subscription: Json, old: dict[str, Json], new: dict[str, Json], change: Change, *, reset: bool
 ) -> list[lines.Charge]:
-    """Give back the rest of what is over, and charge for its usage; without prorations neither."""
+    """Return the credits for items that end or change, and the charges for usage that is due now."""
     parts: list[lines.Charge] = []
     for item in old.values():
         after = new.get(item["id"])
         removed = after is None or after["price"] != item["price"]
         if metered(item):
-            # Usage of what goes on is due when its period ends early; of what is removed, only with prorations.
+            # A removed item's usage is charged only with prorations, a remaining item's if its period ends early.
             if (removed and change.prorates) or (reset and not removed):
                 parts.append(lines.used_until_now(context.work, subscription, item, context.now))
         elif change.prorates and (reset or _differs(item, after)):
@@ -124,9 +124,9 @@ def _differs(one: Json | None, other: Json | None) -> bool:
 def begun(
     context: Context, subscription: Json, item: Json, period: tuple[int, int], after: int = 0
 ) -> tuple[Json, lines.Charge | None]:
-    """Begin a new period, and give the charge for it; metered items have none.
+    """Return the item in its new period, and the charge for the period; None for a metered item.
 
-    `after` is the last usage event that was billed already, if the period before did not end by itself.
+    `after` is the number of the last billed usage event, if the last period ended early.
     """
     item = {**item, "current_period_start": period[0], "current_period_end": period[1]}
     if metered(item):
@@ -136,7 +136,7 @@ def begun(
 
 
 def next_period(context: Context, item: Json, anchor: int) -> tuple[int, int]:
-    """Give the period that begins now."""
+    """Return the start and end of the period that begins now."""
     return context.now, periods.current(anchor, _recurring(context, item), context.now)[1]
 
 
@@ -146,7 +146,7 @@ def _recurring(context: Context, item: Json) -> Json:
 
 
 def _edited(context: Context, subscription: Json, old: dict[str, Json], given: list[forms.Params]) -> dict[str, Json]:
-    """Give the items as they shall be; new ones have the period of those that they fit."""
+    """Return the items after the change; a new item gets the period of items with the same interval."""
     items = dict(old)
     for index, change in enumerate(given):
         param = f"items[{index}]"
@@ -162,7 +162,8 @@ def _edited(context: Context, subscription: Json, old: dict[str, Json], given: l
         item = made(context, subscription["id"], line, _fitting_period(context, subscription, line))
         if before is not None:
             item |= {"id": before["id"], "created": before["created"], "metadata": before["metadata"]}
-            # What was charged, and since when usage counts, stays known: of the same price, or to be given back.
+            # The debits stay, because later credits need them; the start of the unbilled usage stays with the same
+            # price.
             kept = ("_debits",) if before["price"] != line.price["id"] else ("_debits", "_usage_from", "_usage_after")
             item |= {name: before[name] for name in kept if name in before and name in item}
         item["metadata"] = rules.merged_metadata(item["metadata"], change.get("metadata"))
@@ -176,7 +177,7 @@ def _edited(context: Context, subscription: Json, old: dict[str, Json], given: l
 
 
 def _fitting_period(context: Context, subscription: Json, line: Line) -> tuple[int, int]:
-    """Give the period of the items that have the same interval (or that are in a trial), else the anchor's."""
+    """Return the period of an item with the same interval, or of the trial; else the period that the anchor gives."""
     for item in subscription["items"]["data"]:
         if subscription["status"] == "trialing" or periods.same(_recurring(context, item), line.price["recurring"]):
             return item["current_period_start"], item["current_period_end"]
@@ -184,7 +185,7 @@ def _fitting_period(context: Context, subscription: Json, line: Line) -> tuple[i
 
 
 def checked_line(context: Context, given: forms.Params, param: str, old: Json | None = None) -> Line:
-    """Read a line of a subscription or a checkout. Raises for a price or quantity that cannot be subscribed to."""
+    """Return a line of a subscription or checkout. Raises Refused or InvalidParameter for a wrong price or quantity."""
     price = context.work.get("price", given["price"], param=f"{param}[price]")
     kept = old is not None and old["price"] == price["id"]
     if not price["active"] and not kept:

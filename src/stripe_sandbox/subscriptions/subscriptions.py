@@ -1,4 +1,4 @@
-"""Subscriptions, as the API makes, changes and ends them. Their periods are on their items."""
+"""Answers requests about subscriptions. The billing periods are fields of their items."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from stripe_sandbox.state import Json
 from stripe_sandbox.subscriptions import beginnings, endings, phases, prorations, subscription_items, trials
 
 FINAL_CHANGES = {"metadata", "cancellation_details", "expand"}
-"""What can still be changed on a subscription that is over."""
+"""The parameters that can be changed on a subscription that has ended."""
 
 
 def create(context: Context, params: forms.Params) -> Json:
@@ -20,7 +20,7 @@ def create(context: Context, params: forms.Params) -> Json:
 
 
 def created(context: Context, params: forms.Params) -> Json:
-    """Make a subscription as asked; its first invoice is charged now."""
+    """Store a new subscription; its first invoice is charged now."""
     if "customer" not in params:
         raise errors.InvalidParameter("Missing required param: customer.", param="customer", code="parameter_missing")
     customer = customers.existing(context, params["customer"], param="customer")
@@ -43,7 +43,7 @@ def created(context: Context, params: forms.Params) -> Json:
 
 
 def _check_offered(params: forms.Params, currency: str) -> None:
-    """Refuse the ways of billing that are not there."""
+    """Raise InvalidParameter for billing that the sandbox does not support, Refused for another currency."""
     if params.get("currency", currency).lower() != currency:
         raise errors.Refused(f"The prices are in {currency}.", param="currency")
     for param, given, offered in (
@@ -95,7 +95,7 @@ def retrieve(context: Context, params: forms.Params, subscription_id: str) -> Js
 
 
 def list_all(context: Context, params: forms.Params) -> Json:
-    """Answer GET /v1/subscriptions: those that are not canceled, unless a status is named."""
+    """Answer GET /v1/subscriptions; without `status`, canceled subscriptions are left out."""
     where: dict[str, Any] = {"customer": params["customer"]} if "customer" in params else {}
     living_statuses = ["active", "incomplete", "past_due", "paused", "trialing", "unpaid", "incomplete_expired"]
     match params.get("status"):
@@ -117,7 +117,7 @@ def update(context: Context, params: forms.Params, subscription_id: str) -> Json
 
 
 def updated(context: Context, subscription: Json, params: forms.Params) -> Json:
-    """Change a subscription; what the change costs waits for the next invoice, or is charged now."""
+    """Change a subscription; the cost of the change is on the next invoice, or is charged now."""
     if subscription["status"] in endings.OVER and params.keys() - FINAL_CHANGES:
         raise errors.Refused("A canceled subscription can only update its cancellation_details and metadata.")
     if subscription["status"] == "incomplete" and params.keys() & {"items", "trial_end", "billing_cycle_anchor"}:
@@ -156,7 +156,7 @@ def _owed(context: Context, subscription: Json, whole: list[lines.Charge]) -> li
 def _applied(
     context: Context, subscription: Json, changes: Json, owed: list[lines.Charge], payment_behavior: str
 ) -> Json:
-    """Store the change, and charge for it what is owed now."""
+    """Store the change, and charge what is due now."""
     if not owed:
         return context.update(subscription, changes, "customer.subscription.updated")
     customer = context.work.get("customer", subscription["customer"])
@@ -222,7 +222,7 @@ def cancel(context: Context, params: forms.Params, subscription_id: str) -> Json
 
 
 def canceled(context: Context, subscription: Json, details: Json, *, invoice_now: bool, prorates: bool) -> Json:
-    """End it at once. Usage that nothing has charged for is charged only by an invoice now; else it is forgotten."""
+    """End a subscription at once. Its unbilled usage is charged only if `invoice_now`; otherwise it is lost."""
     items = subscription["items"]["data"]
     billed = subscription["status"] in {"active", "past_due", "unpaid"}
     if prorates and billed:

@@ -1,4 +1,4 @@
-"""Trials: how long, how they are moved, and what happens at their end without a card."""
+"""Trials: their length, their changes, and their end without a card."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ TRIAL_DAYS_MAX = 730
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Moved:
-    """What changes with the trial, and what is owed for parts of periods and for whole ones."""
+    """The subscription's changes with its trial, the prorations, and the charges for whole periods."""
 
     changes: Json
     parts: list[lines.Charge]
@@ -24,7 +24,7 @@ class Moved:
 
 
 def chosen_end(context: Context, params: forms.Params, prefix: str = "") -> int | None:
-    """Read `trial_period_days` or `trial_end`; `prefix` is the hash that they are in. None: no trial."""
+    """Return the trial's end of `trial_period_days` or `trial_end`, which are in the hash `prefix`; None: no trial."""
     days, end = params.get("trial_period_days"), params.get("trial_end")
     named = f"{prefix}[{{}}]" if prefix else "{}"
     if days is not None and end is not None:
@@ -45,13 +45,13 @@ def chosen_end(context: Context, params: forms.Params, prefix: str = "") -> int 
 
 
 def without_card(params: forms.Params) -> str | None:
-    """Read what a trial's end without a card does, if it is given."""
+    """Return what happens at a trial's end without a card; None if the parameters do not say."""
     given: str | None = params.get("trial_settings", {}).get("end_behavior", {}).get("missing_payment_method")
     return given
 
 
 def moved(context: Context, subscription: Json, given: int | str, *, prorates: bool) -> Moved:
-    """Begin, prolong or end a trial; the periods of all items follow it."""
+    """Begin, prolong or end a trial; the periods of all items change with it. Raises InvalidParameter."""
     end = context.now if given == "now" else int(given)
     if end < context.now:
         raise errors.InvalidParameter("trial_end must lie in the future.", param="trial_end")
@@ -76,7 +76,7 @@ def moved(context: Context, subscription: Json, given: int | str, *, prorates: b
 
 
 def _ended(context: Context, subscription: Json) -> Moved:
-    """End the trial now: what follows is charged at once."""
+    """End the trial now; the period that follows is charged at once."""
     if subscription["status"] != "trialing":
         return Moved({}, [], [])
     items, whole = [], []

@@ -1,1 +1,1 @@
-"""The sandbox's clock, and all that happens by itself as it moves."""
+"""The sandbox's clock, and the changes that are due at certain times."""

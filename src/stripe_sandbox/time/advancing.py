@@ -1,4 +1,4 @@
-"""Moves the clock of a sandbox that runs elsewhere, and shows on the way what happens."""
+"""Moves the clock of a sandbox in another process, and shows what happens meanwhile."""
 
 import datetime as dt
 import re
@@ -12,7 +12,7 @@ DURATION = re.compile(r"(\d{1,6})(s|m|h|d|w)")
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 
 ANSWER_SECONDS = 150.0
-"""For one step: what happens in it, and the longest wait for its events."""
+"""The timeout of a step: its changes, and the longest wait for the delivery of its events."""
 
 
 class Failed(Exception):
@@ -20,7 +20,7 @@ class Failed(Exception):
 
 
 def read_duration(text: str) -> int:
-    """Give the seconds of `90m`, `12h`, `35d` or `1d12h`. Raises ValueError."""
+    """Return the seconds of `90m`, `12h`, `35d` or `1d12h`. Raises ValueError."""
     parts = DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError(f"{text!r} is not a duration, such as 90m, 12h, 35d or 1d12h")
@@ -28,9 +28,9 @@ def read_duration(text: str) -> int:
 
 
 def advance(url: str, seconds: int, pause_seconds: float, show: Callable[[str], None]) -> None:
-    """Go from one due thing to the next; after each, real time passes for those who act upon it. Raises Failed."""
+    """Move from one due change to the next, with `pause_seconds` after each for workers to act. Raises Failed."""
     left = seconds
-    # trust_env=False: a proxy in the environment must not see calls on this machine.
+    # trust_env=False: calls on this machine must not go through a proxy that the environment names.
     with httpx.Client(base_url=url, timeout=ANSWER_SECONDS, trust_env=False) as http:
         show(f"it is {_shown(_call(http, 'GET', '/_sandbox/clock')['now'])}")
         while True:

@@ -1,4 +1,4 @@
-"""What of billing falls due by itself, for the timeline."""
+"""Lists the due changes of subscriptions and invoices, for the timeline."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from stripe_sandbox.time import due
 
 
 def upcoming(work: state.Work) -> Iterator[due.Due]:
-    """Give every object that will change by itself, the soonest first."""
+    """Yield the next change of every object that has one, the earliest first."""
     rows = work.connection.execute(
         "SELECT id, kind, due, due_what FROM objects WHERE due IS NOT NULL ORDER BY due, seq"
     ).fetchall()

@@ -1,18 +1,18 @@
-"""The sandbox's two notions of time. Nothing else in this package asks for the time."""
+"""The sandbox's time and the real time; other modules of this package read no clock."""
 
 import mmap
 import pathlib
 import time
 
 OFFSET_BYTES = 8
-"""One signed number of seconds, in the machine's own order: the readers of the file are on the same machine."""
+"""A signed number of seconds in the machine's byte order; all readers of the file are on the same machine."""
 
 
 class SandboxClock:
-    """Stripe's time is the wall's plus an offset in seconds, which is kept in the state so that a restart keeps it.
+    """The sandbox's time: the real time plus an offset in seconds, which `timeline` stores in the state.
 
-    With a shared file the offset stands there too, for programs whose clocks move with this one: mapped into their
-    memory, it changes for all of them at once, because a number of eight bytes is written in one piece.
+    A shared file contains the offset too, for programs whose clocks move with this clock. They map the file into their
+    memory, where eight bytes are written at once, so all of them see the change at the same moment.
     """
 
     def __init__(self, shared_file: pathlib.Path | None = None) -> None:
@@ -21,28 +21,28 @@ class SandboxClock:
 
     @property
     def offset_seconds(self) -> int:
-        """How far ahead of the wall's time it is."""
+        """By how many seconds the sandbox's time is ahead of the real time."""
         return self._offset_seconds
 
     def set_offset(self, seconds: int) -> None:
-        """Move the clock, here and for whoever reads the shared file."""
+        """Set the offset, for this process and for all readers of the shared file."""
         self._offset_seconds = seconds
         if self._shared is not None:
             self._shared[0] = seconds
 
     def now(self) -> int:
-        """Unix seconds by which objects are dated and fall due, whole as in Stripe's API."""
+        """Return the sandbox's time in whole unix seconds, as in Stripe's API; objects are dated and due by it."""
         return int(time.time()) + self._offset_seconds
 
     @staticmethod
     def wall() -> float:
-        """Unix seconds of the real world: for signatures and retries, since receivers' clocks do not move with ours."""
+        """Return the real unix time, for signatures and retries: receivers' clocks do not move with the sandbox's."""
         return time.time()
 
 
 def _mapped(file: pathlib.Path) -> "memoryview[int]":
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+b") as opened:
-        # Never replaced by another file: readers would keep the old one.
+        # The file is never replaced: readers would keep the old file mapped.
         opened.truncate(OFFSET_BYTES)
         return memoryview(mmap.mmap(opened.fileno(), OFFSET_BYTES)).cast("q")

@@ -1,4 +1,4 @@
-"""What happens by itself when its time has come. `timeline` lists the sources and brings things about."""
+"""Changes of objects that are due at a certain time. `timeline` has the list of sources and makes the changes."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -9,10 +9,10 @@ from stripe_sandbox.api import context
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Due:
-    """Something that will happen to an object at a unix time.
+    """A future change of an object, at a unix time.
 
-    `act` gets the object's id and runs in a transaction of its own, in which it is exactly `at`. Afterwards the source
-    must not give it again.
+    `act` gets the object's id. It runs in a transaction of its own, in which the sandbox's time is exactly `at`. After
+    it has run, the source must not return the change again.
     """
 
     at: int
@@ -22,4 +22,4 @@ class Due:
 
 
 Source = Callable[[state.Work], Iterable[Due]]
-"""Gives everything of a kind that will happen, however far ahead, in any order."""
+"""Returns all future changes of some kind, in any order."""

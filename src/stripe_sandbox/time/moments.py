@@ -1,4 +1,4 @@
-"""When an object changes by itself. Kept beside every stored object, so that the next such moment is one look-up."""
+"""The time of an object's next change, which is stored in a column of its row, so that it can be selected."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,13 +9,13 @@ INCOMPLETE_SECONDS = 23 * 3600
 """How long a subscription waits for its first payment."""
 
 TRIAL_NOTICE_SECONDS = 3 * DAY_SECONDS
-"""How long before its end a trial is announced to end."""
+"""How long before the end of a trial an event announces it."""
 
 BILLED_STATUSES = frozenset({"active", "past_due", "unpaid", "trialing"})
 
 
 def of(body: dict[str, Any]) -> tuple[int, str] | None:
-    """Give the object's next moment and what happens then, or None if it stays as it is."""
+    """Return the unix time of the object's next change and its name; None if there is none."""
     match body.get("object"):
         case "subscription":
             return min(_of_subscription(body), default=None)

@@ -1,4 +1,4 @@
-"""Brings about what is due, exactly in the order of time, and moves the clock to it in steps."""
+"""Makes the due changes in the order of their times, and moves the clock from one to the next."""
 
 import asyncio
 import dataclasses
@@ -12,13 +12,13 @@ from stripe_sandbox.customers import checkout
 from stripe_sandbox.time import agenda, due
 
 TICK_SECONDS = 0.25
-"""How soon something happens once it is due, when nobody moves the clock."""
+"""How often due changes are looked for while the clock is not moved."""
 
 ADVANCE_SECONDS_MAX = 5 * 366 * 24 * 3600
-"""In one go. Longer is a mistake."""
+"""The most seconds of an advance; a longer advance is taken for a mistake."""
 
 DELIVERY_SECONDS = 10.0
-"""How long a step waits for its events to be taken, unless it is told otherwise."""
+"""How long a step waits by default until its events are delivered."""
 
 _OFFSET = "clock_offset_seconds"
 
@@ -35,12 +35,12 @@ def _sessions(work: state.Work) -> Iterator[due.Due]:
 
 
 SOURCES: tuple[due.Source, ...] = (_sessions, agenda.upcoming)
-"""What falls due in the same second happens in this order."""
+"""Changes of the same second happen in this order."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
-    """Where a step led, what happened on the way, and how many events nobody has taken yet."""
+    """The result of a step: the time, the changes made, and the number of events that are not delivered yet."""
 
     now: int
     moved_seconds: int
@@ -49,20 +49,20 @@ class Step:
 
 
 class Timeline:
-    """The clock and all that depends on it."""
+    """Moves the clock and makes the due changes."""
 
     def __init__(self, sandbox: requests.Sandbox) -> None:
         self._sandbox = sandbox
         self._one_at_a_time = asyncio.Lock()
-        # What failed, and would fail again at once.
+        # Changes that have failed; they are not tried again, because they would fail at once.
         self._given_up: set[tuple[str, str]] = set()
 
     async def begin(self) -> None:
-        """Go on from where the last run left the clock."""
+        """Set the clock to the offset that the last process stored."""
         self._sandbox.clock.set_offset(await self._sandbox.store.run(lambda work: work.fact(_OFFSET)))
 
     async def run(self) -> None:
-        """Bring about what falls due, until cancelled."""
+        """Make due changes until cancelled."""
         while True:
             try:
                 async with self._one_at_a_time:
@@ -72,13 +72,13 @@ class Timeline:
             await asyncio.sleep(TICK_SECONDS)
 
     async def next_due(self) -> due.Due | None:
-        """Give what will happen next."""
+        """Return the next change; None if there is none."""
         return await self._sandbox.store.run(self._first)
 
     async def step(self, seconds_max: int, delivery_seconds: float = DELIVERY_SECONDS) -> Step:
-        """Move the clock to the next thing that is due, or by `seconds_max` if that is sooner.
+        """Move the clock to the next change, but at most by `seconds_max`, and make the change.
 
-        Returns when it has happened and its events were taken, or were not within `delivery_seconds`.
+        Returns when the change's events are delivered, at the latest after `delivery_seconds`.
         """
         clock, store = self._sandbox.clock, self._sandbox.store
         async with self._one_at_a_time:
@@ -94,7 +94,7 @@ class Timeline:
         return Step(clock.now(), ahead, tuple(happened), undelivered)
 
     async def _catch_up(self) -> list[due.Due]:
-        """Bring about all that is due by now."""
+        """Make all changes that are due, and return them."""
         happened: list[due.Due] = []
         while (done := await self._sandbox.store.run(self._do_first)) is not None:
             self._sandbox.delivery.wake()
@@ -122,10 +122,10 @@ class Timeline:
     def _first(self, work: state.Work) -> due.Due | None:
         everything: Iterable[due.Due] = (each for source in SOURCES for each in source(work))
         waiting = (each for each in everything if (each.subject, each.what) not in self._given_up)
-        # Of several at the same instant the first: `min` keeps the order.
+        # Of several changes at the same time, `min` returns the first.
         return min(waiting, key=lambda each: each.at, default=None)
 
 
 def shown(each: due.Due | None) -> dict[str, Any] | None:
-    """Give a due thing as the control routes show it."""
+    """Return a change in the control routes' form; None if there is none."""
     return {"at": each.at, "what": each.what, "subject": each.subject} if each else None

@@ -1,11 +1,11 @@
-"""The gRPC server: calls from the core's completion queue onto the event loop, many at a time (ADR 0011)."""
+"""The gRPC server: two transports, which pass calls from gRPC's core to handlers on the event loop (ADR 0011, 0017)."""
 
 import os
 
 
 def prepare() -> None:
-    """Choose how gRPC's core reads, before it is loaded: who waits for events reads the sockets too.
+    """Let the thread that polls for gRPC's events read the sockets too; call this before `grpc` is imported.
 
-    Its own event engine has one thread that polls and another that reads, and a call waits for both to wake.
+    By default the core polls in one thread and reads in another, and each call waits until both have woken.
     """
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")

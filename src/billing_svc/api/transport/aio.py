@@ -1,8 +1,8 @@
 """The server on `grpc.aio`, gRPC's public interface (ADR 0017); see `serving.Server`.
 
-Every method is registered as one that streams its requests: `grpc.aio` then calls its handler before it has read
-anything, so that who may not call is refused first. What it would tell a caller by itself (the text of an exception)
-never gets to it.
+Every method is registered as a method that streams its requests: `grpc.aio` then runs the handler before it reads the
+request, so a caller without access is refused unread. Each exception becomes a status before it can reach `grpc.aio`,
+which would send the exception's text to the caller.
 """
 
 import asyncio
@@ -19,21 +19,21 @@ _log = structlog.get_logger("rpc")
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-# How soon a server is replaced that grpc.aio has ended. A look at sixty sockets takes 0.3 ms.
+# How often the transport checks that the port still has a listening socket. A check of sixty sockets takes 0.3 ms.
 _LOOK_SECONDS = 0.2
-# What its calls under way are left: longer than a call may take.
+# The time in which a replaced server may finish its calls: more than the longest call may take.
 _LEFT_SECONDS = 20.0
 
 
 class AioServer(serving.Server):
-    """Takes calls up one by one, as `grpc.aio` hands them over."""
+    """Runs each call in the task that `grpc.aio` starts for it."""
 
     def __init__(self, routing: serving.Routing, options: Sequence[tuple[str, int]] = ()) -> None:
         super().__init__(routing, options)
         self._core = grpc.aio.server(options=self._options)
         self._bind_to: Callable[[grpc.aio.Server], int] = lambda _core: 0
         self._keeping: asyncio.Task[None] | None = None
-        # Those that grpc.aio has ended, while they answer what they have taken up.
+        # Servers that grpc.aio has ended and that still answer calls, each with the task that stops it.
         self._ended: dict[grpc.aio.Server, asyncio.Task[None]] = {}
 
     def _bind(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
@@ -44,7 +44,7 @@ class AioServer(serving.Server):
 
     async def _start(self) -> None:
         await self._begin(self._core)
-        # What listens on no TCP port cannot be seen.
+        # `connections` sees TCP ports only: a server on a Unix socket is not replaced.
         if connections.is_listened_on(self._port):
             self._keeping = asyncio.get_running_loop().create_task(self._keep())
 
@@ -54,9 +54,9 @@ class AioServer(serving.Server):
         await core.start()
 
     async def _keep(self) -> None:
-        """Replace each server that `grpc.aio` ends by itself: a path that is not UTF-8 makes it do so.
+        """Replace the server when `grpc.aio` has ended it, as it does after a call whose path is not UTF-8.
 
-        It answers what it has taken up, and no new connection.
+        The ended server still answers the calls that it has accepted, but accepts no new connection.
         """
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
@@ -97,7 +97,7 @@ class AioServer(serving.Server):
             call.task = asyncio.current_task()
             self._under_way.add(call)
             await self._answer(admit, None, call)
-            # When the answer is out, with the next step of this task: it waits for no line of a log.
+            # Runs after this task's next step has sent the answer, so that no caller waits for the log line.
             asyncio.get_running_loop().call_soon(self._routing.ended, route.method, call)
             return await wire.end()
 
@@ -105,7 +105,7 @@ class AioServer(serving.Server):
 
 
 class ContextWire:
-    """See `calls.Wire`. The call's end is kept until the handler's own, which is when `grpc.aio` sends it."""
+    """See `calls.Wire`. Keeps the response or status until the handler returns: `grpc.aio` sends it only then."""
 
     __slots__ = ("_context", "_has_received", "_message", "_refusal")
 
@@ -116,39 +116,39 @@ class ContextWire:
         self._refusal: tuple[grpc.StatusCode, str] | None = None
 
     def receive(self) -> Awaitable[bytes | None]:
-        """Ask for the next message once it is awaited."""
+        """Return the next message; `grpc.aio` is asked for it only when the result is awaited."""
         return _Coming(self)
 
     async def next(self) -> bytes | None:
-        """Return the next message; None after the last one. Raises CancelledError if the caller has gone before any."""
+        """Return the next message; None after the last. Raises CancelledError if the caller left before the first."""
         message = await self._context.read()
         if message is not grpc.aio.EOF:
             self._has_received = True
-            return message  # type: ignore[no-any-return]  # nothing parses it
+            return message  # type: ignore[no-any-return]  # unparsed, so bytes
         if not self._has_received:
-            # grpc.aio tells the same of who sent nothing and of who has gone; to the latter nothing can be sent.
+            # EOF means that the caller either sent no message or has left; if it has left, sending metadata fails.
             with _of_one_who_may_have_gone():
                 await self._context.send_initial_metadata(())
         return None
 
     async def write(self, message: bytes) -> None:
-        """Wait until the core has taken it."""
+        """Send a message, and wait until the core has accepted it."""
         with _of_one_who_may_have_gone():
             await self._context.write(message)
 
     def answer(self, message: bytes | None, trailing: calls.Metadata) -> None:
-        """Keep what is to be sent."""
+        """Keep the response for `end`."""
         self._context.set_trailing_metadata(_fit(trailing))
         self._message = message
 
     def refuse(self, code: grpc.StatusCode, details: str, trailing: calls.Metadata) -> None:
-        """Keep what is to be sent."""
+        """Keep the status for `end`."""
         self._context.set_trailing_metadata(_fit(trailing))
-        details.encode()  # what cannot be sent raises here; later nothing would be sent at all
+        details.encode()  # raises now if it cannot be sent; in `end` the error would leave the caller without a status
         self._refusal = code, details
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """Ask the core."""
+        """Return the TLS properties that the core has of the caller."""
         return self._context.auth_context()
 
     async def end(self) -> bytes | None:
@@ -160,7 +160,7 @@ class ContextWire:
 
 
 class _Coming:
-    """The next message of a call; unlike a coroutine it may be left unread."""
+    """The next message of a call, not read before it is awaited; a coroutine that is never awaited would warn."""
 
     __slots__ = ("_wire",)
 
@@ -173,7 +173,7 @@ class _Coming:
 
 @contextlib.contextmanager
 def _of_one_who_may_have_gone() -> Iterator[None]:
-    """Turn into CancelledError that something could not be sent; in a moment `grpc.aio` cancels the handler itself."""
+    """Raise CancelledError when a send fails: the caller has left, and `grpc.aio` is about to cancel the handler."""
     try:
         yield
     except grpc.aio.InternalError:
@@ -181,7 +181,7 @@ def _of_one_who_may_have_gone() -> Iterator[None]:
 
 
 class _Methods(grpc.GenericRpcHandler):
-    """All methods, and what answers any other."""
+    """Gives each method its handler, and refuses a call of an unknown method."""
 
     def __init__(self, handlers: Mapping[str, serving.MethodHandler]) -> None:
         self._handlers = handlers
@@ -211,7 +211,7 @@ def _bound(core: grpc.aio.Server, address: str, credentials: grpc.ServerCredenti
 
 
 def _fit(trailing: calls.Metadata) -> calls.Metadata:
-    """Return metadata that can be sent; of anything else `grpc.aio` would send nothing at all. Raises TypeError."""
+    """Return the metadata. Raises TypeError on values that `grpc.aio` cannot send: it would then send no status."""
     if not all(isinstance(part, str | bytes) for pair in trailing for part in pair):
         raise TypeError("trailing metadata is neither text nor bytes")
     return trailing

@@ -1,4 +1,4 @@
-"""Which of the two transports a process uses."""
+"""Chooses the transport of a process."""
 
 from typing import Literal, TypeAlias
 
@@ -13,11 +13,11 @@ Name: TypeAlias = Literal["fast", "aio"]
 
 
 def server_class(name: Name) -> type[serving.Server]:
-    """Return the transport of a name; in place of `fast` `aio`, if gRPC's private interface is not as it was."""
+    """Return the named transport, but `aio` for `fast` if gRPC's private interface differs from what `fast` needs."""
     if name == "fast":
         unlike = fast_interface.unlike()
         if not unlike:
-            from billing_svc.api.transport import fast  # noqa: PLC0415 - it cannot be imported otherwise
+            from billing_svc.api.transport import fast  # noqa: PLC0415 - may fail on another grpcio
 
             return fast.FastServer
         _log.warning("fast_transport_unusable", unlike=unlike, grpcio=grpc.__version__, instead="aio")

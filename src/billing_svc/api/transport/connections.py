@@ -1,6 +1,6 @@
-"""The TCP connections of a port that this process listens on, as its own descriptors show them.
+"""The TCP connections of a port that this process listens on, found among the process's file descriptors.
 
-gRPC's core tells nobody how many it has, whichever of its interfaces the server uses.
+None of gRPC's interfaces tells how many connections its core has.
 """
 
 import asyncio
@@ -12,26 +12,30 @@ from collections.abc import Iterator
 
 _DESCRIPTORS = "/dev/fd"
 _POLL_SECONDS = 0.02
-# The core takes a connection up within a turn of the loop; past this it is overloaded, and no wait helps.
+# The core accepts a connection within a turn of the loop. If it needs longer than this, it is overloaded.
 _ACCEPT_SECONDS_MAX = 0.5
 
 
 async def refuse_new(port: int) -> None:
-    """End the listening sockets, once no connection waits in them: those would be reset. Open ones go on."""
+    """Shut the listening sockets down when none has a connection to accept, which would be reset.
+
+    Does so after `_ACCEPT_SECONDS_MAX` in any case. Open connections stay open.
+    """
     loop = asyncio.get_running_loop()
     until = loop.time() + _ACCEPT_SECONDS_MAX
     with contextlib.ExitStack() as opened:
         listening = [one for one in map(opened.enter_context, _sockets(port)) if _is_listening(one)]
-        while loop.time() < until and select.select(listening, (), (), 0)[0]:  # noqa: ASYNC110 - the core tells nobody
+        while loop.time() < until and select.select(listening, (), (), 0)[0]:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.001)
-        # Without a pause since the last look. Not closed: the descriptors are the core's.
+        # No `await` since the last check: a connection that comes in between is reset, so that time must be short.
+        # The sockets are not closed, because their descriptors belong to the core.
         for one in listening:
-            with contextlib.suppress(OSError):  # macOS cannot; it has no workers that share a port
+            with contextlib.suppress(OSError):  # macOS refuses it; workers share a port on Linux only
                 one.shutdown(socket.SHUT_RDWR)
 
 
 async def gone(port: int, seconds_max: float) -> bool:
-    """Wait until no connection is open, and say whether that came about in time."""
+    """Wait until no connection to the port is open; returns False if any is still open after `seconds_max`."""
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds_max
     while count(port):
@@ -42,7 +46,7 @@ async def gone(port: int, seconds_max: float) -> bool:
 
 
 def is_listened_on(port: int) -> bool:
-    """Say whether this process takes connections to a port."""
+    """Say whether this process has a listening socket on the port."""
     with contextlib.ExitStack() as opened:
         return any(_is_listening(one) for one in map(opened.enter_context, _sockets(port)))
 
@@ -57,8 +61,8 @@ def count(port: int) -> int:
 
 
 def _sockets(port: int) -> Iterator[socket.socket]:
-    """Yield a duplicate of each TCP socket of the port; whoever takes one closes it."""
-    for name in os.listdir(_DESCRIPTORS):  # noqa: PTH208 - names are what is wanted
+    """Yield a duplicate of each TCP socket of the port; the caller must close each."""
+    for name in os.listdir(_DESCRIPTORS):  # noqa: PTH208 - only names are needed
         try:
             duplicate = os.dup(int(name))
         except OSError:  # closed meanwhile
@@ -81,7 +85,7 @@ def _has_port(one: socket.socket, port: int) -> bool:
 
 
 def _has_peer(one: socket.socket) -> bool:
-    # Not "is not listening": a listening socket that was ended stays open in the core.
+    # Asks for the peer, because a socket that `refuse_new` shut down neither listens nor is a connection.
     with contextlib.suppress(OSError):
         one.getpeername()
         return True

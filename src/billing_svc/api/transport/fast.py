@@ -9,21 +9,21 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # has no type hin
 
 from billing_svc.api.transport import calls, fast_events, fast_wire, serving
 
-# Calls that the core may hand over at once; what comes beyond waits in it for the next turn of the loop.
+# How many calls the core may pass on in one turn of the loop; further calls wait in the core for the next turn.
 _REQUESTED = 64
 
 
 class FastServer(serving.Server):
-    """Takes calls up many at a time."""
+    """Takes many calls from the core in one turn of the event loop."""
 
     def __init__(self, routing: serving.Routing, options: Sequence[tuple[str, int]] = ()) -> None:
         super().__init__(routing, options)
         self._core = cygrpc.Server(self._options, False)  # noqa: FBT003 - without xDS
-        # From the start on.
+        # None until the server starts.
         self._events: fast_events.Events | None = None
-        # As the core names them: a path may be any bytes.
+        # Routes by path. Bytes, because a caller's path need not be valid UTF-8.
         self._paths: dict[bytes, serving.Route] = {}
-        # The core takes no more once it was told to shut down.
+        # The core accepts no `request_call` after its shutdown.
         self._is_shut = False
 
     def _bind(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
@@ -64,7 +64,7 @@ class FastServer(serving.Server):
         self._core.request_call(queue, queue, self._take_up)
 
     def _take_up(self, event: Any) -> None:  # noqa: ANN401 - Cython's
-        if not event.success:  # the server stops
+        if not event.success:  # the core shuts down
             return
         if not self._is_shut:
             self._request_call()
@@ -85,5 +85,5 @@ class FastServer(serving.Server):
         try:
             await self._answer(handler, request, call)
         finally:
-            # After the answer is out: it waits for no line of a log.
+            # Runs after the answer was sent, so that no caller waits for the log line.
             self._routing.ended(method, call)

@@ -1,7 +1,7 @@
 """The completion queue of gRPC's core, emptied on the event loop.
 
-A thread waits for the first event and wakes the loop, which then takes up all others by itself: under load one wake-up
-brings dozens of events. grpc.aio has its thread take up each one and hand it over by itself.
+A thread waits for an event and wakes the loop, which then handles all events that are in the queue: under load dozens
+for each wake-up. grpc.aio instead passes every single event from its thread to the loop.
 """
 
 import asyncio
@@ -13,27 +13,27 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # has no type hin
 
 _log = structlog.get_logger("rpc")
 
-# Between two turns of the loop, so that nothing else waits for long: some milliseconds' work.
+# Events handled in one turn of the loop: some milliseconds of work, so that other tasks do not wait long.
 _EVENTS_AT_ONCE = 64
-# A moment that is over: what has not come yet is not waited for.
+# A deadline in the past: `poll` returns at once, also without an event.
 _AT_ONCE = 0.0
 
 
 class Events:
-    """Calls each event's tag, on the event loop, as `tag(event)`; not of those that are no news."""
+    """Calls `tag(event)` on the event loop for each event, except for events that change nothing (`_is_news`)."""
 
     def __init__(self) -> None:
         self.queue = cygrpc.CompletionQueue()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        # Held while the loop empties the queue: the thread waits for it, the loop lets it go.
+        # Locked while the loop empties the queue: the thread waits until the loop releases it.
         self._emptying = threading.Lock()
         self._emptying.acquire()
         self._thread = threading.Thread(target=self._wait, name="grpc-events", daemon=True)
         self._thread.start()
 
     async def end(self) -> None:
-        """Take up what is still under way, then end; nothing may be begun any more."""
+        """Handle the events of operations that were begun, then end the thread; no operation may begin any more."""
         self.queue.shutdown()
         await self._ended
         self._thread.join()
@@ -45,9 +45,9 @@ class Events:
             is_last = event.completion_type == cygrpc.CompletionType.queue_shutdown
             try:
                 self._loop.call_soon_threadsafe(self._take_up, event)
-            except RuntimeError:  # the loop was closed on its way out
+            except RuntimeError:  # the loop was closed meanwhile
                 return
-            # The core spins while somebody holds on to the event of a call that has ended.
+            # While an event of an ended call is referenced, a thread of the core uses the CPU without pause.
             del event
             if not is_last:
                 self._emptying.acquire()
@@ -63,7 +63,7 @@ class Events:
             try:
                 if _is_news(event):
                     event.tag(event)
-            except Exception:  # noqa: BLE001 - one call's defect must not end all others
+            except Exception:  # noqa: BLE001 - an error in one call must not end the others
                 _log.exception("event_failed")
             event = None
             event = self._poll(_AT_ONCE)
@@ -73,7 +73,7 @@ class Events:
         while True:
             try:
                 return self.queue.poll(until)
-            except Exception:  # noqa: BLE001 - what one caller sent must not make the server deaf to all others
+            except Exception:  # noqa: BLE001 - one caller's bytes must not stop the server
                 _log.exception("event_lost")
 
     def _end(self) -> None:
@@ -83,7 +83,7 @@ class Events:
 
 
 def _is_news(event: Any) -> bool:  # noqa: ANN401 - as Cython has it
-    """Say whether an event changes anything: most answers go out, and most calls end by them."""
+    """Say whether a tag has to be called: not for a sent answer, nor for a call that ended by its answer."""
     if event.tag is None:
         return False
     if not isinstance(event, cygrpc.BatchOperationEvent):

@@ -1,4 +1,4 @@
-"""Whether gRPC's private interface is as it was when this transport was written: it may change with any release."""
+"""Checks gRPC's private interface, which `fast` uses and any release of grpcio may change."""
 
 import functools
 import importlib
@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 _MODULE = "grpc._cython.cygrpc"
-# What is used of it, and the parameters of what is called.
+# The names that `fast` reads, and the parameters of the functions that it calls.
 _NAMES = (
     "BatchOperationEvent.batch_operations",
     "BatchOperationEvent.completion_type",
@@ -47,7 +47,7 @@ _SECONDS_MAX = 5.0
 
 
 def unlike() -> str:
-    """Return what is not as expected; empty: nothing."""
+    """Return what differs from what `fast` needs; an empty string if nothing does."""
     try:
         cygrpc = importlib.import_module(_MODULE)
     except ImportError as error:
@@ -64,16 +64,16 @@ def _found(cygrpc: Any, name: str) -> Any:  # noqa: ANN401 - Cython's
 def _parameters(function: Any) -> tuple[str, ...]:  # noqa: ANN401 - as above
     try:
         return tuple(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # it is none, or has none
+    except (TypeError, ValueError):  # not a function, or without a readable signature
         return ()
 
 
 def _rehearsed(cygrpc: Any) -> str:  # noqa: ANN401 - as above
-    """Go through a server's life without a port, and through what cannot be looked at: how objects are made."""
+    """Return the error of a rehearsal: make each operation, whose parameters are unreadable, and run a server."""
     try:
         _make_operations(cygrpc)
         _live(cygrpc)
-    except Exception as error:  # noqa: BLE001 - whatever it is, this transport would meet it
+    except Exception as error:  # noqa: BLE001 - `fast` would fail with the same error
         return f"{_MODULE}: {type(error).__name__}: {error}"
     return ""
 
@@ -84,7 +84,7 @@ def _make_operations(cygrpc: Any) -> None:  # noqa: ANN401 - as above
     cygrpc.SendStatusFromServerOperation((("key", "value"),), 0, b"", _NO_FLAGS)
     cygrpc.ReceiveMessageOperation(_NO_FLAGS)
     cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
-    # What TLS is listened with.
+    # The attribute that a port with TLS needs.
     grpc.ssl_server_credentials([(b"key", b"certificate")])._credentials  # type: ignore[attr-defined]  # noqa: B018, SLF001
 
 

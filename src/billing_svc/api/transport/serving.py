@@ -13,20 +13,21 @@ from billing_svc.api.transport import calls, connections
 
 _log = structlog.get_logger("rpc")
 
-# What a stop that has reached its bound still gives the calls under way.
+# The time that the core leaves its calls when `stop` shuts it down.
 _LAST_SECONDS = 1.0
 
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-# Takes the request (bytes to be awaited, or None; where it streams, an iterator of bytes; None where it is not to be
-# read) and the call as the routing began it, and returns the response, or None after a stream of its own.
+# Takes the request and the call that `Routing.begin` returned. The request is an awaitable of bytes or None; of a
+# method that streams requests, an iterator of bytes; None if the request is not read. Returns the response; None if the
+# handler has written a stream.
 Handler: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
 
-# What callers of any other method are told.
+# The details of the status that a call of an unknown method gets.
 NO_SUCH_METHOD = "there is no such method"
 
 
 class CannotListen(Exception):
-    """Another server is on the address, or it is none of this machine's."""
+    """Another server uses the address, or this machine does not have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Route:
 
     method: str
     run: Handler
-    # Answers those whose request is not even read.
+    # Answers a call that `Routing.admits` does not admit, without its request.
     refuse: Handler
     serialize: calls.Serializer
     streams_requests: bool = False
@@ -43,19 +44,19 @@ class Route:
 
 
 class Routing(Protocol):
-    """What stands between the calls and the handlers."""
+    """The layers between the transport and the handlers: access, limits, errors, logs."""
 
     def route(self, method: str, handler: MethodHandler) -> Route:
-        """Return how a method is answered; called once for each, before the server starts."""
+        """Return how a method is answered; called once for each method, before the server starts."""
 
     def begin(self, wire: calls.Wire, metadata: calls.Metadata, serialize: calls.Serializer) -> calls.Call:
-        """Return a call that has just come."""
+        """Return the object of a call that has just arrived."""
 
     def admits(self, method: str, call: Any) -> bool:  # noqa: ANN401 - what `begin` returned
         """Say whether a call's request is to be read; otherwise the route's `refuse` answers it."""
 
     def ended(self, method: str, call: Any) -> None:  # noqa: ANN401 - as above
-        """Note how a call ended: it was answered or refused, or its caller has gone."""
+        """Record how a call ended: it was answered or refused, or its caller has left."""
 
 
 class Server(abc.ABC):
@@ -65,24 +66,24 @@ class Server(abc.ABC):
         self._routing = routing
         self._options = tuple(options)
         self._routes: dict[str, Route] = {}
-        # asyncio itself keeps only weak references to their tasks.
+        # Also keeps the calls' tasks alive: asyncio has only weak references to tasks.
         self._under_way: set[calls.Call] = set()
         self._port = 0
         self._has_started = False
         self._stopping: asyncio.Task[None] | None = None
 
     def add(self, register: Callable[..., None], servicer: object) -> None:
-        """Answer a service's methods; `register` is what was generated as `add_...Servicer_to_server`."""
+        """Answer a service's methods; `register` is the generated function `add_...Servicer_to_server`."""
         register(servicer, self)
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, MethodHandler]) -> None:
-        """Take over a service's methods; generated code calls it."""
+        """Store the routes of a service's methods; the generated code calls this."""
         for name, handler in handlers.items():
             method = f"/{service}/{name}"
             self._routes[method] = self._routing.route(method, handler)
 
     def add_generic_rpc_handlers(self, _handlers: object) -> None:  # noqa: B027 - on purpose
-        """Do nothing: generated code registers each service in both ways."""
+        """Do nothing: the generated code calls both this and `add_registered_method_handlers`."""
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen on an address and return the port. Raises CannotListen."""
@@ -92,19 +93,20 @@ class Server(abc.ABC):
         return self._port
 
     async def start(self) -> None:
-        """Take calls up from now on."""
+        """Begin to accept calls."""
         await self._start()
         self._has_started = True
 
     async def stop(self, grace_seconds: float) -> None:
-        """Take no new connection, answer what comes on the open ones until all have gone, then end (ADR 0015).
+        """Refuse new connections, answer the calls on open connections until all have closed, then end (ADR 0015).
 
-        A connection goes when it reaches `grpc.max_connection_age_ms`: the core then tells the client in two steps with
-        a round trip between them, and serves meanwhile. The core's own shutdown ends with CANCELLED each call that it
-        has not handed over, or that crosses its message (grpc/grpc#41785). So it comes when no connection is left, and
-        after `grace_seconds` all the same.
+        A connection closes when its age reaches `grpc.max_connection_age_ms`: the core announces this to the client,
+        waits for the client's reply and answers calls meanwhile. A shutdown of the core is less gentle: it ends with
+        CANCELLED each call that the core has not passed on yet, and each call that the client sends before it has read
+        of the shutdown (grpc/grpc#41785). So the core is shut down when no connection is left, or after
+        `grace_seconds`.
 
-        Once begun it goes on, also without the one who asked; who asks again waits for the same.
+        A stop goes on when its caller is cancelled; a second call waits for the same stop.
         """
         if not self._has_started:
             return
@@ -129,21 +131,22 @@ class Server(abc.ABC):
 
     @abc.abstractmethod
     async def _start(self) -> None:
-        """Let the core begin."""
+        """Start the core."""
 
     @abc.abstractmethod
     async def _shut_down(self, seconds_max: float) -> None:
-        """End the core, and after `seconds_max` whatever call is still under way; return when nothing is left."""
+        """End the core, and cancel the calls that are unfinished after `seconds_max`; return when all have ended."""
 
     def _admitted(self, route: Route, call: calls.Call) -> tuple[Handler, Any]:
-        """Return what answers a call, and the request that it takes."""
+        """Return the handler that answers a call, and the handler's request."""
         if not self._routing.admits(route.method, call):
             return route.refuse, None
-        # Mostly there when the task begins. While it is not, the layers bound how long and for how many that lasts.
+        # The request has mostly arrived when the task starts. If not, the layers bound how long the task waits, and how
+        # many tasks wait.
         return route.run, call.messages() if route.streams_requests else call.receive()
 
     async def _answer(self, handler: Handler, request: Any, call: calls.Call) -> None:  # noqa: ANN401 - as handlers take it
-        """Let a handler answer a call that is under way; whatever it raises ends in a status."""
+        """Answer a call by a handler; an exception that the handler raises becomes a status."""
         try:
             try:
                 response = await handler(request, call)
@@ -152,7 +155,7 @@ class Server(abc.ABC):
                 call.refuse_as_told()
         except asyncio.CancelledError:
             call.refuse(grpc.StatusCode.CANCELLED, "the call was cancelled")
-        except Exception:  # noqa: BLE001 - the layers have let through what they should not, or it cannot be sent
+        except Exception:  # noqa: BLE001 - a defect in the layers, or an answer that cannot be sent
             _log.exception("call_failed")
             call.set_trailing_metadata(())
             call.refuse(grpc.StatusCode.INTERNAL, "internal error")

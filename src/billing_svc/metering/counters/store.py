@@ -59,7 +59,7 @@ class CounterUpdate:
 
 
 _KEY_COLUMNS = ("account_id", "meter", "period_start")
-# What a batch writes of a counter: its columns, each with the attribute that fills it. Holds: see `adding_reserved`.
+# The columns that a batch writes, each with its attribute of `CounterUpdate`. `adding_reserved` writes the holds.
 _OF_COUNTER = {name: name for name in ("used", "level", "billable", "exceeded_at")}
 _OF_TERMS = {
     "period_end": "period.end",

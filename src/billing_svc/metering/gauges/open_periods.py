@@ -1,6 +1,6 @@
-"""Opening a new period of gauges without events: its peak is the level at its beginning, and its alerts are raised.
+"""Opens a new period of gauges that have no events in it: stores the level as the peak, and raises the alerts.
 
-It is done again when the included quantity changes within the period, for the alerts of that quantity.
+Opens the period again when the included quantity changes within it, to raise the alerts of the new quantity.
 """
 
 from dataclasses import replace
@@ -21,14 +21,14 @@ from billing_svc.platform.accounts import store as accounts_store
 
 _log = structlog.get_logger(__name__)
 
-# How many are opened in one transaction; the worker comes back for the rest.
+# How many gauges one transaction opens; the worker opens the rest in further transactions.
 GAUGES_MAX = 100
 # When a gauge whose meter left the catalog is looked at again: the next catalog may have the meter.
 RETRY_UNKNOWN = timedelta(hours=1)
 
 
 async def open_due(conn: AsyncConnection, catalogs: versions.CatalogCache, now: datetime) -> int:
-    """Open the present period of gauges that need it, and return how many there were. A repeat changes nothing."""
+    """Open the present period of gauges that need it, and return their number. A repeat changes nothing."""
     due = await store.due(conn, GAUGES_MAX, now)
     if not due:
         return 0
@@ -62,7 +62,7 @@ async def open_due(conn: AsyncConnection, catalogs: versions.CatalogCache, now: 
         after = quota_rules.raise_peak(allowance, counter)
         written[keys[key]] = counters_store.CounterUpdate(after, under[key], allowance)
         percents = under[key].catalog.alert_percents
-        # All that the level has reached: those that were raised already stay as they are.
+        # All thresholds that the level has reached; an alert that was raised before stays unchanged.
         reached = alerts_rules.alerts_to_raise(percents, allowance, counter, after, is_new_allowance=True)
         alerts += [(keys[key], alert) for alert in reached]
     if written:

@@ -21,7 +21,7 @@ _SET, _REMOVE = "set_override", "remove_override"
 async def set_override(
     conn: AsyncConnection, catalogs: versions.CatalogCache, setting: rules.OverrideSetting, now: datetime
 ) -> terms.Override:
-    """Set an override and return it; a repeat returns what the first call set, and changes nothing.
+    """Set an override and return it; a repeat returns the first call's override, and changes nothing.
 
     Raises MeterNotFound, RequestIdReused, and InvalidRequest on an expiry that has passed.
     """
@@ -42,14 +42,14 @@ async def set_override(
     await _check(conn, catalogs, setting, now)
     before = await store.find(conn, setting.account_id, setting.meter)
     await store.save(conn, setting.account_id, setting.meter, override)
-    # The worker then looks whether a gauge's level has reached thresholds of the new quantity.
+    # Makes the worker check whether a gauge's level has reached thresholds of the new quantity.
     await gauges_store.reopen(conn, setting.account_id, now)
     await _audit(conn, _SET, setting, before, override, now)
     return override
 
 
 async def remove_override(conn: AsyncConnection, removal: rules.OverrideRemoval, now: datetime) -> terms.Override:
-    """Remove the override that is in force and return it; a repeat returns what the first call removed.
+    """Remove the override that is in force and return it; a repeat returns the override that the first call removed.
 
     Raises OverrideNotFound and RequestIdReused.
     """
@@ -93,7 +93,7 @@ async def _audit(
     origin = audit_store.Origin(f"caller:{asked.caller}", asked.request_id)
     changes = {"meter": asked.meter, "before": _to_json(before), "after": _to_json(after)}
     if not await audit_store.append_once(conn, origin, asked.account_id, action, changes, now):
-        # The account's row is what is locked, so it has to exist.
+        # Another transaction stored this request id first: the account did not exist yet, so no row was locked.
         raise transactions.RetryTransaction
 
 

@@ -1,4 +1,4 @@
-"""Deciding a batch of checks from one snapshot; only a rate limit causes a write."""
+"""Decides a batch of checks from one snapshot; only a rate limit causes a write."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ class QuotaQuestion:
 
 @values.value
 class QuotaAnswer:
-    """A decision with the facts and terms that it was made of."""
+    """A decision with the facts and terms that it is based on."""
 
     decided_at: datetime
     known: lookup.MeterState
@@ -35,7 +35,7 @@ class QuotaAnswer:
     reservation: holds.Reservation | None = None
 
     def kept(self, counter: rules.Counter) -> holds.FirstAnswer:
-        """Return what is stored of it with its hold, whose units `counter` has."""
+        """Return the first answer as it is stored with the hold; `counter` includes the hold's units."""
         under, allowance, decision = self.under, self.allowance, self.decision
         return holds.FirstAnswer(
             period_end=under.period.end,
@@ -75,7 +75,7 @@ class QuotaAnswer:
 
 @values.value
 class RepeatedAnswer:
-    """The stored first answer to a reserving check that is repeated, with the reservation as it is now."""
+    """The answer to a repeated reserving check: the stored first answer, with the reservation as it is now."""
 
     catalog: model.Catalog
     reservation: holds.Reservation
@@ -159,7 +159,7 @@ def _wanted(outcomes: Sequence[QuotaAnswer | errors.BillingError]) -> dict[str, 
 def _within_rate(
     one: QuotaAnswer, wanted: Mapping[str, rules.RateRequests], admitted: Mapping[str, tuple[int, datetime]]
 ) -> QuotaAnswer:
-    """Return an allowed check, denied if the rate limit does not admit it; earlier checks of an account go first."""
+    """Return an allowed check, or its denial by the rate limit; an account's checks are admitted in their order."""
     if one.rate_limit is None or not one.decision.allowed:
         return one
     account_id, window = one.known.asked.account_id, one.known.facts.window

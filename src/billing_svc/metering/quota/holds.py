@@ -22,7 +22,7 @@ class HoldState(enum.StrEnum):
 
 
 class SettlementOutcome(enum.StrEnum):
-    """What became of the reservation that an event names; the usage is counted in every case."""
+    """How an event changed the reservation that it names; the usage is counted in every case."""
 
     SETTLED = "settled"
     ALREADY_CLOSED = "already_closed"
@@ -41,7 +41,7 @@ class Hold:
 
 @values.value
 class SentHold:
-    """What a caller asked for, as sent. A repeat of a request id is the same request if this is equal."""
+    """The content of a request as sent. A repeated request id is the same request if its content is equal."""
 
     meter: str
     operation: str
@@ -50,7 +50,7 @@ class SentHold:
 
 @values.value
 class FirstAnswer:
-    """What the decision that made a hold said, and under which terms; quantities are as of then, with the hold."""
+    """The decision that made a hold, and its terms; the quantities are of that moment and include the hold."""
 
     period_end: datetime
     plan: str

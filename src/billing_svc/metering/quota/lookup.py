@@ -1,4 +1,4 @@
-"""Reading what a decision needs: the meter that a caller names, the facts, and the catalogs of the terms."""
+"""Reads the data of a decision: the meter that the caller names, the facts, and the catalogs of the terms."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from billing_svc.platform.database import direct, transactions
 
 
 class MeterQuery(NamedTuple):
-    """An account, and a meter or an operation (the other one is empty)."""
+    """An account, and either a meter or an operation; the other is empty."""
 
     account_id: str
     meter: str
@@ -84,9 +84,9 @@ async def read_after(
     now: datetime,
     before: Callable[[Collection[tuple[str, str]]], Iterable[direct.Call]],
 ) -> tuple[list[MeterState | errors.BillingError], list[list[direct.Row]]]:
-    """Return the same states, as they are after other statements of the same round trip, and the rows of those.
+    """Return the same states, read after other statements of the same round trip, and the rows of these statements.
 
-    `before` makes those statements from the accounts and meters asked for; an unknown meter is "".
+    `before` makes the other statements from the accounts and meters asked for; an unknown meter is "".
     """
     catalog = await catalogs.latest(conn)
     keys = _keys(catalog, asked)
@@ -108,7 +108,7 @@ async def read_account_states(
 ) -> tuple[list[MeterState | errors.BillingError], list[list[direct.Row]]]:
     """Return the same states without usage, and the rows of other statements that ran in the same round trip.
 
-    `beside` makes those statements from the accounts and meters asked for.
+    `beside` makes the other statements from the accounts and meters asked for.
     """
     catalog = await catalogs.latest(conn)
     keys = _keys(catalog, asked)
@@ -124,7 +124,7 @@ async def _known(
     keys: Sequence[tuple[str, str]],
     facts: Sequence[store.MeterFacts],
 ) -> list[MeterState | errors.BillingError]:
-    newest = facts[0].account_state.newest_catalog  # one statement reads one snapshot, so it is the same for all
+    newest = facts[0].account_state.newest_catalog  # the statement reads one snapshot, so all rows have the same
     if await catalogs.get(conn, newest) is not catalog:
         raise transactions.RetryTransaction
     loaded = {newest: catalog}
@@ -148,7 +148,7 @@ async def read_account_state(
 
 
 def _keys(catalog: model.Catalog, asked: Sequence[MeterQuery]) -> list[tuple[str, str]]:
-    """Return account and meter of each question; the meter is "" if the catalog does not have what is asked for."""
+    """Return account and meter of each question; the meter is "" if the catalog does not have it."""
     return [(one.account_id, _meter(catalog, one)) for one in asked]
 
 

@@ -1,4 +1,4 @@
-"""The places that the calls of a batch take in their accounts' rate windows, in a transaction that writes more."""
+"""Admits the calls of a batch to their accounts' rate windows, in the transaction that writes the batch."""
 
 from datetime import datetime
 
@@ -10,7 +10,7 @@ from billing_svc.platform.database import transactions
 
 
 class RateAdmissions:
-    """Admits calls one after the other by the windows as they were read, and writes them together at the end."""
+    """Admits calls in their order, by the windows as they were read; `write` then counts all of them at once."""
 
     def __init__(self, now: datetime) -> None:
         self._now = now
@@ -19,7 +19,7 @@ class RateAdmissions:
         self._wanted: dict[str, rules.RateRequests] = {}
 
     def admit(self, account_id: str, limit: parts.RateLimit, window: rules.RateWindow | None) -> rules.Decision | None:
-        """Take a place in the account's rate window; returns the denial if there is none left."""
+        """Admit a call to the account's rate window; returns the denial if the window is full, else None."""
         room = self._room.setdefault(account_id, limit.requests if window is None else window.room(limit, self._now))
         if room == 0:
             opened_at = window.start if window is not None and not window.is_over(limit, self._now) else self._now

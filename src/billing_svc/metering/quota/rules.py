@@ -76,7 +76,7 @@ class Counter:
         return included is not None and self.consumed > included
 
     def grace_ends_at(self, included: int | None, grace_period: timedelta) -> datetime | None:
-        """Return when the grace ends, which begins as the included quantity is exceeded; None while it is not."""
+        """Return the end of the grace, which begins when the included quantity is exceeded; None before that."""
         if self.exceeded_at is None or not self.is_exceeded(included):
             return None
         return self.exceeded_at + grace_period
@@ -114,7 +114,7 @@ class Decision:
 
     allowed: bool
     reason: Reason
-    # How many of the units lie beyond the included quantity, and what Stripe will charge for them.
+    # How many of the units lie beyond the included quantity, and the amount that Stripe will charge for them.
     units_beyond: int = 0
     projected_cost: Decimal = Decimal(0)
     grace_ends_at: datetime | None = None
@@ -173,7 +173,7 @@ def count_held(
 ) -> Counter:
     """Return the counter with `units` more under the allowance that their hold carries.
 
-    Whether a grace has begun goes by the terms in force, which count the next units.
+    The terms in force, which apply to the next units, decide whether a grace has begun.
     """
     after = count(promised, counter, units, now)
     return replace(after, exceeded_at=counter.exceeded_at if counter.is_exceeded(in_force.included) else None)

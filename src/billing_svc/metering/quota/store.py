@@ -1,4 +1,4 @@
-"""What a decision reads in one statement: account states and counters, for any number of accounts and meters."""
+"""Reads account states and counters for decisions, in one statement for any number of accounts and meters."""
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
@@ -11,8 +11,8 @@ from billing_svc.metering.quota import rules, terms
 from billing_svc.platform.database import bulk, direct, select_list, tables
 
 # A period lasts 31 days at the most, takes late events until half an hour after its end, and its holds end within a day
-# of it, so periods and subscriptions that ended before this are not needed. It bounds what is read, however long the
-# history is.
+# of it, so periods and subscriptions that ended earlier are not needed. The horizon bounds the rows that a decision
+# reads, however long the history is.
 HORIZON = timedelta(days=33)
 
 _ASKED = bulk.arrays("asked", "n integer, account_id text, meter text")
@@ -20,14 +20,14 @@ _ASKED_ALONE = "(SELECT 0 AS n, CAST(:account_id AS text) AS account_id, CAST(:m
 
 _WANTED = "account_id text, wanted bigint, requests bigint, over_before timestamptz"
 
-# What every decision reads of an account, and where its values stand in a row.
+# The columns of an account that every decision reads, and their places in a row.
 _ACCOUNT_STATE = select_list.SelectList()
 _N = _ACCOUNT_STATE.add("asked.n")
 _ACCOUNT = _ACCOUNT_STATE.add_fields(
     terms.AccountState,
     "a",
     newest_catalog="(SELECT max(version) FROM catalog_versions)",
-    # Filled from the rows, of which there is one for each subscription.
+    # `_facts` fills these from all rows of the account: each subscription has its own row.
     without=("subscriptions", "metered_only"),
 )
 _NEWEST_CATALOG = _ACCOUNT_STATE.index("(SELECT max(version) FROM catalog_versions)")
@@ -36,8 +36,8 @@ _IS_PLAN = _ACCOUNT_STATE.add("s.is_plan")
 _OVERRIDE = _ACCOUNT_STATE.add_fields(terms.Override, "o")
 _SUBSCRIPTION_ID, _OVERRIDE_SET_AT = (_ACCOUNT_STATE.index(name) for name in ("s.subscription_id", "o.set_at"))
 
-# Each table is looked into by key for each question: OFFSET 0 keeps the planner from reading all of it instead. Only
-# the columns that are needed are named: preparing a whole row takes longer than finding it.
+# Each table is read by key for each question; without OFFSET 0 the planner might read the whole table. Only the needed
+# columns are named: preparing a whole row takes longer than finding it.
 _ACCOUNT_STATE_TABLES = """
       LEFT JOIN LATERAL (
            SELECT created_at, pay_as_you_go_under FROM accounts WHERE account_id = asked.account_id OFFSET 0
@@ -55,7 +55,7 @@ _ACCOUNT_STATE_TABLES = """
             WHERE account_id = asked.account_id AND meter = asked.meter OFFSET 0
            ) AS o ON TRUE
 """
-# A lone question is answered without an array, in nine tenths of the time.
+# A single question is read without an array, which takes nine tenths of the time.
 _SELECT_ACCOUNT_STATES = direct.PreparedStatement(f"SELECT {_ACCOUNT_STATE} FROM {_ASKED} {_ACCOUNT_STATE_TABLES}")  # noqa: S608 - as above
 _SELECT_ACCOUNT_STATE = direct.PreparedStatement(f"SELECT {_ACCOUNT_STATE} FROM {_ASKED_ALONE} {_ACCOUNT_STATE_TABLES}")  # noqa: S608
 _LEVELS = """
@@ -82,19 +82,19 @@ _RESERVED = """
                  AND account_id = asked.account_id AND meter = asked.meter AND period_start = c.period_start
               ) END
 """
-# What follows the columns of `_ACCOUNT_STATE` where usage is read as well.
+# The columns that follow those of `_ACCOUNT_STATE` in statements that also read usage.
 _FACTS = _ACCOUNT_STATE.copy()
 _LEVEL = _FACTS.add("g.level")
 _WINDOW = _FACTS.add_fields(rules.RateWindow, "w", start="w.window_start")
 _PERIOD_START = _FACTS.add("c.period_start")
-# A level stands beside the counters, not in them.
+# A gauge's level is not stored in its counters, but in a table of its own.
 _COUNTER = _FACTS.add_fields(rules.Counter, "c", without=("level",), reserved=_RESERVED)
 _WINDOW_START = _FACTS.index("w.window_start")
 
 
 @functools.cache
 def _select_facts(*, is_alone: bool, levels: bool, windows: bool) -> direct.PreparedStatement:
-    """Return the statement that reads levels and rate windows if asked; each of them takes a tenth of its time."""
+    """Return the statement that reads facts, with levels and windows if asked: each adds a tenth to its time."""
     return direct.PreparedStatement(f"""
         SELECT {_FACTS}
           FROM {_ASKED_ALONE if is_alone else _ASKED} {_ACCOUNT_STATE_TABLES}
@@ -133,17 +133,17 @@ _SELECT_WINDOWS = direct.PreparedStatement(f"""
 _OPEN_WINDOWS = direct.PreparedStatement(
     bulk.insert_missing(tables.rate_windows, ("account_id", "window_start", "admitted")).text
 )
-# The commit of the transaction that this begins does not wait for the disk.
+# The commit of a transaction that begins with this statement does not wait for the disk.
 _WITHOUT_WAITING = direct.PreparedStatement("SELECT set_config('synchronous_commit', 'off', true)")
 
 
 @dataclass(slots=True)
 class MeterFacts:
-    """What is stored of an account and meter; counters by the start of their period."""
+    """The stored facts of an account and meter; counters by the start of their period."""
 
     account_state: terms.AccountState
     override: terms.Override | None
-    # A gauge's present level; 0 where none was recorded, and on consumables.
+    # A gauge's present level; 0 if none was recorded, and of consumables.
     level: int
     window: rules.RateWindow | None
     counters: dict[datetime, rules.Counter]
@@ -161,9 +161,9 @@ async def read_facts(
 ) -> tuple[list[MeterFacts], list[list[direct.Row]]]:
     """Return the facts of each (account, meter), in the order asked, from one snapshot.
 
-    And the rows of other statements, which run before in the same round trip: after locks, the facts are those that the
-    locks keep. Without `levels` the level of a gauge is returned as 0, without `windows` no rate window is returned.
-    Raises LookupError if no catalog was ever published.
+    Also returns the rows of `before`, statements that run first in the same round trip; if they lock rows, no other
+    transaction changes these facts until the end of this transaction. Without `levels` the level of a gauge is 0,
+    without `windows` no rate window is returned. Raises LookupError if no catalog was ever published.
     """
     statement = _select_facts(is_alone=len(asked) == 1, levels=levels, windows=windows)
     *others, found = await direct.fetch_each(conn, *before, (statement, _parameters(asked, now)))
@@ -197,12 +197,12 @@ def _each(number: int, rows: Sequence[direct.Row]) -> list[MeterFacts]:
 
 
 def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
-    """Return the facts in the rows of a question, of which there is one for each pair of subscription and counter."""
+    """Return the facts in a question's rows: a row for each pair of a subscription and a counter."""
     first = rows[0]
     if first[_NEWEST_CATALOG] is None:
         raise LookupError("no catalog was published")
     metered_only = None
-    if len(rows) == 1 and first[_IS_PLAN]:  # as nearly always
+    if len(rows) == 1 and first[_IS_PLAN]:  # the usual case
         subscriptions: tuple[terms.PlanSubscription, ...] = (terms.PlanSubscription(*first[_SUBSCRIPTION]),)
     else:
         plans = {row[_SUBSCRIPTION_ID]: row[_SUBSCRIPTION] for row in rows if row[_IS_PLAN]}
@@ -226,7 +226,7 @@ def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
 
 
 async def read_windows(conn: AsyncConnection, account_ids: Collection[str]) -> dict[str, rules.RateWindow]:
-    """Return the rate windows of accounts that have one, without locking them."""
+    """Return the accounts' rate windows by account, without locks; an account without a window is left out."""
     asked = bulk.to_arrays(("account_id",), [(account_id,) for account_id in account_ids])
     rows = await direct.fetch(conn, _SELECT_WINDOWS, asked)
     return {account_id: rules.RateWindow(*window) for account_id, *window in rows}
@@ -235,7 +235,7 @@ async def read_windows(conn: AsyncConnection, account_ids: Collection[str]) -> d
 async def admit(
     conn: AsyncConnection, wanted: Mapping[str, rules.RateRequests], now: datetime
 ) -> dict[str, tuple[int, datetime]]:
-    """Count checks against rate limits; returns how many of each account's were admitted, and when its window opened.
+    """Count checks against rate limits; returns for each account how many were admitted, and when its window opened.
 
     Processes cannot admit too many together: the row is locked. One round trip for all accounts.
     """
@@ -245,10 +245,10 @@ async def admit(
 async def admit_at_once(
     conn: AsyncConnection, wanted: Mapping[str, rules.RateRequests], now: datetime
 ) -> dict[str, tuple[int, datetime]]:
-    """Do the same in a transaction of its own, outside of any other.
+    """Do the same as `admit`, in a transaction of its own.
 
-    Its commit does not wait for the disk: if the database's machine crashes, checks of the last moment may be
-    forgotten. If the connection is lost meanwhile, the repeat counts the checks twice.
+    The commit does not wait for the disk: if the database's machine crashes, the latest checks may be lost. If the
+    connection is lost during the call, a repeat may count the checks twice.
     """
     return _admitted((await direct.fetch_each(conn, (_WITHOUT_WAITING, {}), *_admissions(wanted, now)))[-1])
 

@@ -18,7 +18,7 @@ from billing_svc.platform.accounts import rules as accounts_rules
 class PlanSubscription:
     """A plan subscription, as far as a decision needs it; in force in [effective_from, effective_until).
 
-    A type of its own beside `SubscriptionRecord`: every decision reads and makes one, so it has only the eight columns
+    Not a `SubscriptionRecord`: every decision reads this and makes an object of it, so it has only the eight columns
     that a decision needs, in the order in which the statement in `store.py` names them.
     """
 
@@ -46,7 +46,7 @@ class AccountState:
     pay_as_you_go_under: str | None
     # Plan subscriptions alone.
     subscriptions: tuple[PlanSubscription, ...]
-    # The metered-only subscription that `pay_as_you_go_under` names, if it names one. It never sets a period.
+    # The metered-only subscription that `pay_as_you_go_under` names, if any. It never sets a period.
     metered_only: PlanSubscription | None = None
 
     def catalog_versions(self) -> Iterable[int]:
@@ -71,7 +71,7 @@ class Override:
 
 @values.value
 class Allowance:
-    """The included quantity of a meter, and what happens beyond it. Without a limit the meter is not in the plan."""
+    """The included quantity of a meter, and the limit beyond it; without a limit the meter is not in the plan."""
 
     limit: parts.Limit | None
     # None: unlimited.
@@ -113,7 +113,7 @@ class EffectiveTerms:
 
     @property
     def billed_under(self) -> str | None:
-        """Return the id of the subscription whose invoices carry what is charged; None if nothing can be charged."""
+        """Return the id of the subscription whose invoices have the charges; None if nothing can be charged."""
         billing = self.subscription or self.metered_only
         return None if billing is None else billing.subscription_id
 

@@ -45,8 +45,8 @@ async def reserve(
 ) -> list[ReserveOutcome]:
     """Decide questions and hold the units that are allowed; a repeated request id gets its first reservation.
 
-    The counters of an account and meter are several around a border, and the lock of one keeps nobody from the others;
-    so those who admit units take turns by the lock of the account. Costs two round trips.
+    Around the end of a period an account and meter have several counters, and the lock of one counter does not protect
+    the others. So each transaction that admits units locks the account. Costs two round trips.
     """
     keys = [_request_key(question) for question in questions]
 
@@ -84,7 +84,7 @@ async def reserve(
 async def release(
     conn: AsyncConnection, keys: Sequence[tuple[str, str]], now: datetime
 ) -> list[ReleaseOutcome | errors.BillingError]:
-    """Give back the units of each (account, reservation id); a closed reservation is returned in its state."""
+    """Give back the units of each (account, reservation id); a closed reservation is returned unchanged."""
     found, held = await _find_and_lock(conn, set(keys), now)
     closing = {key: one for key, one in found.items() if one.state is holds.HoldState.HELD}
     if closing:
@@ -109,7 +109,7 @@ async def release(
 
 
 async def sweep(conn: AsyncConnection, now: datetime) -> int:
-    """Close reservations whose time is over, and return on how many counters. Decisions ignore them already."""
+    """Close expired reservations, which decisions already ignore, and return the number of their counters."""
     keys = await store.overdue_counters(conn, SWEEP_MAX, now)
     if keys:
         await counters_store.lock_counters(conn, keys)
@@ -131,9 +131,9 @@ async def expire(
 async def _find_and_lock(
     conn: AsyncConnection, keys: Collection[tuple[str, str]], now: datetime
 ) -> tuple[dict[tuple[str, str], holds.Reservation], dict[tuple[str, str], int]]:
-    """Return reservations as they are under the locks of their counters, and what each account and meter holds.
+    """Lock counters, and return the reservations and the units that each account and meter holds.
 
-    All counters are locked that may hold units of the same accounts and meters.
+    Locks all counters that may hold units of the reservations' accounts and meters.
     """
     finding = store.finding(keys)
     (rows,) = await direct.fetch_each(conn, finding)
@@ -143,7 +143,7 @@ async def _find_and_lock(
         since[pair] = min(one.period_start, since.get(pair, now - quota_store.HORIZON))
     if not since:
         return {}, {}
-    # Found again: another transaction may have closed one while this one waited for the lock.
+    # Read again under the locks: while this transaction waited, another may have closed a reservation.
     locked, rows = await direct.fetch_each(conn, counters_store.locking(since), finding)
     held = dict.fromkeys(since, 0)
     for key, row in counters_store.to_counters(locked).items():
@@ -157,7 +157,7 @@ async def _expire_overdue(
     locked: Mapping[counters_store.CounterKey, counters_store.LockedCounter],
     now: datetime,
 ) -> None:
-    """Close the reservations whose time is over: the facts know them already, so that their counters say more."""
+    """Close expired reservations. The facts leave their units out, so such a counter differs from its locked row."""
     overdue = []
     for one in known:
         if isinstance(one, errors.BillingError):
@@ -175,7 +175,7 @@ async def _lock_levels(
     asked: Iterable[tuple[lookup.MeterState | errors.BillingError, check_quota.QuotaQuestion]],
     now: datetime,
 ) -> dict[tuple[str, str], int]:
-    """Lock the levels of gauges and return them. A question that is denied where nothing was recorded creates none."""
+    """Lock the levels of gauges and return them; a denied question creates no level of a gauge without any usage."""
     gauges: set[tuple[str, str]] = set()
     for known, question in asked:
         if isinstance(known, errors.BillingError) or not known.is_gauge:
@@ -189,13 +189,13 @@ async def _lock_levels(
 
 
 class _NewHolds:
-    """The units held and the checks admitted while the questions of a batch are answered one after the other."""
+    """The units held and the checks admitted so far, while the questions of a batch are answered in their order."""
 
     def __init__(self, now: datetime, levels: Mapping[tuple[str, str], int]) -> None:
         self._now = now
-        # Of gauges, as locked.
+        # The locked levels of gauges, by account and meter.
         self._levels = levels
-        # By account and meter.
+        # The units held by this batch, by account and meter.
         self._units: dict[tuple[str, str], int] = {}
         self._rates = rate_admissions.RateAdmissions(now)
         self._reserved: dict[counters_store.CounterKey, int] = {}
@@ -206,7 +206,7 @@ class _NewHolds:
     def answer(
         self, known: lookup.MeterState | errors.BillingError, question: check_quota.QuotaQuestion
     ) -> check_quota.QuotaAnswer | errors.BillingError:
-        """Decide a question, given the holds of those before it, and hold its units if it is allowed."""
+        """Decide a question, with the batch's earlier holds counted, and hold its units if it is allowed."""
         if isinstance(known, errors.BillingError) or question.hold is None:
             return check_quota.decide_question(known, question, self._now)
         account_id = question.asked.account_id
@@ -252,10 +252,10 @@ class _NewHolds:
                 self._unknown.add(reservation.account_id)
 
     async def write(self, conn: AsyncConnection) -> None:
-        """Write the holds, with their counters and accounts where those are new, in the round trip of COMMIT.
+        """Write the holds, and their new counters and accounts, in the round trip of COMMIT.
 
-        Raises RetryTransaction if another transaction filled a rate window; so does one that took a request id, or
-        created an account or a counter, meanwhile.
+        Raises RetryTransaction if another transaction has filled a rate window meanwhile. The COMMIT raises it if
+        another transaction has taken a request id, or created an account or a counter, meanwhile.
         """
         if not self._made:
             return
@@ -280,7 +280,7 @@ async def _repeated(
     if reservation.first is not None:
         catalog = await catalogs.get(conn, reservation.first.catalog_version)
         return check_quota.RepeatedAnswer(catalog, replace(reservation, state=state), reservation.first)
-    # Made before first answers were stored: all that is known is what holds now.
+    # The hold was made before first answers were stored, so only the present facts are known.
     checked = check_quota.decide_question(known, question, now)
     if isinstance(checked, errors.BillingError):
         return checked

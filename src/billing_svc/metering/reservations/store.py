@@ -142,7 +142,7 @@ async def count_held(conn: AsyncConnection, account_id: str, now: datetime) -> i
 
 
 async def overdue_counters(conn: AsyncConnection, most: int, now: datetime) -> list[counters_store.CounterKey]:
-    """Return counters that still hold what has expired."""
+    """Return counters that still include units of expired reservations."""
     overdue = (
         sa.select(_RESERVATIONS.c.account_id, _RESERVATIONS.c.meter, _RESERVATIONS.c.period_start)
         .where(_RESERVATIONS.c.state == "held", _RESERVATIONS.c.expires_at <= now)

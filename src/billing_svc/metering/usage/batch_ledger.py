@@ -35,7 +35,7 @@ EventOutcome: TypeAlias = EventAnswer | rules.DeniedEvent | errors.BillingError
 
 @dataclass(slots=True)
 class TargetPeriod:
-    """The period in which events of an account and meter count that happened at one instant, and its terms."""
+    """The period, with its terms, in which events of an account, meter and instant count."""
 
     known: lookup.MeterState
     under: terms.EffectiveTerms
@@ -47,7 +47,7 @@ class TargetPeriod:
     def at(
         cls, known: lookup.MeterState, under: terms.EffectiveTerms, now: datetime, *, is_gauge: bool
     ) -> "TargetPeriod":
-        """Return the period of some terms."""
+        """Return the period that the terms name."""
         key = (known.asked.account_id, known.meter, under.period.start)
         return cls(known, under, known.allowance(under, now), key, is_gauge)
 
@@ -57,7 +57,7 @@ class TargetPeriod:
         return self.key[:2]
 
     def rate_limit(self, now: datetime) -> parts.RateLimit | None:
-        """Return the rate limit that the account has now, whichever period this is."""
+        """Return the rate limit that the account has now, also if this is a past period."""
         present = self.known.terms_at(now)
         return present.plan.rate_limit_for(pay_as_you_go=present.pay_as_you_go)
 
@@ -78,7 +78,7 @@ class PlacedEvent:
 
 
 class BatchLedger:
-    """The locked rows of a batch, and what its events change in them."""
+    """The locked rows of a batch, and the changes that its events make to them."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class BatchLedger:
         self._now = now
         self._reservations = dict(reservations)
         self._terms_of_holds = terms_of_holds
-        # The units that are held of each account and meter so far, whichever period they were reserved in.
+        # The units that each account and meter holds now, from all periods.
         self._held: dict[gauges_store.GaugeKey, int] = {}
         for key, row in locked.items():
             if row.counter.reserved:
@@ -117,11 +117,11 @@ class BatchLedger:
         }
 
     async def read_windows(self, conn: AsyncConnection, account_ids: Collection[str]) -> None:
-        """Read the rate windows of accounts, in which their events with REJECT take places."""
+        """Read the accounts' rate windows, against which events with REJECT count."""
         self._windows = await quota_store.read_windows(conn, account_ids)
 
     async def close_reservations(self, conn: AsyncConnection) -> None:
-        """Write the new states of the reservations that events named, and the places taken in rate windows."""
+        """Write the new states of the reservations that events named, and count the events in rate windows."""
         await self._close_reservations(conn)
         await self._rates.write(conn)
 
@@ -132,7 +132,7 @@ class BatchLedger:
             raise transactions.RetryTransaction
 
     def decide_and_count(self, placed: PlacedEvent) -> EventOutcome:
-        """Decide on an event and count it. Raises the error of an invalid event, and then changes nothing."""
+        """Decide on an event and count it. Raises the error of an invalid event, without any change."""
         event, target = placed.event, placed.target
         key, known, under, allowance = target.key, target.known, target.under, target.allowance
         row = self._row(target)
@@ -146,10 +146,11 @@ class BatchLedger:
         outcome = _outcome(reservation, known.meter, self._now) if event.reservation_id else None
         is_settling = outcome is holds.SettlementOutcome.SETTLED
         own = reservation.units if reservation is not None and is_settling else 0
-        # Other reservations take up room when an event may be rejected, not when it is only counted.
+        # Other reservations take up room only if the event may be rejected.
         basis = before.holding(before.reserved - own if event.reject else 0)
         promised = self._terms_of_holds.get(event.reservation_key) if own and units > 0 else None
-        # Up to the units held it was decided before, and counts under the terms of then; the rest under those in force.
+        # Units up to the hold's were decided with the hold, and count under its terms; the rest under the terms in
+        # force.
         rest = units
         if promised is not None:
             rest = max(0, units - own)
@@ -158,7 +159,7 @@ class BatchLedger:
         if promised is not None and (rest == 0 or decision.reason is quota_rules.Reason.NONE):
             decision = quota_rules.Decision(allowed=True, reason=promised.reason)
         if event.reject and units > 0:
-            # The check that made the event's own hold took a place in the rate window already.
+            # The check that made the event's own hold was already counted in the rate window.
             limited = self._rate_limited(target) if decision.allowed and not own else None
             if limited is not None:
                 return rules.DeniedEvent(known.meter, units, under, allowance, before, limited, upgrade_plans=())
@@ -200,7 +201,7 @@ class BatchLedger:
         return EventAnswer(recorded, duplicate=False)
 
     def _rate_limited(self, target: TargetPeriod) -> quota_rules.Decision | None:
-        """Take a place in the account's rate window for an event with REJECT; returns the denial if it is full."""
+        """Admit an event with REJECT to the account's rate window; returns the denial if the window is full."""
         limit = target.rate_limit(self._now)
         if limit is None:
             return None
@@ -236,14 +237,15 @@ class BatchLedger:
         is_settled = outcome is holds.SettlementOutcome.SETTLED
         state = holds.HoldState.SETTLED if is_settled else holds.HoldState.EXPIRED
         self._closings.append((reservation, state, event.event_id if is_settled else None))
-        # It may have been closed since it was read, so that this falls below zero; `settle` then begins anew.
+        # Goes below zero if another transaction closed the reservation after it was read; `close_reservations` then
+        # raises RetryTransaction.
         pair = (reservation.account_id, reservation.meter)
         self._held[pair] = self._held.get(pair, 0) - reservation.units
         self._reservations[event.reservation_key] = replace(reservation, state=state)
 
 
 def _held_part(promised: rules.HoldTerms, under: terms.EffectiveTerms, billable: int) -> rules.HeldPart | None:
-    """Return what is charged under a hold's terms, if those have another price than the terms in force."""
+    """Return the billable units under a hold's terms; None if there are none, or the event has the same terms."""
     if not billable or (promised.plan, promised.catalog_version) == (under.plan.key, under.catalog_version):
         return None
     return rules.HeldPart(promised.plan, promised.catalog_version, billable)

@@ -30,23 +30,23 @@ async def record(
 ) -> list[batch_ledger.EventOutcome]:
     """Record events and return an outcome for each, in order; the error of one event does not affect the others.
 
-    Raises RetryTransaction when another transaction stored one of the ids meanwhile; the repeat finds a duplicate.
+    Raises RetryTransaction when another transaction stored any of the ids meanwhile; the repeat finds a duplicate.
     """
     keys = [event.key for event in events]
     names = [
         lookup.MeterQuery(event.account_id, event.sent.meter or "", event.sent.operation or "") for event in events
     ]
-    # Events of the same account and meter share what is read.
+    # Events of the same account and meter share one look-up.
     asked = list(dict.fromkeys(names))
     named = {event.reservation_key for event in events if event.reservation_id}
-    # Those who admit units of an account take turns, whichever counter they count in; see `hold_units.reserve`.
+    # The accounts in which events with REJECT admit units are locked; `hold_units.reserve` says why.
     admitting = {event.account_id for event in events if event.reject}
     turns = (accounts_store.locking(admitting),) if admitting else ()
 
     def beside(pairs: Collection[tuple[str, str]]) -> Iterable[direct.Call]:
-        # An event counts in a period within the horizon, and so was made what is still held.
+        # All periods in which an event can count, or that can contain a live hold, end within the horizon.
         since = dict.fromkeys(pairs, now - quota_store.HORIZON)
-        # Under the locks, so that none of them is closed by others any more.
+        # Read after the locks, so that no other transaction can close these reservations any more.
         holding = (reservations_store.finding(named),) if named else ()
         return *turns, counters_store.locking(since), store.finding(set(keys)), *holding
 
@@ -105,8 +105,8 @@ def _place(
             target = batch_ledger.TargetPeriod.at(found, under, now, is_gauge=is_gauge)
             targets[id(found), counts_at] = target
         one = batch_ledger.PlacedEvent(n, event, occurred_at, target)
-        # The gauge's row is created before its event is decided; a refused first event of an unknown account must not
-        # do so.
+        # Rows of gauges are created before their events are decided. The first event of an unknown account must create
+        # none if it is refused, so it is decided here first.
         if is_gauge and target.is_of_unknown and target.gauge_key not in begun:
             refused = _refused_at_once(one, now)
             if refused is not None:
@@ -138,7 +138,7 @@ async def _count(
 ) -> None:
     """Count the events one after the other, and write them with their counters, which are locked if they exist.
 
-    Missing counters and accounts are inserted. If another transaction inserts one of them first, this transaction is
+    Missing counters and accounts are inserted. If another transaction inserts any of them first, this transaction is
     repeated.
     """
     targets = list({id(one.target): one.target for one in placed}.values())
@@ -161,7 +161,7 @@ async def _count(
         except errors.BillingError as error:
             outcomes[one.n] = error
     refused = {one.event.key for one in placed if not isinstance(outcomes[one.n], batch_ledger.EventAnswer)}
-    # While this call waited for the counter, an earlier sending of the same event may have been recorded.
+    # While this call waited for the counter's lock, another call may have recorded the same event.
     if refused and await store.find_events(conn, refused):
         raise transactions.RetryTransaction
     if not batch.events:
@@ -181,7 +181,7 @@ async def _terms_of_holds(
     catalogs: versions.CatalogCache,
     reservations: Mapping[tuple[str, str], holds.Reservation],
 ) -> dict[tuple[str, str], rules.HoldTerms]:
-    """Return the terms of the decisions that made reservations, as far as they were stored."""
+    """Return the stored terms of reservations; a hold without stored terms is left out."""
     found = {}
     for key, one in reservations.items():
         first = one.first

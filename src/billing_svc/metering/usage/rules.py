@@ -14,7 +14,7 @@ from billing_svc.platform import errors, values
 PERIOD_STAYS_OPEN = timedelta(minutes=30)
 # The clock of a caller may be ahead by this much.
 FUTURE_TOLERANCE = timedelta(minutes=5)
-# Events older than this are refused: the invoice of their period is long paid.
+# Events older than this are refused: the invoice of their period was paid long ago.
 RETENTION = timedelta(days=400)
 # The most hours that a time zone lies behind UTC.
 HOURS_BEHIND_UTC_MAX = 12
@@ -24,7 +24,7 @@ TRAVEL = timedelta(seconds=10)
 
 @values.value
 class SentEvent:
-    """What a caller sent, as sent. A repeat of an event id is the same event if this is equal."""
+    """The content of an event as sent. A repeated event id is the same event if its content is equal."""
 
     meter: str | None
     operation: str | None
@@ -88,13 +88,14 @@ class RecordedEvent:
 
 @values.value
 class HoldTerms:
-    """The terms that a hold carries: up to the units held, its settlement is decided, counted and charged by them."""
+    """The terms stored with a hold; its settlement is decided, counted and charged by them, up to the units held."""
 
     plan: str
     catalog_version: int
     reason: quota_rules.Reason
     allowance: terms.Allowance
-    # When the period began that it was decided in, and how many of its units fitted in what was included then.
+    # The start of the period in which the hold was decided, and how many of its units were within the included
+    # quantity.
     period_start: datetime
     units_within: int
 
@@ -106,10 +107,10 @@ class HoldTerms:
         units: int,
         now: datetime,
     ) -> quota_rules.Counter:
-        """Return a counter with units of the hold more.
+        """Return the counter with `units` of the hold added.
 
-        The included quantity of the hold's plan is that of its own periods. In a period of another plan there is none
-        of it, so there those units are charged that were told to be.
+        The included quantity of the hold's plan does not exist in a period of another plan. There, exactly the units
+        are charged that the answer to the hold said would be charged.
         """
         is_elsewhere = target.period.start != self.period_start and (target.plan.key, target.catalog_version) != (
             self.plan,
@@ -123,7 +124,7 @@ class HoldTerms:
 
 @values.value
 class HeldPart:
-    """The billable units of an event that are charged under the terms of its hold, where those are not its own."""
+    """The billable units of an event that are charged under its hold's terms, if the event's own terms differ."""
 
     plan: str
     catalog_version: int
@@ -159,7 +160,7 @@ def units(event: NewEvent, level: gauges_rules.Level | None, meter: str, asked: 
     `asked` is its quantity in the meter's units, an operation's cost included.
     """
     if event.retry_attempt:
-        # A retry of work that was recorded already is stored with 0 units and never denied.
+        # A retry of recorded work is stored with 0 units and never denied.
         return 0
     if level is None:
         if asked > quota_rules.UNITS_MAX:
@@ -205,9 +206,9 @@ def check_occurred_at(occurred_at: datetime | None, now: datetime) -> datetime:
 
 
 def whole_hours_late(occurred_at: datetime, now: datetime) -> int:
-    """Return by how many whole hours an event is late, to within its travel; 0 if it is not late by whole hours.
+    """Return how many whole hours an event is late, give or take its delivery time; 0 if it is not whole hours.
 
-    That is what a local time west of UTC looks like when it was sent as if it were UTC. It may be a coincidence, so it
+    A caller west of UTC that sends its local time as UTC sends such events. It may also be a coincidence, so the event
     is counted and logged, not refused.
     """
     hours, rest = divmod(now - occurred_at, timedelta(hours=1))

@@ -82,7 +82,7 @@ _SELECT_EVENTS = direct.PreparedStatement(f"""
 async def find_events(
     conn: AsyncConnection, keys: Collection[tuple[str, str]]
 ) -> dict[tuple[str, str], tuple[rules.SentEvent, rules.RecordedEvent]]:
-    """Return what was sent and what was answered for each stored (account, event id)."""
+    """Return the event as sent and its answer, for each stored (account, event id)."""
     return to_events((await direct.fetch_each(conn, finding(keys)))[0])
 
 
@@ -92,7 +92,7 @@ def finding(keys: Collection[tuple[str, str]]) -> direct.Call:
 
 
 def to_events(rows: Sequence[direct.Row]) -> dict[tuple[str, str], tuple[rules.SentEvent, rules.RecordedEvent]]:
-    """Return what was sent and what was answered, from the rows that `finding` fetched."""
+    """Return events as sent and their answers, from the rows that `finding` fetched."""
     return {row[_KEY]: (rules.SentEvent(*row[_SENT]), _to_recorded(row[_RECORDED])) for row in rows}
 
 
