@@ -117,7 +117,7 @@ class ContextWire:
 
     def receive(self) -> Awaitable[bytes | None]:
         """Return the next message; `grpc.aio` is asked for it only when the result is awaited."""
-        return _Coming(self)
+        return _NextMessage(self)
 
     async def next(self) -> bytes | None:
         """Return the next message; None after the last. Raises CancelledError if the caller left before the first."""
@@ -127,13 +127,13 @@ class ContextWire:
             return message  # type: ignore[no-any-return]  # unparsed, so bytes
         if not self._has_received:
             # EOF means that the caller either sent no message or has left; if it has left, sending metadata fails.
-            with _of_one_who_may_have_gone():
+            with _cancelled_if_caller_left():
                 await self._context.send_initial_metadata(())
         return None
 
     async def write(self, message: bytes) -> None:
         """Send a message, and wait until the core has accepted it."""
-        with _of_one_who_may_have_gone():
+        with _cancelled_if_caller_left():
             await self._context.write(message)
 
     def answer(self, message: bytes | None, trailing: calls.Metadata) -> None:
@@ -154,12 +154,12 @@ class ContextWire:
     async def end(self) -> bytes | None:
         """Send the status, or return the message that `grpc.aio` sends with OK."""
         if self._refusal is not None:
-            with _of_one_who_may_have_gone():
+            with _cancelled_if_caller_left():
                 await self._context.abort(*self._refusal)
         return self._message
 
 
-class _Coming:
+class _NextMessage:
     """The next message of a call, not read before it is awaited; a coroutine that is never awaited would warn."""
 
     __slots__ = ("_wire",)
@@ -172,7 +172,7 @@ class _Coming:
 
 
 @contextlib.contextmanager
-def _of_one_who_may_have_gone() -> Iterator[None]:
+def _cancelled_if_caller_left() -> Iterator[None]:
     """Raise CancelledError when a send fails: the caller has left, and `grpc.aio` is about to cancel the handler."""
     try:
         yield

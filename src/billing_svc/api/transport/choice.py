@@ -15,10 +15,10 @@ Name: TypeAlias = Literal["fast", "aio"]
 def server_class(name: Name) -> type[serving.Server]:
     """Return the named transport, but `aio` for `fast` if gRPC's private interface differs from what `fast` needs."""
     if name == "fast":
-        unlike = fast_interface.unlike()
-        if not unlike:
+        differences = fast_interface.differences()
+        if not differences:
             from billing_svc.api.transport import fast  # noqa: PLC0415 - may fail on another grpcio
 
             return fast.FastServer
-        _log.warning("fast_transport_unusable", unlike=unlike, grpcio=grpc.__version__, instead="aio")
+        _log.warning("fast_transport_unusable", differences=differences, grpcio=grpc.__version__, instead="aio")
     return aio.AioServer

@@ -20,7 +20,7 @@ _AT_ONCE = 0.0
 
 
 class Events:
-    """Calls `tag(event)` on the event loop for each event, except for events that change nothing (`_is_news`)."""
+    """Calls `tag(event)` on the event loop for each event, except for events that change nothing."""
 
     def __init__(self) -> None:
         self.queue = cygrpc.CompletionQueue()
@@ -61,7 +61,7 @@ class Events:
                 self._end()
                 return
             try:
-                if _is_news(event):
+                if _changes_something(event):
                     event.tag(event)
             except Exception:  # noqa: BLE001 - an error in one call must not end the others
                 _log.exception("event_failed")
@@ -82,7 +82,7 @@ class Events:
             self._ended.set_result(None)
 
 
-def _is_news(event: Any) -> bool:  # noqa: ANN401 - as Cython has it
+def _changes_something(event: Any) -> bool:  # noqa: ANN401 - as Cython has it
     """Say whether a tag has to be called: not for a sent answer, nor for a call that ended by its answer."""
     if event.tag is None:
         return False

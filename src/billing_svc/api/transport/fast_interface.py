@@ -46,7 +46,7 @@ _NO_FLAGS = 0
 _SECONDS_MAX = 5.0
 
 
-def unlike() -> str:
+def differences() -> str:
     """Return what differs from what `fast` needs; an empty string if nothing does."""
     try:
         cygrpc = importlib.import_module(_MODULE)

@@ -26,7 +26,7 @@ def _warned() -> str:
     (line,) = lines
     assert (line["event"], line["log_level"], line["instead"]) == ("fast_transport_unusable", "warning", "aio")
     assert line["grpcio"] == grpc.__version__
-    return str(line["unlike"])
+    return str(line["differences"])
 
 
 def test_each_is_had_by_its_name() -> None:
