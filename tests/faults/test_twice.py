@@ -256,6 +256,39 @@ async def test_repetitions_that_wait_for_the_first_change_nothing(world: World, 
     await ledger.assert_consistent(world.billing.engine)
 
 
+async def test_an_event_id_on_two_meters_at_once_is_recorded_once(world: World, database_url: str) -> None:
+    """Each call locks another counter, so both find the id new: only the key of the events stops the second."""
+    await account(world)
+    events = [
+        usage_pb2.RecordUsageRequest(account_id="org_1", event_id="run", meter=meter)
+        for meter in ("api_calls", "llm_tokens")
+    ]
+    case = next(one for one in CASES if one.rpc == "RecordUsage")
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [await stack.enter_async_context(replica(world, database_url)) for _ in events]
+        async with world.billing.engine.begin() as holder:
+            # Blocks the INSERT of an event, but not the look-up of its id.
+            await holder.execute(sa.text("LOCK TABLE usage_events IN SHARE MODE"))
+            calls = [call_of(case, channel)(event) for channel, event in zip(channels, events, strict=True)]
+            going = [asyncio.ensure_future(attempt(call)) for call in calls]
+            await books.wait_for_waiters(world.billing.engine, len(going))
+        codes = await asyncio.gather(*going)
+    assert sorted(code.name for code in codes) == ["ALREADY_EXISTS", "OK"]
+    assert len(await world.rows(tables.usage_events)) == 2
+    await ledger.assert_consistent(world.billing.engine)
+
+
+async def test_the_schema_refuses_a_second_reservation_of_a_request(world: World) -> None:
+    """Calls of an account take turns by its lock, and find the first reservation; the key protects from a defect."""
+    await account(world)
+    request: Any = await hold(world)
+    await world.billing.quota.CheckQuota(request)
+    async with world.billing.engine.connect() as conn:
+        row = (await conn.execute(sa.select(tables.reservations))).mappings().one()
+        with pytest.raises(sa.exc.IntegrityError, match="uq_reservations_account_id_request_id"):
+            await conn.execute(sa.insert(tables.reservations).values({**row, "reservation_id": "another"}))
+
+
 def call_of(case: Case, channel: grpc.aio.Channel) -> Callable[[message.Message], Awaitable[Any]]:
     method = getattr(STUBS[case.service](channel), case.rpc)
     return lambda request: method(request, metadata=METADATA, timeout=30)

@@ -34,7 +34,7 @@ PROTECTIONS = (
         _INITIAL,
         '        sa.PrimaryKeyConstraint("account_id", "event_id", name=op.f("pk_usage_events")),\n',
         "",
-        (f"{_TWICE}::test_repetitions_that_wait_for_the_first_change_nothing",),
+        (f"{_TWICE}::test_an_event_id_on_two_meters_at_once_is_recorded_once",),
     ),
     Protection(
         "the unique key of reservations' requests",
@@ -42,7 +42,7 @@ PROTECTIONS = (
         '        sa.UniqueConstraint("account_id", "request_id", '
         'name=op.f("uq_reservations_account_id_request_id")),\n',
         "",
-        (f"{_TWICE}::test_repetitions_that_wait_for_the_first_change_nothing",),
+        (f"{_TWICE}::test_the_schema_refuses_a_second_reservation_of_a_request",),
     ),
     Protection(
         "a repeated event is compared with the first",
@@ -50,15 +50,6 @@ PROTECTIONS = (
         "    if event.sent != sent:\n        return _reused(event)\n",
         "",
         (f"{_TESTS}/metering/usage/test_repeats.py::test_the_same_id_with_other_content_is_refused",),
-    ),
-    Protection(
-        "a repeat is not denied because of its own first call",
-        f"{_SVC}/metering/usage/record_usage.py",
-        "    if refused and await store.find_events(conn, refused):\n        raise transactions.RetryTransaction\n",
-        "",
-        (
-            f"{_TESTS}/metering/usage/test_repeats.py::test_a_repeat_that_waits_for_the_first_is_not_denied_the_unit_that_the_first_took",
-        ),
     ),
     # Promise 2: one transaction.
     Protection(

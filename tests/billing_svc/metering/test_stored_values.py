@@ -101,7 +101,8 @@ async def test_events_and_counters_are_written_to_their_columns_and_read_from_th
         store.write(conn, [stored], {}, opened, ["org_1"], NOW)
 
     await transactions.run(write)
-    assert await transactions.read(lambda conn: store.find_events(conn, [EVENT.key])) == {EVENT.key: (SENT, RECORDED)}
+    rows = await transactions.read(lambda conn: direct.fetch(conn, *store.finding([EVENT.key])))
+    assert store.to_events(rows) == {EVENT.key: (SENT, RECORDED)}
     assert await _row(engine, tables.usage_events) == {
         "account_id": "org_1",
         "event_id": "event",

@@ -22,7 +22,7 @@ from billing_svc.metering.usage import batch_ledger, rules, store
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import rules as accounts_rules
 from billing_svc.platform.accounts import store as accounts_store
-from billing_svc.platform.database import direct, transactions
+from billing_svc.platform.database import direct
 
 
 async def record(
@@ -46,7 +46,8 @@ async def record(
     def beside(pairs: Collection[tuple[str, str]]) -> Iterable[direct.Call]:
         # All periods in which an event can count, or that can contain a live hold, end within the horizon.
         since = dict.fromkeys(pairs, now - quota_store.HORIZON)
-        # Read after the locks, so that no other transaction can close these reservations any more.
+        # Read after the locks: what another call recorded or closed while this one waited is found, so a repeat is not
+        # denied the units that its own first sending took.
         holding = (reservations_store.finding(named),) if named else ()
         return *turns, counters_store.locking(since), store.finding(set(keys)), *holding
 
@@ -160,10 +161,6 @@ async def _count(
             outcomes[one.n] = batch.decide_and_count(one)
         except errors.BillingError as error:
             outcomes[one.n] = error
-    refused = {one.event.key for one in placed if not isinstance(outcomes[one.n], batch_ledger.EventAnswer)}
-    # While this call waited for the counter's lock, another call may have recorded the same event.
-    if refused and await store.find_events(conn, refused):
-        raise transactions.RetryTransaction
     if not batch.events:
         return
     if gauges:

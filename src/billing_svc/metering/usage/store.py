@@ -79,13 +79,6 @@ _SELECT_EVENTS = direct.PreparedStatement(f"""
 """)  # noqa: S608 - constants of this file
 
 
-async def find_events(
-    conn: AsyncConnection, keys: Collection[tuple[str, str]]
-) -> dict[tuple[str, str], tuple[rules.SentEvent, rules.RecordedEvent]]:
-    """Return the event as sent and its answer, for each stored (account, event id)."""
-    return to_events((await direct.fetch_each(conn, finding(keys)))[0])
-
-
 def finding(keys: Collection[tuple[str, str]]) -> direct.Call:
     """Return the call that looks events up by (account, event id)."""
     return _SELECT_EVENTS, bulk.to_arrays(_KEY_COLUMNS, keys)
