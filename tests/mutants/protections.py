@@ -104,7 +104,9 @@ PROTECTIONS = (
         f"{_SVC}/metering/reservations/store.py",
         "(new.account_id, new.reservation_id) AND r.state = 'held'\n",
         "(new.account_id, new.reservation_id)\n",
-        (f"{_HOLDS}::test_of_two_endings_of_a_hold_the_first_wins_and_its_units_come_back_once",),
+        (
+            f"{_TESTS}/metering/reservations/test_reservations.py::test_a_reservation_that_is_closed_is_not_closed_again",
+        ),
     ),
     Protection(
         "an expired reservation does not block a record",

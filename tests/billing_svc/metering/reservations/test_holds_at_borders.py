@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
 from google.protobuf import duration_pb2
 
 from billing.v1 import quota_pb2, usage_pb2
@@ -12,6 +13,7 @@ from billing_svc.metering.quota import check_quota, holds, lookup
 from billing_svc.metering.reservations import hold_units
 from tests import clocks
 from tests.acceptance.accounts import ALLOWED, DENIED, EXHAUSTED, REJECT, START, Account
+from tests.billing_svc import books
 from tests.billing_svc.service import Billing
 
 RENEWAL = datetime(2026, 6, 11, 9, 30, tzinfo=UTC)
@@ -131,7 +133,12 @@ class TestRaces:
             assert isinstance(answer, check_quota.QuotaAnswer)
             return answer.decision.allowed
 
-        held = sum(await asyncio.gather(*(reserve(n) for n in range(8))))
+        async with billing.engine.begin() as blocking:
+            # Blocks the INSERT of a hold: whoever may decide has decided when both wait.
+            await blocking.execute(sa.text("LOCK TABLE reservations IN SHARE MODE"))
+            both = asyncio.gather(reserve(0), reserve(1))
+            await books.wait_for_waiters(billing.engine, 2)
+        held = sum(await both)
         service_clock.set(JUNE + timedelta(seconds=1))
         check = await account.check("runs")
         assert (held, check.reserved) == (1, 3)

@@ -7,12 +7,14 @@ import grpc
 import pytest
 import sqlalchemy as sa
 from google.protobuf import duration_pb2
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.v1 import decision_pb2, quota_pb2, usage_pb2
 from billing_svc.catalog import versions
 from billing_svc.metering.quota import check_quota, holds, lookup
-from billing_svc.metering.reservations import hold_units
-from billing_svc.platform.database import tables
+from billing_svc.metering.reservations import hold_units, store
+from billing_svc.platform import errors
+from billing_svc.platform.database import direct, tables
 from tests.billing_svc import books
 from tests.billing_svc.service import Billing
 
@@ -91,6 +93,23 @@ async def test_a_hold_takes_up_room_until_it_is_released(billing: Billing) -> No
     again = await _release(billing, held.reservation_id)
     assert (again.released, again.state) == (False, quota_pb2.RESERVATION_STATE_RELEASED)
     assert (await _check(billing)).decision == decision_pb2.DECISION_ALLOWED
+
+
+async def test_a_reservation_that_is_closed_is_not_closed_again(billing: Billing) -> None:
+    held = [await _reserve(billing, f"job_{n}", 2) for n in range(2)]
+    key = ("org_1", held[0].reservation_id)
+    rows = await billing.transactions.read(lambda conn: direct.fetch(conn, *store.finding([key])))
+    stale = [(store.by_id(rows)[key], holds.HoldState.SETTLED, "event")]
+    await _release(billing, held[0].reservation_id)
+    closed = []
+
+    async def close_and_undo(conn: AsyncConnection) -> None:
+        closed.append(await store.close(conn, stale, billing.clock.now()))
+        raise errors.LostRace("undone")
+
+    with pytest.raises(errors.LostRace):
+        await billing.transactions.run(close_and_undo)
+    assert closed == [0]
 
 
 async def test_the_same_request_is_given_the_same_reservation(billing: Billing) -> None:
