@@ -1,5 +1,8 @@
 """Charges usage that a meter cannot bill any more: an invoice item for each report, on the next or its own invoice.
 
+Which reports are charged like this: `billability.py` decides it before a report is sent, `charge_unbilled.py` after a
+subscription has ended.
+
 The steps: (1) the amount is stored, under the account's lease, and never changes; (2) the invoice item is created; (3)
 if no subscription will invoice it, an invoice is created that takes the customer's pending items. (2) and (3) are
 stored intents, so a repeat has no second effect.
