@@ -27,7 +27,7 @@ _log = structlog.get_logger("worker")
 # A bought plan is in force within a second of its event; an idle poll costs an index probe.
 INBOX_POLL_SECONDS = 0.25
 # Follow-ups are done within about a second, such as ending a superfluous subscription.
-DUTIES_POLL_SECONDS = 1.0
+FOLLOW_UPS_POLL_SECONDS = 1.0
 # A gauge's new period is needed for its invoice, an hour later at the earliest.
 GAUGES_POLL_SECONDS = 5.0
 # Decisions ignore expired holds; the sweep only marks their rows as expired.
@@ -63,7 +63,7 @@ async def work(settings: Settings) -> None:
     sealer = accrual.Accrual(database, catalogs, now, settings.usage_seal_interval, settings.usage_send_interval)
     sender = sending.Sender(database, catalogs, stripe, now, pacing.Pace(settings.stripe_calls_per_second))
 
-    duties = run_follow_ups.FollowUps(
+    follow_ups = run_follow_ups.FollowUps(
         database,
         intents.Requests(database, stripe, now),
         refresh_subscription.Refresher(database, catalogs, stripe, now),
@@ -97,7 +97,7 @@ async def work(settings: Settings) -> None:
         async with http_port.answering(settings.monitoring_listen, operators), asyncio.TaskGroup() as loops:
             loops.create_task(ready.follow(stop))
             loops.create_task(_loop("inbox", inbox.apply_due, INBOX_POLL_SECONDS, stop, counted))
-            loops.create_task(_loop("duties", duties.do_due, DUTIES_POLL_SECONDS, stop, counted))
+            loops.create_task(_loop("duties", follow_ups.do_due, FOLLOW_UPS_POLL_SECONDS, stop, counted))
             loops.create_task(_loop("gauges", open_gauges, GAUGES_POLL_SECONDS, stop, counted))
             loops.create_task(_loop("holds", expire_holds, HOLDS_POLL_SECONDS, stop, counted))
             loops.create_task(_loop("bodies", forget_bodies, BODIES_POLL_SECONDS, stop, counted))
