@@ -79,6 +79,17 @@ class CardDeclined(ApiError):
         super().__init__("Your card was declined.", code="card_declined")
 
 
+class NoCard(Refused):
+    """There is no card to charge."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This customer has no attached payment source or default payment method. Please consider adding a default"
+            " payment method.",
+            code="resource_missing",
+        )
+
+
 class TooMany(ApiError):
     """Too many requests; only a fault causes this answer."""
 

@@ -24,15 +24,26 @@ def collect(context: Context, invoice: Json) -> Json:
     """Charge a finalised invoice. A decline raises nothing: it is stored in the invoice and its subscription."""
     if invoice["amount_remaining"] == 0:
         return settle(context, invoice)
-    declined = payment_methods.can_charge(context, invoice["customer"], subscription_of(context, invoice))
-    return _failed(context, invoice) if declined else settle(context, invoice)
+    return _failed(context, invoice) if refusal(context, invoice) else settle(context, invoice)
 
 
 def pay(context: Context, invoice: Json) -> Json:
-    """Charge an invoice on request. Raises CardDeclined; such a decline does not count as an attempt."""
-    if payment_methods.can_charge(context, invoice["customer"], subscription_of(context, invoice)):
-        raise errors.CardDeclined
+    """Charge an invoice on request. Raises CardDeclined and NoCard; such a decline does not count as an attempt."""
+    if refused := refusal(context, invoice):
+        raise refused
     return settle(context, invoice)
+
+
+def refusal(context: Context, invoice: Json) -> errors.CardDeclined | errors.NoCard | None:
+    """Return the error with which a charge of an invoice fails; None if it succeeds."""
+    subscription, named = subscription_of(context, invoice), invoice["default_payment_method"]
+    match payment_methods.can_charge(context, invoice["customer"], subscription, named):
+        case None:
+            return None
+        case "no_card":
+            return errors.NoCard()
+        case _:
+            return errors.CardDeclined()
 
 
 def settle(context: Context, invoice: Json, *, outside_stripe: bool = False) -> Json:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from stripe_sandbox import state
+from stripe_sandbox import errors, state
 from stripe_sandbox.api import rendering
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.invoices import lines, pending
@@ -22,6 +22,8 @@ class Terms:
     auto_advance: bool = True
     description: str | None = None
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    default_payment_method: str | None = None
+    currency: str | None = None
 
 
 def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: Terms) -> Json:
@@ -48,14 +50,14 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "billing_reason": terms.reason,
         "collection_method": "charge_automatically",
         "created": context.now,
-        "currency": charges[0].currency if charges else _currency(customer, terms.subscription),
+        "currency": charges[0].currency if charges else terms.currency or _currency(customer, terms.subscription),
         "custom_fields": None,
         "customer": customer["id"],
         "customer_account": None,
         "customer_email": customer["email"],
         "customer_name": customer["name"],
         "customer_phone": customer["phone"],
-        "default_payment_method": None,
+        "default_payment_method": terms.default_payment_method,
         "default_source": None,
         "default_tax_rates": [],
         "description": terms.description,
@@ -122,7 +124,7 @@ def _take(context: Context, invoice_id: str, charges: list[lines.Charge]) -> Non
 def _totals(context: Context, invoice: Json) -> Json:
     """Return the totals. The customer's credit pays first; a total below zero becomes credit in `finalise`."""
     total = sum(line["amount"] for line in invoice["lines"]["data"])
-    balance = context.work.get("customer", invoice["customer"])["balance"]
+    balance = context.work.get("customer", invoice["customer"]).get("balance", 0)  # a deleted customer has none
     due = max(0, total + balance)
     return {"subtotal": total, "total": total, "amount_due": due, "amount_remaining": due, "starting_balance": balance}
 
@@ -159,9 +161,11 @@ def count_drafts_again(context: Context, customer_id: str) -> None:
 
 
 def finalise(context: Context, invoice: Json) -> Json:
-    """Finalise a draft: from now on only its payment changes."""
-    counted = counted_again(context, invoice)
+    """Finalise a draft: from now on only its payment changes. Raises Refused."""
     customer = context.work.get("customer", invoice["customer"])
+    if customer.get("deleted"):
+        raise errors.Refused("The customer of this invoice was deleted, so it cannot be finalized.")
+    counted = counted_again(context, invoice)
     number = customer["next_invoice_sequence"]
     context.work.replace({**customer, "next_invoice_sequence": number + 1})
     balance = _moved_balance(context, invoice["customer"], counted["total"] - counted["amount_due"])
@@ -185,6 +189,8 @@ def finalise(context: Context, invoice: Json) -> Json:
 def _moved_balance(context: Context, customer_id: str, by: int) -> int:
     """Add `by` to the customer's balance (below zero: credit), and return the new balance."""
     customer = context.work.get("customer", customer_id)
+    if customer.get("deleted"):
+        return 0
     balance: int = customer["balance"] + by
     context.update(customer, {"balance": balance}, "customer.updated")
     return balance
@@ -202,6 +208,14 @@ def void(context: Context, invoice: Json) -> Json:
     voided = context.update(invoice, changes, None)
     context.emit("invoice.voided", voided)
     return voided
+
+
+def abandon(context: Context, customer_id: str) -> None:
+    """Let the invoices of a deleted customer stay as they are: drafts never become final, open ones are not charged."""
+    found, _ = context.work.select("invoice", {"customer": customer_id, "status": ["draft", "open"]}, state.Page(500))
+    for invoice in found:
+        changes: Json = {"auto_advance": False, "automatically_finalizes_at": None, "next_payment_attempt": None}
+        context.update(invoice, changes, "invoice.updated")
 
 
 def stop_collecting(context: Context, subscription_id: str) -> None:

@@ -27,6 +27,8 @@ PHASE = (
     " phases.metadata phases.proration_behavior"
 )
 
+DRAFT = "metadata description default_payment_method"
+
 SUBSCRIPTIONS = "/v1/subscriptions"
 SUBSCRIPTION = SUBSCRIPTIONS + "/{subscription_id}"
 SCHEDULES = "/v1/subscription_schedules"
@@ -94,7 +96,7 @@ ROUTES = (
         invoices.create,
         params.InvoiceCreateParams,
         "customer subscription auto_advance collection_method currency description metadata"
-        " pending_invoice_items_behavior",
+        " pending_invoice_items_behavior default_payment_method",
     ),
     Route(
         "GET",
@@ -104,7 +106,8 @@ ROUTES = (
         f"{PAGING} created customer subscription status collection_method",
     ),
     Route("GET", INVOICE, invoices.retrieve, params.InvoiceRetrieveParams),
-    Route("POST", INVOICE, invoices.update, params.InvoiceUpdateParams, "metadata description auto_advance"),
+    Route("POST", INVOICE, invoices.update, params.InvoiceUpdateParams, f"{DRAFT} auto_advance"),
+    Route("POST", INVOICE + "/add_lines", invoices.add_lines, params.InvoiceAddLinesParams, "lines.invoice_item"),
     Route("DELETE", INVOICE, invoices.delete, params.InvoiceDeleteParams),
     Route("GET", INVOICE + "/lines", invoices.list_lines, params.InvoiceLineItemListParams, "limit starting_after"),
     Route("POST", INVOICE + "/finalize", invoices.finalize, params.InvoiceFinalizeInvoiceParams, "auto_advance"),

@@ -5,12 +5,12 @@ from typing import Any
 from stripe_sandbox import errors
 from stripe_sandbox.api import forms, rules
 from stripe_sandbox.api.context import Context
-from stripe_sandbox.customers import customers
+from stripe_sandbox.customers import customers, payment_methods
 from stripe_sandbox.invoices import charging, invoicing, lines, pending
 from stripe_sandbox.state import Json
 from stripe_sandbox.subscriptions import beginnings, endings, phases, prorations, subscription_items, trials
 
-FINAL_CHANGES = {"metadata", "cancellation_details", "expand"}
+FINAL_CHANGES = {"cancellation_details", "expand"}
 """The parameters that can be changed on a subscription that has ended."""
 
 
@@ -33,7 +33,9 @@ def created(context: Context, params: forms.Params) -> Json:
         without_card=trials.without_card(params) or "create_invoice",
         anchor=_anchor(context, params),
         prorates=params.get("proration_behavior") != "none",
-        default_payment_method=beginnings.check_card(context, customer["id"], params.get("default_payment_method")),
+        default_payment_method=payment_methods.check_owner(
+            context, customer["id"], params.get("default_payment_method")
+        ),
         payment_behavior=_payment_behavior(params),
     )
     subscription = beginnings.begin(context, customer, chosen, terms)
@@ -119,7 +121,7 @@ def update(context: Context, params: forms.Params, subscription_id: str) -> Json
 def updated(context: Context, subscription: Json, params: forms.Params) -> Json:
     """Change a subscription; the cost of the change is on the next invoice, or is charged now."""
     if subscription["status"] in endings.OVER and params.keys() - FINAL_CHANGES:
-        raise errors.Refused("A canceled subscription can only update its cancellation_details and metadata.")
+        raise errors.Refused("A canceled subscription can only update its cancellation_details.")
     if subscription["status"] == "incomplete" and params.keys() & {"items", "trial_end", "billing_cycle_anchor"}:
         raise errors.Refused("A subscription whose first invoice is not paid cannot change its items or periods.")
     changes = _plain_changes(context, subscription, params)
@@ -170,7 +172,7 @@ def _applied(
     if payment_behavior != "default_incomplete" or invoice["amount_due"] == 0:
         invoice = charging.collect(context, invoice)
     if invoice["status"] == "open" and payment_behavior == "error_if_incomplete":
-        raise errors.CardDeclined
+        raise charging.refusal(context, invoice) or errors.CardDeclined()
     changed = context.work.get("subscription", changed["id"])
     if invoice["status"] == "open" and changed["status"] == "active":
         changed = context.update(changed, {"status": "past_due"}, "customer.subscription.updated")
@@ -182,7 +184,7 @@ def _plain_changes(context: Context, subscription: Json, params: forms.Params) -
     if "description" in params:
         changes["description"] = params["description"] or None
     if "default_payment_method" in params:
-        changes["default_payment_method"] = beginnings.check_card(
+        changes["default_payment_method"] = payment_methods.check_owner(
             context, subscription["customer"], params["default_payment_method"]
         )
     if behavior := trials.without_card(params):
