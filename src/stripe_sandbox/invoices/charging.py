@@ -16,7 +16,9 @@ ENDS_UNPAID = "dunning_ends_unpaid"
 
 
 def finalise_and_collect(context: Context, invoice: Json) -> Json:
-    """Finalise and charge a draft whose time has come."""
+    """Finalise and charge a draft whose time has come; a failure leaves it a draft."""
+    if invoicing.cannot_finalise(context, invoice):
+        return invoicing.fail(context, invoice)
     return collect(context, invoicing.finalise(context, invoice))
 
 

@@ -9,9 +9,6 @@ from stripe_sandbox.customers import customers, payment_methods
 from stripe_sandbox.invoices import charging, invoicing, pending
 from stripe_sandbox.state import Json
 
-LINES_DEFAULT = 10
-LINES_MAX = 100
-
 
 def create(context: Context, params: forms.Params) -> Json:
     """Answer POST /v1/invoices: a draft, with the customer's pending items if the request asks for them."""
@@ -92,16 +89,8 @@ def list_all(context: Context, params: forms.Params) -> Json:
 
 def list_lines(context: Context, params: forms.Params, invoice_id: str) -> Json:
     """Answer GET /v1/invoices/{id}/lines."""
-    data = rendering.render(context.work, context.work.get("invoice", invoice_id))["lines"]["data"]
-    limit = params.get("limit", LINES_DEFAULT)
-    if not 1 <= limit <= LINES_MAX:
-        raise errors.InvalidParameter(f"limit must be between 1 and {LINES_MAX}.", param="limit")
-    ids = [line["id"] for line in data]
-    if params.get("starting_after"):
-        if params["starting_after"] not in ids:
-            raise errors.Refused("No such line item.", param="starting_after", code="resource_missing")
-        data = data[ids.index(params["starting_after"]) + 1 :]
-    return {**rendering.listed(data[:limit], f"/v1/invoices/{invoice_id}/lines"), "has_more": len(data) > limit}
+    invoice = context.work.get("invoice", invoice_id)
+    return rendering.render_inner(context.work, invoice, f"/v1/invoices/{invoice_id}/lines", params)
 
 
 def update(context: Context, params: forms.Params, invoice_id: str) -> Json:
@@ -119,8 +108,8 @@ def update(context: Context, params: forms.Params, invoice_id: str) -> Json:
     if "auto_advance" in params:
         changes["auto_advance"] = params["auto_advance"]
         if invoice["status"] == "draft":
-            at = context.now + invoicing.FINALIZES_SECONDS if params["auto_advance"] else None
-            changes["automatically_finalizes_at"] = invoice["automatically_finalizes_at"] or at
+            at = invoice["automatically_finalizes_at"] or invoicing.final_at(context)
+            changes["automatically_finalizes_at"] = at if params["auto_advance"] else None
     return context.show(context.update(invoice, changes, "invoice.updated"), params)
 
 

@@ -8,8 +8,15 @@ from stripe_sandbox.api.context import Context
 from stripe_sandbox.invoices import lines, pending
 from stripe_sandbox.state import Json
 
-FINALIZES_SECONDS = 3600
-"""How long an automatic invoice stays a draft, on which new usage still counts."""
+FAILS = "drafts_fail"
+"""The fact with 1 while no draft can become final."""
+
+FINALIZATION_ERROR = {
+    "code": "customer_tax_location_invalid",
+    "message": "The customer's location isn't recognized, so the tax cannot be calculated. Set a valid address.",
+    "type": "invalid_request_error",
+}
+"""The reason why a draft cannot become final: of Stripe's reasons, the one that occurs most often."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +31,11 @@ class Terms:
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     default_payment_method: str | None = None
     currency: str | None = None
+
+
+def final_at(context: Context) -> int:
+    """Return when a draft that is created or released now becomes final; until then new usage still counts on it."""
+    return context.now + context.delay_seconds("drafts")
 
 
 def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: Terms) -> Json:
@@ -46,7 +58,7 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "attempted": False,
         "auto_advance": terms.auto_advance,
         "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None, "status": None},
-        "automatically_finalizes_at": context.now + FINALIZES_SECONDS if terms.auto_advance else None,
+        "automatically_finalizes_at": final_at(context) if terms.auto_advance else None,
         "billing_reason": terms.reason,
         "collection_method": "charge_automatically",
         "created": context.now,
@@ -75,7 +87,7 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         ),
         "livemode": False,
         "metadata": terms.metadata,
-        "next_payment_attempt": context.now + FINALIZES_SECONDS if terms.auto_advance else None,
+        "next_payment_attempt": final_at(context) if terms.auto_advance else None,
         "number": None,
         "on_behalf_of": None,
         "parent": _parent(terms.subscription),
@@ -99,6 +111,7 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "total_discount_amounts": [],
         "total_taxes": [],
         "webhooks_delivered_at": None,
+        "_fails": False,
     }
     _take(context, invoice_id, charges)
     return context.add("invoice", invoice | _totals(context, invoice), "invoice.created")
@@ -165,6 +178,8 @@ def finalise(context: Context, invoice: Json) -> Json:
     customer = context.work.get("customer", invoice["customer"])
     if customer.get("deleted"):
         raise errors.Refused("The customer of this invoice was deleted, so it cannot be finalized.")
+    if cannot_finalise(context, invoice):
+        raise errors.Refused(FINALIZATION_ERROR["message"], code=FINALIZATION_ERROR["code"])
     counted = counted_again(context, invoice)
     number = customer["next_invoice_sequence"]
     context.work.replace({**customer, "next_invoice_sequence": number + 1})
@@ -175,6 +190,7 @@ def finalise(context: Context, invoice: Json) -> Json:
         "effective_at": context.now,
         "ending_balance": balance,
         "hosted_invoice_url": address,
+        "last_finalization_error": None,
         "invoice_pdf": f"{address}/pdf",
         "next_payment_attempt": None,
         "number": f"{customer['invoice_prefix']}-{number:04}",
@@ -184,6 +200,33 @@ def finalise(context: Context, invoice: Json) -> Json:
     final = context.update(counted, changes, None)
     context.emit("invoice.finalized", final)
     return final
+
+
+def cannot_finalise(context: Context, invoice: Json) -> bool:
+    """Say whether a draft was told to fail at its finalisation."""
+    return bool(invoice["_fails"] or context.work.fact(FAILS))
+
+
+def fail(context: Context, invoice: Json) -> Json:
+    """Let the finalisation of a draft fail: it stays a draft until somebody finalises it by hand."""
+    changes = {
+        "automatically_finalizes_at": None,
+        "last_finalization_error": FINALIZATION_ERROR,
+        "next_payment_attempt": None,
+    }
+    failed = context.update(invoice, changes, None)
+    context.emit("invoice.finalization_failed", failed)
+    return failed
+
+
+def schedule(context: Context, invoice: Json, seconds: int | None, *, fails: bool | None) -> Json:
+    """Choose how long after its creation a draft becomes final, and whether that fails; None: as before."""
+    changes: Json = {}
+    if seconds is not None:
+        at = max(invoice["created"] + seconds, context.now)
+        changes = {"automatically_finalizes_at": at, "next_payment_attempt": at}
+    private = {"_fails": invoice["_fails"] if fails is None else fails}
+    return context.update(context.work.replace({**invoice, **private}), changes, "invoice.updated")
 
 
 def _moved_balance(context: Context, customer_id: str, by: int) -> int:

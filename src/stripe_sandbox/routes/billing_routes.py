@@ -4,10 +4,11 @@ from stripe import params
 from stripe.params import billing as billing_params
 from stripe.params.v2 import core as core_params
 
+from stripe_sandbox import search
 from stripe_sandbox.api.requests import Route
 from stripe_sandbox.invoices import invoice_items, invoices, previews
 from stripe_sandbox.meters import meter_errors, meter_events
-from stripe_sandbox.subscriptions import renewals, schedules, subscriptions
+from stripe_sandbox.subscriptions import renewals, schedules, subscription_items, subscriptions
 
 PAGING = "limit starting_after ending_before"
 ENDING = "cancellation_details.comment cancellation_details.feedback"
@@ -46,6 +47,14 @@ ROUTES = (
         subscriptions.list_all,
         params.SubscriptionListParams,
         f"{PAGING} created customer status",
+    ),
+    Route("GET", SUBSCRIPTIONS + "/search", search.subscriptions, params.SubscriptionSearchParams, "query limit page"),
+    Route(
+        "GET",
+        "/v1/subscription_items",
+        subscription_items.list_all,
+        params.SubscriptionItemListParams,
+        "subscription limit starting_after",
     ),
     Route("GET", SUBSCRIPTION, subscriptions.retrieve, params.SubscriptionRetrieveParams),
     Route("POST", SUBSCRIPTION, subscriptions.update, params.SubscriptionUpdateParams, UPDATE),
