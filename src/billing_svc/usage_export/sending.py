@@ -155,7 +155,8 @@ class Sender:
             case billability.Step.SEND | billability.Step.ASK:
                 if held is not None and held.line_amount > money.MINOR_UNITS_MAX and report.first_attempt_at is None:
                     # Stripe's meter would count the units, and the period's invoice could not become final.
-                    why = f"the invoice line would be {held.line_amount} minor units; Stripe takes {money.MINOR_UNITS_MAX}"
+                    most = money.MINOR_UNITS_MAX
+                    why = f"the invoice line would be {held.line_amount} minor units; Stripe takes {most}"
                     await self._fail(lease, report, why)
                     return SendOutcome.DONE
                 return await self._attempt(lease, report)
