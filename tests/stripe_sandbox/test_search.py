@@ -23,7 +23,8 @@ async def found(sandbox: Sandbox, query: str) -> list[str]:
 
 
 async def add(sandbox: Sandbox, name: str, **more: Any) -> stripe.Customer:  # noqa: ANN401 - parameters
-    return await sandbox.stripe.v1.customers.create_async({"name": name, **more})
+    params: Any = {"name": name, **more}
+    return await sandbox.stripe.v1.customers.create_async(params)
 
 
 async def test_a_new_customer_is_found_a_minute_later(sandbox: Sandbox) -> None:
@@ -103,7 +104,8 @@ async def test_pages(sandbox: Sandbox) -> None:
     await wait(sandbox)
     search = sandbox.stripe.v1.customers.search_async
     first = await search({"query": 'metadata["of"]:"us"', "limit": 2})
-    assert (first.object, first.has_more, first.url) == ("search_result", True, "/v1/customers/search")
+    shown = first.to_dict()
+    assert (shown["object"], shown["has_more"], shown["url"]) == ("search_result", True, "/v1/customers/search")
     assert [one.name async for one in first.auto_paging_iter()] == ["C4", "C3", "C2", "C1", "C0"]
     with pytest.raises(stripe.InvalidRequestError) as caught:
         await search({"query": 'metadata["of"]:"us"', "page": "page_other"})

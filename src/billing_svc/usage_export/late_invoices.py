@@ -41,7 +41,8 @@ class LateInvoices:
         for report in alike:
             on_invoice = items[report.report_id].get("invoice")
             if not on_invoice:
-                draft_id = draft_id or await self._draft(first, currency)
+                # Not by `first`: its own draft may be final already, if only the note of that was lost.
+                draft_id = draft_id or await self._draft(report, currency)
                 await self._add(report, draft_id)
             invoice_ids.add(str(on_invoice or draft_id))
         for invoice_id in sorted(invoice_ids):

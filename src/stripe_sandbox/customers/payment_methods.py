@@ -10,6 +10,7 @@ from stripe_sandbox import errors, state
 from stripe_sandbox.api import forms
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.state import Json
+from stripe_sandbox.subscriptions import endings
 
 WORKS = "pm_card_visa"
 DECLINES = "pm_card_chargeCustomerFail"
@@ -21,9 +22,6 @@ CARDS = {WORKS: "4242", DECLINES: "0341"}
 Choice = Literal["works", "declines", "none"]
 CHOICES: dict[str, str] = {"works": WORKS, "declines": DECLINES}
 """The choices of pages and control routes; `none` removes the card."""
-
-SUBSCRIPTIONS_MAX = 500
-"""Stripe's bound on the subscriptions of a customer."""
 
 CARD_YEAR = 2099
 """The year in which every card expires, far after any test."""
@@ -49,9 +47,8 @@ def change(context: Context, customer_id: str, choice: Choice) -> None:
     else:
         chosen = attach(context, customer_id, CHOICES[choice])["id"]
     set_default(context, customer_id, chosen)
-    found, _ = context.work.select("subscription", {"customer": customer_id}, state.Page(SUBSCRIPTIONS_MAX))
-    for subscription in found:
-        if subscription["default_payment_method"] and subscription["ended_at"] is None:
+    for subscription in endings.living(context, customer_id):
+        if subscription["default_payment_method"]:
             context.update(subscription, {"default_payment_method": chosen}, "customer.subscription.updated")
 
 

@@ -8,6 +8,9 @@ from stripe_sandbox.api.context import Context
 from stripe_sandbox.invoices import lines, pending
 from stripe_sandbox.state import Json
 
+UNPAID_MAX = 500
+"""The most drafts and open invoices of a customer; far more than any test makes."""
+
 FAILS = "drafts_fail"
 """The fact with 1 while no draft can become final."""
 
@@ -255,7 +258,9 @@ def void(context: Context, invoice: Json) -> Json:
 
 def abandon(context: Context, customer_id: str) -> None:
     """Let the invoices of a deleted customer stay as they are: drafts never become final, open ones are not charged."""
-    found, _ = context.work.select("invoice", {"customer": customer_id, "status": ["draft", "open"]}, state.Page(500))
+    found, _ = context.work.select(
+        "invoice", {"customer": customer_id, "status": ["draft", "open"]}, state.Page(UNPAID_MAX)
+    )
     for invoice in found:
         changes: Json = {"auto_advance": False, "automatically_finalizes_at": None, "next_payment_attempt": None}
         context.update(invoice, changes, "invoice.updated")

@@ -1,24 +1,31 @@
 """Who pays our own invoices and subscriptions, and what they charge: our items, and nobody else's."""
 
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 import pytest
+import sqlalchemy as sa
 
 from billing.v1 import usage_pb2
+from billing_svc.platform.database import tables
 from tests.billing_svc.money.ledger import ANNIVERSARY, Ledger
 
 RUN = Decimal("0.10")
 
 
-async def late(ledger: Ledger, units: int) -> None:
+async def late(ledger: Ledger, units: int) -> datetime:
     """Cancel the plan now, and record units used before that; only our own invoice can charge them."""
     await ledger.use("runs", 100)
     used_at = ledger.world.billing.clock.now()
     await ledger.advance(minutes=5)
     await ledger.cancel()
     await ledger.work()
+    await record(ledger, units, used_at)
+    return used_at
+
+
+async def record(ledger: Ledger, units: int, used_at: datetime) -> None:
     request = usage_pb2.RecordUsageRequest(
         account_id=ledger.account_id, event_id=uuid.uuid4().hex, meter="runs", quantity=units
     )
@@ -99,6 +106,22 @@ async def test_no_failure_on_the_way_to_our_invoice_charges_twice(tiers: Ledger,
     assert [(one["status"], one["total"]) for one in mine if one["total"]] == [("paid", 70)]
     assert await tiers.charged_by_meters() == 7 * RUN
     assert await tiers.differences() == []
+
+
+async def test_an_invoice_whose_note_was_lost_holds_up_no_later_item(tiers: Ledger) -> None:
+    """The worker dies between the release and the note, and the invoice is final when the next item comes."""
+    used_at = await late(tiers, 7)
+    await tiers.world.advance(timedelta(minutes=10), tiers.work, apart=timedelta(minutes=5))
+    first = (await tiers.invoices())[-1]
+    await tiers.world.sandbox.call("POST", f"/v1/invoices/{first['id']}/finalize")
+    reports = tables.usage_reports
+    lost = {"state": "itemised", "closed_at": None, "next_attempt_at": used_at}
+    await tiers.world.execute(sa.update(reports).where(reports.c.state == "invoiced").values(lost))
+    await record(tiers, 3, used_at)
+    await hours(tiers, 4)
+    mine = [one for one in await tiers.invoices() if one["metadata"].get("usage_report")]
+    assert [(one["status"], one["total"]) for one in mine] == [("paid", 70), ("paid", 30)]
+    assert {row.state for row in await tiers.world.rows(reports)} == {"invoiced"}
 
 
 async def test_pay_as_you_go_is_paid_by_the_card_of_the_last_subscription(ledger: Ledger) -> None:
