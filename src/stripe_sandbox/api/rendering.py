@@ -40,6 +40,7 @@ def render(work: Work, stored: Json, expand: Sequence[str] = ()) -> Json:
         shown[hidden]["data"] = [render(work, item) for item in shown[hidden]["data"]]
     if always := ALWAYS.get(kind):
         _expand(work, shown, always.split("."), param="")
+    _show_discounts(work, shown)
     for item in _subscription_items(shown):
         item["plan"] = legacy_plan(item["price"])
     for index, path in enumerate(expand):
@@ -48,6 +49,17 @@ def render(work: Work, stored: Json, expand: Sequence[str] = ()) -> Json:
             raise errors.InvalidParameter(f"You cannot expand more than {DEPTH_MAX} levels.", param=f"expand[{index}]")
         _expand(work, shown, steps, param=f"expand[{index}]")
     return shown
+
+
+def _show_discounts(work: Work, shown: Json) -> None:
+    """Leave out discounts that are over; a customer's discount is shown in full."""
+    if shown["object"] == "subscription":
+        shown["discounts"] = [
+            each for each in shown["discounts"] if not (work.find("discount", each) or {}).get("_over")
+        ]
+    elif shown["object"] == "customer" and shown.get("discount"):
+        found = work.find("discount", shown["discount"])
+        shown["discount"] = _public(found) if found and not found.get("_over") else None
 
 
 def _subscription_items(shown: Json) -> list[Json]:
@@ -94,6 +106,11 @@ def _expand(work: Work, at: Any, steps: list[str], param: str) -> None:  # noqa:
         if found is None:
             raise errors.InvalidParameter(f"This property cannot be expanded ({step}).", param=param)
         at[step] = render(work, found)
+    elif isinstance(at[step], list):
+        found_all = [work.find_any(each) if isinstance(each, str) else None for each in at[step]]
+        at[step] = [
+            each if found is None else render(work, found) for each, found in zip(at[step], found_all, strict=True)
+        ]
     if rest and at[step] is not None:
         _expand(work, at[step], rest, param)
 

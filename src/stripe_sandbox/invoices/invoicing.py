@@ -5,7 +5,7 @@ import dataclasses
 from stripe_sandbox import state
 from stripe_sandbox.api import rendering
 from stripe_sandbox.api.context import Context
-from stripe_sandbox.invoices import lines, pending
+from stripe_sandbox.invoices import discounts, lines, pending, totals
 from stripe_sandbox.state import Json
 
 FINALIZES_SECONDS = 3600
@@ -64,7 +64,7 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "default_source": None,
         "default_tax_rates": [],
         "description": terms.description,
-        "discounts": [],
+        "discounts": _discounts(context, customer, terms),
         "due_date": None,
         "effective_at": None,
         "ending_balance": None,
@@ -104,7 +104,16 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "webhooks_delivered_at": None,
     }
     _take(context, invoice_id, charges)
-    return _set_aside(context, context.add("invoice", invoice | _totals(context, invoice), "invoice.created"), terms)
+    invoice |= totals.counted(context.work, invoice, invoice["lines"]["data"])
+    made = context.add("invoice", invoice, "invoice.created")
+    discounts.use_up(context, made["discounts"])
+    return _set_aside(context, made, terms)
+
+
+def _discounts(context: Context, customer: Json, terms: Terms) -> list[str]:
+    """Return the ids of the discounts in force; a manual invoice has those of the customer only."""
+    subscription = None if terms.reason == "manual" else terms.subscription
+    return [each["id"] for each in discounts.of(context.work, subscription, customer, context.now)]
 
 
 def _pause_behavior(terms: Terms) -> str | None:
@@ -142,14 +151,6 @@ def _take(context: Context, invoice_id: str, charges: list[lines.Charge]) -> Non
             pending.on_invoice(context, charge.invoice_item, invoice_id)
 
 
-def _totals(context: Context, invoice: Json) -> Json:
-    """Return the totals. The customer's credit pays first; a total below zero becomes credit in `finalise`."""
-    total = sum(line["amount"] for line in invoice["lines"]["data"])
-    balance = context.work.get("customer", invoice["customer"])["balance"]
-    due = max(0, total + balance)
-    return {"subtotal": total, "total": total, "amount_due": due, "amount_remaining": due, "starting_balance": balance}
-
-
 def extend(context: Context, invoice: Json, items: list[Json]) -> Json:
     """Add pending items to a draft."""
     charges = [pending.charge_of(context, item) for item in items]
@@ -176,9 +177,7 @@ def counted_again(context: Context, invoice: Json) -> Json:
 
 
 def _with_lines(context: Context, invoice: Json, data: list[Json], event_type: str | None) -> Json:
-    changed = {**invoice, "lines": {**invoice["lines"], "data": data}}
-    changes = {"lines": changed["lines"], **_totals(context, changed)}
-    return context.update(invoice, changes, event_type)
+    return context.update(invoice, totals.counted(context.work, invoice, data), event_type)
 
 
 def count_drafts_again(context: Context, customer_id: str) -> None:

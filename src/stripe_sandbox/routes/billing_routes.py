@@ -14,7 +14,7 @@ ENDING = "cancellation_details.comment cancellation_details.feedback"
 PERIODS = "proration_behavior payment_behavior cancel_at cancel_at_period_end off_session"
 CHANGEABLE = (
     f"metadata description default_payment_method {PERIODS} trial_end"
-    " trial_settings.end_behavior.missing_payment_method items.price items.quantity items.metadata"
+    " trial_settings.end_behavior.missing_payment_method items.price items.quantity items.metadata discounts"
 )
 CREATION = f"{CHANGEABLE} customer billing_cycle_anchor trial_period_days collection_method billing_mode.type currency"
 UPDATE = (
@@ -27,7 +27,7 @@ DETAILS = (
 )
 PHASE = (
     "phases.items.price phases.items.quantity phases.start_date phases.end_date phases.duration phases.trial_end"
-    " phases.metadata phases.proration_behavior"
+    " phases.metadata phases.proration_behavior phases.discounts"
 )
 
 SUBSCRIPTIONS = "/v1/subscriptions"
@@ -96,7 +96,8 @@ ROUTES = (
         INVOICES + "/create_preview",
         previews.create,
         params.InvoiceCreatePreviewParams,
-        "customer subscription preview_mode " + " ".join(f"subscription_details.{name}" for name in DETAILS.split()),
+        "customer subscription preview_mode discounts "
+        + " ".join(f"subscription_details.{name}" for name in DETAILS.split()),
     ),
     Route(
         "POST",

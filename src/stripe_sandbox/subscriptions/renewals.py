@@ -1,7 +1,7 @@
 """Makes the changes of a subscription that are due: renewal, end of the trial, next phase, end."""
 
 from stripe_sandbox.api.context import Context
-from stripe_sandbox.invoices import invoicing, lines, pending
+from stripe_sandbox.invoices import discounts, invoicing, lines, pending
 from stripe_sandbox.state import Json
 from stripe_sandbox.subscriptions import (
     beginnings,
@@ -73,7 +73,17 @@ def _as_update(subscription: Json, phase: Json) -> Json:
         elif "quantity" in into:
             changes.append({"id": item["id"], "quantity": into["quantity"]})
     changes += [{name: item[name] for name in ("price", "quantity") if name in item} for item in wanted.values()]
-    return {"items": changes, "metadata": phase["metadata"], "proration_behavior": phase["proration_behavior"]}
+    return {
+        "items": changes,
+        "metadata": phase["metadata"],
+        "proration_behavior": phase["proration_behavior"],
+        "discounts": [_named(each) for each in phase["discounts"]] or "",
+    }
+
+
+def _named(discount: Json) -> Json:
+    """Return a phase's discount as a parameter."""
+    return {name: value for name, value in discount.items() if value is not None}
 
 
 def _renew(context: Context, subscription: Json, phase: Json | None) -> None:
@@ -89,6 +99,7 @@ def _renew(context: Context, subscription: Json, phase: Json | None) -> None:
                 return
             case _:
                 pass
+    subscription = _discounted(context, subscription, phase)
     before = subscription["items"]["data"]
     over = {item["id"] for item in before if _reached(context, item["current_period_end"])}
     since = min(item["current_period_start"] for item in before if item["id"] in over)
@@ -118,6 +129,14 @@ def _renew(context: Context, subscription: Json, phase: Json | None) -> None:
     if invoice := drafted(context, subscription, charges, since):
         changes["latest_invoice"] = invoice["id"]
     context.update(subscription, changes, "customer.subscription.updated")
+
+
+def _discounted(context: Context, subscription: Json, phase: Json | None) -> Json:
+    """Return the subscription with the discounts of its new phase; without a new phase they stay."""
+    if phase is None:
+        return subscription
+    wanted = [_named(each) for each in phase["discounts"]]
+    return context.work.replace({**subscription, "discounts": discounts.chosen(context, subscription, wanted)})
 
 
 def _items_of(context: Context, subscription: Json, phase: Json) -> list[Json]:
