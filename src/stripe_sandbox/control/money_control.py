@@ -1,7 +1,7 @@
-"""Control routes for money: a tax, a customer's discount; see `control`."""
+"""Control routes for money: a tax, a customer's discount, disputes; see `control`."""
 
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import pydantic
 from starlette.requests import Request
@@ -12,6 +12,7 @@ from stripe_sandbox import errors, state
 from stripe_sandbox.api import context, requests
 from stripe_sandbox.control import control
 from stripe_sandbox.invoices import discounts, totals
+from stripe_sandbox.payments import disputes, payments
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 
@@ -33,6 +34,24 @@ class Discount(pydantic.BaseModel):
     coupon: str | None = None
 
 
+class Dispute(pydantic.BaseModel):
+    """A dispute about the payment of an invoice; without an amount, about all of it."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    invoice: str
+    amount: int | None = None
+    reason: str = "fraudulent"
+
+
+class Decision(pydantic.BaseModel):
+    """How the bank decides a dispute."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    status: Literal["won", "lost"]
+
+
 class MoneyControl:
     """The endpoints of the routes."""
 
@@ -44,6 +63,8 @@ class MoneyControl:
         return [
             Route("/_sandbox/tax", self.set_tax, methods=["POST"]),
             Route("/_sandbox/discounts", self.set_discount, methods=["POST"]),
+            Route("/_sandbox/disputes", self.open_dispute, methods=["POST"]),
+            Route("/_sandbox/disputes/{dispute_id}", self.decide_dispute, methods=["POST"]),
         ]
 
     async def set_tax(self, request: Request) -> Response:
@@ -63,6 +84,22 @@ class MoneyControl:
             return {**asked.model_dump(), "discount": made["id"] if made else None}
 
         return await self._acted(request, Discount, act)
+
+    async def open_dispute(self, request: Request) -> Response:
+        """Dispute the payment of an invoice, as the customer's bank does."""
+
+        def act(scope: context.Context, asked: Dispute) -> state.Json:
+            invoice = scope.work.get("invoice", asked.invoice)
+            return disputes.open_for(scope, payments.charge_of(scope, invoice), asked.amount, asked.reason)
+
+        return await self._acted(request, Dispute, act)
+
+    async def decide_dispute(self, request: Request) -> Response:
+        """Close a dispute."""
+        dispute_id = request.path_params["dispute_id"]
+        return await self._acted(
+            request, Decision, lambda scope, asked: disputes.decide(scope, dispute_id, asked.status)
+        )
 
     async def _acted(
         self, request: Request, model: type[M], act: Callable[[context.Context, M], state.Json]

@@ -4,6 +4,7 @@ from stripe_sandbox import errors, state
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.customers import payment_methods
 from stripe_sandbox.invoices import invoicing
+from stripe_sandbox.payments import payments
 from stripe_sandbox.state import Json
 from stripe_sandbox.subscriptions import endings, pauses
 from stripe_sandbox.time import moments
@@ -60,6 +61,11 @@ def pay(context: Context, invoice: Json) -> Json:
 def settle(context: Context, invoice: Json, *, outside_stripe: bool = False) -> Json:
     """Mark a finalised invoice as paid, and make its subscription active if it waited for this payment."""
     charged = invoice["amount_remaining"] > 0 and not outside_stripe
+    if charged:
+        method = payment_methods.default_of(context, invoice["customer"], subscription_of(context, invoice))
+        payments.succeed(context, invoice, invoice["amount_remaining"], method)
+    elif outside_stripe:
+        payments.change(context, invoice, "canceled")
     changes = {
         "amount_paid": invoice["amount_due"],
         "amount_paid_off_stripe": invoice["amount_due"] if outside_stripe else 0,

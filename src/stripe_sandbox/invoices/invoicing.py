@@ -6,6 +6,7 @@ from stripe_sandbox import state
 from stripe_sandbox.api import rendering
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.invoices import discounts, lines, pending, totals
+from stripe_sandbox.payments import payments
 from stripe_sandbox.state import Json
 
 FINALIZES_SECONDS = 3600
@@ -26,6 +27,8 @@ class Terms:
     auto_advance: bool = True
     description: str | None = None
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    from_invoice: Json | None = None
+    """The invoice that this invoice revises."""
 
 
 def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: Terms) -> Json:
@@ -69,10 +72,12 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "effective_at": None,
         "ending_balance": None,
         "footer": None,
+        "from_invoice": terms.from_invoice,
         "hosted_invoice_url": None,
         "invoice_pdf": None,
         "issuer": {"type": "self"},
         "last_finalization_error": None,
+        "latest_revision": None,
         "lines": rendering.listed(
             [lines.shown(charge, invoice_id) for charge in charges], f"/v1/invoices/{invoice_id}/lines"
         ),
@@ -82,6 +87,7 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "number": None,
         "on_behalf_of": None,
         "parent": _parent(terms.subscription),
+        "payments": rendering.listed([], f"/v1/invoice_payments?invoice={invoice_id}"),
         "period_end": terms.period[1],
         "period_start": terms.period[0],
         "post_payment_credit_notes_amount": 0,
@@ -197,7 +203,7 @@ def finalise(context: Context, invoice: Json) -> Json:
     customer = context.work.get("customer", invoice["customer"])
     number = customer["next_invoice_sequence"]
     context.work.replace({**customer, "next_invoice_sequence": number + 1})
-    balance = _moved_balance(context, invoice["customer"], counted["total"] - counted["amount_due"])
+    balance = move_balance(context, invoice["customer"], counted["total"] - counted["amount_due"])
     address = f"{context.settings.public_url}/invoice/{invoice['id']}"
     changes = {
         "automatically_finalizes_at": None,
@@ -210,12 +216,16 @@ def finalise(context: Context, invoice: Json) -> Json:
         "status": "open",
         "status_transitions": {**counted["status_transitions"], "finalized_at": context.now},
     }
+    changes["payments"] = payments.begun(context, {**counted, **changes})
     final = context.update(counted, changes, None)
     context.emit("invoice.finalized", final)
+    if final["from_invoice"]:
+        revised = void(context, context.work.get("invoice", final["from_invoice"]["invoice"]))
+        context.update(revised, {"latest_revision": final["id"]}, None)
     return final
 
 
-def _moved_balance(context: Context, customer_id: str, by: int) -> int:
+def move_balance(context: Context, customer_id: str, by: int) -> int:
     """Add `by` to the customer's balance (below zero: credit), and return the new balance."""
     customer = context.work.get("customer", customer_id)
     if customer.get("deleted"):
@@ -227,13 +237,14 @@ def _moved_balance(context: Context, customer_id: str, by: int) -> int:
 
 def void(context: Context, invoice: Json) -> Json:
     """Void a finalised invoice: nothing is owed any more, and the customer gets back the credit that it used."""
-    _moved_balance(context, invoice["customer"], invoice["amount_due"] - invoice["total"])
+    move_balance(context, invoice["customer"], invoice["amount_due"] - invoice["total"])
     changes = {
         "auto_advance": False,
         "next_payment_attempt": None,
         "status": "void",
         "status_transitions": {**invoice["status_transitions"], "voided_at": context.now},
     }
+    payments.change(context, invoice, "canceled")
     voided = context.update(invoice, changes, None)
     context.emit("invoice.voided", voided)
     return voided
