@@ -32,7 +32,7 @@ def open_for(context: Context, charge: Json, amount: int | None, reason: str) ->
         "reason": reason,
         "status": OPEN_STATUS,
     }
-    context.update(charge, {"disputed": True}, "charge.updated")
+    context.update(charge, {"disputed": True}, None)
     context.add("dispute", dispute, "charge.dispute.created")
     context.emit("charge.dispute.funds_withdrawn", dispute)
     return dispute

@@ -1,4 +1,7 @@
-"""An invoice's payment: the payment intent, which begins when the invoice is finalised, and its charge."""
+"""An invoice's payment: the payment intent, which begins when the invoice is finalised, and its charge.
+
+Their own events are not emitted: the invoice's events tell the same.
+"""
 
 from typing import Any
 
@@ -48,7 +51,7 @@ def begun(context: Context, invoice: Json) -> Json:
         "status": "open",
         "status_transitions": {"canceled_at": None, "paid_at": None},
     }
-    context.add("payment_intent", intent, "payment_intent.created")
+    context.work.insert("payment_intent", intent)
     context.work.insert("invoice_payment", payment)
     return rendering.listed([payment["id"]], url)
 
@@ -78,15 +81,13 @@ def succeed(context: Context, invoice: Json, amount: int, method: Json | None) -
         "payment_method": method["id"] if method else None,
         "status": "succeeded",
     }
-    context.update(intent, changes, "payment_intent.succeeded")
-    context.emit("charge.succeeded", charge)
+    context.update(intent, changes, None)
     paid = {
         "amount_paid": amount,
         "status": "paid",
         "status_transitions": {**payment["status_transitions"], "paid_at": context.now},
     }
     context.update(payment, paid, None)
-    context.emit("invoice_payment.paid", {**payment, **paid})
 
 
 def _charge(context: Context, intent: Json, amount: int, method: Json | None) -> Json:
@@ -120,17 +121,12 @@ def change(context: Context, invoice: Json, status: str, error: Json | None = No
     found = of(context, invoice)
     if found is None:
         return
-    types = {
-        "requires_action": "payment_intent.requires_action",
-        "processing": "payment_intent.processing",
-        "canceled": "payment_intent.canceled",
-    }
-    action = None
+    action: Json | None = None
     if status == "requires_action":
-        action = {"redirect_to_url": {"return_url": None, "url": invoice["hosted_invoice_url"]}}
-        action["type"] = "redirect_to_url"  # type: ignore[assignment] # JSON
+        to = {"return_url": None, "url": invoice["hosted_invoice_url"]}
+        action = {"redirect_to_url": to, "type": "redirect_to_url"}
     changes = {"last_payment_error": error, "next_action": action, "status": status}
-    context.update(found[1], changes, types.get(status, "payment_intent.payment_failed"))
+    context.update(found[1], changes, None)
     if status == "canceled":
         over = {"canceled_at": context.now, "paid_at": None}
         context.update(found[0], {"status": "canceled", "status_transitions": over}, None)

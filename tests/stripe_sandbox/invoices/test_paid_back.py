@@ -50,7 +50,7 @@ async def test_a_refund_changes_the_charge_and_leaves_the_invoice_paid(billing: 
     assert (after.status, after.amount_paid, after.post_payment_credit_notes_amount) == ("paid", 2500, 0)
     with pytest.raises(stripe.InvalidRequestError, match="already been refunded"):
         await billing.api.refunds.create_async({"charge": intent.latest_charge})
-    assert await billing.types("charge.") == ["charge.succeeded", "charge.refunded", "charge.refunded"]
+    assert await billing.types("charge.") == ["charge.refunded", "charge.refunded"]
 
 
 async def test_a_credit_note_lowers_what_an_open_invoice_still_asks(billing: Billing) -> None:
@@ -72,7 +72,7 @@ async def test_an_invoice_that_is_credited_whole_is_paid_without_a_charge(billin
     await billing.api.credit_notes.create_async({"invoice": invoice.id, "amount": 2500})
     after = await billing.api.invoices.retrieve_async(invoice.id)
     assert (after.status, after.amount_paid, after.amount_remaining) == ("paid", 0, 0)
-    assert await billing.types("charge.") == []
+    assert (await billing.api.charges.list_async({"customer": billing.customer})).data == []
 
 
 async def test_a_credit_note_after_the_payment_refunds_and_credits(billing: Billing) -> None:
