@@ -1,4 +1,4 @@
-"""Control routes for money: a tax, a customer's discount, disputes; see `control`."""
+"""Control routes for money: a tax, a customer's discount, disputes, limits; see `control`."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
@@ -11,7 +11,7 @@ from starlette.routing import Route
 from stripe_sandbox import errors, state
 from stripe_sandbox.api import context, requests
 from stripe_sandbox.control import control
-from stripe_sandbox.invoices import discounts, totals
+from stripe_sandbox.invoices import discounts, invoicing, totals
 from stripe_sandbox.payments import disputes, payments
 
 M = TypeVar("M", bound=pydantic.BaseModel)
@@ -52,6 +52,15 @@ class Decision(pydantic.BaseModel):
     status: Literal["won", "lost"]
 
 
+class Limits(pydantic.BaseModel):
+    """Requests a second for each endpoint, and whether a subscription's new invoices are limited."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    per_second: Annotated[int, pydantic.Field(ge=1)] | None = None
+    invoices: bool = False
+
+
 class MoneyControl:
     """The endpoints of the routes."""
 
@@ -63,6 +72,7 @@ class MoneyControl:
         return [
             Route("/_sandbox/tax", self.set_tax, methods=["POST"]),
             Route("/_sandbox/discounts", self.set_discount, methods=["POST"]),
+            Route("/_sandbox/limits", self.set_limits, methods=["POST"]),
             Route("/_sandbox/disputes", self.open_dispute, methods=["POST"]),
             Route("/_sandbox/disputes/{dispute_id}", self.decide_dispute, methods=["POST"]),
         ]
@@ -84,6 +94,16 @@ class MoneyControl:
             return {**asked.model_dump(), "discount": made["id"] if made else None}
 
         return await self._acted(request, Discount, act)
+
+    async def set_limits(self, request: Request) -> Response:
+        """Set Stripe's limits; without them a test of something else would have to wait."""
+
+        def act(scope: context.Context, asked: Limits) -> state.Json:
+            scope.work.set_fact(invoicing.LIMITED, int(asked.invoices))
+            self._sandbox.rate_limits.set(asked.per_second)
+            return asked.model_dump()
+
+        return await self._acted(request, Limits, act)
 
     async def open_dispute(self, request: Request) -> Response:
         """Dispute the payment of an invoice, as the customer's bank does."""

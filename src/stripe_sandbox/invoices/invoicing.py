@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from stripe_sandbox import state
+from stripe_sandbox import errors, state
 from stripe_sandbox.api import rendering
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.invoices import discounts, lines, pending, totals
@@ -15,6 +15,13 @@ FINALIZES_SECONDS = 3600
 
 PAGE_MAX = 500
 """The most waiting invoices of a customer that are stopped when the customer is deleted."""
+
+
+LIMITED = "limits_invoices"
+"""The fact whether the new invoices of a subscription are limited."""
+
+LIMITS = {60: 10, 24 * 3600: 20}
+"""The most new invoices of a subscription, by the seconds in which they are made. Renewals always happen."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +39,9 @@ class Terms:
 
 
 def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: Terms) -> Json:
-    """Store a draft; the pending items among the charges belong to it from now on."""
+    """Store a draft; the pending items among the charges belong to it from now on. Raises TooMany."""
+    if terms.subscription and terms.reason != "subscription_cycle" and context.work.fact(LIMITED):
+        _check_limits(context, terms.subscription["id"])
     invoice_id = state.new_id("in")
     auto_advance = terms.auto_advance and _pause_behavior(terms) != "keep_as_draft"
     invoice = {
@@ -122,6 +131,17 @@ def _discounts(context: Context, customer: Json, terms: Terms) -> list[str]:
     return [each["id"] for each in discounts.of(context.work, subscription, customer, context.now)]
 
 
+def _check_limits(context: Context, subscription_id: str) -> None:
+    for seconds, most in LIMITS.items():
+        (count,) = context.work.connection.execute(
+            "SELECT count(*) FROM objects WHERE kind = 'invoice' AND created > ?"
+            " AND json_extract(body, '$.parent.subscription_details.subscription') = ?",
+            (context.now - seconds, subscription_id),
+        ).fetchone()
+        if count >= most:
+            raise errors.TooMany("Too many new invoices of this subscription.", code="rate_limit")
+
+
 def _pause_behavior(terms: Terms) -> str | None:
     """Return what the pause of the subscription's collection does to a new invoice; None without a pause."""
     if terms.subscription is None or terms.reason == "manual":
@@ -198,9 +218,11 @@ def count_drafts_again(context: Context, customer_id: str) -> None:
 
 
 def finalise(context: Context, invoice: Json) -> Json:
-    """Finalise a draft: from now on only its payment changes."""
-    counted = counted_again(context, invoice)
+    """Finalise a draft: from now on only its payment changes. Raises Refused."""
     customer = context.work.get("customer", invoice["customer"])
+    if customer.get("deleted"):
+        raise errors.Refused("The customer of this invoice was deleted, so it cannot be finalized.")
+    counted = counted_again(context, invoice)
     number = customer["next_invoice_sequence"]
     context.work.replace({**customer, "next_invoice_sequence": number + 1})
     balance = move_balance(context, invoice["customer"], counted["total"] - counted["amount_due"])
