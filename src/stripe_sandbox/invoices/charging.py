@@ -80,6 +80,8 @@ def pay(context: Context, invoice: Json) -> Json:
     The attempt to pay the invoice of a resumption counts, though: it decides the status of the subscription.
     """
     subscription = subscription_of(context, invoice)
+    if debits.on_its_way(invoice):
+        raise errors.Refused("The payment of this invoice is processing already.")
     if refused := refusal(context, invoice, "invoice"):
         if subscription and pauses.resumption_of(subscription, invoice):
             _failed(context, invoice)

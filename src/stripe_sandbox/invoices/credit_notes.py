@@ -173,7 +173,7 @@ def retrieve(context: Context, params: forms.Params, note_id: str) -> Json:
 
 def list_all(context: Context, params: forms.Params) -> Json:
     """Answer GET /v1/credit_notes."""
-    where = {name: params[name] for name in ("customer", "invoice") if name in params}
+    where: Json = {name: params[name] for name in ("customer", "invoice") if name in params}
     return context.show_list("credit_note", "/v1/credit_notes", where, params)
 
 

@@ -1,4 +1,4 @@
-"""Revisions: a new draft that takes the place of an open invoice when it is finalised."""
+"""Revisions: a new draft that takes the place of an unpaid invoice when it is finalised."""
 
 from stripe_sandbox import errors
 from stripe_sandbox.api import forms
@@ -10,14 +10,16 @@ GIVEN_BY_INVOICE = {"customer", "subscription", "currency", "pending_invoice_ite
 
 
 def create(context: Context, params: forms.Params) -> Json:
-    """Return the draft of a revision. Raises Refused unless the invoice is one-off and open."""
+    """Return the draft of a revision. Raises Refused unless the invoice is one-off, final and not paid."""
     asked = params["from_invoice"]
     if taken := GIVEN_BY_INVOICE & params.keys():
         param = min(taken)
         raise errors.InvalidParameter("A revision takes this from the revised invoice.", param=param)
     before = context.work.get("invoice", asked["invoice"], param="from_invoice[invoice]")
-    if before["parent"] is not None or before["status"] != "open":
-        raise errors.Refused("Only a one-off invoice that is open can be revised.", param="from_invoice[invoice]")
+    if before["parent"] is not None or before["status"] not in {"open", "uncollectible"}:
+        raise errors.Refused(
+            "Only a one-off invoice that is open or uncollectible can be revised.", param="from_invoice[invoice]"
+        )
     customer = context.work.get("customer", before["customer"])
     items = [pending.add(context, customer["id"], _charge(context, line)) for line in before["lines"]["data"]]
     terms = invoicing.Terms(

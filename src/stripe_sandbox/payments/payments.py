@@ -150,7 +150,7 @@ def retrieve_charge(context: Context, params: forms.Params, charge_id: str) -> J
 
 def list_charges(context: Context, params: forms.Params) -> Json:
     """Answer GET /v1/charges."""
-    where = {name: params[name] for name in ("customer", "payment_intent") if name in params}
+    where: Json = {name: params[name] for name in ("customer", "payment_intent") if name in params}
     return context.show_list("charge", "/v1/charges", where, params)
 
 

@@ -62,5 +62,5 @@ def retrieve(context: Context, params: forms.Params, refund_id: str) -> Json:
 
 def list_all(context: Context, params: forms.Params) -> Json:
     """Answer GET /v1/refunds."""
-    where = {name: params[name] for name in ("charge", "payment_intent") if name in params}
+    where: Json = {name: params[name] for name in ("charge", "payment_intent") if name in params}
     return context.show_list("refund", "/v1/refunds", where, params)

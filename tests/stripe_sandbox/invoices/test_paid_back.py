@@ -112,7 +112,7 @@ async def test_a_revision_takes_the_place_of_an_open_invoice(billing: Billing) -
     assert (first.status, first.latest_revision) == ("void", revision.id)
     paid = await billing.api.invoices.pay_async(revision.id)
     assert paid.status == "paid"
-    with pytest.raises(stripe.InvalidRequestError, match="one-off invoice that is open"):
+    with pytest.raises(stripe.InvalidRequestError, match="Only a one-off invoice"):
         await billing.api.invoices.create_async({"from_invoice": {"action": "revision", "invoice": invoice.id}})
 
 

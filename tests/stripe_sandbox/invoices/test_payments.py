@@ -56,6 +56,8 @@ async def test_a_subscription_is_active_while_its_debit_is_on_its_way(
     await billing.card(card)
     made = await billing.subscribe(payment_behavior="error_if_incomplete")
     assert (made.status, (await _intent(billing, made.latest_invoice)).status) == ("active", "processing")
+    with pytest.raises(stripe.InvalidRequestError, match="processing already"):
+        await billing.api.invoices.pay_async(made.latest_invoice)
     await billing.advance(4 * DAY - 60)
     [first] = await billing.invoices()
     assert (first.status, first.amount_remaining) == ("open", 2000)
