@@ -99,6 +99,17 @@ class DeclinedAttempt(CardDeclined):
     undone = False
 
 
+class NoCard(Refused):
+    """There is no card to charge."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This customer has no attached payment source or default payment method. Please consider adding a default"
+            " payment method.",
+            code="resource_missing",
+        )
+
+
 class TooMany(ApiError):
     """Too many requests; only a fault causes this answer."""
 
