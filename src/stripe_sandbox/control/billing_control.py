@@ -22,7 +22,8 @@ class Dunning(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    ends: Literal["canceled", "unpaid"]
+    ends: Literal["canceled", "unpaid", "paused"]
+    pauses_at_first_failure: bool = False
 
 
 class Delays(pydantic.BaseModel):
@@ -75,8 +76,12 @@ class BillingControl:
             asked = await control.read(request, Dunning)
         except errors.ApiError as error:
             return control.refused(error)
-        unpaid = int(asked.ends == "unpaid")
-        await self._sandbox.store.run(lambda work: work.set_fact(charging.ENDS_UNPAID, unpaid))
+
+        def work(work: state.Work) -> None:
+            work.set_fact(charging.DUNNING_END, charging.DUNNING_ENDS.index(asked.ends))
+            work.set_fact(charging.PAUSES_AT_ONCE, int(asked.pauses_at_first_failure))
+
+        await self._sandbox.store.run(work)
         return JSONResponse(asked.model_dump())
 
     async def set_delays(self, request: Request) -> Response:

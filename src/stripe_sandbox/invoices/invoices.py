@@ -6,12 +6,14 @@ from stripe_sandbox import errors, state
 from stripe_sandbox.api import forms, rendering, rules
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.customers import customers, payment_methods
-from stripe_sandbox.invoices import charging, invoicing, pending
+from stripe_sandbox.invoices import charging, invoicing, pending, revisions
 from stripe_sandbox.state import Json
 
 
 def create(context: Context, params: forms.Params) -> Json:
     """Answer POST /v1/invoices: a draft, with the customer's pending items if the request asks for them."""
+    if "from_invoice" in params:
+        return context.show(revisions.create(context, params), params)
     if "customer" not in params:
         raise errors.InvalidParameter("Missing required param: customer.", param="customer", code="parameter_missing")
     customer = customers.existing(context, params["customer"], param="customer")
@@ -140,7 +142,13 @@ def pay(context: Context, params: forms.Params, invoice_id: str) -> Json:
 
 def void(context: Context, params: forms.Params, invoice_id: str) -> Json:
     """Answer POST /v1/invoices/{id}/void."""
-    return context.show(invoicing.void(context, _in(context, invoice_id, "open", "voided")), params)
+    return context.show(invoicing.void(context, _in(context, invoice_id, "open", "voided", "uncollectible")), params)
+
+
+def mark_uncollectible(context: Context, params: forms.Params, invoice_id: str) -> Json:
+    """Answer POST /v1/invoices/{id}/mark_uncollectible."""
+    invoice = _in(context, invoice_id, "open", "marked as uncollectible")
+    return context.show(charging.mark_uncollectible(context, invoice), params)
 
 
 def delete(context: Context, params: forms.Params, invoice_id: str) -> Json:
@@ -157,8 +165,8 @@ def delete(context: Context, params: forms.Params, invoice_id: str) -> Json:
     return {"id": invoice_id, "object": "invoice", "deleted": True}
 
 
-def _in(context: Context, invoice_id: str, status: str, done: str) -> Json:
+def _in(context: Context, invoice_id: str, status: str, done: str, or_status: str = "") -> Json:
     invoice = context.work.get("invoice", invoice_id)
-    if invoice["status"] != status:
+    if invoice["status"] not in {status, or_status}:
         raise errors.Refused(f"Only an invoice that is {status} can be {done}; this one is {invoice['status']}.")
     return invoice

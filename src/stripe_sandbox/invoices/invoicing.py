@@ -5,7 +5,8 @@ import dataclasses
 from stripe_sandbox import errors, state
 from stripe_sandbox.api import rendering
 from stripe_sandbox.api.context import Context
-from stripe_sandbox.invoices import lines, pending
+from stripe_sandbox.invoices import discounts, invoice_limits, lines, pending, totals
+from stripe_sandbox.payments import payments
 from stripe_sandbox.state import Json
 
 UNPAID_MAX = 500
@@ -32,6 +33,9 @@ class Terms:
     auto_advance: bool = True
     description: str | None = None
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    from_invoice: Json | None = None
+    """The invoice that this invoice revises."""
+
     default_payment_method: str | None = None
     currency: str | None = None
 
@@ -42,8 +46,11 @@ def final_at(context: Context) -> int:
 
 
 def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: Terms) -> Json:
-    """Store a draft; the pending items among the charges belong to it from now on."""
+    """Store a draft; the pending items among the charges belong to it from now on. Raises TooMany."""
+    if terms.subscription and terms.reason != "subscription_cycle":  # a renewal is never refused
+        invoice_limits.check(context, terms.subscription["id"])
     invoice_id = state.new_id("in")
+    auto_advance = terms.auto_advance and _pause_behavior(terms) != "keep_as_draft"
     invoice = {
         "id": invoice_id,
         "object": "invoice",
@@ -59,9 +66,9 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "application": None,
         "attempt_count": 0,
         "attempted": False,
-        "auto_advance": terms.auto_advance,
+        "auto_advance": auto_advance,
         "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None, "status": None},
-        "automatically_finalizes_at": final_at(context) if terms.auto_advance else None,
+        "automatically_finalizes_at": final_at(context) if auto_advance else None,
         "billing_reason": terms.reason,
         "collection_method": "charge_automatically",
         "created": context.now,
@@ -76,24 +83,27 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "default_source": None,
         "default_tax_rates": [],
         "description": terms.description,
-        "discounts": [],
+        "discounts": _discounts(context, customer, terms),
         "due_date": None,
         "effective_at": None,
         "ending_balance": None,
         "footer": None,
+        "from_invoice": terms.from_invoice,
         "hosted_invoice_url": None,
         "invoice_pdf": None,
         "issuer": {"type": "self"},
         "last_finalization_error": None,
+        "latest_revision": None,
         "lines": rendering.listed(
             [lines.shown(charge, invoice_id) for charge in charges], f"/v1/invoices/{invoice_id}/lines"
         ),
         "livemode": False,
         "metadata": terms.metadata,
-        "next_payment_attempt": final_at(context) if terms.auto_advance else None,
+        "next_payment_attempt": final_at(context) if auto_advance else None,
         "number": None,
         "on_behalf_of": None,
         "parent": _parent(terms.subscription),
+        "payments": rendering.listed([], f"/v1/invoice_payments?invoice={invoice_id}"),
         "period_end": terms.period[1],
         "period_start": terms.period[0],
         "post_payment_credit_notes_amount": 0,
@@ -117,7 +127,34 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "_fails": False,
     }
     _take(context, invoice_id, charges)
-    return context.add("invoice", invoice | _totals(context, invoice), "invoice.created")
+    invoice |= totals.counted(context.work, invoice, invoice["lines"]["data"])
+    made = context.add("invoice", invoice, "invoice.created")
+    discounts.use_up(context, made["discounts"])
+    return _set_aside(context, made, terms)
+
+
+def _discounts(context: Context, customer: Json, terms: Terms) -> list[str]:
+    """Return the ids of the discounts in force; a manual invoice has those of the customer only."""
+    subscription = None if terms.reason == "manual" else terms.subscription
+    return [each["id"] for each in discounts.of(context.work, subscription, customer, context.now)]
+
+
+def _pause_behavior(terms: Terms) -> str | None:
+    """Return what the pause of the subscription's collection does to a new invoice; None without a pause."""
+    if terms.subscription is None or terms.reason == "manual":
+        return None
+    return (terms.subscription["pause_collection"] or {}).get("behavior")
+
+
+def _set_aside(context: Context, invoice: Json, terms: Terms) -> Json:
+    """Void or give up a new invoice at once, if the collection is paused so."""
+    match _pause_behavior(terms):
+        case "void":
+            return void(context, finalise(context, invoice))
+        case "mark_uncollectible":
+            return mark_uncollectible(context, finalise(context, invoice))
+        case _:
+            return invoice
 
 
 def _parent(subscription: Json | None) -> Json | None:
@@ -137,20 +174,23 @@ def _take(context: Context, invoice_id: str, charges: list[lines.Charge]) -> Non
             pending.on_invoice(context, charge.invoice_item, invoice_id)
 
 
-def _totals(context: Context, invoice: Json) -> Json:
-    """Return the totals. The customer's credit pays first; a total below zero becomes credit in `finalise`."""
-    total = sum(line["amount"] for line in invoice["lines"]["data"])
-    balance = context.work.get("customer", invoice["customer"]).get("balance", 0)  # a deleted customer has none
-    due = max(0, total + balance)
-    return {"subtotal": total, "total": total, "amount_due": due, "amount_remaining": due, "starting_balance": balance}
-
-
 def extend(context: Context, invoice: Json, items: list[Json]) -> Json:
     """Add pending items to a draft."""
     charges = [pending.charge_of(context, item) for item in items]
     _take(context, invoice["id"], charges)
     added = [lines.shown(charge, invoice["id"]) for charge in charges]
     return _with_lines(context, invoice, [*invoice["lines"]["data"], *added], "invoice.updated")
+
+
+def with_item(context: Context, invoice: Json, item_id: str, item: Json | None) -> Json:
+    """Show an invoice item's present state on a draft; None: the item is not on the draft any more."""
+    data = []
+    for line in invoice["lines"]["data"]:
+        if lines.invoice_item_of(line) != item_id:
+            data.append(line)
+        elif item is not None:
+            data.append({**lines.shown(pending.charge_of(context, item), invoice["id"]), "id": line["id"]})
+    return _with_lines(context, invoice, data, "invoice.updated")
 
 
 def counted_again(context: Context, invoice: Json) -> Json:
@@ -160,9 +200,7 @@ def counted_again(context: Context, invoice: Json) -> Json:
 
 
 def _with_lines(context: Context, invoice: Json, data: list[Json], event_type: str | None) -> Json:
-    changed = {**invoice, "lines": {**invoice["lines"], "data": data}}
-    changes = {"lines": changed["lines"], **_totals(context, changed)}
-    return context.update(invoice, changes, event_type)
+    return context.update(invoice, totals.counted(context.work, invoice, data), event_type)
 
 
 def count_drafts_again(context: Context, customer_id: str) -> None:
@@ -186,7 +224,7 @@ def finalise(context: Context, invoice: Json) -> Json:
     counted = counted_again(context, invoice)
     number = customer["next_invoice_sequence"]
     context.work.replace({**customer, "next_invoice_sequence": number + 1})
-    balance = _moved_balance(context, invoice["customer"], counted["total"] - counted["amount_due"])
+    balance = move_balance(context, invoice["customer"], counted["total"] - counted["amount_due"])
     address = f"{context.settings.public_url}/invoice/{invoice['id']}"
     changes = {
         "automatically_finalizes_at": None,
@@ -200,8 +238,12 @@ def finalise(context: Context, invoice: Json) -> Json:
         "status": "open",
         "status_transitions": {**counted["status_transitions"], "finalized_at": context.now},
     }
+    changes["payments"] = payments.begun(context, {**counted, **changes})
     final = context.update(counted, changes, None)
     context.emit("invoice.finalized", final)
+    if final["from_invoice"]:
+        revised = void(context, context.work.get("invoice", final["from_invoice"]["invoice"]))
+        context.update(revised, {"latest_revision": final["id"]}, None)
     return final
 
 
@@ -232,7 +274,7 @@ def schedule(context: Context, invoice: Json, seconds: int | None, *, fails: boo
     return context.update(context.work.replace({**invoice, **private}), changes, "invoice.updated")
 
 
-def _moved_balance(context: Context, customer_id: str, by: int) -> int:
+def move_balance(context: Context, customer_id: str, by: int) -> int:
     """Add `by` to the customer's balance (below zero: credit), and return the new balance."""
     customer = context.work.get("customer", customer_id)
     if customer.get("deleted"):
@@ -244,16 +286,30 @@ def _moved_balance(context: Context, customer_id: str, by: int) -> int:
 
 def void(context: Context, invoice: Json) -> Json:
     """Void a finalised invoice: nothing is owed any more, and the customer gets back the credit that it used."""
-    _moved_balance(context, invoice["customer"], invoice["amount_due"] - invoice["total"])
+    move_balance(context, invoice["customer"], invoice["amount_due"] - invoice["total"])
     changes = {
         "auto_advance": False,
         "next_payment_attempt": None,
         "status": "void",
         "status_transitions": {**invoice["status_transitions"], "voided_at": context.now},
     }
+    payments.change(context, invoice, "canceled")
     voided = context.update(invoice, changes, None)
     context.emit("invoice.voided", voided)
     return voided
+
+
+def mark_uncollectible(context: Context, invoice: Json) -> Json:
+    """Give up a finalised invoice: it is not charged any more, but can still be paid or voided."""
+    changes = {
+        "auto_advance": False,
+        "next_payment_attempt": None,
+        "status": "uncollectible",
+        "status_transitions": {**invoice["status_transitions"], "marked_uncollectible_at": context.now},
+    }
+    marked = context.update(invoice, changes, None)
+    context.emit("invoice.marked_uncollectible", marked)
+    return marked
 
 
 def abandon(context: Context, customer_id: str) -> None:

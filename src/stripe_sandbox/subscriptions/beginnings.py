@@ -7,7 +7,7 @@ from stripe_sandbox import errors, state
 from stripe_sandbox.api import rendering
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.customers import payment_methods
-from stripe_sandbox.invoices import amounts, charging, invoicing, lines, pending
+from stripe_sandbox.invoices import amounts, charging, discounts, invoicing, lines, pending
 from stripe_sandbox.state import Json
 from stripe_sandbox.subscriptions import periods, prorations, subscription_items
 
@@ -27,7 +27,12 @@ class Terms:
     default_payment_method: str | None = None
     payment_behavior: str = "allow_incomplete"
     confirmed: bool = False
-    """As in Checkout, the subscription begins incomplete, and the customer's payment makes it active at once."""
+    """As in Checkout, the subscription begins incomplete, and the customer's payment makes it active at once.
+
+    The customer is present, and authenticates the payment if the bank wants that.
+    """
+
+    discounts: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
 
 def begin(context: Context, customer: Json, chosen: list[subscription_items.Line], terms: Terms) -> Json:
@@ -37,6 +42,7 @@ def begin(context: Context, customer: Json, chosen: list[subscription_items.Line
     with the `payment_behavior` `error_if_incomplete`; with any other, the subscription is incomplete.
     """
     subscription = _made(context, customer, chosen, terms)
+    subscription["discounts"] = discounts.chosen(context, subscription, terms.discounts)
     charged = subscription["status"] != "trialing"
     data, charges = [], []
     for item in subscription["items"]["data"]:
@@ -66,12 +72,13 @@ def _invoiced(context: Context, customer: Json, subscription: Json, charges: lis
         context.work.replace(subscription := {**subscription, "status": "incomplete"})
         context.emit("customer.subscription.created", subscription)
     if terms.payment_behavior != "default_incomplete" or invoice["amount_due"] == 0:
-        invoice = charging.collect(context, invoice)
-    if invoice["status"] == "open" and terms.payment_behavior == "error_if_incomplete":
+        invoice = charging.collect(context, invoice, present=terms.confirmed)
+    unpaid = charging.waits_for_customer(invoice)
+    if unpaid and terms.payment_behavior == "error_if_incomplete":
         raise charging.refusal(context, invoice) or errors.CardDeclined()
     if waits and terms.confirmed:
         return context.work.get("subscription", subscription["id"])
-    status = "incomplete" if invoice["status"] == "open" else subscription["status"]
+    status = "incomplete" if unpaid else subscription["status"]
     context.work.replace(subscription := {**subscription, "status": status})
     context.emit("customer.subscription.created", subscription)
     return subscription
@@ -170,6 +177,7 @@ def _made(context: Context, customer: Json, chosen: list[subscription_items.Line
         "schedule": None,
         "start_date": context.now,
         "status": "trialing" if trialing else "active",
+        "status_details": None,
         "test_clock": None,
         "transfer_data": None,
         **trial,
