@@ -141,6 +141,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. Stripe refused the request as invalid; repeating it does not help. Metadata: stripe_code,
     stripe_param.
     """
+    ERROR_REASON_FOREIGN_SCHEDULE: _ErrorReason.ValueType  # 50
+    """FAILED_PRECONDITION. The subscription has a schedule at Stripe that this service did not make, for example one that
+    a salesperson made in the dashboard; the change would end it, with its later phases and discounts. Nothing was
+    changed. Repeat with release_foreign_schedule to end the schedule. Metadata: account_id, subscription_id,
+    schedule_id.
+    """
+    ERROR_REASON_STRIPE_OBJECT_UNREADABLE: _ErrorReason.ValueType  # 51
+    """FAILED_PRECONDITION. An object at Stripe has a field that this service cannot read, or a price of no catalog; an
+    operator must look at it. Metadata: object, field (empty if it is the whole object).
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error except INTERNAL has a google.rpc.ErrorInfo with the domain "billing.internal"; its
@@ -267,5 +277,15 @@ ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 39
 ERROR_REASON_STRIPE_REFUSED: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION. Stripe refused the request as invalid; repeating it does not help. Metadata: stripe_code,
 stripe_param.
+"""
+ERROR_REASON_FOREIGN_SCHEDULE: ErrorReason.ValueType  # 50
+"""FAILED_PRECONDITION. The subscription has a schedule at Stripe that this service did not make, for example one that
+a salesperson made in the dashboard; the change would end it, with its later phases and discounts. Nothing was
+changed. Repeat with release_foreign_schedule to end the schedule. Metadata: account_id, subscription_id,
+schedule_id.
+"""
+ERROR_REASON_STRIPE_OBJECT_UNREADABLE: ErrorReason.ValueType  # 51
+"""FAILED_PRECONDITION. An object at Stripe has a field that this service cannot read, or a price of no catalog; an
+operator must look at it. Metadata: object, field (empty if it is the whole object).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -6,9 +6,11 @@ Never called inside a database transaction.
 import asyncio
 import email.utils
 import functools
+import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
@@ -17,6 +19,7 @@ import structlog
 
 from billing_svc.platform import errors
 from billing_svc.platform.settings import Settings
+from billing_svc.stripe import parse
 
 _log = structlog.get_logger(__name__)
 
@@ -45,8 +48,11 @@ class MeterEvent:
     identifier: str
 
 
-class NotAtStripe(Exception):
+class NotAtStripe(errors.BillingError):
     """Stripe has no such object."""
+
+    code = errors.StripeRefused.code
+    reason = errors.StripeRefused.reason
 
 
 class NotReadable(errors.StripeUnavailable):
@@ -156,7 +162,7 @@ class Stripe:
         """
         created = {"gte": int(since.timestamp()), "lte": int(until.timestamp())}
         made = await self._all(self._client.v1.customers.list_async, {"created": created})
-        return [customer for customer in made if (customer.get("metadata") or {}).get("account_id") == account_id]
+        return [customer for customer in made if parse.nested(customer, "metadata", "account_id") == account_id]
 
     async def checkout_session(self, session_id: str) -> Data:
         """Fetch a checkout session; raises NotAtStripe."""
@@ -174,8 +180,7 @@ class Stripe:
 
     async def subscription(self, subscription_id: str) -> Data:
         """Fetch a subscription, with its schedule expanded; raises NotAtStripe."""
-        fetch: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.subscriptions.retrieve_async
-        return await self._answer(fetch(subscription_id, {"expand": ["schedule"]}))
+        return await self._get(f"/v1/subscriptions/{_in_path(subscription_id)}", {"expand": ["schedule"]})
 
     async def subscriptions_of(self, customer_id: str) -> list[Data]:
         """Return all subscriptions of a customer, also those that are over."""
@@ -186,7 +191,7 @@ class Stripe:
         params: dict[str, Any] = {"status": "all", "expand": ["data.schedule"]}
         if customer_id is not None:
             params["customer"] = customer_id
-        return await self._all(self._client.v1.subscriptions.list_async, params)
+        return await self._get_all("/v1/subscriptions", params)
 
     async def schedule(self, schedule_id: str) -> Data:
         """Fetch a subscription schedule; raises NotAtStripe."""
@@ -196,20 +201,29 @@ class Stripe:
 
     async def invoice(self, invoice_id: str) -> Data:
         """Fetch an invoice, with its first page of lines; raises NotAtStripe."""
-        return await self._answer(self._client.v1.invoices.retrieve_async(invoice_id))
+        return await self._get(f"/v1/invoices/{_in_path(invoice_id)}", {})
 
     async def invoice_lines(self, invoice_id: str, after: str) -> Data:
-        """Return the page of an invoice's lines that follows the line `after`; raises NotAtStripe."""
-        lines = self._client.v1.invoices.line_items
-        return await self._answer(lines.list_async(invoice_id, {"limit": PAGE_SIZE, "starting_after": after}))
+        """Return the page of an invoice's lines that follows the line `after`. Raises StripeObjectUnreadable."""
+        try:
+            path = f"/v1/invoices/{_in_path(invoice_id)}/lines"
+            return await self._get(path, {"limit": PAGE_SIZE, "starting_after": after})
+        except NotAtStripe as error:
+            # The invoice was just there: a line was removed meanwhile, or Stripe's pages do not fit together.
+            raise errors.StripeObjectUnreadable(
+                f"invoice {invoice_id}: lines: Stripe has no page after the line {after}",
+                {"object": f"invoice {invoice_id}", "field": "lines"},
+            ) from error
 
     async def all_invoice_lines(self, invoice: Data) -> list[Data]:
-        """Return all lines of a fetched invoice, which has only the first page; raises NotAtStripe."""
-        page = invoice["lines"]
-        lines = list(page["data"])
-        while page["has_more"]:
-            page = await self.invoice_lines(str(invoice["id"]), str(lines[-1]["id"]))
-            lines += page["data"]
+        """Return all lines of a fetched invoice, which has only the first page. Raises StripeObjectUnreadable."""
+        about = parse.named(invoice, "invoice")
+        found, more = _page(parse.nested(invoice, "lines"), f"{about}: lines")
+        lines = list(found)
+        while more:
+            page = await self.invoice_lines(str(invoice["id"]), _last_id(lines, f"{about}: lines"))
+            found, more = _page(page, f"{about}: lines")
+            lines += found
         return lines
 
     async def every_invoice(self, customer_id: str | None, since: datetime) -> list[Data]:
@@ -217,12 +231,12 @@ class Stripe:
         params: dict[str, Any] = {"created": {"gte": int(since.timestamp())}}
         if customer_id is not None:
             params["customer"] = customer_id
-        return await self._all(self._client.v1.invoices.list_async, params)
+        return await self._get_all("/v1/invoices", params)
 
     async def invoices_of_subscription(self, subscription_id: str, since: datetime) -> list[Data]:
         """Return the invoices of a subscription that were created since an instant, newest first."""
         params = {"subscription": subscription_id, "created": {"gte": int(since.timestamp())}}
-        return await self._all(self._client.v1.invoices.list_async, params)
+        return await self._get_all("/v1/invoices", params)
 
     async def preview_invoice(self, params: Data) -> Data:
         """Return the invoice that a change would create, with its first page of lines; creates nothing."""
@@ -260,13 +274,15 @@ class Stripe:
 
     async def meters(self) -> list[Data]:
         """Return all active meters."""
-        return [meter for meter in await self.all_meters() if meter["status"] == "active"]
+        return [meter for meter in await self.all_meters() if parse.nested(meter, "status") == "active"]
 
     async def meter_ids(self) -> dict[str, list[str]]:
         """Return the meters by event name: a deactivated meter keeps its units, and a new meter may get its name."""
         found: dict[str, list[str]] = {}
         for meter in await self.all_meters():
-            found.setdefault(str(meter["event_name"]), []).append(str(meter["id"]))
+            event_name, meter_id = (parse.optional_text(parse.nested(meter, name)) for name in ("event_name", "id"))
+            if event_name and meter_id:  # a meter whose name cannot be read is none of ours
+                found.setdefault(event_name, []).append(meter_id)
         return found
 
     async def all_meters(self) -> list[Data]:
@@ -303,7 +319,7 @@ class Stripe:
         total = 0
         for meter_id in meter_ids:
             list_page = functools.partial(self._client.v1.billing.meters.event_summaries.list_async, meter_id)
-            total += sum(int(summary["aggregated_value"]) for summary in await self._all(list_page, params))
+            total += sum(_units(summary) for summary in await self._all(list_page, params))
         return total
 
     # Events, and the time.
@@ -326,28 +342,84 @@ class Stripe:
         return email.utils.parsedate_to_datetime(told[0]) if told else None
 
     async def _all(self, list_page: Callable[..., Awaitable[stripe.StripeObject]], params: Data) -> list[Data]:
-        found: list[Data] = []
-        while True:
-            after = {"starting_after": found[-1]["id"]} if found else {}
-            page = await self._answer(list_page({**params, **after, "limit": PAGE_SIZE}))
-            found += page["data"]
-            if not page["has_more"]:
-                return found
+        return await _pages(lambda asked: self._answer(list_page(asked)), params)
 
-    async def _answer(self, call: Awaitable[stripe.StripeObject]) -> Data:
+    async def _get_all(self, path: str, params: Data) -> list[Data]:
+        return await _pages(lambda asked: self._get(path, asked), params)
+
+    async def _get(self, path: str, params: Data) -> Data:
+        """Return an object as Stripe wrote it.
+
+        The SDK's own classes convert numbers while they read: a single wrong number would hide the whole page.
+        """
+
+        async def ask() -> object:
+            return (await self._client.raw_request_async("get", path, **params)).data
+
+        return await self._answer(ask())
+
+    async def _answer(self, call: Awaitable[object]) -> Data:
         try:
             async with asyncio.timeout(self._call_seconds_max):
-                return await _translated(call)
+                return _plain(await _translated(call))
         except TimeoutError as error:
             raise errors.StripeUnavailable("Stripe took too long; send the same call again", 2.0) from error
-        except (ArithmeticError, ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ArithmeticError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise NotReadable("Stripe's answer cannot be read", 60.0) from error
 
 
-async def _translated(call: Awaitable[stripe.StripeObject]) -> Data:
-    """Return the answer as plain data; turn the SDK's errors into our own."""
+async def _pages(get: Callable[[Data], Awaitable[Data]], params: Data) -> list[Data]:
+    """Return all elements of a list. Raises StripeObjectUnreadable if it is no list, or if its pages do not end."""
+    found: list[Data] = []
+    more, about = True, "a list of Stripe's"
+    while more:
+        after = {"starting_after": _last_id(found, about)} if found else {}
+        page, more = _page(await get({**params, **after, "limit": PAGE_SIZE}), about)
+        found += page
+    return found
+
+
+def _page(page: object, about: str) -> tuple[list[Data], bool]:
+    """Return the elements of a page, and whether there are more pages; an empty page is the last."""
+    fields = parse.Fields(page, about)
+    elements = fields.get("data")
+    if not isinstance(elements, list):
+        raise fields.refused("data", "a list")
+    return elements, bool(elements) and fields.flag("has_more")
+
+
+def _units(summary: object) -> int:
+    """Return a meter's units, which Stripe writes as a number with a fraction of 0."""
+    fields = parse.Fields.of(summary, "meter event summary")
+    value = fields.get("aggregated_value")
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or value != value // 1:
+        raise fields.refused("aggregated_value", "a whole number")
+    return int(value)
+
+
+def _in_path(object_id: str) -> str:
+    """Return an id for a URL's path: an id from an event may have any characters."""
+    return urllib.parse.quote(object_id, safe="")
+
+
+def _last_id(found: Sequence[object], about: str) -> str:
+    """Return the id after which the next page begins."""
+    return parse.Fields(found[-1], about, f"data[{len(found) - 1}]").text("id")
+
+
+def _plain(answer: object) -> Data:
+    """Return an answer as plain data."""
+    if isinstance(answer, stripe.StripeObject):
+        return answer.to_dict()
+    if not isinstance(answer, Mapping):
+        raise NotReadable(f"Stripe's answer is {parse.shown(answer)}, not an object", 60.0)
+    return answer
+
+
+async def _translated(call: Awaitable[object]) -> object:
+    """Return the answer; turn the SDK's errors into our own."""
     try:
-        return (await call).to_dict()
+        return await call
     except stripe.InvalidRequestError as error:
         if error.http_status == HTTPStatus.NOT_FOUND:
             raise NotAtStripe("Stripe has no such object") from error
@@ -371,7 +443,7 @@ async def _translated(call: Awaitable[stripe.StripeObject]) -> Data:
     except stripe.APIError as error:
         if _is_kept(error):
             raise KeySpent("Stripe failed; send the same call again", 2.0) from error
-        raise errors.StripeUnavailable("Stripe is busy with this object; send the same call again", 1.0) from error
+        raise errors.StripeUnavailable(f"{_what_it_was(error)}; send the same call again", 1.0) from error
 
 
 def _but(params: Data, name: str) -> Any:  # noqa: ANN401 - the SDK's own types, one for each call
@@ -390,6 +462,17 @@ def _is_kept(error: stripe.APIError) -> bool:
     return status == HTTPStatus.INTERNAL_SERVER_ERROR or (
         status > HTTPStatus.INTERNAL_SERVER_ERROR and replayed == "true"
     )
+
+
+def _what_it_was(error: stripe.APIError) -> str:
+    """Return what came instead of an answer of the API; the outcome of a write is unknown."""
+    status = error.http_status or 0
+    if status == HTTPStatus.CONFLICT:
+        return "Stripe is busy with this object"
+    if error.json_body is None:
+        what = "an empty body" if not error.http_body else "something that is not JSON"
+        return f"Stripe's address answered with {what} (HTTP status {status})"
+    return f"Stripe failed (HTTP status {status})"
 
 
 def _is_known_already(error: BaseException | None, identifier: str) -> bool:

@@ -135,6 +135,22 @@ async def others_open(conn: AsyncConnection, account_id: str, subscription_id: s
     return await _exists(conn, query)
 
 
+async def has_made(
+    conn: AsyncConnection, account_id: str, operation: str, object_id: str, params: Mapping[str, str], since: datetime
+) -> bool:
+    """Say whether a write of this service made an object, or may have: one of unknown outcome, stored since `since`.
+
+    `params` are those of the write whose outcome is not known.
+    """
+    may_have = sa.and_(_REQUESTS.c.state == "open", _REQUESTS.c.params == params, _REQUESTS.c.created_at >= since)
+    query = sa.select(_REQUESTS.c.state).where(
+        _REQUESTS.c.account_id == account_id,
+        _REQUESTS.c.operation == operation,
+        sa.or_(_REQUESTS.c.result["id"].astext == object_id, may_have),
+    )
+    return await _exists(conn, query)
+
+
 async def _exists(conn: AsyncConnection, query: sa.Select[Any]) -> bool:
     return (await conn.execute(query)).first() is not None
 

@@ -50,6 +50,10 @@ class SubscriptionRecord:
     pending_price: str | None = None
     pending_quantity: int | None = None
     pending_at: datetime | None = None
+    collection_pause: str | None = None
+    collection_resumes_at: datetime | None = None
+    pause_reason: str | None = None
+    overage_denied_from: datetime | None = None
 
     @property
     def is_over(self) -> bool:
