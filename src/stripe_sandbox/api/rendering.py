@@ -17,11 +17,11 @@ DEPTH_MAX = 4
 LIMIT_MAX = 100
 """The most objects of a page."""
 
-ALWAYS = {"subscription": "items.data.price", "item": "price"}
+ALWAYS = {"subscription": "items.data.price", "subscription_item": "price", "item": "price"}
 LISTS = {"subscription": "items", "invoice": "lines"}
 """Fields with a list of objects inside another object; their private fields (`_...`) are hidden too."""
 
-UNLESS_EXPANDED = {"checkout.session": "line_items"}
+UNLESS_EXPANDED = {"checkout.session": "line_items", "payment_link": "line_items"}
 NEVER = {"checkout.session": ("subscription_data",)}
 
 
@@ -40,15 +40,26 @@ def render(work: Work, stored: Json, expand: Sequence[str] = ()) -> Json:
         shown[hidden]["data"] = [render(work, item) for item in shown[hidden]["data"]]
     if always := ALWAYS.get(kind):
         _expand(work, shown, always.split("."), param="")
-    if kind == "subscription":
-        for item in shown["items"]["data"]:
-            item["plan"] = legacy_plan(item["price"])
+    for item in _subscription_items(shown):
+        item["plan"] = legacy_plan(item["price"])
     for index, path in enumerate(expand):
         steps = path.split(".")
         if len(steps) > DEPTH_MAX:
             raise errors.InvalidParameter(f"You cannot expand more than {DEPTH_MAX} levels.", param=f"expand[{index}]")
         _expand(work, shown, steps, param=f"expand[{index}]")
     return shown
+
+
+def _subscription_items(shown: Json) -> list[Json]:
+    """Return the subscription items that an answer shows: those of a subscription, or a single item."""
+    match shown["object"]:
+        case "subscription":
+            found: list[Json] = shown["items"]["data"]
+            return found
+        case "subscription_item":
+            return [shown]
+        case _:
+            return []
 
 
 def _public(stored: Json) -> Json:

@@ -173,6 +173,7 @@ def _made(context: Context, customer: Json, chosen: list[subscription_items.Line
         "schedule": None,
         "start_date": context.now,
         "status": "trialing" if trialing else "active",
+        "status_details": None,
         "test_clock": None,
         "transfer_data": None,
         **trial,

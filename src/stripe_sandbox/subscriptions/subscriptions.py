@@ -8,7 +8,7 @@ from stripe_sandbox.api.context import Context
 from stripe_sandbox.customers import customers
 from stripe_sandbox.invoices import charging, invoicing, lines, pending
 from stripe_sandbox.state import Json
-from stripe_sandbox.subscriptions import beginnings, endings, phases, prorations, subscription_items, trials
+from stripe_sandbox.subscriptions import beginnings, endings, pauses, phases, prorations, subscription_items, trials
 
 FINAL_CHANGES = {"metadata", "cancellation_details", "expand"}
 """The parameters that can be changed on a subscription that has ended."""
@@ -166,6 +166,8 @@ def _applied(
     invoice = invoicing.draft(context, customer, owed, about)
     changes = {**changes, "latest_invoice": invoice["id"]}
     changed = context.update(subscription, changes, "customer.subscription.updated")
+    if not charging.collectable(invoice):
+        return changed
     invoice = invoicing.finalise(context, invoice)
     if payment_behavior != "default_incomplete" or invoice["amount_due"] == 0:
         invoice = charging.collect(context, invoice)
@@ -178,7 +180,10 @@ def _applied(
 
 
 def _plain_changes(context: Context, subscription: Json, params: forms.Params) -> Json:
-    changes: Json = {"metadata": rules.merged_metadata(subscription["metadata"], params.get("metadata"))}
+    changes: Json = {
+        "metadata": rules.merged_metadata(subscription["metadata"], params.get("metadata")),
+        **pauses.collection(context, params),
+    }
     if "description" in params:
         changes["description"] = params["description"] or None
     if "default_payment_method" in params:
@@ -245,5 +250,5 @@ def canceled(context: Context, subscription: Json, details: Json, *, invoice_now
     about = invoicing.Terms(reason="subscription_update", period=(since, context.now), subscription=subscription)
     invoice = invoicing.draft(context, customer, owed, about)
     endings.end(context, {**subscription, "latest_invoice": invoice["id"]}, details)
-    charging.finalise_and_collect(context, invoice)
+    charging.finalise_and_collect_now(context, invoice)
     return context.work.get("subscription", subscription["id"])
