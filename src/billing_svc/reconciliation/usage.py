@@ -237,7 +237,7 @@ class UsageReconciliation:
                 detail = f"Stripe has no invoice item {report.invoice_item_id}"
                 found.append(discrepancies.of(discrepancies.DiscrepancyKind.ITEM, counter, ours, 0, detail, **about))
                 continue
-            theirs = parse.Fields.of(item, "invoice item").whole("amount")
+            theirs = parse.StripeFields.of(item, "invoice item").whole("amount")
             if theirs != ours:
                 detail = f"invoice item {report.invoice_item_id} has another amount"
                 found.append(
@@ -254,7 +254,7 @@ class UsageReconciliation:
 
 
 def _line(line: Mapping[str, Any]) -> discrepancies.DiscrepancyKey:
-    fields = parse.Fields.of(line, "invoice line")
+    fields = parse.StripeFields.of(line, "invoice line")
     period = fields.part("period")
     return discrepancies.DiscrepancyKey(
         period.instant("start"), period.instant("end"), fields.whole("quantity", otherwise=0)

@@ -153,7 +153,7 @@ class Stripe:
         """Return the first page of a customer's payment methods."""
         list_page = self._client.v1.customers.payment_methods.list_async
         page = await self._answer(list_page(customer_id, {"limit": PAGE_SIZE}))
-        return list(page["data"])
+        return _page(page, "payment methods")[0]
 
     async def customers_of_account(self, account_id: str, since: datetime, until: datetime) -> list[Data]:
         """Return the customers created in an interval whose metadata has our account.
@@ -260,7 +260,7 @@ class Stripe:
         for start in range(0, len(ids), PAGE_SIZE):
             params: Data = {"ids": list(ids[start : start + PAGE_SIZE]), "limit": PAGE_SIZE}
             list_page: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.products.list_async
-            found += (await self._answer(list_page(params)))["data"]
+            found += _page(await self._answer(list_page(params)), "products")[0]
         return found
 
     async def prices(self, lookup_keys: Sequence[str]) -> list[Data]:
@@ -269,7 +269,7 @@ class Stripe:
         for start in range(0, len(lookup_keys), LOOKUP_KEYS_MAX):
             keys = list(lookup_keys[start : start + LOOKUP_KEYS_MAX])
             page = await self._answer(self._client.v1.prices.list_async({"lookup_keys": keys, "limit": PAGE_SIZE}))
-            found += page["data"]
+            found += _page(page, "prices")[0]
         return found
 
     async def meters(self) -> list[Data]:
@@ -381,7 +381,7 @@ async def _pages(get: Callable[[Data], Awaitable[Data]], params: Data) -> list[D
 
 def _page(page: object, about: str) -> tuple[list[Data], bool]:
     """Return the elements of a page, and whether there are more pages; an empty page is the last."""
-    fields = parse.Fields(page, about)
+    fields = parse.StripeFields(page, about)
     elements = fields.get("data")
     if not isinstance(elements, list):
         raise fields.refused("data", "a list")
@@ -390,7 +390,7 @@ def _page(page: object, about: str) -> tuple[list[Data], bool]:
 
 def _units(summary: object) -> int:
     """Return a meter's units, which Stripe writes as a number with a fraction of 0."""
-    fields = parse.Fields.of(summary, "meter event summary")
+    fields = parse.StripeFields.of(summary, "meter event summary")
     value = fields.get("aggregated_value")
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or value != value // 1:
         raise fields.refused("aggregated_value", "a whole number")
@@ -404,7 +404,7 @@ def _in_path(object_id: str) -> str:
 
 def _last_id(found: Sequence[object], about: str) -> str:
     """Return the id after which the next page begins."""
-    return parse.Fields(found[-1], about, f"data[{len(found) - 1}]").text("id")
+    return parse.StripeFields(found[-1], about, f"data[{len(found) - 1}]").text("id")
 
 
 def _plain(answer: object) -> Data:

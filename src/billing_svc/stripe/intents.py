@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform import clock, errors
 from billing_svc.platform.database import tables, transactions
-from billing_svc.stripe import client
+from billing_svc.stripe import client, parse
 
 # Stripe keeps idempotency keys for at least 24 hours.
 KEY_TRUSTED_FOR = timedelta(hours=23)
@@ -94,6 +94,8 @@ class Requests:
                 return dict(row.result)
         try:
             made = await self._stripe.write(row.operation, row.params, row.idempotency_key)
+            # Without an id the write stays open, and a repeat gets the same answer.
+            parse.StripeFields.of(made, f"answer to {row.operation}").text("id")
         except (errors.StripeRefused, client.NotAtStripe) as error:
             await self._close(intent, row.idempotency_key, {"state": "refused", "error": str(error)})
             if row.params != intent.params:

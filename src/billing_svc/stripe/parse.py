@@ -22,7 +22,7 @@ WHOLE_MAX = 2**63 - 1
 _SHOWN_MAX = 20
 
 
-class Fields:
+class StripeFields:
     """The fields of a Stripe object or of a part of it. `about` names the object, `path` is the part's place in it."""
 
     __slots__ = ("_data", "about", "path")
@@ -34,7 +34,7 @@ class Fields:
         self._data = data
 
     @classmethod
-    def of(cls, data: object, kind: str) -> "Fields":
+    def of(cls, data: object, kind: str) -> "StripeFields":
         """Return the fields of a whole object; `kind` is its name in errors."""
         return cls(data, named(data, kind))
 
@@ -89,20 +89,20 @@ class Fields:
             raise self.refused(name, "true or false")
         return bool(value)
 
-    def part(self, name: str) -> "Fields":
+    def part(self, name: str) -> "StripeFields":
         """Return the fields of a part."""
-        return Fields(self.get(name), self.about, self._path(name))
+        return StripeFields(self.get(name), self.about, self._path(name))
 
-    def optional_part(self, name: str) -> "Fields | None":
+    def optional_part(self, name: str) -> "StripeFields | None":
         """Return the fields of a part; None if the field is null."""
         return None if self.get(name) is None else self.part(name)
 
-    def each(self, name: str) -> list["Fields"]:
+    def each(self, name: str) -> list["StripeFields"]:
         """Return the parts of a list."""
         value = self.get(name)
         if not isinstance(value, list):
             raise self.refused(name, "a list")
-        return [Fields(one, self.about, f"{self._path(name)}[{number}]") for number, one in enumerate(value)]
+        return [StripeFields(one, self.about, f"{self._path(name)}[{number}]") for number, one in enumerate(value)]
 
     def refused(self, name: str, wanted: str) -> errors.StripeObjectUnreadable:
         """Return the error of a field that is not what was wanted."""

@@ -91,7 +91,7 @@ def from_stripe(data: object) -> StripeSubscription:
 
     Billing periods are on the items since 2025-03-31, on the subscription before, and in a transition on both.
     """
-    fields = parse.Fields.of(data, "subscription")
+    fields = parse.StripeFields.of(data, "subscription")
     pause, details = fields.optional_part("pause_collection"), _pause_details(data)
     return StripeSubscription(
         subscription_id=fields.text("id"),
@@ -121,7 +121,7 @@ def standing(data: object) -> Standing:
     A field that cannot be read counts as missing; only id, customer and status are required. Raises
     StripeObjectUnreadable.
     """
-    fields = parse.Fields.of(data, "subscription")
+    fields = parse.StripeFields.of(data, "subscription")
     pause = fields.get("pause_collection")
     reason, began_at = _pause_details(data)
     return Standing(
@@ -148,7 +148,7 @@ def _pause_details(data: object) -> tuple[str | None, datetime | None]:
     return reason, parse.readable_instant(parse.nested(paused, "transitioned_at"))
 
 
-def _metadata(fields: parse.Fields) -> Mapping[str, str]:
+def _metadata(fields: parse.StripeFields) -> Mapping[str, str]:
     metadata = fields.optional_part("metadata")
     if metadata is None:
         return {}
@@ -159,7 +159,7 @@ def _next_phase(schedule: object) -> Phase | None:
     """Return the next phase of a schedule; None if there is none, or if the schedule is only an id."""
     if not isinstance(schedule, Mapping) or schedule.get("current_phase") is None:
         return None
-    fields = parse.Fields.of(schedule, "subscription schedule")
+    fields = parse.StripeFields.of(schedule, "subscription schedule")
     ends_at = fields.part("current_phase").instant("end_date")
     coming = [phase for phase in fields.each("phases") if phase.instant("start_date") >= ends_at]
     if not coming:
@@ -169,7 +169,7 @@ def _next_phase(schedule: object) -> Phase | None:
     return Phase(phase.instant("start_date"), prices)
 
 
-def _item(item: parse.Fields, subscription: parse.Fields) -> Item:
+def _item(item: parse.StripeFields, subscription: parse.StripeFields) -> Item:
     def period(bound: str) -> datetime:
         # If neither has it, the error names the item's field, where it should be.
         holder = subscription if item.get(bound) is None and subscription.get(bound) is not None else item

@@ -125,7 +125,7 @@ def _without_invoice(since: datetime | None, now: datetime) -> NextStep:
 
 
 def _covers(invoice: Mapping[str, Any], at: datetime) -> bool:
-    fields = parse.Fields.of(invoice, "invoice")
+    fields = parse.StripeFields.of(invoice, "invoice")
     if fields.get("billing_reason") in _OTHER_REASONS:
         return False
     return fields.instant("period_start") <= at < fields.instant("period_end")
@@ -141,7 +141,7 @@ def _into_draft(drafts: Sequence[Mapping[str, Any]], now: datetime) -> NextStep:
     for draft in drafts:
         if draft.get("auto_advance", True) in (False, None):
             continue  # only a person finalises it, not a timer
-        fields = parse.Fields.of(draft, "invoice")
+        fields = parse.StripeFields.of(draft, "invoice")
         final = fields.optional_instant("automatically_finalizes_at") or fields.instant("created") + DRAFT_LASTS
         if now >= final - FINAL_MARGIN:
             return NextStep(Step.WAIT, max(final, now) + ASK_AGAIN)

@@ -125,7 +125,7 @@ def _is_charged(report: rules.UsageReport, lines: Sequence[client.Data], price_i
     return any(
         period.instant("start") <= report.reported_for <= period.instant("end")
         for period in (
-            parse.Fields.of(line, "invoice line").part("period")
+            parse.StripeFields.of(line, "invoice line").part("period")
             for line in lines
             if parse.price_of_line(line) in price_ids
         )

@@ -19,7 +19,7 @@ from billing_svc.platform import clock, errors, money
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
-from billing_svc.stripe import client, intents, leases, subscription_records
+from billing_svc.stripe import client, intents, leases, parse, subscription_records
 from billing_svc.usage_export import rules, states, store
 
 _log = structlog.get_logger(__name__)
@@ -202,6 +202,4 @@ class LateUsage:
 
 
 def _of_report(objects: list[client.Data], report: rules.UsageReport) -> client.Data | None:
-    return next(
-        (data for data in objects if (data.get("metadata") or {}).get("usage_report") == report.report_id), None
-    )
+    return next((data for data in objects if parse.nested(data, "metadata", "usage_report") == report.report_id), None)

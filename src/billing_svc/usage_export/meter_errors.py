@@ -43,7 +43,7 @@ class MeterErrorReport:
 
 def from_stripe(data: object) -> MeterErrorReport:
     """Parse an event of Stripe's API version 2, with its data. Raises StripeObjectUnreadable."""
-    event = parse.Fields.of(data, "event")
+    event = parse.StripeFields.of(data, "event")
     carried = event.part("data")
     reason = carried.optional_part("reason")
     kinds = [] if reason is None or reason.get("error_types") is None else reason.each("error_types")
@@ -61,7 +61,7 @@ def from_stripe(data: object) -> MeterErrorReport:
     )
 
 
-def _sample(code: str, sample: parse.Fields) -> Sample:
+def _sample(code: str, sample: parse.StripeFields) -> Sample:
     request = sample.optional_part("request")
     is_named = request is not None and request.get("identifier") not in (None, "")
     return Sample(

@@ -207,7 +207,7 @@ class PlanChanges:
             found = await self._carrier.stripe.schedule(schedule_id)
             return found if _phases_of(found) > 1 else None
 
-        present = parse.Fields.of(schedule, "subscription schedule").each("phases")[0]
+        present = parse.StripeFields.of(schedule, "subscription schedule").each("phases")[0]
         ours = await self._ours([item.id("price") for item in present.each("items")])
         params = {
             "schedule": schedule_id,
@@ -239,7 +239,7 @@ class PlanChanges:
             details |= {"proration_behavior": "always_invoice", "proration_date": target.proration_at}
             effective_at = datetime.fromtimestamp(target.proration_at or 0, UTC)
         invoice = await self._carrier.stripe.preview_invoice(params)
-        fields = parse.Fields.of(invoice, "preview of an invoice")
+        fields = parse.StripeFields.of(invoice, "preview of an invoice")
         found, _ = invoices_rules.lines_from_stripe(fields.get("lines"), effective_at, fields.about)
         # At a period's end there are no prorations for a part of a period.
         lines = [line for line in found if not (order.at_period_end and line.is_proration)]
@@ -276,7 +276,7 @@ async def _price_ids(conn: AsyncConnection, choice: rules.ChosenPrice) -> tuple[
 
 
 def _phases_of(schedule: client.Data) -> int:
-    return len(parse.Fields.of(schedule, "subscription schedule").each("phases"))
+    return len(parse.StripeFields.of(schedule, "subscription schedule").each("phases"))
 
 
 def _from_kept(kept: Mapping[str, Any]) -> rules.ChangeTarget:

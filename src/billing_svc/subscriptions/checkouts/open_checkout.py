@@ -12,7 +12,7 @@ customer pay twice.
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -152,10 +152,12 @@ class Checkout:
             if page.is_new:
                 raise
             return None
-        if session["url"] is None:
-            return replace(page, session_id=session["id"])
-        expires_at = datetime.fromtimestamp(session["expires_at"], UTC)
-        opened = replace(page, session_id=session["id"], url=session["url"], expires_at=expires_at)
+        fields = parse.StripeFields.of(session, "checkout session")
+        if fields.get("url") is None:
+            return replace(page, session_id=fields.text("id"))
+        opened = replace(
+            page, session_id=fields.text("id"), url=fields.text("url"), expires_at=fields.instant("expires_at")
+        )
         await self._database.run(lambda conn: store.open_session(conn, order.account_id, opened))
         return opened
 

@@ -59,7 +59,7 @@ def from_stripe(data: object) -> StripeInvoice:
     A field that a version leaves out or sends as null is empty here; required are only id, customer, currency, total
     and time.
     """
-    fields = parse.Fields.of(data, "invoice")
+    fields = parse.StripeFields.of(data, "invoice")
     created_at = fields.instant(fields.first("date", "created"))
     period_start = fields.optional_instant("period_start") or created_at
     total = fields.whole("total")
@@ -94,15 +94,13 @@ def lines_from_stripe(page: object, invoiced_at: datetime, about: str) -> tuple[
 
     `about` names the invoice.
     """
-    if page is None:
-        return (), False
-    fields = parse.Fields(page, about, "lines")
-    if fields.get("data") is None:
-        return (), False
+    if not isinstance(parse.nested(page, "data"), list):
+        return (), False  # the invoice is shown without its lines, which some versions leave out
+    fields = parse.StripeFields(page, about, "lines")
     return [_line(line, invoiced_at) for line in fields.each("data")], fields.flag("has_more")
 
 
-def _line(line: parse.Fields, invoiced_at: datetime) -> InvoiceLine:
+def _line(line: parse.StripeFields, invoiced_at: datetime) -> InvoiceLine:
     period = line.optional_part("period")
     start = (None if period is None else period.optional_instant("start")) or invoiced_at
     end = (None if period is None else period.optional_instant("end")) or start
@@ -135,7 +133,7 @@ def _subscription_id(data: object) -> str | None:
     return None
 
 
-def _price_ids(line: parse.Fields) -> Iterator[str]:
+def _price_ids(line: parse.StripeFields) -> Iterator[str]:
     """Yield a line's price: under `pricing` since 2025-03-31, `price` before, or an old `plan` with the same id."""
     current = parse.nested(line.get("pricing"), "price_details", "price")
     for value in (current, line.get("price"), line.get("plan")):

@@ -23,7 +23,7 @@ from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.request_ids import store as request_ids
-from billing_svc.stripe import client, intents, prices, subscription_records
+from billing_svc.stripe import client, intents, parse, prices, subscription_records
 from billing_svc.subscriptions.changes import stripe_change
 from billing_svc.subscriptions.follow_ups import run_follow_ups
 from billing_svc.subscriptions.records import follow_up_queue
@@ -83,7 +83,8 @@ class PayAsYouGoToggle:
             subscription_id = await self._make(switch.account_id, needed, origin)
             await self._carrier.database.run(lambda conn: self._set(conn, switch, subscription_id, origin, now))
             # If this fails, Stripe's events bring the same update.
-            with contextlib.suppress(errors.LostRace, errors.StripeUnavailable, client.NotAtStripe):
+            expected = (errors.LostRace, errors.StripeUnavailable, errors.StripeObjectUnreadable, client.NotAtStripe)
+            with contextlib.suppress(*expected):
                 await self._carrier.refresher.refresh(subscription_id, origin)
         await self._run_follow_ups(switch.account_id)
 
@@ -158,7 +159,7 @@ class PayAsYouGoToggle:
         async def look_up(_since: datetime) -> client.Data | None:
             found = await self._carrier.stripe.subscriptions_of(customer_id)
             return next(
-                (subscription for subscription in found if subscription["metadata"].get("purpose") == needed.purpose),
+                (one for one in found if parse.nested(one, "metadata", "purpose") == needed.purpose),
                 None,
             )
 
@@ -168,14 +169,13 @@ class PayAsYouGoToggle:
     async def _payment_method(self, account_id: str, customer_id: str) -> dict[str, str]:
         """Return the payment method parameter, if Stripe needs it. Raises PaymentMethodRequired."""
         customer = await self._carrier.stripe.customer(customer_id)
-        settings = customer.get("invoice_settings") or {}
-        if settings.get("default_payment_method") or customer.get("default_source"):
+        if parse.nested(customer, "invoice_settings", "default_payment_method") or customer.get("default_source"):
             return {}
         on_file = await self._carrier.stripe.payment_methods_of(customer_id)
         if not on_file:
             message = "the customer has no payment method; it can be added on the page of CreatePortalSession"
             raise errors.PaymentMethodRequired(message, {"account_id": account_id})
-        return {"default_payment_method": str(on_file[0]["id"])}
+        return {"default_payment_method": parse.id_of(on_file[0], "the customer's payment method")}
 
     async def _run_follow_ups(self, account_id: str) -> None:
         """Run the account's follow-ups now; the worker runs those that fail."""
