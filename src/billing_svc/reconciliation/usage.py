@@ -209,13 +209,13 @@ class UsageReconciliation:
         price_ids = await self._database.read(lambda conn: store.price_ids(conn, name))
         lines: list[discrepancies.DiscrepancyKey] = []
         for invoice in await self._stripe.invoices_of_subscription(subscription_id, counter.period_start):
-            # Such an old draft waits for a person, as drafts of an unpaid subscription do; its lines are counted.
-            if invoice.get("status") != "void":
-                lines += [
-                    _line(line)
-                    for line in await self._stripe.all_invoice_lines(invoice)
-                    if parse.price_of_line(line) in price_ids
-                ]
+            # Counted are also the lines of a draft, which waits for a person as those of an unpaid subscription do, and
+            # of a void invoice: whoever took it back forgave them.
+            lines += [
+                _line(line)
+                for line in await self._stripe.all_invoice_lines(invoice)
+                if parse.price_of_line(line) in price_ids
+            ]
         sent = account_usage.sent(subscription_id, name)
         ours, theirs = discrepancies.invoiced(counter, sent, lines, account_usage.is_open_at(subscription_id))
         if theirs == ours:

@@ -6,11 +6,11 @@ Never called inside a database transaction.
 import asyncio
 import email.utils
 import functools
+import json
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ import structlog
 
 from billing_svc.platform import errors
 from billing_svc.platform.settings import Settings
-from billing_svc.stripe import parse
+from billing_svc.stripe import pages, parse
 
 _log = structlog.get_logger(__name__)
 
@@ -31,10 +31,8 @@ CALL_SECONDS_MAX = 8.0
 NETWORK_RETRIES = 2
 # Stripe accepts at most so many lookup keys in a listing of prices.
 LOOKUP_KEYS_MAX = 10
-PAGE_SIZE = 100
 
-# A Stripe object as plain data.
-Data: TypeAlias = Mapping[str, Any]
+Data: TypeAlias = parse.Data
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +150,8 @@ class Stripe:
     async def payment_methods_of(self, customer_id: str) -> list[Data]:
         """Return the first page of a customer's payment methods."""
         list_page = self._client.v1.customers.payment_methods.list_async
-        page = await self._answer(list_page(customer_id, {"limit": PAGE_SIZE}))
-        return _page(page, "payment methods")[0]
+        page = await self._answer(list_page(customer_id, {"limit": pages.PAGE_SIZE}))
+        return pages.elements(page, "payment methods")[0]
 
     async def customers_of_account(self, account_id: str, since: datetime, until: datetime) -> list[Data]:
         """Return the customers created in an interval whose metadata has our account.
@@ -207,7 +205,7 @@ class Stripe:
         """Return the page of an invoice's lines that follows the line `after`. Raises StripeObjectUnreadable."""
         try:
             path = f"/v1/invoices/{_in_path(invoice_id)}/lines"
-            return await self._get(path, {"limit": PAGE_SIZE, "starting_after": after})
+            return await self._get(path, {"limit": pages.PAGE_SIZE, "starting_after": after})
         except NotAtStripe as error:
             # The invoice was just there: a line was removed meanwhile, or Stripe's pages do not fit together.
             raise errors.StripeObjectUnreadable(
@@ -218,11 +216,11 @@ class Stripe:
     async def all_invoice_lines(self, invoice: Data) -> list[Data]:
         """Return all lines of a fetched invoice, which has only the first page. Raises StripeObjectUnreadable."""
         about = parse.named(invoice, "invoice")
-        found, more = _page(parse.nested(invoice, "lines"), f"{about}: lines")
+        found, more = pages.elements(parse.nested(invoice, "lines"), f"{about}: lines")
         lines = list(found)
         while more:
-            page = await self.invoice_lines(str(invoice["id"]), _last_id(lines, f"{about}: lines"))
-            found, more = _page(page, f"{about}: lines")
+            page = await self.invoice_lines(str(invoice["id"]), pages.last_id(lines, f"{about}: lines"))
+            found, more = pages.elements(page, f"{about}: lines")
             lines += found
         return lines
 
@@ -257,10 +255,10 @@ class Stripe:
     async def products(self, ids: Sequence[str]) -> list[Data]:
         """Return the products with these ids; ids that Stripe does not have are left out."""
         found: list[Data] = []
-        for start in range(0, len(ids), PAGE_SIZE):
-            params: Data = {"ids": list(ids[start : start + PAGE_SIZE]), "limit": PAGE_SIZE}
+        for start in range(0, len(ids), pages.PAGE_SIZE):
+            params: Data = {"ids": list(ids[start : start + pages.PAGE_SIZE]), "limit": pages.PAGE_SIZE}
             list_page: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.products.list_async
-            found += _page(await self._answer(list_page(params)), "products")[0]
+            found += pages.elements(await self._answer(list_page(params)), "products")[0]
         return found
 
     async def prices(self, lookup_keys: Sequence[str]) -> list[Data]:
@@ -268,8 +266,10 @@ class Stripe:
         found: list[Data] = []
         for start in range(0, len(lookup_keys), LOOKUP_KEYS_MAX):
             keys = list(lookup_keys[start : start + LOOKUP_KEYS_MAX])
-            page = await self._answer(self._client.v1.prices.list_async({"lookup_keys": keys, "limit": PAGE_SIZE}))
-            found += _page(page, "prices")[0]
+            params: Data = {"lookup_keys": keys, "limit": pages.PAGE_SIZE}
+            list_page: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.prices.list_async
+            page = await self._answer(list_page(params))
+            found += pages.elements(page, "prices")[0]
         return found
 
     async def meters(self) -> list[Data]:
@@ -319,7 +319,7 @@ class Stripe:
         total = 0
         for meter_id in meter_ids:
             list_page = functools.partial(self._client.v1.billing.meters.event_summaries.list_async, meter_id)
-            total += sum(_units(summary) for summary in await self._all(list_page, params))
+            total += sum(pages.units(summary) for summary in await self._all(list_page, params))
         return total
 
     # Events, and the time.
@@ -342,10 +342,10 @@ class Stripe:
         return email.utils.parsedate_to_datetime(told[0]) if told else None
 
     async def _all(self, list_page: Callable[..., Awaitable[stripe.StripeObject]], params: Data) -> list[Data]:
-        return await _pages(lambda asked: self._answer(list_page(asked)), params)
+        return await pages.fetch_all(lambda asked: self._answer(list_page(asked)), params)
 
     async def _get_all(self, path: str, params: Data) -> list[Data]:
-        return await _pages(lambda asked: self._get(path, asked), params)
+        return await pages.fetch_all(lambda asked: self._get(path, asked), params)
 
     async def _get(self, path: str, params: Data) -> Data:
         """Return an object as Stripe wrote it.
@@ -368,43 +368,9 @@ class Stripe:
             raise NotReadable("Stripe's answer cannot be read", 60.0) from error
 
 
-async def _pages(get: Callable[[Data], Awaitable[Data]], params: Data) -> list[Data]:
-    """Return all elements of a list. Raises StripeObjectUnreadable if it is no list, or if its pages do not end."""
-    found: list[Data] = []
-    more, about = True, "a list of Stripe's"
-    while more:
-        after = {"starting_after": _last_id(found, about)} if found else {}
-        page, more = _page(await get({**params, **after, "limit": PAGE_SIZE}), about)
-        found += page
-    return found
-
-
-def _page(page: object, about: str) -> tuple[list[Data], bool]:
-    """Return the elements of a page, and whether there are more pages; an empty page is the last."""
-    fields = parse.StripeFields(page, about)
-    elements = fields.get("data")
-    if not isinstance(elements, list):
-        raise fields.refused("data", "a list")
-    return elements, bool(elements) and fields.flag("has_more")
-
-
-def _units(summary: object) -> int:
-    """Return a meter's units, which Stripe writes as a number with a fraction of 0."""
-    fields = parse.StripeFields.of(summary, "meter event summary")
-    value = fields.get("aggregated_value")
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or value != value // 1:
-        raise fields.refused("aggregated_value", "a whole number")
-    return int(value)
-
-
 def _in_path(object_id: str) -> str:
     """Return an id for a URL's path: an id from an event may have any characters."""
     return urllib.parse.quote(object_id, safe="")
-
-
-def _last_id(found: Sequence[object], about: str) -> str:
-    """Return the id after which the next page begins."""
-    return parse.StripeFields(found[-1], about, f"data[{len(found) - 1}]").text("id")
 
 
 def _plain(answer: object) -> Data:
@@ -469,10 +435,18 @@ def _what_it_was(error: stripe.APIError) -> str:
     status = error.http_status or 0
     if status == HTTPStatus.CONFLICT:
         return "Stripe is busy with this object"
-    if error.json_body is None:
-        what = "an empty body" if not error.http_body else "something that is not JSON"
+    if not _is_json(error.http_body):
+        what = "something that is not JSON" if error.http_body else "an empty body"
         return f"Stripe's address answered with {what} (HTTP status {status})"
     return f"Stripe failed (HTTP status {status})"
+
+
+def _is_json(body: bytes | str | None) -> bool:
+    try:
+        json.loads(body or "")
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_known_already(error: BaseException | None, identifier: str) -> bool:

@@ -7,9 +7,12 @@ else may come out of here: no other exception, and no text or number that a colu
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from billing_svc.platform import errors
+
+# A Stripe object as plain data.
+Data: TypeAlias = Mapping[str, Any]
 
 # Seconds since 1970, in the year 2242. Later times are no dates of a subscription or an invoice, and arithmetic with
 # them would leave the calendar.

@@ -52,8 +52,8 @@ class UnbilledUsage:
         since = min(report.reported_for for report in sent)
         charged: list[client.Data] = []
         for invoice in await self._stripe.invoices_of_subscription(subscription_id, since):
-            if invoice.get("status") != "void":
-                charged += await self._stripe.all_invoice_lines(invoice)
+            # A void invoice too: a person took it back, or a pause of the collection did, and so forgave its lines.
+            charged += await self._stripe.all_invoice_lines(invoice)
         prices = {
             name: await self._database.read(lambda conn, name=name: store.price_ids(conn, name))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             for name in {report.stripe_event_name for report in sent}

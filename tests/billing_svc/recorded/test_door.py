@@ -40,7 +40,7 @@ WRONG: list[tuple[tuple[Any, ...], object]] = [
     (("items", "data", 0, "quantity"), True),
     (("items", "data", 0, "quantity"), 1.5),
     (("items", "data", 0, "current_period_end"), 10**12),
-    (("items", "data", 0, "price"), None),
+    (("items", "data", 0, "price"), {"id": 7}),
     (("items", "data"), None),
     (("metadata", "checkout_id"), "a\0b"),
     (("trial_end",), "soon"),

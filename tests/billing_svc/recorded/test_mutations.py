@@ -141,11 +141,11 @@ def test_a_mutated_object_is_read_or_refused_with_object_and_field(seed: int) ->
             # Every text of it can be stored.
             assert "\\x00" not in repr(found)
             assert "\\ud800" not in repr(found)
-    for error in refused:
-        assert error.metadata["object"]
-        assert error.metadata["field"] or "not an object" in error.message
-        assert error.message.startswith(error.metadata["object"])
-        assert error.message.isprintable()
+    for refusal in refused:
+        assert refusal.metadata["object"]
+        assert refusal.metadata["field"] or "not an object" in refusal.message
+        assert refusal.message.startswith(refusal.metadata["object"])
+        assert refusal.message.isprintable()
 
 
 @pytest.mark.parametrize("seed", range(3))

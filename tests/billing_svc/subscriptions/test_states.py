@@ -50,7 +50,7 @@ async def test_paused_collection_is_shown_and_keeps_the_plan_without_overage(dea
     assert not told.collection_pause.HasField("resumes_at")
     assert (await deal.check("runs", 1)).decision == ALLOWED
     denied = await deal.check("runs", 2)
-    assert (denied.decision, denied.reason) == (DENIED, decision_pb2.REASON_QUOTA_EXHAUSTED)
+    assert (denied.decision, denied.reason) == (DENIED, decision_pb2.DECISION_REASON_QUOTA_EXHAUSTED)
     # What happens all the same is counted, and forgiven: no invoice of the pause is paid.
     assert (await deal.use("runs", 5)).billable == 0
     await deal.world.sandbox.call("POST", f"{SUBSCRIPTIONS}/{subscription_id}", pause_collection="")

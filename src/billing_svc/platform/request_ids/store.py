@@ -32,8 +32,6 @@ class RememberedRequest:
     target: Mapping[str, Any]
     answer: Mapping[str, Any] | None
     is_closed: bool
-    # Stored by this call.
-    is_new: bool = False
 
 
 async def find(conn: AsyncConnection, asked: CallerRequest) -> RememberedRequest | None:
@@ -83,11 +81,6 @@ async def keep_answer(conn: AsyncConnection, asked: CallerRequest, answer: Mappi
 async def close(conn: AsyncConnection, asked: CallerRequest, now: datetime) -> None:
     """Mark a request as done: repeats of it do nothing."""
     await conn.execute(sa.update(_REQUESTS).where(*_is(asked), _REQUESTS.c.closed_at.is_(None)).values(closed_at=now))
-
-
-async def forget(conn: AsyncConnection, asked: CallerRequest) -> None:
-    """Delete a request that was stored, but of which nothing was done."""
-    await conn.execute(sa.delete(_REQUESTS).where(*_is(asked), _REQUESTS.c.closed_at.is_(None)))
 
 
 def _is(asked: CallerRequest) -> tuple[sa.ColumnElement[bool], ...]:

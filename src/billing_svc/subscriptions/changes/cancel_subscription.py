@@ -52,31 +52,31 @@ class Cancellation:
         )
         now = self._carrier.clock.now()
 
-        async def begin(conn: AsyncConnection) -> request_ids.RememberedRequest:
+        async def look(conn: AsyncConnection) -> tuple[str, bool]:
             known = await request_ids.find(conn, asked)
             if known is not None:
-                return known
-            row = await stripe_change.held(conn, ending.account_id, now)
-            target = {"subscription_id": row.subscription_id}
-            await request_ids.remember(conn, asked, target, now)
-            changes = {"subscription": row.subscription_id, "at_period_end": ending.at_period_end}
-            await audit_store.append(conn, origin, ending.account_id, "subscription.cancel_requested", changes, now)
-            return request_ids.RememberedRequest(target, None, is_closed=False, is_new=True)
+                return str(known.target["subscription_id"]), known.is_closed
+            return (await stripe_change.held(conn, ending.account_id, now)).subscription_id, False
 
-        known = await self._carrier.database.run(begin)
-        if known.is_closed:
+        subscription_id, is_closed = await self._carrier.database.read(look)
+        if is_closed:
             return
-        subscription_id = str(known.target["subscription_id"])
         fetched = await self._carrier.fetch_standing(subscription_id)
         if fetched is not None:
-            try:
-                await self._carrier.require_own_schedule(
-                    ending.account_id, fetched, may_release_foreign=ending.release_foreign_schedule
-                )
-            except errors.ForeignSchedule:
-                if known.is_new:
-                    await self._carrier.database.run(lambda conn: request_ids.forget(conn, asked))
-                raise
+            # Before the request is stored: after the refusal it can be repeated with another answer to this question.
+            await self._carrier.require_own_schedule(
+                ending.account_id, fetched, may_release_foreign=ending.release_foreign_schedule
+            )
+
+        async def begin(conn: AsyncConnection) -> None:
+            if await request_ids.find(conn, asked) is not None:
+                return
+            await request_ids.remember(conn, asked, {"subscription_id": subscription_id}, now)
+            changes = {"subscription": subscription_id, "at_period_end": ending.at_period_end}
+            await audit_store.append(conn, origin, ending.account_id, "subscription.cancel_requested", changes, now)
+
+        await self._carrier.database.run(begin)
+        if fetched is not None:
             await self._end(ending, fetched, origin)
         await self._carrier.finish(asked, subscription_id, origin)
 

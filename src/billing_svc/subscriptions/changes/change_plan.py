@@ -50,16 +50,18 @@ class PlanChanges:
         """
         asked = request_ids.CallerRequest(order.account_id, order.request_id, "change_plan", order.content)
         now = self._carrier.clock.now()
-        known = await self._carrier.database.run(lambda conn: self._begin(conn, order, asked, origin, now))
+        known, fetched = await self._carrier.database.read(lambda conn: request_ids.find(conn, asked)), None
+        if known is None:
+            # A change that is refused because of the subscription's schedule is not stored, so that it can be repeated.
+            fetched = await self._fetch(
+                order, await self._carrier.database.read(lambda conn: self._choose(conn, order, now))
+            )
+            known = await self._carrier.database.run(lambda conn: self._begin(conn, order, asked, origin, now))
         if known.is_closed and known.answer is not None:
             return costs.from_kept(known.answer)
         target = _from_kept(known.target)
-        try:
+        if fetched is None or fetched.subscription_id != target.subscription_id:
             fetched = await self._fetch(order, target)
-        except errors.ForeignSchedule:
-            if known.is_new:
-                await self._carrier.database.run(lambda conn: request_ids.forget(conn, asked))
-            raise
         if order.at_period_end:
             answer = known.answer or await self._keep_cost(order, asked, target, fetched)
             await self._schedule(order, target, fetched, origin)
@@ -92,7 +94,7 @@ class PlanChanges:
             "at_period_end": order.at_period_end,
         }
         await audit_store.append(conn, origin, order.account_id, "plan.change_requested", changes, now)
-        return request_ids.RememberedRequest(kept, None, is_closed=False, is_new=True)
+        return request_ids.RememberedRequest(kept, None, is_closed=False)
 
     async def _choose(self, conn: AsyncConnection, order: rules.ChangeOrder, now: datetime) -> rules.ChangeTarget:
         row = await stripe_change.held(conn, order.account_id, now)
