@@ -321,7 +321,7 @@ class PaymentFailed(StripeRefused):
     reason = "PAYMENT_FAILED"
 
 
-class StripeObjectUnreadable(BillingError):
+class StripeObjectUnreadable(BillingError, ValueError):
     """An object at Stripe has a field that cannot be read, or a price of no catalog; a person has to look at it."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION

@@ -93,6 +93,14 @@ async def test_a_subscription_that_was_never_understood_gives_nothing(door: Door
     assert await door.rows(tables.subscriptions) == []
 
 
+async def test_a_stranger_s_unreadable_subscription_is_ignored(door: Door) -> None:
+    wrong = deep(shapes.subscription(customer="cus_other"), *WRONG[0])
+    door.stripe.put(wrong)
+    await door.deliver(shapes.event("customer.subscription.updated", {"id": "sub_ours"}, event_id="evt_wrong"))
+    await door.apply_all()
+    assert await door.states() == {"evt_wrong": ("ignored", "customer cus_other is not ours")}
+
+
 async def test_a_nul_in_a_meter_error_s_identifier_is_parked(door: Door) -> None:
     event = shapes.thin_event("v1.billing.meter.error_report_triggered", "evt_thin", {"id": "mtr_1"})
     sample = {"error_message": "no customer\0", "request": {"identifier": "r\0"}}

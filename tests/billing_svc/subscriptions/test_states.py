@@ -1,6 +1,7 @@
 """Subscriptions that are paused, unpaid or incomplete: what is shown, what may be used, and the way out."""
 
 import pytest
+import sqlalchemy as sa
 
 from billing.v1 import decision_pb2, subscription_pb2
 from billing_svc.platform.database import tables
@@ -168,3 +169,24 @@ async def test_a_first_payment_that_is_under_way_grants_and_sells_nothing(deal: 
     await deal.world.sandbox.call("POST", f"{SUBSCRIPTIONS}/{subscription_id}", **{"metadata[note]": "paid"})
     await deal.world.deliver_new()
     assert (await deal.told()).plan == "pro"
+
+
+@pytest.mark.parametrize("timing", [NOW, AT_PERIOD_END])
+async def test_what_has_no_price_of_a_catalog_can_be_ended_all_the_same(
+    deal: Dealing, timing: subscription_pb2.Timing.ValueType
+) -> None:
+    await deal.buy()
+    prices = tables.stripe_prices
+    await deal.world.execute(prices.update().values(price_id=sa.func.concat("hidden_", prices.c.price_id)))
+    told = await deal.cancel(timing)
+    if timing == NOW:
+        assert (told.plan, told.status) == ("free", subscription_pb2.STATUS_CANCELED)
+    else:
+        assert told.plan == "pro"
+        assert told.HasField("cancel_at")
+        assert not (await deal.resume()).HasField("cancel_at")
+    # The event names the price, and the end stays applied.
+    await deal.world.deliver_new()
+    states = set((await deal.world.inbox_states()).values())
+    assert any(state == "failed" and "is from a catalog of ours" in str(note) for state, note in states)
+    assert (await deal.told()).plan == ("free" if timing == NOW else "pro")
