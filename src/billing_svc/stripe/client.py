@@ -388,7 +388,8 @@ async def _translated(call: Awaitable[object]) -> object:
         return await call
     except stripe.InvalidRequestError as error:
         if error.http_status == HTTPStatus.NOT_FOUND:
-            raise NotAtStripe("Stripe has no such object") from error
+            metadata = {"stripe_code": error.code or "", "stripe_param": ""}
+            raise NotAtStripe("Stripe has no such object", metadata) from error
         raise _refused(error) from error
     except stripe.CardError as error:
         decline = getattr(error.error, "decline_code", None) or error.code or ""

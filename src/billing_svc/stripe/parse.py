@@ -46,8 +46,8 @@ class StripeFields:
         return self._data.get(name)
 
     def first(self, *names: str) -> str:
-        """Return the first of these names whose field is not null; the last name if all are."""
-        return next((name for name in names if self._data.get(name) is not None), names[-1])
+        """Return the first of these names, the present one and older ones, whose field is not null; else the first."""
+        return next((name for name in names if self._data.get(name) is not None), names[0])
 
     def text(self, name: str) -> str:
         """Return an id, a word or an address."""

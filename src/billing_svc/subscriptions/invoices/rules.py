@@ -60,7 +60,7 @@ def from_stripe(data: object) -> StripeInvoice:
     and time.
     """
     fields = parse.StripeFields.of(data, "invoice")
-    created_at = fields.instant(fields.first("date", "created"))
+    created_at = fields.instant(fields.first("created", "date"))
     period_start = fields.optional_instant("period_start") or created_at
     total = fields.whole("total")
     lines, has_more_lines = lines_from_stripe(fields.get("lines"), created_at, fields.about)
