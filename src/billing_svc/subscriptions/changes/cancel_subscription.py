@@ -62,7 +62,7 @@ class Cancellation:
         if is_closed:
             return
         fetched = await self._carrier.fetch_standing(subscription_id)
-        if fetched is not None:
+        if fetched is not None and not (ending.at_period_end and fetched.will_end):
             # Before the request is stored: after the refusal it can be repeated with another answer to this question.
             await self._carrier.require_own_schedule(
                 ending.account_id, fetched, may_release_foreign=ending.release_foreign_schedule
