@@ -319,3 +319,17 @@ class PaymentFailed(StripeRefused):
     """The payment that the change needs was refused; nothing changed."""
 
     reason = "PAYMENT_FAILED"
+
+
+class StripeObjectUnreadable(BillingError, ValueError):
+    """An object at Stripe has a field that cannot be read, or a price of no catalog; a person has to look at it."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "STRIPE_OBJECT_UNREADABLE"
+
+
+class ForeignSchedule(BillingError):
+    """The subscription has a schedule at Stripe that this service did not make, and the request does not release it."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "FOREIGN_SCHEDULE"

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.customers import payment_methods
 from billing_svc.platform.database import transactions
-from billing_svc.stripe import client, intents, subscription_records
+from billing_svc.stripe import client, intents, parse, subscription_records
 from billing_svc.usage_export import rules
 
 # The most that our clock and Stripe's clock may differ.
@@ -91,7 +91,7 @@ class LateInvoices:
     async def _release(self, account_id: str, invoice_id: str) -> None:
         """Let Stripe finalise and charge the invoice, if it is our draft; another invoice is left alone."""
         invoice = await self._stripe.invoice(invoice_id)
-        ours = bool((invoice.get("metadata") or {}).get("usage_report"))
+        ours = bool(parse.nested(invoice, "metadata", "usage_report"))
         if not ours or invoice["status"] != "draft" or invoice.get("auto_advance"):
             return
 
@@ -105,6 +105,4 @@ class LateInvoices:
 
 def of_report(objects: Sequence[client.Data], report: rules.UsageReport) -> client.Data | None:
     """Return the object whose metadata names a usage report; None if there is none."""
-    return next(
-        (data for data in objects if (data.get("metadata") or {}).get("usage_report") == report.report_id), None
-    )
+    return next((data for data in objects if parse.nested(data, "metadata", "usage_report") == report.report_id), None)

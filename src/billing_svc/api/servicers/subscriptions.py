@@ -111,9 +111,9 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         self, request: subscription_pb2.ResumeSubscriptionRequest, context: interceptors.Context
     ) -> subscription_pb2.ResumeSubscriptionResponse:
         """Undo a cancellation that has not taken effect yet."""
-        account_id, request_id = changes_conversions.from_proto_resume(request)
-        await self._operations.cancellation.resume(account_id, request_id, _origin(context))
-        return subscription_pb2.ResumeSubscriptionResponse(subscription=await self._subscription(account_id))
+        resumption = changes_conversions.from_proto_resume(request)
+        await self._operations.cancellation.resume(resumption, _origin(context))
+        return subscription_pb2.ResumeSubscriptionResponse(subscription=await self._subscription(resumption.account_id))
 
     async def ListPlans(
         self, request: subscription_pb2.ListPlansRequest, context: interceptors.Context

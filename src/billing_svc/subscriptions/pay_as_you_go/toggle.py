@@ -23,7 +23,7 @@ from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.request_ids import store as request_ids
-from billing_svc.stripe import client, intents, prices, subscription_records
+from billing_svc.stripe import client, intents, parse, prices, subscription_records
 from billing_svc.subscriptions.changes import stripe_change
 from billing_svc.subscriptions.follow_ups import run_follow_ups
 from billing_svc.subscriptions.records import follow_up_queue
@@ -85,7 +85,8 @@ class PayAsYouGoToggle:
             subscription_id = await self._make(switch.account_id, needed, origin)
             await self._carrier.database.run(lambda conn: self._set(conn, switch, subscription_id, origin, now))
             # If this fails, Stripe's events bring the same update.
-            with contextlib.suppress(errors.LostRace, errors.StripeUnavailable, client.NotAtStripe):
+            expected = (errors.LostRace, errors.StripeUnavailable, errors.StripeObjectUnreadable, client.NotAtStripe)
+            with contextlib.suppress(*expected):
                 await self._carrier.refresher.refresh(subscription_id, origin)
         await self._run_follow_ups(switch.account_id)
 
@@ -164,7 +165,7 @@ class PayAsYouGoToggle:
         async def look_up(_since: datetime) -> client.Data | None:
             found = await self._carrier.stripe.subscriptions_of(customer_id)
             return next(
-                (subscription for subscription in found if subscription["metadata"].get("purpose") == needed.purpose),
+                (one for one in found if parse.nested(one, "metadata", "purpose") == needed.purpose),
                 None,
             )
 
