@@ -33,6 +33,7 @@ SUBSCRIPTION = terms.PlanSubscription(
     quantity=2,
     anchor=_at(14),
     effective_from=_at(13),
+    since=_at(13),
     effective_until=NOW + timedelta(days=9),
 )
 OVERRIDE = terms.Override(included=31, expires_at=NOW + timedelta(days=8), note="why", set_by="who", set_at=_at(12))

@@ -32,22 +32,33 @@ _ACCOUNT = _ACCOUNT_STATE.add_fields(
 )
 _NEWEST_CATALOG = _ACCOUNT_STATE.index("(SELECT max(version) FROM catalog_versions)")
 _SUBSCRIPTION = _ACCOUNT_STATE.add_fields(terms.PlanSubscription, "s")
+_SINCE = _ACCOUNT_STATE.index("s.since")
 _IS_PLAN = _ACCOUNT_STATE.add("s.is_plan")
 _OVERRIDE = _ACCOUNT_STATE.add_fields(terms.Override, "o")
 _SUBSCRIPTION_ID, _OVERRIDE_SET_AT = (_ACCOUNT_STATE.index(name) for name in ("s.subscription_id", "o.set_at"))
 
 # Each table is read by key for each question; without OFFSET 0 the planner might read the whole table. Only the needed
-# columns are named: preparing a whole row takes longer than finding it.
+# columns are named: preparing a whole row takes longer than finding it. Past stretches are read only if a move lies
+# within the horizon: `a.history_until` is compared once, before subscription_history is read.
 _ACCOUNT_STATE_TABLES = """
       LEFT JOIN LATERAL (
-           SELECT created_at, pay_as_you_go_under FROM accounts WHERE account_id = asked.account_id OFFSET 0
+           SELECT created_at, pay_as_you_go_under, history_until
+             FROM accounts
+            WHERE account_id = asked.account_id OFFSET 0
            ) AS a ON TRUE
       LEFT JOIN LATERAL (
-           SELECT subscription_id, status, plan, catalog_version, quantity, anchor, effective_from, effective_until,
-                  is_plan
+           SELECT subscription_id, status, plan, catalog_version, quantity, anchor, effective_from,
+                  coalesce(moved_at, effective_from) AS since, effective_until, is_plan
              FROM subscriptions
             WHERE account_id = asked.account_id AND (is_plan OR subscription_id = a.pay_as_you_go_under)
-              AND (effective_until IS NULL OR effective_until > :horizon) OFFSET 0
+              AND (effective_until IS NULL OR effective_until > :horizon)
+            UNION ALL
+           SELECT subscription_id, status, plan, catalog_version, quantity, anchor, effective_from,
+                  since, effective_until, is_plan
+             FROM subscription_history
+            WHERE a.history_until > :horizon
+              AND account_id = asked.account_id AND is_plan AND effective_until > :horizon
+           OFFSET 0
            ) AS s ON TRUE
       LEFT JOIN LATERAL (
            SELECT included, expires_at, note, set_by, set_at
@@ -197,7 +208,7 @@ def _each(number: int, rows: Sequence[direct.Row]) -> list[MeterFacts]:
 
 
 def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
-    """Return the facts in a question's rows: a row for each pair of a subscription and a counter."""
+    """Return the facts in a question's rows: a row for each pair of a subscription (or past stretch) and a counter."""
     first = rows[0]
     if first[_NEWEST_CATALOG] is None:
         raise LookupError("no catalog was published")
@@ -205,7 +216,7 @@ def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
     if len(rows) == 1 and first[_IS_PLAN]:  # the usual case
         subscriptions: tuple[terms.PlanSubscription, ...] = (terms.PlanSubscription(*first[_SUBSCRIPTION]),)
     else:
-        plans = {row[_SUBSCRIPTION_ID]: row[_SUBSCRIPTION] for row in rows if row[_IS_PLAN]}
+        plans = {(row[_SUBSCRIPTION_ID], row[_SINCE]): row[_SUBSCRIPTION] for row in rows if row[_IS_PLAN]}
         subscriptions = tuple([terms.PlanSubscription(*columns) for columns in plans.values()])
         metered_only = next(
             (terms.PlanSubscription(*row[_SUBSCRIPTION]) for row in rows if row[_IS_PLAN] is False), None

@@ -28,7 +28,7 @@ def _subscription(
     plan: str = "pro",
     anchor: datetime | None = None,
 ) -> terms.PlanSubscription:
-    return terms.PlanSubscription(name, "active", plan, 1, 1, anchor or since, since, until)
+    return terms.PlanSubscription(name, "active", plan, 1, 1, anchor or since, since, since, until)
 
 
 def _standing(*subscriptions: terms.PlanSubscription, created_at: datetime | None = None) -> terms.AccountState:
