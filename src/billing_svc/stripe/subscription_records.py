@@ -18,7 +18,7 @@ from billing_svc.stripe import subscription_history
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 
 # Stripe's times are whole seconds.
-_SECOND = timedelta(seconds=1)
+SECOND = timedelta(seconds=1)
 
 _SUBSCRIPTIONS = tables.subscriptions
 
@@ -114,13 +114,15 @@ class SubscriptionRecord:
         return any(start < moved_at <= end for moved_at in self._moves())
 
     def billed_at(self, timestamp: datetime, period_start: datetime) -> datetime:
-        """Return the instant in which Stripe bills the usage of a quota period that has a timestamp.
+        """Return the instant at which the usage of a quota period that has a timestamp is to be billed.
 
-        In the second of a move, the timestamp of an earlier quota period stands for the time before the move.
+        A move ends the quota period of a plan, so the usage of an earlier period is billed as before the move, also if
+        its timestamp is later: it was counted before the move was noticed. A metered-only subscription moves no quota
+        period; there, only a timestamp in the second of the move is ambiguous.
         """
-        for moved_at in self._moves():
-            if period_start < moved_at <= timestamp < moved_at + _SECOND:
-                return moved_at - _SECOND
+        for moved_at in sorted(self._moves()):
+            if period_start < moved_at <= timestamp and (self.is_plan or timestamp < moved_at + SECOND):
+                return moved_at - SECOND
         return timestamp
 
     def _moves(self) -> Iterator[datetime]:

@@ -159,10 +159,9 @@ async def _billed(
         start = max(start, subscription.effective_from)
         if subscription.effective_until is not None and subscription.effective_until > start:
             end = min(end, subscription.effective_until)
-        moved_at = subscription.stretch_end(counter.period_start) if subscription.is_plan else None
-        catalog = await catalogs.get(conn, counter.catalog_version)
-        if moved_at is not None and catalog.plan(counter.plan).quota_period != "calendar_month":
-            end = min(end, moved_at)  # the move ended the quota period too
+        moved_at = subscription.stretch_end(counter.period_start)
+        if moved_at is not None and subscription.is_plan:
+            end = min(end, moved_at)  # the move ended the quota period too: plans that charge count billing months
     owed: list[rules.AccruedUnits] = []
     # A slow call may have written older terms to the counter after other calls wrote the present terms.
     left = subscription is not None and (subscription.plan, subscription.catalog_version) != charge.terms

@@ -127,7 +127,8 @@ class UnbilledUsage:
 async def _sent(conn: AsyncConnection, account_id: str, subscription_id: str) -> list[rules.UsageReport]:
     """Return the reports that were sent for billing periods that are to be settled; usage in a trial is free.
 
-    These are the periods that moves have closed, and the last period of a subscription that has ended.
+    These are the periods that moves have closed, and the last period of a subscription that has ended. A report of a
+    closed period with a later timestamp is on the invoice of the next period, unless that is a trial.
     """
     row = await subscription_records.find(conn, account_id, subscription_id)
     if row is None:
@@ -146,6 +147,7 @@ async def _sent(conn: AsyncConnection, account_id: str, subscription_id: str) ->
             and report.state is states.ReportState.SENT
             and any(start <= at < end for start, end in closed)
             and not row.was_trial(at)
+            and (report.reported_for < at + 2 * subscription_records.SECOND or row.was_trial(report.reported_for))
         ):
             sent.append(report)
     return sent
