@@ -230,7 +230,7 @@ async def test_an_extended_trial_and_an_ended_trial_are_intervals(account: Ledge
 
 async def test_a_move_gives_a_calendar_month_no_second_allowance(account: Ledger) -> None:
     now = account.world.billing.clock.now()
-    await account.until(datetime(now.year + 1, 3, 2, tzinfo=UTC))
+    await account.until(datetime(now.year + 1, 3, 2, 12, tzinfo=UTC))
     support = await begun(account, plan="calendar")
     await account.use("runs", 8)
     await account.advance(days=3)
