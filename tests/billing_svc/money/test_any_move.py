@@ -29,7 +29,8 @@ class Dashboard:
         self.ledger = support.ledger
         self.draw = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self.trials: list[tuple[datetime, datetime]] = []
-        self.moves: list[datetime] = []
+        # The beginning, and the moves after it.
+        self.moves = [support.now]
         self.owed = 0
         self.story: list[str] = []
 
@@ -58,9 +59,9 @@ class Dashboard:
         await self._record(self.support.now)
 
     async def use_late(self) -> None:
-        """Record usage from up to 20 minutes ago: also from before a move, but never in the minute of a move."""
+        """Record usage from up to 20 minutes ago: also from before a move, but never in the minute around it."""
         at = self.support.now - timedelta(minutes=self.draw.randint(1, 20))
-        if not any(abs(at - moved_at) < timedelta(seconds=45) for moved_at in self.moves):
+        if at > self.moves[0] and not any(abs(at - moved_at) < timedelta(seconds=45) for moved_at in self.moves):
             await self._record(at)
 
     async def _record(self, at: datetime) -> None:
