@@ -58,6 +58,8 @@ class ReportBilling:
 
     subscription: subscription_records.SubscriptionRecord
     event_names: Collection[str]
+    # What the meter's line of the period comes to with this report, in minor units.
+    line_amount: int = 0
     # A change of the subscription is not completed: Stripe may have made it already, and the stored row is older.
     is_changing: bool = False
 
