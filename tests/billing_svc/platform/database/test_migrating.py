@@ -153,7 +153,7 @@ def test_a_quota_period_under_way_before_its_anchor_stays(database_url: str) -> 
         for account_id in ("long", "short", "paid"):
             connection.execute(sa.insert(tables.accounts).values(account_id=account_id, created_at=now))
         connection.execute(sa.insert(tables.subscriptions), rows)
-        connection.execute(sa.text(migration._KEEP_PERIODS_BEFORE_ANCHORS))
+        connection.execute(sa.text(migration.KEEP_PERIODS_BEFORE_ANCHORS))
         moved = dict(connection.execute(sa.select(subscriptions.account_id, subscriptions.moved_at)).all())
         kept = connection.execute(sa.select(history.account_id, history.since, history.effective_until)).all()
         until = dict(connection.execute(sa.select(tables.accounts.c.account_id, tables.accounts.c.history_until)).all())

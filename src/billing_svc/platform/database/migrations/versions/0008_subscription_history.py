@@ -17,7 +17,7 @@ _INSTANT = postgresql.TIMESTAMP(timezone=True)
 # Before its anchor, a subscription's months were counted back from the anchor; now they are counted from the beginning
 # of the stretch. So that a quota period under way does not change, its start becomes the start of the present stretch.
 # A trial of a month or less needs nothing.
-_KEEP_PERIODS_BEFORE_ANCHORS = """
+KEEP_PERIODS_BEFORE_ANCHORS = """
     WITH counted AS (
         SELECT s.account_id, s.subscription_id, max(s.anchor - make_interval(months => n)) AS start
           FROM subscriptions s
@@ -77,7 +77,7 @@ def upgrade() -> None:
     )
     op.add_column("subscriptions", sa.Column("moved_at", _INSTANT))
     op.add_column("accounts", sa.Column("history_until", _INSTANT))
-    op.execute(_KEEP_PERIODS_BEFORE_ANCHORS)
+    op.execute(KEEP_PERIODS_BEFORE_ANCHORS)
     for table in ("accounts", "subscriptions"):
         op.execute(
             f"CREATE OR REPLACE VIEW readable.{table} WITH (security_invoker) AS SELECT * FROM readable.{table}()"  # noqa: S608 - names of this file
