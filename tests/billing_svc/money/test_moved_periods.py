@@ -134,9 +134,10 @@ async def test_a_trial_added_in_the_second_period_neither_overlaps_nor_leaves_a_
 
 async def test_units_from_before_an_anchor_reset_land_in_the_period_that_was(account: Ledger) -> None:
     support = await begun(account)
+    await account.over_the_period_end()
     await account.advance(days=9)
     await account.use("runs", 10)
-    start = (await account.told()).quota_period_start.ToDatetime(tzinfo=UTC)
+    start = await quota_began(account)
     before = support.now
     await account.advance(minutes=5)
     await support.reset_anchor()
@@ -153,7 +154,7 @@ async def test_units_from_before_an_anchor_reset_land_in_the_period_that_was(acc
     assert await shown(account, before) == (start, reset, 14)
     assert await shown(account, reset + timedelta(days=1)) == (
         reset,
-        (await account.told()).quota_period_start.ToDatetime(tzinfo=UTC),
+        await quota_began(account),
         7,
     )
     assert await account.charged_by_meters() == 4
