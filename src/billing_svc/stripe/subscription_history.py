@@ -64,14 +64,9 @@ async def of_subscriptions(
 
 
 async def append(conn: AsyncConnection, stretch: PastStretch) -> None:
-    """Store a stretch that has ended, and note its end in the account's row, which the transaction has locked."""
+    """Store a stretch that has ended."""
     values = {name: getattr(stretch, name) for name in select_list.field_names(PastStretch)}
     await conn.execute(sa.insert(_HISTORY).values(**values))
-    accounts = tables.accounts
-    until = sa.func.greatest(accounts.c.history_until, stretch.effective_until)  # greatest() ignores null
-    await conn.execute(
-        sa.update(accounts).where(accounts.c.account_id == stretch.account_id).values(history_until=until)
-    )
 
 
 async def to_settle(conn: AsyncConnection, most: int, now: datetime) -> list[PastStretch]:

@@ -12,7 +12,7 @@ import pytest
 from billing.v1 import usage_pb2
 from billing_svc.platform.database import tables
 from tests.billing_svc.money.ledger import Ledger
-from tests.billing_svc.money.test_moved_periods import CATALOG, Support, begun, shown
+from tests.billing_svc.money.moving import CATALOG, Support, begun, shown
 
 # BILLING_MOVES=200 BILLING_MOVE_STEPS=40 runs for long; BILLING_MOVE_FIRST=17 begins with that seed.
 FIRST = int(os.environ.get("BILLING_MOVE_FIRST", "0"))

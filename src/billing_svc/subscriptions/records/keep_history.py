@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.catalog import versions
 from billing_svc.metering.counters import store as counters_store
 from billing_svc.metering.quota import periods
+from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.stripe import subscription_history, subscription_records
 from billing_svc.usage_export import accrual, charge_unbilled
@@ -89,6 +90,7 @@ async def _end_stretch(
         settle_at=max(at, now) + charge_unbilled.SETTLED_AFTER,
     )
     await subscription_history.append(conn, stretch)
+    await accounts_store.extend_history(conn, previous.account_id, until)
     changes = {
         "subscription": previous.subscription_id,
         "moved_at": at.isoformat(),
