@@ -81,6 +81,7 @@ WRITERS = {
     "stripe_prices": {"stripe.prices"},
     "stripe_requests": {"stripe.intents"},
     "subscription_duties": {"subscriptions.records.follow_up_queue"},
+    "subscription_history": {"stripe.subscription_history"},
     "subscriptions": {"stripe.subscription_records"},
     "usage_alerts": {"metering.alerts.store"},
     "usage_counters": {"metering.counters.store", "usage_export.counters"},

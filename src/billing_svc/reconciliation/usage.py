@@ -37,9 +37,10 @@ class _AccountUsage:
 
     def was_trial(self, counter: counters.UnreportedCounter) -> bool:
         return any(
-            record.trial_end is not None
-            and record.effective_from < counter.period_end
-            and counter.period_start < record.trial_end
+            record.had_trial_between(
+                counter.period_start,
+                min(counter.period_end, record.stretch_end(counter.period_start) or counter.period_end),
+            )
             for record in self.subscriptions
         )
 

@@ -129,7 +129,7 @@ class LateUsage:
                 so_far.by_items,
                 report.units,
             )
-            if bills is not None and bills.was_trial(report.reported_for):
+            if bills is not None and bills.was_trial(bills.billed_at(report.reported_for, report.period_start)):
                 amount = 0  # usage in a trial is free, as it is on the meter
             await store.write(conn, report, states.Change({"amount": amount}))
             return amount, catalog.currency, unit

@@ -146,7 +146,7 @@ class Sender:
         found = billability.next_step(report, held, now)
         if found.step is billability.Step.ASK:
             try:
-                found = await self._asking.period(report)
+                found = await self._asking.period(report, held)
             except (errors.StripeUnavailable, errors.StripeObjectUnreadable) as error:
                 return await self._try_later(lease, report, error)
             if found.step is billability.Step.CHARGE_LATE and report.first_attempt_at is not None:

@@ -37,12 +37,14 @@ class StripeLookups:
         """Return the stored subscription that bills a report; None if no subscription does."""
         return await self._database.read(lambda conn: self._held(conn, report))
 
-    async def period(self, report: rules.UsageReport) -> billability.NextStep:
+    async def period(
+        self, report: rules.UsageReport, billing: billability.ReportBilling | None
+    ) -> billability.NextStep:
         """Ask Stripe whether the report's period can still be billed; return the step.
 
         Raises StripeUnavailable and StripeObjectUnreadable.
         """
-        if report.subscription_id is None:
+        if report.subscription_id is None or billing is None:
             return billability.NextStep(billability.Step.CHARGE_LATE, why="no subscription bills it")
         await self._pace.wait()
         price_ids = await self._database.read(lambda conn: store.price_ids(conn, report.stripe_event_name))
@@ -50,10 +52,10 @@ class StripeLookups:
             fetched = stripe_subscriptions.from_stripe(await self._stripe.subscription(report.subscription_id))
         except client.NotAtStripe:
             fetched = None
-        invoices = []
+        invoices, at = [], billing.at(report)
         if fetched is not None:
-            invoices = await self._stripe.invoices_of_subscription(report.subscription_id, report.reported_for)
-        return billability.at_stripe(report, price_ids, fetched, invoices, self._clock.now())
+            invoices = await self._stripe.invoices_of_subscription(report.subscription_id, at)
+        return billability.at_stripe(at, price_ids, fetched, invoices, self._clock.now())
 
     async def meter_total(self, report: rules.UsageReport, start: datetime, end: datetime) -> int:
         """Return the units that a report's meter has for its customer in [start, end); 0 if the meter does not exist.

@@ -37,6 +37,9 @@ accounts = sa.Table(
     sa.Column("customer_id", sa.Text),
     # The subscription under which pay-as-you-go was switched on; pay-as-you-go ends when it ends. Null: off.
     sa.Column("pay_as_you_go_under", sa.Text),
+    # The latest end of the account's rows in subscription_history; null: it has none. A decision reads that table only
+    # if this end lies within its horizon.
+    sa.Column("history_until", _INSTANT),
     sa.CheckConstraint("account_id <> ''", name="named"),
     # In byte order: finds the accounts below an account in any locale of the database (readers, ADR 0014).
     sa.Index("ix_accounts_prefix", "account_id", postgresql_ops={"account_id": "text_pattern_ops"}),
@@ -103,6 +106,9 @@ subscriptions = sa.Table(
     sa.Column("pause_reason", sa.Text),
     # Since when, because of either pause, no invoice charges overage, so that it is denied. Null: it is charged.
     sa.Column("overage_denied_from", _INSTANT),
+    # When Stripe last opened a billing period out of turn: `anchor` and `trial_end` hold from then on. Null: never, so
+    # from `effective_from` on.
+    sa.Column("moved_at", _INSTANT),
     sa.Column("updated_at", _INSTANT, nullable=False),
     sa.CheckConstraint("quantity >= 0", name="quantity"),
     sa.CheckConstraint("effective_until IS NULL OR effective_until >= effective_from", name="effective"),
@@ -112,6 +118,36 @@ subscriptions = sa.Table(
     ),
     # A decision reads the subscriptions in force and those that ended within its horizon, and no older rows.
     sa.Index("ix_subscriptions_effective", "account_id", "effective_until"),
+)
+
+# The stretches of a subscription before its periods were moved: anchor, trial and terms as they were (ADR 0019). A row
+# is written when a move ends its stretch; only `settle_at` changes later.
+subscription_history = sa.Table(
+    "subscription_history",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("subscription_id", sa.Text, primary_key=True),
+    sa.Column("since", _INSTANT, primary_key=True),
+    sa.Column("effective_until", _INSTANT, nullable=False),
+    # When the subscription began, as in its row.
+    sa.Column("effective_from", _INSTANT, nullable=False),
+    # Quota months were counted from this instant; before it, from `since`.
+    sa.Column("anchor", _INSTANT, nullable=False),
+    # A trial covered the time from `since` until here.
+    sa.Column("trial_end", _INSTANT),
+    # The start of the billing period that the move closed.
+    sa.Column("billing_period_start", _INSTANT, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("is_plan", sa.Boolean, nullable=False),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("catalog_version", sa.Integer, nullable=False),
+    sa.Column("quantity", sa.BigInteger, nullable=False),
+    # Since when, because of a pause, no invoice charged overage; as in the subscription's row.
+    sa.Column("overage_denied_from", _INSTANT),
+    # When the worker checks that invoices charge the usage of the closed billing period; null: it has.
+    sa.Column("settle_at", _INSTANT),
+    sa.CheckConstraint("since < effective_until", name="stretch"),
+    sa.Index("ix_subscription_history_settle_at", "settle_at", postgresql_where=sa.text("settle_at IS NOT NULL")),
 )
 
 # The totals of an account, meter and quota period. Every mutation of a counter locks its row first.

@@ -15,7 +15,7 @@ from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.stripe import prices, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.subscriptions.records import consequences, follow_up_queue, rules
+from billing_svc.subscriptions.records import consequences, follow_up_queue, keep_history, rules
 from billing_svc.usage_export import charge_unbilled
 
 _log = structlog.get_logger(__name__)
@@ -79,6 +79,7 @@ async def apply(
     superfluous = previous is not None and previous.superfluous
     if superfluous:
         interval = rules.Interval(interval.start, interval.start)
+    moved_at = await keep_history.keep(conn, catalogs, origin, previous, fetched.anchor, item.period_start, now)
     record = subscription_records.SubscriptionRecord(
         account_id=account_id,
         subscription_id=fetched.subscription_id,
@@ -101,6 +102,7 @@ async def apply(
         checkout_id=fetched.metadata.get("checkout_id"),
         superfluous=superfluous,
         schedule_id=fetched.schedule_id,
+        moved_at=moved_at,
         **_pauses(fetched, previous, now),
     )
     await _save(conn, await _with_pending_change(conn, record, fetched.next_phase), origin, now)
