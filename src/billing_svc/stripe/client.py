@@ -175,7 +175,7 @@ class Stripe:
     async def subscription(self, subscription_id: str) -> Data:
         """Fetch a subscription, with its schedule expanded; raises NotAtStripe."""
         fetch: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.subscriptions.retrieve_async
-        return await self._answer(fetch(subscription_id, {"expand": ["schedule"]}))
+        return await self._with_all_items(await self._answer(fetch(subscription_id, {"expand": ["schedule"]})))
 
     async def subscriptions_of(self, customer_id: str) -> list[Data]:
         """Return all subscriptions of a customer, also those that are over."""
@@ -186,7 +186,17 @@ class Stripe:
         params: dict[str, Any] = {"status": "all", "expand": ["data.schedule"]}
         if customer_id is not None:
             params["customer"] = customer_id
-        return await self._all(self._client.v1.subscriptions.list_async, params)
+        found = await self._all(self._client.v1.subscriptions.list_async, params)
+        return [await self._with_all_items(subscription) for subscription in found]
+
+    async def _with_all_items(self, subscription: Data) -> Data:
+        """Return a subscription with the items of all pages; Stripe includes only the first page."""
+        items = subscription.get("items")
+        if not isinstance(items, dict) or not items.get("has_more"):
+            return subscription
+        params = {"subscription": subscription["id"]}
+        every = await self._all(self._client.v1.subscription_items.list_async, params)
+        return {**subscription, "items": {**items, "data": every, "has_more": False}}
 
     async def schedule(self, schedule_id: str) -> Data:
         """Fetch a subscription schedule; raises NotAtStripe."""

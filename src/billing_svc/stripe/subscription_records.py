@@ -50,6 +50,9 @@ class SubscriptionRecord:
     pending_price: str | None = None
     pending_quantity: int | None = None
     pending_at: datetime | None = None
+    custom_price_id: str | None = None
+    missing_meters: str = ""
+    extra_meters: str = ""
 
     @property
     def is_over(self) -> bool:
@@ -86,7 +89,8 @@ class SubscriptionRecord:
 
 _COLUMNS = select_list.columns(SubscriptionRecord, _SUBSCRIPTIONS)
 _KEY = (_SUBSCRIPTIONS.c.account_id, _SUBSCRIPTIONS.c.subscription_id)
-_LATEST_FIRST = (_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id)
+# Of two that began together, the one that decides (`metering/quota/terms.py`) comes first.
+_LATEST_FIRST = (_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id.desc())
 
 
 async def of_account(conn: AsyncConnection, account_id: str) -> list[SubscriptionRecord]:

@@ -48,6 +48,7 @@ def from_proto_change(request: subscription_pb2.ChangePlanRequest, now: datetime
         quantity=quantity,
         at_period_end=request.timing == subscription_pb2.TIMING_AT_PERIOD_END,
         proration_at=proration_at,
+        newest_catalog=request.newest_catalog,
     )
 
 

@@ -18,7 +18,7 @@ from billing_svc.platform.accounts import rules as accounts_rules
 class PlanSubscription:
     """A plan subscription, as far as a decision needs it; in force in [effective_from, effective_until).
 
-    Not a `SubscriptionRecord`: every decision reads this and makes an object of it, so it has only the eight columns
+    Not a `SubscriptionRecord`: every decision reads this and makes an object of it, so it has only the nine columns
     that a decision needs, in the order in which the statement in `store.py` names them.
     """
 
@@ -30,6 +30,8 @@ class PlanSubscription:
     anchor: datetime
     effective_from: datetime
     effective_until: datetime | None
+    # The event names of the plan's meters that no item of it bills, separated by spaces; nearly always empty.
+    missing_meters: str = ""
 
     def covers(self, at: datetime) -> bool:
         """Say whether it gives the plan at `at`."""
@@ -79,6 +81,8 @@ class Allowance:
     overridden: bool = False
     # The most units that may be charged in a period; None without a cap.
     charged_units_max: int | None = None
+    # Nothing at Stripe can charge units beyond the included quantity, so that they are not promised.
+    is_uncharged: bool = False
 
     @property
     def charges(self) -> bool:
@@ -131,12 +135,29 @@ class EffectiveTerms:
                 included=override.included,
                 overridden=True,
                 charged_units_max=self._charged_units_max(limit),
+                is_uncharged=self._is_uncharged(meter),
             )
         if limit is None:
             return Allowance(None, included=0)
         return Allowance(
-            limit, included=limit.included_for(self.quantity), charged_units_max=self._charged_units_max(limit)
+            limit,
+            included=limit.included_for(self.quantity),
+            charged_units_max=self._charged_units_max(limit),
+            is_uncharged=self._is_uncharged(meter),
         )
+
+    @property
+    def missing_meters(self) -> str:
+        """Return the event names that no item of the subscription bills, as `PlanSubscription` has them."""
+        billing = self.subscription or self.metered_only
+        return "" if billing is None else billing.missing_meters
+
+    def _is_uncharged(self, meter: str) -> bool:
+        """Say whether the subscription lacks the item that would charge a meter."""
+        missing = self.missing_meters
+        if not missing:  # as nearly always
+            return False
+        return any(price.meter == meter and price.lookup_key in missing.split() for price in self.plan.metered_prices)
 
     def _charged_units_max(self, limit: parts.Limit | None) -> int | None:
         """Return how many units the overlay's cap on the overage leaves room for."""

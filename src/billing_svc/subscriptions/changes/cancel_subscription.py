@@ -67,7 +67,8 @@ class Cancellation:
                 return
             operation = "subscriptions.update"
             # The customer portal sets the same field; it works in both of Stripe's billing modes.
-            params["cancel_at"] = int(min(item.period_end for item in fetched.items).timestamp())
+            items = await self._carrier.sold_items(fetched)
+            params["cancel_at"] = int(items.period_end(fetched).timestamp())
         else:
             # All usage must be at Stripe before the last invoice, which this call creates immediately.
             await self._carrier.flush.flush(account_id)

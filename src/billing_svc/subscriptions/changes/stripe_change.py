@@ -9,7 +9,7 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
-from billing_svc.stripe import client, intents, subscription_records
+from billing_svc.stripe import client, intents, sold_items, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import refresh_subscription
 from billing_svc.usage_export import export_now
@@ -43,6 +43,11 @@ class StripeChange:
             return fetched
         await self.refresher.refresh(subscription_id, audit_store.Origin("service"))
         return None
+
+    async def sold_items(self, fetched: stripe_subscriptions.StripeSubscription) -> sold_items.SoldItems:
+        """Return a fetched subscription's items by what they are to us."""
+        now = self.clock.now()
+        return await self.database.run(lambda conn: sold_items.read(conn, fetched, now))
 
     async def release_schedule(self, account_id: str, schedule_id: str | None, purpose: str) -> None:
         """Release a subscription's schedule, if it has one, so that its pending change is not made."""

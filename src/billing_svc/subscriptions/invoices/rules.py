@@ -27,6 +27,7 @@ class InvoiceLine:
     period_start: datetime
     period_end: datetime
     is_proration: bool
+    product_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ def _line(data: Mapping[str, Any], invoiced_at: datetime) -> InvoiceLine:
                 parse.nested(data, "parent", "invoice_item_details", "proration"),
             )
         ),
+        product_id=_product_id(data),
     )
 
 
@@ -139,6 +141,15 @@ def _price_ids(data: Mapping[str, Any]) -> Iterator[str]:
         found = parse.optional_id(value)
         if found is not None:
             yield found
+
+
+def _product_id(data: Mapping[str, Any]) -> str:
+    """Return the product of a line's price, from the places where the price is; empty if there is none."""
+    for path in (("pricing", "price_details"), ("price",), ("plan",)):
+        found = parse.optional_id(parse.nested(data, *path, "product"))
+        if found is not None:
+            return found
+    return ""
 
 
 def _given(value: object, otherwise: int) -> object:
