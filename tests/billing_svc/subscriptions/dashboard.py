@@ -1,8 +1,14 @@
 """What a person does at Stripe, beside the service."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from billing.v1 import subscription_pb2
+from billing_svc.catalog import versions
+from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
+from billing_svc.stripe import subscriptions
+from billing_svc.subscriptions.records import apply_subscription
 from tests.billing_svc.sandboxed import World
 
 
@@ -60,3 +66,14 @@ async def subscribe(world: World, *price_ids: str, **more: object) -> str:
     items = {f"items[{number}][price]": price_id for number, price_id in enumerate(price_ids)}
     made = await world.sandbox.call("POST", "/v1/subscriptions", customer=customer["id"], **items, **more)
     return str(made["id"])
+
+
+async def apply(world: World, data: Mapping[str, Any], account_id: str = "org_1") -> subscription_pb2.Subscription:
+    """Apply a state that the sandbox cannot produce, as if it had been fetched."""
+    fetched = subscriptions.from_stripe(data)
+    now = world.billing.clock.now()
+    origin = audit_store.Origin("stripe:evt")
+    await world.billing.transactions.run(
+        lambda conn: apply_subscription.apply(conn, versions.CatalogCache(), fetched, origin, now)
+    )
+    return await world.subscription(account_id)

@@ -119,6 +119,8 @@ async def _move(
     sold, newest = await catalogs.get(conn, row.catalog_version), await catalogs.get(conn, version)
     refusals = _refusals(sold, newest, row.plan, row.price)
     refusal = next(refusals, "")
+    if refusal and row.plan in newest.plans:
+        refusal += "; ChangePlan with newest_catalog moves it, with the new prices"
     over, holds = ((), ()) if refusal else await _consequences(conn, catalogs, row, newest, version, now)
     return Move(
         account_id=row.account_id,

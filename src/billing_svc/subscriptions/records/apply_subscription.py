@@ -42,6 +42,8 @@ async def apply(
         raise NotOurs(f"customer {fetched.customer_id} is not ours")
     items = await sold_items.read(conn, fetched, now)
     if not items.is_ours and await subscription_records.find(conn, account_id, fetched.subscription_id) is None:
+        if "catalog_version" in fetched.metadata:  # this service sold it
+            raise CannotApply(f"no price of subscription {fetched.subscription_id} is from a catalog of ours")
         raise NotOurs(f"subscription {fetched.subscription_id} sells nothing of a catalog of ours")
     if fetched.status not in _KNOWN_STATUSES:
         _log.warning("unknown_subscription_status", status=fetched.status, subscription=fetched.subscription_id)
