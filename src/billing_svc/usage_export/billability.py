@@ -60,6 +60,8 @@ class ReportBilling:
     event_names: Collection[str]
     # Several live items bill the report's meter, so each of their invoices would charge it.
     is_shared: bool = False
+    # What the meter's line of the period comes to with this report, in minor units.
+    line_amount: int = 0
     # A change of the subscription is not completed: Stripe may have made it already, and the stored row is older.
     is_changing: bool = False
 

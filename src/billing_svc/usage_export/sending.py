@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
-from billing_svc.platform import clock, errors
+from billing_svc.platform import clock, errors, money
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, leases
 from billing_svc.usage_export import (
@@ -163,6 +163,12 @@ class Sender:
                 found = billability.unknown(report, now)
         match found.step:
             case billability.Step.SEND | billability.Step.ASK:
+                if held is not None and held.line_amount > money.MINOR_UNITS_MAX and report.first_attempt_at is None:
+                    # Stripe's meter would count the units, and the period's invoice could not become final.
+                    most = money.MINOR_UNITS_MAX
+                    why = f"the invoice line would be {held.line_amount} minor units; Stripe takes {most}"
+                    await self._fail(lease, report, why)
+                    return SendOutcome.DONE
                 return await self._attempt(lease, report)
             case billability.Step.LOOK:
                 return await self._look(lease, report)

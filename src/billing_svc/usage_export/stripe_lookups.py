@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.catalog import versions
 from billing_svc.platform import clock
 from billing_svc.platform.database import transactions
+from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import client, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.usage_export import billability, pacing, rules, shared_meters, store
@@ -73,5 +74,15 @@ class StripeLookups:
             found,
             event_names=set(await shared_meters.events_of(conn, self._catalogs, found)),
             is_shared=len(billers) > 1,
+            line_amount=await self._line_amount(conn, report),
             is_changing=await store.is_changing(conn, report.account_id, self._clock.now() - CHANGES_LAST),
         )
+
+    async def _line_amount(self, conn: AsyncConnection, report: rules.UsageReport) -> int:
+        catalog = await self._catalogs.get(conn, report.catalog_version)
+        price = pricing_rules.metered_price(catalog, report.plan, report.meter)
+        if price is None:
+            return 0
+        so_far = await store.charged(conn, report)
+        unit_price = pricing_rules.unit_price_in_minor_units(catalog, price)
+        return pricing_rules.amount(unit_price, so_far.on_the_meter + report.units)

@@ -221,6 +221,22 @@ async def test_what_stripe_refuses_for_good_is_kept_shown_and_retried(world: Wor
     assert await on_the_meter(world) == 60
 
 
+async def test_units_whose_invoice_line_exceeds_stripe_s_eight_digits_are_not_sent(
+    world: World, worker: Worker
+) -> None:
+    """At 0.50 a run: the first report fits, with the second the line would be 1,000,000.00."""
+    await overage(world, 1_500_000)
+    await worker.catch_up()
+    await record(world, "runs", 500_000, "second")
+    await worker.catch_up()
+
+    assert await reports(world) == [("runs", 1_500_000, "sent"), ("runs", 500_000, "failed")]
+    assert await on_the_meter(world) == 1_500_000
+    (drift,) = await drifts(world)
+    assert (drift.kind, drift.ours) == (DiscrepancyKind.FAILED, 500_000)
+    assert "100000000 minor units" in drift.detail
+
+
 async def test_an_error_report_of_stripe_s_opens_what_it_names(world: World, worker: Worker) -> None:
     """A 2xx does not mean that the event is counted: hours later Stripe may report that it was not."""
     await overage(world, 60)

@@ -164,7 +164,9 @@ class BatchLedger:
             if limited is not None:
                 return rules.DeniedEvent(known.meter, units, under, allowance, before, limited, upgrade_plans=())
             if not decision.allowed:
-                plans = quota_rules.allowing_plans(known.newest, under, known.meter, units)
+                # A gauge's level does not end with the plan: a larger plan must have room for all of it.
+                wanted = units if level is None else level.level + units
+                plans = quota_rules.allowing_plans(known.newest, under, known.meter, wanted)
                 return rules.DeniedEvent(known.meter, units, under, allowance, before, decision, plans)
         if reservation is not None:
             self._close(reservation, outcome, event)
