@@ -98,7 +98,7 @@ async def close(conn: AsyncConnection, account_id: str, finding_id: str, note: s
 
 async def list_open(conn: AsyncConnection, account_id: str | None = None) -> list[OpenFinding]:
     """Return the open findings of an account, or of all, the oldest first."""
-    query = sa.select(*_COLUMNS).where(_OPEN).order_by(_FINDINGS.c.since, _FINDINGS.c.finding_id)
+    query = sa.select(*_COLUMNS).where(_OPEN).order_by(_FINDINGS.c.since, _FINDINGS.c.kind, _FINDINGS.c.finding_id)
     if account_id is not None:
         query = query.where(_FINDINGS.c.account_id == account_id)
     return [OpenFinding(*row) for row in await conn.execute(query)]
