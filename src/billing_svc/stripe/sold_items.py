@@ -1,6 +1,5 @@
 """The items of a fetched subscription, by what they are to us: base items, metered items, and what is not ours."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -37,9 +36,14 @@ class SoldItems:
         return min(item.period_end for item in fetched.items)
 
     @property
-    def is_metered(self) -> Mapping[str, bool]:
-        """Return, for the price of each item of ours, whether it is metered."""
-        return {one.item.price_id: not one.price.is_base for one in (*self.bases, *self.metered)}
+    def price_ids(self) -> frozenset[str]:
+        """Return the prices of the items of ours."""
+        return frozenset(one.item.price_id for one in (*self.bases, *self.metered))
+
+    @property
+    def split(self) -> tuple[list[subscriptions.Item], list[subscriptions.Item]]:
+        """Return the base items and the metered items, without what their prices mean."""
+        return [one.item for one in self.bases], [one.item for one in self.metered]
 
 
 async def read(conn: AsyncConnection, fetched: subscriptions.StripeSubscription, now: datetime) -> SoldItems:

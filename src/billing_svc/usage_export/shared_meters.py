@@ -155,8 +155,8 @@ async def _too_much(
     return amount, sum(units.values())
 
 
-def _finding(event_name: str, units: int, amount: int, currency: str) -> findings_store.Finding:
-    return findings_store.Finding(
+def _finding(event_name: str, units: int, amount: int, currency: str) -> findings_store.NewFinding:
+    return findings_store.NewFinding(
         findings_store.Kind.USAGE_BILLED_TWICE,
         event_name,
         f"{units} units too many will be charged: they were sent to {event_name} before it was known that several live"

@@ -28,7 +28,7 @@ class Kind(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class NewFinding:
     """A finding about an object at Stripe; `amount` is the money that is wrong, in minor units."""
 
     kind: Kind
@@ -57,7 +57,7 @@ class OpenFinding:
 _COLUMNS = select_list.columns(OpenFinding, _FINDINGS)
 
 
-async def report(conn: AsyncConnection, account_id: str, finding: Finding, now: datetime) -> None:
+async def report(conn: AsyncConnection, account_id: str, finding: NewFinding, now: datetime) -> None:
     """Open a finding; if it is open already, update what it says. It stays open since it was first noticed."""
     told = {
         "detail": finding.detail,

@@ -145,11 +145,11 @@ class PlanChanges:
         async def look_up(_since: datetime) -> client.Data | None:
             data = await self._carrier.stripe.subscription(target.subscription_id)
             found = refresh_subscription.read(data)
-            return data if target.is_in(found, await self._sold(found)) else None
+            return data if target.is_in(found, (await self._sold(found)).price_ids) else None
 
         params = {
             "subscription": target.subscription_id,
-            "items": rules.item_changes(await self._sold(fetched), target),
+            "items": rules.item_changes(*(await self._sold(fetched)).split, target),
             "proration_behavior": "always_invoice",
             "proration_date": target.proration_at,
             # If the payment fails, Stripe does not make the change.
@@ -169,7 +169,7 @@ class PlanChanges:
         items = await self._sold(fetched)
         if not await writes.is_known(account_id, f"{purpose}:schedule"):
             await self._carrier.release_schedule(account_id, fetched.schedule_id, purpose)
-            if target.is_in(fetched, items):
+            if target.is_in(fetched, items.price_ids):
                 return
             # A change at the period's end means that the subscription continues, so a scheduled end is removed.
             await self._carrier.keep(account_id, fetched, f"{purpose}:keep")
@@ -202,7 +202,7 @@ class PlanChanges:
         params = {
             "schedule": schedule_id,
             "end_behavior": "release",
-            "phases": rules.phases(schedule, items.is_metered.keys(), target),
+            "phases": rules.phases(schedule, items.price_ids, target),
         }
         await writes.perform(intents.Intent(account_id, purpose, "subscription_schedules.update", params), planned)
 
@@ -221,7 +221,7 @@ class PlanChanges:
     ) -> Mapping[str, Any]:
         """Return the cost that Stripe's preview gives, in the stored form."""
         items = await self._sold(fetched)
-        details: dict[str, Any] = {"items": rules.item_changes(items, target)}
+        details: dict[str, Any] = {"items": rules.item_changes(*items.split, target)}
         params: dict[str, Any] = {"subscription": target.subscription_id, "subscription_details": details}
         if order.at_period_end:
             params["preview_mode"] = "recurring"

@@ -1,6 +1,6 @@
 """Rules of a plan change: its target, and the items and phases that Stripe gets. Pure: no I/O, `now` is an argument."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from billing_svc.catalog import model, parts
 from billing_svc.platform import errors
 from billing_svc.pricing import rules as pricing_rules
-from billing_svc.stripe import parse, sold_items
+from billing_svc.stripe import parse
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 
 
@@ -127,17 +127,21 @@ class ChangeTarget:
         """The subscription's metadata after the change."""
         return {"plan": self.plan, "price": self.price, "catalog_version": str(self.catalog_version)}
 
-    def is_in(self, subscription: stripe_subscriptions.StripeSubscription, items: sold_items.SoldItems) -> bool:
-        """Say whether the subscription has the target's prices and quantity already, and no other item of ours."""
+    def is_in(self, subscription: stripe_subscriptions.StripeSubscription, ours: Collection[str]) -> bool:
+        """Say whether the subscription has the target's prices and quantity already, and no other price of ours."""
         there = {item.price_id: item.quantity for item in subscription.items}
         wanted = {self.base_price_id, *self.metered_price_ids}
-        return there.get(self.base_price_id) == self.quantity and items.is_metered.keys() == wanted
+        return there.get(self.base_price_id) == self.quantity and set(ours) == wanted
 
 
-def item_changes(items: sold_items.SoldItems, target: ChangeTarget) -> list[dict[str, Any]]:
-    """Return Stripe's item changes for the target, which replaces every base item. Items that are not ours stay."""
+def item_changes(
+    bases: Sequence[stripe_subscriptions.Item], metered: Sequence[stripe_subscriptions.Item], target: ChangeTarget
+) -> list[dict[str, Any]]:
+    """Return Stripe's item changes for the target, which replaces every base item. Items that are not ours stay.
+
+    `bases` and `metered` are the items of ours; the first base item gives the plan.
+    """
     changes: list[dict[str, Any]] = []
-    bases = [one.item for one in items.bases]
     # Stripe does not accept a price twice: if an item has the target's price already, that item stays.
     base = next((item for item in bases if item.price_id == target.base_price_id), bases[0] if bases else None)
     changes.append(
@@ -148,7 +152,7 @@ def item_changes(items: sold_items.SoldItems, target: ChangeTarget) -> list[dict
         }
     )
     changes += [{"id": item.item_id, "deleted": True} for item in bases if item is not base]
-    there = {one.item.price_id: one.item.item_id for one in items.metered}
+    there = {item.price_id: item.item_id for item in metered}
     changes += [
         {"id": item_id, "deleted": True}
         for price_id, item_id in there.items()

@@ -6,7 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
 from billing_svc.platform.findings import store
-from billing_svc.platform.findings.store import Finding, Kind
+from billing_svc.platform.findings.store import Kind, NewFinding
 from billing_svc.stripe import sold_items, subscription_records
 from billing_svc.subscriptions.records import items_as_sold
 from billing_svc.usage_export import shared_meters
@@ -42,7 +42,7 @@ async def _note(
     conn: AsyncConnection,
     row: subscription_records.SubscriptionRecord,
     kind: Kind,
-    found: Finding | None,
+    found: NewFinding | None,
     now: datetime,
 ) -> None:
     if found is None:
@@ -53,13 +53,13 @@ async def _note(
 
 def _items_differ(
     row: subscription_records.SubscriptionRecord, items: sold_items.SoldItems, check: items_as_sold.ItemsCheck
-) -> Finding | None:
+) -> NewFinding | None:
     differences = list(check.differences)
     if row.is_plan and not items.bases:
         differences.insert(0, f"no item has a price of plan {row.plan}")
     if not differences:
         return None
-    return Finding(
+    return NewFinding(
         Kind.ITEMS_DIFFER,
         row.subscription_id,
         f"differs from plan {row.plan} as sold: {'; '.join(differences)}",
@@ -67,11 +67,11 @@ def _items_differ(
     )
 
 
-def _two_plans(row: subscription_records.SubscriptionRecord, items: sold_items.SoldItems) -> Finding | None:
+def _two_plans(row: subscription_records.SubscriptionRecord, items: sold_items.SoldItems) -> NewFinding | None:
     if len(items.bases) < 2:  # noqa: PLR2004 - as the name says
         return None
     plans = ", ".join(f"{one.price.plan} (price {one.item.price_id})" for one in items.bases)
-    return Finding(
+    return NewFinding(
         Kind.TWO_PLANS,
         row.subscription_id,
         f"charges several base items: {plans}; the plan is {row.plan}, whose item was added last",
@@ -93,7 +93,7 @@ async def _note_two_subscriptions(
         await store.settle(conn, account_id, Kind.TWO_SUBSCRIPTIONS, customer_id, now)
         return
     told = " and ".join(f"{one.subscription_id} ({one.plan})" for one in living)
-    finding = Finding(
+    finding = NewFinding(
         Kind.TWO_SUBSCRIPTIONS,
         customer_id,
         f"pays for several live plan subscriptions: {told}; the plan is that of {living[0].subscription_id}",

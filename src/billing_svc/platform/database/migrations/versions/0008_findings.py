@@ -30,8 +30,8 @@ def upgrade() -> None:
         sa.Column("updated_at", _INSTANT, nullable=False),
         sa.Column("closed_at", _INSTANT),
         sa.Column("note", sa.Text()),
-        sa.PrimaryKeyConstraint("account_id", "finding_id", name="pk_findings"),
-        sa.CheckConstraint("(amount IS NULL) = (currency IS NULL)", name="ck_findings_money"),
+        sa.PrimaryKeyConstraint("account_id", "finding_id", name=op.f("pk_findings")),
+        sa.CheckConstraint("(amount IS NULL) = (currency IS NULL)", name=op.f("ck_findings_money")),
     )
     op.create_index(
         "uq_findings_open",
@@ -54,9 +54,9 @@ def upgrade() -> None:
     op.add_column("stripe_prices", sa.Column("interval_count", sa.Integer()))
     op.create_index("ix_stripe_prices_product", "stripe_prices", ["product_id"])
     op.create_index("ix_stripe_prices_meter", "stripe_prices", ["stripe_meter_id"])
-    op.drop_constraint("ck_stripe_prices_base_or_metered", "stripe_prices")
+    op.drop_constraint(op.f("ck_stripe_prices_base_or_metered"), "stripe_prices")
     op.create_check_constraint(
-        "ck_stripe_prices_base_or_metered",
+        op.f("ck_stripe_prices_base_or_metered"),
         "stripe_prices",
         "CASE WHEN by_hand THEN price = '' ELSE (price = '') <> (meter = '') END",
     )
