@@ -109,7 +109,7 @@ def _to_proto_held(
     )
     if row.effective_until is not None and row.effective_until > now:
         message.cancel_at.FromDatetime(row.effective_until)
-    if row.custom_price_id in custom_prices:
-        custom = custom_prices[row.custom_price_id]
+    custom = custom_prices.get(row.custom_price_id or "")
+    if custom is not None:
         message.custom_price.CopyFrom(subscriptions_conversions.to_proto_custom_price(custom))
     return message
