@@ -70,6 +70,7 @@ WRITERS = {
     "catalog_versions": {"catalog.versions"},
     "change_requests": {"platform.request_ids.store"},
     "checkouts": {"subscriptions.checkouts.store"},
+    "findings": {"platform.findings.store"},
     "gauge_levels": {"metering.gauges.store"},
     "invoices": {"subscriptions.invoices.store"},
     "rate_windows": {"metering.quota.store"},

@@ -103,6 +103,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_LEVEL_BELOW_ZERO: _ErrorReason.ValueType  # 29
     """FAILED_PRECONDITION. The change would set a gauge's level below 0. Metadata: meter, level (units)."""
+    ERROR_REASON_PRICE_ARCHIVED: _ErrorReason.ValueType  # 52
+    """FAILED_PRECONDITION. The price belongs to the older catalog version that the account has, and is no longer sold.
+    ChangePlan with newest_catalog changes to the newest version's price and terms. Metadata: plan, price,
+    catalog_version, newest_catalog_version.
+    """
+    ERROR_REASON_ITEMS_MISSING: _ErrorReason.ValueType  # 53
+    """FAILED_PRECONDITION. The subscription at Stripe lacks metered items of its plan, so that overage could not be
+    charged; ChangePlan to the account's present plan adds them. Metadata: subscription_id, missing (event names).
+    """
     ERROR_REASON_EVENT_ID_REUSED: _ErrorReason.ValueType  # 30
     """ALREADY_EXISTS. The event_id or correction_id was used before with different content. Metadata: event_id. Do not
     repeat: the caller makes its ids in a wrong way.
@@ -245,6 +254,15 @@ ERROR_REASON_CORRECTION_TOO_LARGE: ErrorReason.ValueType  # 28
 """
 ERROR_REASON_LEVEL_BELOW_ZERO: ErrorReason.ValueType  # 29
 """FAILED_PRECONDITION. The change would set a gauge's level below 0. Metadata: meter, level (units)."""
+ERROR_REASON_PRICE_ARCHIVED: ErrorReason.ValueType  # 52
+"""FAILED_PRECONDITION. The price belongs to the older catalog version that the account has, and is no longer sold.
+ChangePlan with newest_catalog changes to the newest version's price and terms. Metadata: plan, price,
+catalog_version, newest_catalog_version.
+"""
+ERROR_REASON_ITEMS_MISSING: ErrorReason.ValueType  # 53
+"""FAILED_PRECONDITION. The subscription at Stripe lacks metered items of its plan, so that overage could not be
+charged; ChangePlan to the account's present plan adds them. Metadata: subscription_id, missing (event names).
+"""
 ERROR_REASON_EVENT_ID_REUSED: ErrorReason.ValueType  # 30
 """ALREADY_EXISTS. The event_id or correction_id was used before with different content. Metadata: event_id. Do not
 repeat: the caller makes its ids in a wrong way.

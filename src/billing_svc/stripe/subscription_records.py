@@ -62,6 +62,9 @@ class SubscriptionRecord:
     pause_reason: str | None = None
     overage_denied_from: datetime | None = None
     moved_at: datetime | None = None
+    custom_price_id: str | None = None
+    missing_meters: str = ""
+    extra_meters: str = ""
     past: tuple[subscription_history.PastStretch, ...] = ()
 
     @property
@@ -138,7 +141,8 @@ class SubscriptionRecord:
 
 _COLUMNS = select_list.columns(SubscriptionRecord, _SUBSCRIPTIONS, without=("past",))
 _KEY = (_SUBSCRIPTIONS.c.account_id, _SUBSCRIPTIONS.c.subscription_id)
-_LATEST_FIRST = (_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id)
+# Of two that began together, the one that decides (`metering/quota/terms.py`) comes first.
+_LATEST_FIRST = (_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id.desc())
 
 
 async def of_account(conn: AsyncConnection, account_id: str) -> list[SubscriptionRecord]:

@@ -58,6 +58,8 @@ class ReportBilling:
 
     subscription: subscription_records.SubscriptionRecord
     event_names: Collection[str]
+    # Several live items bill the report's meter, so each of their invoices would charge it.
+    is_shared: bool = False
     # What the meter's line of the period comes to with this report, in minor units.
     line_amount: int = 0
     # A change of the subscription is not completed: Stripe may have made it already, and the stored row is older.
@@ -84,8 +86,9 @@ def unknown(report: rules.UsageReport, now: datetime) -> NextStep:
 
 
 def _meter_open(report: rules.UsageReport, billing: ReportBilling | None, now: datetime) -> NextStep:
-    if billing is None:
-        return NextStep(Step.CHARGE_LATE, why="no subscription bills it")
+    if billing is None or billing.is_shared:
+        why = "no subscription bills it" if billing is None else "several live items bill its meter"
+        return NextStep(Step.CHARGE_LATE, why=why)
     subscription = billing.subscription
     if now - report.reported_for > AGE_MAX:
         return NextStep(Step.CHARGE_LATE, why="too old for its meter")

@@ -10,7 +10,7 @@ from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import client, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.usage_export import billability, pacing, rules, store
+from billing_svc.usage_export import billability, pacing, rules, shared_meters, store
 
 # Stripe sends the event of a change within three days, also if no caller completes the request.
 CHANGES_LAST = timedelta(days=3)
@@ -69,14 +69,16 @@ class StripeLookups:
     async def _held(self, conn: AsyncConnection, report: rules.UsageReport) -> billability.ReportBilling | None:
         if report.subscription_id is None:
             return None
-        found = await subscription_records.find(conn, report.account_id, report.subscription_id)
+        held = await subscription_records.of_account(conn, report.account_id)
+        found = next((record for record in held if record.subscription_id == report.subscription_id), None)
         if found is None:
             return None
-        catalog = await self._catalogs.get(conn, found.catalog_version)
-        prices = catalog.plan(found.plan).metered_prices
+        event_name, customer_id = report.stripe_event_name, report.customer_id
+        billers = await shared_meters.billers(conn, self._catalogs, held, customer_id, event_name)
         return billability.ReportBilling(
             found,
-            event_names={price.lookup_key for price in prices},
+            event_names=set(await shared_meters.events_of(conn, self._catalogs, found)),
+            is_shared=len(billers) > 1,
             line_amount=await self._line_amount(conn, report),
             is_changing=await store.is_changing(conn, report.account_id, self._clock.now() - CHANGES_LAST),
         )

@@ -43,7 +43,7 @@ _SUBSCRIPTION_ID, _OVERRIDE_SET_AT = (_ACCOUNT_STATE.index(name) for name in ("s
 _HISTORY = """
             UNION ALL
            SELECT subscription_id, status, plan, catalog_version, quantity, anchor, effective_from,
-                  since, effective_until, overage_denied_from, is_plan
+                  since, effective_until, overage_denied_from, '' AS missing_meters, is_plan
              FROM subscription_history
             WHERE account_id = asked.account_id AND is_plan AND effective_until > :horizon
 """
@@ -63,7 +63,8 @@ def _account_state_tables(history: str) -> str:
            ) AS a ON TRUE
       LEFT JOIN LATERAL (
            SELECT subscription_id, status, plan, catalog_version, quantity, anchor, effective_from,
-                  coalesce(moved_at, effective_from) AS since, effective_until, overage_denied_from, is_plan
+                  coalesce(moved_at, effective_from) AS since, effective_until, overage_denied_from, missing_meters,
+                  is_plan
              FROM subscriptions
             WHERE account_id = asked.account_id AND (is_plan OR subscription_id = a.pay_as_you_go_under)
               AND (effective_until IS NULL OR effective_until > :horizon)

@@ -37,6 +37,8 @@ class PlanSubscription:
     effective_until: datetime | None
     # Since when no invoice charges overage, because of a pause at Stripe; None: it is charged.
     overage_denied_from: datetime | None = None
+    # The event names of the plan's meters that no item of it bills, separated by spaces; nearly always empty.
+    missing_meters: str = ""
 
     def covers(self, at: datetime) -> bool:
         """Say whether it gives the plan at `at`."""
@@ -86,6 +88,8 @@ class Allowance:
     overridden: bool = False
     # The most units that may be charged in a period; None without a cap.
     charged_units_max: int | None = None
+    # Nothing at Stripe can charge units beyond the included quantity, so that they are not promised.
+    is_uncharged: bool = False
 
     @property
     def charges(self) -> bool:
@@ -140,16 +144,33 @@ class EffectiveTerms:
                 included=override.included,
                 overridden=True,
                 charged_units_max=self._charged_units_max(limit),
+                is_uncharged=self._is_uncharged(meter),
             )
         if limit is None:
             return Allowance(None, included=0)
         return Allowance(
-            limit, included=limit.included_for(self.quantity), charged_units_max=self._charged_units_max(limit)
+            limit,
+            included=limit.included_for(self.quantity),
+            charged_units_max=self._charged_units_max(limit),
+            is_uncharged=self._is_uncharged(meter),
         )
 
     def _is_overage_denied(self, at: datetime) -> bool:
         billing = self.subscription or self.metered_only
         return billing is not None and billing.overage_denied_from is not None and at >= billing.overage_denied_from
+
+    @property
+    def missing_meters(self) -> str:
+        """Return the event names that no item of the subscription bills, as `PlanSubscription` has them."""
+        billing = self.subscription or self.metered_only
+        return "" if billing is None else billing.missing_meters
+
+    def _is_uncharged(self, meter: str) -> bool:
+        """Say whether the subscription lacks the item that would charge a meter."""
+        missing = self.missing_meters
+        if not missing:  # as nearly always
+            return False
+        return any(price.meter == meter and price.lookup_key in missing.split() for price in self.plan.metered_prices)
 
     def _charged_units_max(self, limit: parts.Limit | None) -> int | None:
         """Return how many units the overlay's cap on the overage leaves room for."""
