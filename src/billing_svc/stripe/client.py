@@ -117,6 +117,12 @@ class Stripe:
             "billing.meters.create": v1.billing.meters.create_async,
             "invoiceitems.create": v1.invoice_items.create_async,
             "invoices.create": v1.invoices.create_async,
+            "invoices.update": lambda params, options: v1.invoices.update_async(
+                params["invoice"], _but(params, "invoice"), options
+            ),
+            "invoices.add_lines": lambda params, options: v1.invoices.add_lines_async(
+                params["invoice"], _but(params, "invoice"), options
+            ),
         }
 
     @classmethod
