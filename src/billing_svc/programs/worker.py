@@ -20,7 +20,7 @@ from billing_svc.platform.settings import Settings
 from billing_svc.stripe import client, intents
 from billing_svc.subscriptions.follow_ups import run_follow_ups
 from billing_svc.subscriptions.records import refresh_subscription
-from billing_svc.usage_export import accrual, charge_unbilled, export_now, pacing, sending
+from billing_svc.usage_export import accrual, charge_unbilled, export_now, sending
 
 _log = structlog.get_logger("worker")
 
@@ -56,12 +56,12 @@ async def work(settings: Settings) -> None:
     ready = readiness.Readiness(transactions.Transactions(probed, readiness.ANSWER_SECONDS_MAX))
     metrics.watch_readiness(counted.registry, ready.is_ready)
     database = transactions.Transactions(pool)
-    stripe = client.Stripe.from_settings(settings)
+    stripe = client.Stripe.paced(settings, database, metrics.StripeRequests(counted.registry))
     catalogs, now = versions.CatalogCache(), clock.from_settings(settings)
     inbox = apply_events.Inbox(database, catalogs, stripe, now, livemode=settings.livemode)
 
     sealer = accrual.Accrual(database, catalogs, now, settings.usage_seal_interval, settings.usage_send_interval)
-    sender = sending.Sender(database, catalogs, stripe, now, pacing.Pace(settings.stripe_calls_per_second))
+    sender = sending.Sender(database, catalogs, stripe, now)
 
     follow_ups = run_follow_ups.FollowUps(
         database,

@@ -122,6 +122,32 @@ class ServerMetrics:
         ).set_function(is_stale)
 
 
+class StripeRequests:
+    """Requests to Stripe, and those that Stripe refuses."""
+
+    def __init__(self, registry: registries.CollectorRegistry) -> None:
+        self._sent = prometheus_client.Counter(
+            "billing_stripe_requests",
+            "Requests to Stripe, repeats included; those with GET are the reads that Stripe rations.",
+            ["method", "endpoint"],
+            registry=registry,
+        )
+        self._refused = prometheus_client.Counter(
+            "billing_stripe_refusals",
+            "Answers of Stripe with a status of 400 or more, by the error's code.",
+            ["method", "endpoint", "status", "code"],
+            registry=registry,
+        )
+
+    def sent(self, method: str, endpoint: str) -> None:
+        """Count a request; `endpoint` is a path without ids."""
+        self._sent.labels(method, endpoint).inc()
+
+    def refused(self, method: str, endpoint: str, status: int, code: str) -> None:
+        """Count a refusal; the codes are Stripe's own, which are some hundred."""
+        self._refused.labels(method, endpoint, str(status), code).inc()
+
+
 class Worker:
     """The metrics of a worker process."""
 
