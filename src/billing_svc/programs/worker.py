@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -20,7 +21,7 @@ from billing_svc.platform.settings import Settings
 from billing_svc.stripe import client, intents
 from billing_svc.subscriptions.follow_ups import run_follow_ups
 from billing_svc.subscriptions.records import refresh_subscription
-from billing_svc.usage_export import accrual, charge_unbilled, export_now, sending
+from billing_svc.usage_export import accrual, billability, charge_unbilled, export_now, sending
 
 _log = structlog.get_logger("worker")
 
@@ -36,6 +37,10 @@ HOLDS_POLL_SECONDS = 5.0
 BODIES_POLL_SECONDS = 60.0
 # Prometheus' usual scrape interval.
 BACKLOG_POLL_SECONDS = 15.0
+# The number is compared with the reads of a week, and counting reads a month of invoices.
+PAYMENTS_POLL_SECONDS = 300.0
+# The time over which Stripe rations reads.
+PAYMENTS_COUNTED = timedelta(days=30)
 # A period that has ended is sealed and sent within about a second; an idle poll costs an index probe.
 USAGE_POLL_SECONDS = 0.5
 # The pause after a failed step, for example if Postgres cannot be reached.
@@ -82,14 +87,13 @@ async def work(settings: Settings) -> None:
         before = now.now() - timedelta(days=settings.event_body_days)
         return await database.run(lambda conn: events_store.forget_bodies(conn, before))
 
-    async def read_backlogs() -> int:
-        for backlog in await database.read(monitoring_store.backlogs):
-            lag_seconds = backlog.lag_seconds(now.now())
-            counted.backlog(backlog.queue, waiting=backlog.waiting, failed=backlog.failed, lag_seconds=lag_seconds)
-        reconciled = await database.read(monitoring_store.last_reconciliation)
-        if reconciled is not None:
-            drift, at = reconciled
-            counted.reconciled(drift, at.timestamp())
+    async def show_backlogs() -> int:
+        await read_backlogs(database, now, counted)
+        return 0
+
+    async def count_payments() -> int:
+        since = now.now() - PAYMENTS_COUNTED
+        counted.paid_invoices(await database.read(lambda conn: monitoring_store.paid_invoices(conn, since)))
         return 0
 
     operators = http_port.app_of(counted.registry, ready.is_ready)
@@ -101,7 +105,8 @@ async def work(settings: Settings) -> None:
             loops.create_task(_loop("gauges", open_gauges, GAUGES_POLL_SECONDS, stop, counted))
             loops.create_task(_loop("holds", expire_holds, HOLDS_POLL_SECONDS, stop, counted))
             loops.create_task(_loop("bodies", forget_bodies, BODIES_POLL_SECONDS, stop, counted))
-            loops.create_task(_loop("backlogs", read_backlogs, BACKLOG_POLL_SECONDS, stop, counted))
+            loops.create_task(_loop("backlogs", show_backlogs, BACKLOG_POLL_SECONDS, stop, counted))
+            loops.create_task(_loop("payments", count_payments, PAYMENTS_POLL_SECONDS, stop, counted))
             loops.create_task(_loop("sealing", sealer.seal_due, USAGE_POLL_SECONDS, stop, counted))
             loops.create_task(_loop("sending", sender.send_due, USAGE_POLL_SECONDS, stop, counted))
             _log.info("working")
@@ -111,6 +116,19 @@ async def work(settings: Settings) -> None:
         await pool.dispose()
         await probed.dispose()
         _log.info("stopped")
+
+
+async def read_backlogs(database: transactions.Transactions, now: clock.Clock, counted: metrics.Worker) -> None:
+    """Show what waits, until when it has to be done, and what the last reconciliation found."""
+    for backlog in await database.read(monitoring_store.backlogs):
+        lag_seconds = backlog.lag_seconds(now.now())
+        counted.backlog(backlog.queue, waiting=backlog.waiting, failed=backlog.failed, lag_seconds=lag_seconds)
+    ends = await database.read(monitoring_store.earliest_period_end)
+    counted.report_deadline(math.inf if ends is None else billability.sent_until(ends).timestamp())
+    reconciled = await database.read(monitoring_store.last_reconciliation)
+    if reconciled is not None:
+        drift, at = reconciled
+        counted.reconciled(drift, at.timestamp())
 
 
 async def _loop(

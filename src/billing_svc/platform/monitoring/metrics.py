@@ -172,6 +172,16 @@ class Worker:
         self._lag = prometheus_client.Gauge(
             "billing_lag_seconds", "Age of the oldest row that waits for the worker.", ["queue"], registry=self.registry
         )
+        self._deadline = prometheus_client.Gauge(
+            "billing_report_deadline_timestamp_seconds",
+            "Until when the most urgent waiting usage report can be on its invoice; +Inf if none waits.",
+            registry=self.registry,
+        )
+        self._paid_invoices = prometheus_client.Gauge(
+            "billing_paid_invoices",
+            "Invoices of the last 30 days that were paid; Stripe rations reads by them.",
+            registry=self.registry,
+        )
         self._drift = prometheus_client.Gauge(
             "billing_reconcile_drift",
             "Differences from Stripe that the last reconciliation found and did not repair.",
@@ -196,6 +206,14 @@ class Worker:
         self._backlog.labels(queue, "waiting").set(waiting)
         self._backlog.labels(queue, "failed").set(failed)
         self._lag.labels(queue).set(lag_seconds)
+
+    def report_deadline(self, at_timestamp: float) -> None:
+        """Show until when the waiting usage reports have to be sent."""
+        self._deadline.set(at_timestamp)
+
+    def paid_invoices(self, number: int) -> None:
+        """Show how many invoices were paid."""
+        self._paid_invoices.set(number)
 
     def reconciled(self, drift: int, at_timestamp: float) -> None:
         """Show what the last reconciliation found."""

@@ -53,6 +53,21 @@ async def last_reconciliation(connection: AsyncConnection) -> tuple[int, datetim
     return None if row is None else (row[0], row[1])
 
 
+async def earliest_period_end(connection: AsyncConnection) -> datetime | None:
+    """Return when the earliest billing period ends, or ended, that has usage which is not sent; None without any."""
+    reports = tables.usage_reports.c
+    # A literal, as above.
+    query = sa.select(sa.func.min(reports.period_end)).where(sa.text("state = 'sealed'"))
+    return (await connection.execute(query)).scalar_one()
+
+
+async def paid_invoices(connection: AsyncConnection, since: datetime) -> int:
+    """Return how many invoices that were created since an instant are paid, by more than nothing."""
+    invoices = tables.invoices.c
+    query = sa.select(sa.func.count()).where(invoices.created_at >= since, invoices.amount_paid > 0)
+    return int((await connection.execute(query)).scalar_one())
+
+
 async def backlogs(connection: AsyncConnection) -> list[Backlog]:
     """Return the backlogs: Stripe's events not applied, usage not sent, and follow-ups of subscriptions not done."""
     return [Backlog(**row) for row in (await connection.execute(_BACKLOGS)).mappings()]
