@@ -28,10 +28,10 @@ from billing_svc.platform.database import tables
 from billing_svc.platform.monitoring import metrics
 from billing_svc.programs import worker as worker_program
 from tests import ports
-from tests.billing_svc.platform.monitoring import test_alerts
 from tests.billing_svc.sandboxed import Sandbox, World, gateway_running, sandbox_running
 from tests.billing_svc.usage_export import working
 
+ALERTS = (Path(__file__).resolve().parents[3] / "deploy" / "prometheus" / "alerts.yml").read_text()
 STRIPE_CALLS_PER_SECOND = 25
 CALLS_PER_SECOND = 20
 WORKER_KEY = "sk_test_worker"
@@ -53,7 +53,9 @@ class Door:
     app: ASGIApp
     by_workers: list[float] = field(default_factory=list)
     refused: collections.Counter[str] = field(default_factory=collections.Counter)
-    last_second: collections.deque[float] = field(default_factory=collections.deque)
+    # As of the last call: calls that are admitted at once, as many as in a second.
+    free: float = STRIPE_CALLS_PER_SECOND
+    last_at: float = 0.0
     is_open: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,14 +66,14 @@ class Door:
         is_worker = WORKER_KEY in dict(scope["headers"]).get(b"authorization", b"").decode()
         if is_worker:
             self.by_workers.append(now)
-        while self.last_second and self.last_second[0] <= now - 1:
-            self.last_second.popleft()
-        if len(self.last_second) >= STRIPE_CALLS_PER_SECOND:
+        self.free = min(STRIPE_CALLS_PER_SECOND, self.free + (now - self.last_at) * STRIPE_CALLS_PER_SECOND)
+        self.last_at = now
+        if self.free < 1:
             self.refused["worker" if is_worker else "caller"] += 1
             error = {"error": {"type": "invalid_request_error", "code": "rate_limit", "message": "Too many requests."}}
             await JSONResponse(error, 429, {"Request-Id": "req_test"})(scope, receive, send)
             return
-        self.last_second.append(now)
+        self.free -= 1
         await self.app(scope, receive, send)
 
 
@@ -129,11 +131,11 @@ async def workers_running(world: World, clock_file: Path) -> AsyncIterator[None]
                 group.create_task(one.wait())
 
 
-def busiest(made: Sequence[float]) -> int:
-    """Return the most calls that any second has."""
+def busiest(made: Sequence[float], seconds: float) -> int:
+    """Return the most calls that any interval of this length has."""
     most, first = 0, 0
     for last, at in enumerate(made):
-        while made[first] <= at - 1:
+        while made[first] <= at - seconds:
             first += 1
         most = max(most, last - first + 1)
     return most
@@ -223,7 +225,7 @@ async def test_periods_that_end_together(world: World, webhook_port: int, clock_
                 "reports sent in": round(sent_seconds, 1),
                 "all done in": round(all_seconds, 1),
                 "workers' calls": calls,
-                "busiest second": busiest(door.by_workers),
+                "busiest second": busiest(door.by_workers, 1),
                 "per second": round(calls / (door.by_workers[-1] - door.by_workers[0]), 1),
                 "refused": door.refused,
                 "checkouts": len(took),
@@ -233,8 +235,9 @@ async def test_periods_that_end_together(world: World, webhook_port: int, clock_
         )
         + "\n"
     )
-    # Calls may reach the sandbox a little later than they were made.
-    assert busiest(door.by_workers) <= CALLS_PER_SECOND + 3
+    # Some calls reach this process's event loop late, and then together.
+    assert busiest(door.by_workers, 1) <= STRIPE_CALLS_PER_SECOND
+    assert busiest(door.by_workers, 4) <= 4 * CALLS_PER_SECOND + 5
     assert not door.refused
     assert max(took) < CHECKOUT_SECONDS_MAX
     assert to_the_plan < PLAN_SECONDS_MAX
@@ -245,9 +248,8 @@ async def test_periods_that_end_together(world: World, webhook_port: int, clock_
 
 async def test_usage_that_will_miss_its_invoice_is_alerted_before(world: World, webhook_port: int) -> None:
     """Stripe takes no meter events. The alert is due while the draft is open, and until then no report is late."""
-    (rule,) = (rule for rule in test_alerts.rules() if rule["alert"] == "BillingReportDeadline")
-    threshold = re.fullmatch(r"min\(billing_report_deadline_timestamp_seconds\) - time\(\) < (\d+)", rule["expr"])
-    assert threshold is not None
+    expression = r"expr: min\(billing_report_deadline_timestamp_seconds\) - time\(\) < (\d+)\n"
+    (threshold,) = re.findall(expression, ALERTS)
     counted = metrics.Worker()
 
     async def left_seconds() -> float:
@@ -265,7 +267,7 @@ async def test_usage_that_will_miss_its_invoice_is_alerted_before(world: World, 
         while not await count(world, tables.usage_reports, tables.usage_reports.c.state != "sealed"):
             left = await left_seconds()
             assert left > -2 * 3600
-            if left < int(threshold[1]) and alerted is None:
+            if left < int(threshold) and alerted is None:
                 alerted = left
             await advance_to(world, world.billing.clock.now().timestamp() + 300)
             await world.apply_all()

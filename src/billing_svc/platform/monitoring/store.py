@@ -25,6 +25,8 @@ UNION ALL
 SELECT 'duties', count(*), min(created_at), 0 FROM subscription_duties
 """)
 
+_EARLIEST_PERIOD_END = sa.text("SELECT min(period_end) FROM usage_reports WHERE state = 'sealed'")
+
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
@@ -55,10 +57,8 @@ async def last_reconciliation(connection: AsyncConnection) -> tuple[int, datetim
 
 async def earliest_period_end(connection: AsyncConnection) -> datetime | None:
     """Return when the earliest billing period ends, or ended, that has usage which is not sent; None without any."""
-    reports = tables.usage_reports.c
-    # A literal, as above.
-    query = sa.select(sa.func.min(reports.period_end)).where(sa.text("state = 'sealed'"))
-    return (await connection.execute(query)).scalar_one()
+    found: datetime | None = (await connection.execute(_EARLIEST_PERIOD_END)).scalar_one()
+    return found
 
 
 async def paid_invoices(connection: AsyncConnection, since: datetime) -> int:
