@@ -14,6 +14,9 @@ class ApiError(Exception):
     type = "invalid_request_error"
     remembered = True
 
+    undone = True
+    """Whether the request has no effect; a failed attempt to pay has."""
+
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
@@ -77,6 +80,34 @@ class CardDeclined(ApiError):
 
     def __init__(self) -> None:
         super().__init__("Your card was declined.", code="card_declined")
+
+
+class ActionRequired(CardDeclined):
+    """The customer's bank wants an authentication, for which the customer must be present."""
+
+    def __init__(self, subject: str) -> None:
+        ApiError.__init__(
+            self,
+            "Your card was declined. This transaction requires authentication.",
+            code=f"{subject}_payment_intent_requires_action",
+        )
+
+
+class DeclinedAttempt(CardDeclined):
+    """The card is declined, and the attempt counts."""
+
+    undone = False
+
+
+class NoCard(Refused):
+    """There is no card to charge."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This customer has no attached payment source or default payment method. Please consider adding a default"
+            " payment method.",
+            code="resource_missing",
+        )
 
 
 class TooMany(ApiError):

@@ -66,10 +66,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_ALREADY_SUBSCRIBED: _ErrorReason.ValueType  # 17
     """FAILED_PRECONDITION. The account has a plan subscription that has not ended; use ChangePlan or CancelSubscription.
-    Metadata: plan, status.
+    Metadata: plan, status; if it is unpaid, also what is owed (amount_due in major units, currency, invoice_id) and the
+    page where it is paid (invoice_url).
     """
     ERROR_REASON_NOT_SUBSCRIBED: _ErrorReason.ValueType  # 18
-    """FAILED_PRECONDITION. The account has no plan subscription that could be changed. Metadata: account_id."""
+    """FAILED_PRECONDITION. The account has no plan subscription that could be changed. Metadata: account_id; if it has an
+    unpaid, incomplete or paused one: status, and what is owed as in ALREADY_SUBSCRIBED.
+    """
     ERROR_REASON_NO_STRIPE_CUSTOMER: _ErrorReason.ValueType  # 19
     """FAILED_PRECONDITION. The account has no customer at Stripe; CreateCheckout creates it. Metadata: account_id."""
     ERROR_REASON_PLAN_NOT_SOLD: _ErrorReason.ValueType  # 20
@@ -89,7 +92,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PAYMENT_FAILED: _ErrorReason.ValueType  # 25
     """FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe returned it."""
     ERROR_REASON_NOT_CANCELING: _ErrorReason.ValueType  # 26
-    """FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id."""
+    """FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id;
+    if it is unpaid, incomplete or paused: status, and what is owed as in ALREADY_SUBSCRIBED.
+    """
     ERROR_REASON_GAUGE_NOT_CORRECTABLE: _ErrorReason.ValueType  # 27
     """FAILED_PRECONDITION. Gauges cannot be corrected; record the right level instead. Metadata: meter."""
     ERROR_REASON_CORRECTION_TOO_LARGE: _ErrorReason.ValueType  # 28
@@ -98,6 +103,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_LEVEL_BELOW_ZERO: _ErrorReason.ValueType  # 29
     """FAILED_PRECONDITION. The change would set a gauge's level below 0. Metadata: meter, level (units)."""
+    ERROR_REASON_PRICE_ARCHIVED: _ErrorReason.ValueType  # 52
+    """FAILED_PRECONDITION. The price belongs to the older catalog version that the account has, and is no longer sold.
+    ChangePlan with newest_catalog changes to the newest version's price and terms. Metadata: plan, price,
+    catalog_version, newest_catalog_version.
+    """
+    ERROR_REASON_ITEMS_MISSING: _ErrorReason.ValueType  # 53
+    """FAILED_PRECONDITION. The subscription at Stripe lacks metered items of its plan, so that overage could not be
+    charged; ChangePlan to the account's present plan adds them. Metadata: subscription_id, missing (event names).
+    """
     ERROR_REASON_EVENT_ID_REUSED: _ErrorReason.ValueType  # 30
     """ALREADY_EXISTS. The event_id or correction_id was used before with different content. Metadata: event_id. Do not
     repeat: the caller makes its ids in a wrong way.
@@ -140,6 +154,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STRIPE_REFUSED: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION. Stripe refused the request as invalid; repeating it does not help. Metadata: stripe_code,
     stripe_param.
+    """
+    ERROR_REASON_FOREIGN_SCHEDULE: _ErrorReason.ValueType  # 50
+    """FAILED_PRECONDITION. The subscription has a schedule at Stripe that this service did not make, for example one that
+    a salesperson made in the dashboard; the change would end it, with its later phases and discounts. Nothing was
+    changed. Repeat with release_foreign_schedule to end the schedule. Metadata: account_id, subscription_id,
+    schedule_id.
+    """
+    ERROR_REASON_STRIPE_OBJECT_UNREADABLE: _ErrorReason.ValueType  # 51
+    """FAILED_PRECONDITION. An object at Stripe has a field that this service cannot read, or a price of no catalog; an
+    operator must look at it. Metadata: object, field (empty if it is the whole object).
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -193,10 +217,13 @@ applied again. Metadata: event_id.
 """
 ERROR_REASON_ALREADY_SUBSCRIBED: ErrorReason.ValueType  # 17
 """FAILED_PRECONDITION. The account has a plan subscription that has not ended; use ChangePlan or CancelSubscription.
-Metadata: plan, status.
+Metadata: plan, status; if it is unpaid, also what is owed (amount_due in major units, currency, invoice_id) and the
+page where it is paid (invoice_url).
 """
 ERROR_REASON_NOT_SUBSCRIBED: ErrorReason.ValueType  # 18
-"""FAILED_PRECONDITION. The account has no plan subscription that could be changed. Metadata: account_id."""
+"""FAILED_PRECONDITION. The account has no plan subscription that could be changed. Metadata: account_id; if it has an
+unpaid, incomplete or paused one: status, and what is owed as in ALREADY_SUBSCRIBED.
+"""
 ERROR_REASON_NO_STRIPE_CUSTOMER: ErrorReason.ValueType  # 19
 """FAILED_PRECONDITION. The account has no customer at Stripe; CreateCheckout creates it. Metadata: account_id."""
 ERROR_REASON_PLAN_NOT_SOLD: ErrorReason.ValueType  # 20
@@ -216,7 +243,9 @@ ERROR_REASON_PAYMENT_METHOD_REQUIRED: ErrorReason.ValueType  # 24
 ERROR_REASON_PAYMENT_FAILED: ErrorReason.ValueType  # 25
 """FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe returned it."""
 ERROR_REASON_NOT_CANCELING: ErrorReason.ValueType  # 26
-"""FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id."""
+"""FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id;
+if it is unpaid, incomplete or paused: status, and what is owed as in ALREADY_SUBSCRIBED.
+"""
 ERROR_REASON_GAUGE_NOT_CORRECTABLE: ErrorReason.ValueType  # 27
 """FAILED_PRECONDITION. Gauges cannot be corrected; record the right level instead. Metadata: meter."""
 ERROR_REASON_CORRECTION_TOO_LARGE: ErrorReason.ValueType  # 28
@@ -225,6 +254,15 @@ ERROR_REASON_CORRECTION_TOO_LARGE: ErrorReason.ValueType  # 28
 """
 ERROR_REASON_LEVEL_BELOW_ZERO: ErrorReason.ValueType  # 29
 """FAILED_PRECONDITION. The change would set a gauge's level below 0. Metadata: meter, level (units)."""
+ERROR_REASON_PRICE_ARCHIVED: ErrorReason.ValueType  # 52
+"""FAILED_PRECONDITION. The price belongs to the older catalog version that the account has, and is no longer sold.
+ChangePlan with newest_catalog changes to the newest version's price and terms. Metadata: plan, price,
+catalog_version, newest_catalog_version.
+"""
+ERROR_REASON_ITEMS_MISSING: ErrorReason.ValueType  # 53
+"""FAILED_PRECONDITION. The subscription at Stripe lacks metered items of its plan, so that overage could not be
+charged; ChangePlan to the account's present plan adds them. Metadata: subscription_id, missing (event names).
+"""
 ERROR_REASON_EVENT_ID_REUSED: ErrorReason.ValueType  # 30
 """ALREADY_EXISTS. The event_id or correction_id was used before with different content. Metadata: event_id. Do not
 repeat: the caller makes its ids in a wrong way.
@@ -267,5 +305,15 @@ ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 39
 ERROR_REASON_STRIPE_REFUSED: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION. Stripe refused the request as invalid; repeating it does not help. Metadata: stripe_code,
 stripe_param.
+"""
+ERROR_REASON_FOREIGN_SCHEDULE: ErrorReason.ValueType  # 50
+"""FAILED_PRECONDITION. The subscription has a schedule at Stripe that this service did not make, for example one that
+a salesperson made in the dashboard; the change would end it, with its later phases and discounts. Nothing was
+changed. Repeat with release_foreign_schedule to end the schedule. Metadata: account_id, subscription_id,
+schedule_id.
+"""
+ERROR_REASON_STRIPE_OBJECT_UNREADABLE: ErrorReason.ValueType  # 51
+"""FAILED_PRECONDITION. An object at Stripe has a field that this service cannot read, or a price of no catalog; an
+operator must look at it. Metadata: object, field (empty if it is the whole object).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -134,6 +134,20 @@ class PlanNotApplied(BillingError):
     reason = "PLAN_NOT_APPLIED"
 
 
+class PriceArchived(BillingError):
+    """The price belongs to an older catalog version, and is no longer sold."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "PRICE_ARCHIVED"
+
+
+class ItemsMissing(BillingError):
+    """The subscription at Stripe lacks metered items of its plan, so that usage could not be charged."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "ITEMS_MISSING"
+
+
 class NotSubscribed(BillingError):
     """The account has no plan subscription that could be changed."""
 
@@ -319,3 +333,17 @@ class PaymentFailed(StripeRefused):
     """The payment that the change needs was refused; nothing changed."""
 
     reason = "PAYMENT_FAILED"
+
+
+class StripeObjectUnreadable(BillingError, ValueError):
+    """An object at Stripe has a field that cannot be read, or a price of no catalog; a person has to look at it."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "STRIPE_OBJECT_UNREADABLE"
+
+
+class ForeignSchedule(BillingError):
+    """The subscription has a schedule at Stripe that this service did not make, and the request does not release it."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "FOREIGN_SCHEDULE"

@@ -25,6 +25,27 @@ MINOR_UNITS_MAX = 99_999_999
 UNIT_PRICE_PLACES_MAX = 12
 
 
+# The decimal places with which Stripe writes amounts, of all currencies that do not have two.
+_WRITTEN_PLACES = {
+    **dict.fromkeys(
+        (
+            *("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga"),
+            *("pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"),
+        ),
+        0,
+    ),
+    **dict.fromkeys(("bhd", "jod", "kwd", "omr", "tnd"), 3),
+}
+
+
+def written_places(currency: str) -> int:
+    """Return the decimal places with which Stripe writes amounts of any currency, also of one that we do not sell in.
+
+    ISK and UGX have no minor unit, but are written with two places.
+    """
+    return _WRITTEN_PLACES.get(currency, 2)
+
+
 def in_minor_units(amount: Decimal, currency: str) -> Decimal:
     """Return an amount of major units in minor units, exact, so possibly with a fraction."""
     return EXACT.scaleb(amount, EXPONENTS[currency])
@@ -40,7 +61,12 @@ def whole_minor_units(amount: Decimal, currency: str) -> int:
 
 def major_units(minor_units: int, currency: str) -> Decimal:
     """Return minor units in major units, with the currency's decimal places: 150 cents are 1.50."""
-    return EXACT.scaleb(Decimal(minor_units), -EXPONENTS[currency])
+    return EXACT.scaleb(Decimal(minor_units), -written_places(currency))
+
+
+def in_major_units(minor_units: Decimal, currency: str) -> Decimal:
+    """Return minor units, which may have a fraction, in major units, exact."""
+    return EXACT.scaleb(minor_units, -EXPONENTS[currency])
 
 
 def decimal_places(number: Decimal) -> int:

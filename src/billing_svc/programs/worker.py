@@ -15,6 +15,7 @@ from billing_svc.metering.gauges import open_periods
 from billing_svc.metering.reservations import hold_units
 from billing_svc.platform import clock, errors, processes
 from billing_svc.platform.database import engine, transactions
+from billing_svc.platform.findings import store as findings_store
 from billing_svc.platform.monitoring import http_port, metrics, readiness
 from billing_svc.platform.monitoring import store as monitoring_store
 from billing_svc.platform.settings import Settings
@@ -123,6 +124,8 @@ async def read_backlogs(database: transactions.Transactions, now: clock.Clock, c
     for backlog in await database.read(monitoring_store.backlogs):
         lag_seconds = backlog.lag_seconds(now.now())
         counted.backlog(backlog.queue, waiting=backlog.waiting, failed=backlog.failed, lag_seconds=lag_seconds)
+    for kind, number in (await database.read(findings_store.count_open)).items():
+        counted.found(kind, number)
     ends = await database.read(monitoring_store.earliest_period_end)
     counted.report_deadline(math.inf if ends is None else billability.sent_until(ends).timestamp())
     reconciled = await database.read(monitoring_store.last_reconciliation)

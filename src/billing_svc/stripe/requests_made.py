@@ -18,6 +18,7 @@ _WORDS = frozenset(
     {
         "v1",
         "v2",
+        "add_lines",
         "billing",
         "billing_portal",
         "checkout",
@@ -39,6 +40,7 @@ _WORDS = frozenset(
         "reactivate",
         "release",
         "sessions",
+        "subscription_items",
         "subscription_schedules",
         "subscriptions",
     }

@@ -4,8 +4,8 @@ Which reports are charged like this: `billability.py` decides it before a report
 subscription has ended.
 
 The steps: (1) the amount is stored, under the account's lease, and never changes; (2) the invoice item is created; (3)
-if no subscription will invoice it, an invoice is created that takes the customer's pending items. (2) and (3) are
-stored intents, so a repeat has no second effect.
+if no subscription will invoice it, `late_invoices.py` puts it on an invoice of its own. (2) and (3) are stored intents,
+so a repeat has no second effect.
 """
 
 from datetime import datetime, timedelta
@@ -20,7 +20,7 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import client, intents, leases, subscription_records
-from billing_svc.usage_export import rules, states, store
+from billing_svc.usage_export import late_invoices, rules, shared_meters, states, store
 
 _log = structlog.get_logger(__name__)
 
@@ -28,8 +28,6 @@ _log = structlog.get_logger(__name__)
 TRY_AGAIN = timedelta(minutes=1)
 # Stripe refused the call: a person has to change something, perhaps at Stripe.
 TRY_REFUSED_AGAIN = timedelta(hours=1)
-# The most that our clock and Stripe's clock may differ.
-CLOCKS_APART_MAX = timedelta(minutes=10)
 
 _ORIGIN = audit_store.Origin("service")
 
@@ -49,6 +47,7 @@ class LateUsage:
         self._stripe = stripe
         self._clock = now
         self._requests = intents.Requests(database, stripe, now)
+        self._invoices = late_invoices.LateInvoices(database, stripe, self._requests)
 
     async def charge(self, account_id: str, lease: leases.Lease) -> int:
         """Charge the account's late reports that are due, and return how many changed their state. Raises Overtaken."""
@@ -82,7 +81,7 @@ class LateUsage:
         return 0
 
     async def _itemise(self, lease: leases.Lease, report: rules.UsageReport) -> int:
-        amount, currency, unit = await self._priced(lease, report)
+        amount, currency, unit, billed_with = await self._priced(lease, report)
         if amount == 0:
             # The amount is too small to charge, or rounding has charged it with earlier units.
             return await self._invoiced(lease, report, amount, None)
@@ -98,29 +97,37 @@ class LateUsage:
             "description": f"{unit}: {report.units} beyond included, reported late",
             "period": period,
             "metadata": {"account_id": report.account_id, "usage_report": report.report_id},
+            **({} if billed_with is None else {"subscription": billed_with}),
         }
 
         async def look_up(since: datetime) -> client.Data | None:
-            made = await self._stripe.invoice_items_of(report.customer_id, since - CLOCKS_APART_MAX)
-            return _of_report(made, report)
+            made = await self._stripe.invoice_items_of(report.customer_id, since - late_invoices.CLOCKS_APART_MAX)
+            return late_invoices.of_report(made, report)
 
         intent = intents.Intent(report.account_id, f"usage-item:{report.report_id}", "invoiceitems.create", params)
         item = await self._requests.perform(intent, look_up)
         return await self._invoiced(lease, report, amount, str(item["id"]))
 
-    async def _priced(self, lease: leases.Lease, report: rules.UsageReport) -> tuple[int, str, str]:
-        """Return the amount (computed once and then stored), its currency, and the name of the unit."""
+    async def _priced(self, lease: leases.Lease, report: rules.UsageReport) -> tuple[int, str, str, str | None]:
+        """Return the amount (computed once and then stored), its currency, the unit's name, and the subscription.
 
-        async def fix(conn: AsyncConnection) -> tuple[int, str, str]:
+        The subscription is that whose next invoice takes the item; None: that of any.
+        """
+
+        async def fix(conn: AsyncConnection) -> tuple[int, str, str, str | None]:
             await self._hold(conn, lease)
             catalog = await self._catalogs.get(conn, report.catalog_version)
             unit = catalog.meters[report.meter].display_name or report.meter
+            held = await subscription_records.of_account(conn, report.account_id)
+            billers = await shared_meters.billers(
+                conn, self._catalogs, held, report.customer_id, report.stripe_event_name
+            )
+            billed_with = billers[0].subscription_id if len(billers) > 1 else None
             if report.amount is not None:
-                return report.amount, catalog.currency, unit
+                return report.amount, catalog.currency, unit, billed_with
             price = pricing_rules.metered_price(catalog, report.plan, report.meter)
             if price is None:  # cannot happen: accrual found this price before
                 raise LookupError(f"plan {report.plan} of version {report.catalog_version} has no price for its usage")
-            held = await subscription_records.of_account(conn, report.account_id)
             bills = next((record for record in held if record.subscription_id == report.subscription_id), None)
             so_far = await store.charged(conn, report)
             amount = pricing_rules.late_amount(
@@ -130,10 +137,10 @@ class LateUsage:
                 so_far.by_items,
                 report.units,
             )
-            if bills is not None and bills.was_trial(report.reported_for):
+            if bills is not None and bills.was_trial(bills.billed_at(report.reported_for, report.period_start)):
                 amount = 0  # usage in a trial is free, as it is on the meter
             await store.write(conn, report, states.Change({"amount": amount}))
-            return amount, catalog.currency, unit
+            return amount, catalog.currency, unit, billed_with
 
         return await self._database.run(fix)
 
@@ -157,37 +164,14 @@ class LateUsage:
         return 1
 
     async def _invoice(self, lease: leases.Lease, first: rules.UsageReport) -> int:
-        """Create an invoice of all items that wait for it. Stripe finalises and charges it like any other invoice."""
-        params = {
-            "customer": first.customer_id,
-            "auto_advance": True,
-            "collection_method": "charge_automatically",
-            "pending_invoice_items_behavior": "include",
-            "description": "Usage reported late",
-            "metadata": {"account_id": first.account_id, "usage_report": first.report_id},
-        }
-
-        async def look_up(since: datetime) -> client.Data | None:
-            made = await self._stripe.every_invoice(first.customer_id, since - CLOCKS_APART_MAX)
-            return _of_report(made, first)
-
-        intent = intents.Intent(first.account_id, f"usage-invoice:{first.report_id}", "invoices.create", params)
-        refused: errors.StripeRefused | None = None
-        try:
-            await self._requests.perform(intent, look_up)
-        except errors.StripeRefused as error:
-            refused = error  # no item is pending any more: another invoice has taken them
-        moved = 0
-        for report in await self._due(first.account_id, states.ReportState.ITEMISED):
-            if report.customer_id != first.customer_id or report.invoice_item_id is None:
-                continue
-            item = await self._stripe.invoice_item(report.invoice_item_id)
-            if item.get("invoice"):
-                await self._write(lease, report, states.invoiced_alone(self._clock.now()))
-                moved += 1
-            elif report.report_id == first.report_id:
-                raise refused or errors.StripeUnavailable("the invoice does not show its items yet")
-        return moved
+        """Put all items that wait for it, of the first report's customer, on an invoice."""
+        waiting = await self._due(first.account_id, states.ReportState.ITEMISED)
+        invoiced = await self._invoices.invoice(
+            first, [report for report in waiting if report.customer_id == first.customer_id]
+        )
+        for report in invoiced:
+            await self._write(lease, report, states.invoiced_alone(self._clock.now()))
+        return len(invoiced)
 
     async def _write(self, lease: leases.Lease, report: rules.UsageReport, change: states.Change) -> None:
         async def write(conn: AsyncConnection) -> None:
@@ -199,9 +183,3 @@ class LateUsage:
     async def _hold(self, conn: AsyncConnection, lease: leases.Lease) -> None:
         if not await leases.renew(conn, lease, self._clock.now()):
             raise leases.Overtaken
-
-
-def _of_report(objects: list[client.Data], report: rules.UsageReport) -> client.Data | None:
-    return next(
-        (data for data in objects if (data.get("metadata") or {}).get("usage_report") == report.report_id), None
-    )

@@ -21,7 +21,15 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock, errors, money
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, leases
-from billing_svc.usage_export import billability, late_charges, rules, states, store, stripe_lookups
+from billing_svc.usage_export import (
+    billability,
+    late_charges,
+    rules,
+    shared_meters,
+    states,
+    store,
+    stripe_lookups,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -61,6 +69,7 @@ class Sender:
         now: clock.Clock,
     ) -> None:
         self._database = database
+        self._catalogs = catalogs
         self._stripe = stripe
         self._clock = now
         self._asking = stripe_lookups.StripeLookups(database, catalogs, stripe, now)
@@ -144,9 +153,9 @@ class Sender:
         found = billability.next_step(report, held, now)
         if found.step is billability.Step.ASK:
             try:
-                found = await self._asking.period(report)
-            except errors.StripeUnavailable as error:
-                return await self._try_later(lease, report, error.message)
+                found = await self._asking.period(report, held)
+            except (errors.StripeUnavailable, errors.StripeObjectUnreadable) as error:
+                return await self._try_later(lease, report, error)
             if found.step is billability.Step.CHARGE_LATE and report.first_attempt_at is not None:
                 found = billability.unknown(report, now)
         match found.step:
@@ -186,7 +195,7 @@ class Sender:
             _log.info("report_outcome_unknown", account=begun.account_id, report=begun.report_id, error=error.message)
             await self._write(lease, begun, states.Change({"error": error.message}))
             return SendOutcome.UNKNOWN
-        await self._write(lease, begun, states.sent(self._clock.now()))
+        await self._write_sent(lease, begun)
         return SendOutcome.DONE
 
     async def _refused(
@@ -213,12 +222,12 @@ class Sender:
         """
         try:
             total = await self._asking.meter_total(report, report.minute, report.minute + timedelta(minutes=1))
-        except errors.StripeUnavailable as error:
-            return await self._try_later(lease, report, error.message)
+        except (errors.StripeUnavailable, errors.StripeObjectUnreadable) as error:
+            return await self._try_later(lease, report, error)
         others = await self._database.read(lambda conn: store.sent_in_minute(conn, report))
         now = self._clock.now()
         if total == others + report.units:
-            await self._write(lease, report, states.sent(now))
+            await self._write_sent(lease, report)
         elif total != others:
             why = f"its meter has {total} units in that minute; {others} or {others + report.units} were expected"
             _log.error("report_failed", account=report.account_id, report=report.report_id, error=why)
@@ -230,15 +239,28 @@ class Sender:
             return await self._advance(lease, await self._read(report))
         return SendOutcome.DONE
 
-    async def _try_later(self, lease: leases.Lease, report: rules.UsageReport, why: str) -> SendOutcome:
+    async def _try_later(
+        self, lease: leases.Lease, report: rules.UsageReport, error: errors.BillingError
+    ) -> SendOutcome:
         now = self._clock.now()
         until = rules.retry_at(max(report.attempts, 1), now, random.random())  # noqa: S311 - a pause is no secret
-        await self._write(lease, report, states.Change({"next_attempt_at": until, "error": why}))
-        return SendOutcome.UNKNOWN
+        await self._write(lease, report, states.Change({"next_attempt_at": until, "error": error.message}))
+        # An object that cannot be read holds up its own reports alone.
+        return SendOutcome.UNKNOWN if isinstance(error, errors.StripeUnavailable) else SendOutcome.HELD
 
     async def _postpone(self, lease: leases.Lease, report: rules.UsageReport, until: datetime) -> None:
         if until > report.next_attempt_at:
             await self._write(lease, report, states.Change({"next_attempt_at": until}))
+
+    async def _write_sent(self, lease: leases.Lease, report: rules.UsageReport) -> None:
+        """Note that a report is at Stripe; several items may have begun to bill its meter during the call."""
+        now = self._clock.now()
+
+        async def write(conn: AsyncConnection) -> None:
+            await store.write(conn, report, states.sent(now))
+            await shared_meters.note(conn, self._catalogs, report.account_id, {}, now)
+
+        await self._fenced(lease, write)
 
     async def _write(self, lease: leases.Lease, report: rules.UsageReport, change: states.Change) -> None:
         await self._fenced(lease, lambda conn: store.write(conn, report, change))

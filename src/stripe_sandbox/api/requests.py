@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stripe_sandbox import errors, settings, state
 from stripe_sandbox.api import context, forms, rules, validation
-from stripe_sandbox.control import connections, faults
+from stripe_sandbox.control import connections, faults, limits
 from stripe_sandbox.delivery import delivery
 from stripe_sandbox.time import clock
 
@@ -101,6 +101,7 @@ class Sandbox:
         default_factory=lambda: collections.deque(maxlen=LOG_ENTRIES_MAX)
     )
     keys_in_use: set[str] = dataclasses.field(default_factory=set)
+    rate_limits: limits.Limits = dataclasses.field(default_factory=limits.Limits)
 
     def context(self, work: state.Work, request_id: str | None = None, key: str | None = None) -> context.Context:
         """Return the context of a handler."""
@@ -124,6 +125,7 @@ def endpoint(sandbox: Sandbox, route: Route) -> Callable[[Request], Awaitable[Re
             authenticate(request.headers)
             params = await _params(request, entry)
             _refuse(struck)
+            sandbox.rate_limits.check(f"{route.method} {route.path}", sandbox.clock.wall())
             reply = await _answer_once(sandbox, _Call(route, request.path_params, params, request_id, key, struck.rule))
         except errors.ApiError as error:
             reply = Reply(error.status, error.body(), headers=_advice(struck))
@@ -285,12 +287,14 @@ def _execute(scope: context.Context, call: _Call) -> Reply:
     """
     broken = call.fault is not None and call.fault.kind == "broken"
     told = Reply(errors.Broken.status, errors.Broken("The sandbox was told to fail.").body())
+    if call.fault is not None and call.fault.kind == "meter_lag":
+        scope = dataclasses.replace(scope, fault_seconds=call.fault.seconds or 0.0)
     if broken and call.fault and not call.fault.does_it:
         call.route.check(call.params)
         return told
     try:
         with scope.work.attempt():
-            reply = Reply(200, call.route.handler(scope, call.route.check(call.params), **call.path_ids))
+            reply = _handled(scope, call)
             return told if broken else reply
     except errors.ApiError as error:
         if not error.remembered:
@@ -300,6 +304,16 @@ def _execute(scope: context.Context, call: _Call) -> Reply:
         # A defect of the sandbox: the caller gets Stripe's 500, the log gets the traceback.
         _log.exception("%s %s", call.route.method, call.route.path)
         return Reply(errors.Broken.status, errors.Broken("The sandbox failed; its log says why.").body())
+
+
+def _handled(scope: context.Context, call: _Call) -> Reply:
+    """Return the handler's reply. Raises the errors after which the changes are undone."""
+    try:
+        return Reply(200, call.route.handler(scope, call.route.check(call.params), **call.path_ids))
+    except errors.ApiError as error:
+        if error.undone:
+            raise
+        return Reply(error.status, error.body())
 
 
 def shown_log(sandbox: Sandbox, method: str = "", path: str = "") -> list[dict[str, Any]]:

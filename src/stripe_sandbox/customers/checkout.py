@@ -20,6 +20,11 @@ def create(context: Context, params: forms.Params) -> Json:
     _check_alone(context, params)
     if "customer" in params:
         customers.existing(context, params["customer"], param="customer")
+    return context.show(opened(context, params), params)
+
+
+def opened(context: Context, params: forms.Params, payment_link: str | None = None) -> Json:
+    """Store a session for checked parameters; a payment link's session may have no success URL."""
     lines = _lines(context, params["line_items"])
     session_id = state.new_id("cs_test")
     data = params.get("subscription_data", {})
@@ -52,7 +57,7 @@ def create(context: Context, params: forms.Params) -> Json:
         "metadata": rules.merged_metadata({}, params.get("metadata")),
         "mode": "subscription",
         "payment_intent": None,
-        "payment_link": None,
+        "payment_link": payment_link,
         "payment_method_collection": params.get("payment_method_collection", "always"),
         "payment_method_types": ["card"],
         "payment_status": "unpaid",
@@ -68,7 +73,12 @@ def create(context: Context, params: forms.Params) -> Json:
         # The parameters of the future subscription. Stripe has no such field, so answers leave it out.
         "subscription_data": data,
     }
-    return context.show(context.work.insert("checkout.session", session), params)
+    return context.work.insert("checkout.session", session)
+
+
+def line_items(context: Context, given: list[forms.Params]) -> list[Json]:
+    """Return line items in the API's form; raises as `create` does."""
+    return [_line_item(context, line) for line in _lines(context, given)]
 
 
 def _lines(context: Context, given: list[forms.Params]) -> list[subscription_items.Line]:
@@ -79,6 +89,8 @@ def _lines(context: Context, given: list[forms.Params]) -> list[subscription_ite
         if line.quantity is not None and "quantity" not in each:
             param = f"line_items[{index}][quantity]"
             raise errors.Refused(f"Missing required param: {param}.", param=param, code="parameter_missing")
+        if line.quantity == 0:
+            raise errors.InvalidParameter("Quantity must be at least 1.", param=f"line_items[{index}][quantity]")
         lines.append(line)
     _check_together(lines)
     return lines
@@ -215,15 +227,15 @@ def expire(context: Context, params: forms.Params, session_id: str) -> Json:
 def pay(context: Context, session_id: str, card: str = payment_methods.WORKS) -> Json:
     """Pay an open session and return it; a session that is not open is returned unchanged, so a repeat is harmless.
 
-    The card becomes the customer's. Raises CardDeclined; the caller's transaction must then be rolled back.
+    The card becomes the subscription's, and is attached to the customer, whose default does not change. Raises
+    CardDeclined; the caller's transaction must then be rolled back.
     """
     session = current(context, session_id)
     if session["status"] != "open":
         return session
     customer = _customer(context, session)
     needs_card = session["payment_method_collection"] == "always" or session["amount_total"]
-    if needs_card and (payment_methods.can_charge(context, customer["id"]) or card != payment_methods.WORKS):
-        payment_methods.attach(context, customer["id"], card)
+    chosen = _card(context, customer["id"], card) if needs_card else None
     lines = [
         subscription_items.Line(context.work.get("price", item["price"]), item["quantity"])
         for item in session["line_items"]["data"]
@@ -234,7 +246,9 @@ def pay(context: Context, session_id: str, card: str = payment_methods.WORKS) ->
         description=data.get("description"),
         trial_end=_trial_end(context, data),
         without_card=trials.without_card(data) or "create_invoice",
+        default_payment_method=chosen,
         payment_behavior="error_if_incomplete",
+        confirmed=True,
     )
     subscription = beginnings.begin(context, customer, lines, terms)
     invoice = context.work.find("invoice", subscription["latest_invoice"] or "")
@@ -242,7 +256,7 @@ def pay(context: Context, session_id: str, card: str = payment_methods.WORKS) ->
         "customer": customer["id"],
         "customer_details": {"email": customer["email"], "name": customer["name"], "phone": None, "tax_ids": []},
         "invoice": invoice["id"] if invoice else None,
-        "payment_status": "paid" if invoice and invoice["total"] else "no_payment_required",
+        "payment_status": _payment_status(invoice),
         "status": "complete",
         "subscription": subscription["id"],
         "url": None,
@@ -250,6 +264,21 @@ def pay(context: Context, session_id: str, card: str = payment_methods.WORKS) ->
     completed = context.update(session, changes, None)
     context.emit("checkout.session.completed", completed)
     return completed
+
+
+def _payment_status(invoice: Json | None) -> str:
+    """Return the payment status of a completed session; it is unpaid while a debit is on its way."""
+    if invoice is None or not invoice["total"]:
+        return "no_payment_required"
+    return "unpaid" if invoice["status"] == "open" else "paid"
+
+
+def _card(context: Context, customer_id: str, card: str) -> str:
+    """Return the card that pays: the customer's default card where the page offers it and it works, else a new card."""
+    on_file = payment_methods.default_of(context, customer_id)
+    if on_file and card == payment_methods.WORKS and not payment_methods.can_charge(context, customer_id):
+        return str(on_file["id"])
+    return str(payment_methods.attach(context, customer_id, card)["id"])
 
 
 def _customer(context: Context, session: Json) -> Json:

@@ -4,28 +4,34 @@ from stripe import params
 from stripe.params import billing as billing_params
 from stripe.params.v2 import core as core_params
 
+from stripe_sandbox import search
 from stripe_sandbox.api.requests import Route
 from stripe_sandbox.invoices import invoice_items, invoices, previews
 from stripe_sandbox.meters import meter_errors, meter_events
-from stripe_sandbox.subscriptions import renewals, schedules, subscriptions
+from stripe_sandbox.subscriptions import pause_requests, schedules, subscription_items, subscriptions
 
 PAGING = "limit starting_after ending_before"
 ENDING = "cancellation_details.comment cancellation_details.feedback"
 PERIODS = "proration_behavior payment_behavior cancel_at cancel_at_period_end off_session"
 CHANGEABLE = (
     f"metadata description default_payment_method {PERIODS} trial_end"
-    " trial_settings.end_behavior.missing_payment_method items.price items.quantity items.metadata"
+    " trial_settings.end_behavior.missing_payment_method items.price items.quantity items.metadata discounts"
 )
 CREATION = f"{CHANGEABLE} customer billing_cycle_anchor trial_period_days collection_method billing_mode.type currency"
-UPDATE = f"{CHANGEABLE} {ENDING} items.id items.deleted items.clear_usage billing_cycle_anchor.type proration_date"
+UPDATE = (
+    f"{CHANGEABLE} {ENDING} items.id items.deleted items.clear_usage billing_cycle_anchor.type proration_date"
+    " pause_collection"
+)
 DETAILS = (
     "items.id items.price items.quantity items.deleted items.clear_usage items.metadata proration_behavior"
     " proration_date billing_cycle_anchor.type cancel_at cancel_at_period_end cancel_now metadata trial_end"
 )
 PHASE = (
     "phases.items.price phases.items.quantity phases.start_date phases.end_date phases.duration phases.trial_end"
-    " phases.metadata phases.proration_behavior"
+    " phases.metadata phases.proration_behavior phases.discounts"
 )
+
+DRAFT = "metadata description default_payment_method"
 
 SUBSCRIPTIONS = "/v1/subscriptions"
 SUBSCRIPTION = SUBSCRIPTIONS + "/{subscription_id}"
@@ -45,6 +51,14 @@ ROUTES = (
         params.SubscriptionListParams,
         f"{PAGING} created customer status",
     ),
+    Route("GET", SUBSCRIPTIONS + "/search", search.subscriptions, params.SubscriptionSearchParams, "query limit page"),
+    Route(
+        "GET",
+        "/v1/subscription_items",
+        subscription_items.list_all,
+        params.SubscriptionItemListParams,
+        "subscription limit starting_after",
+    ),
     Route("GET", SUBSCRIPTION, subscriptions.retrieve, params.SubscriptionRetrieveParams),
     Route("POST", SUBSCRIPTION, subscriptions.update, params.SubscriptionUpdateParams, UPDATE),
     Route(
@@ -56,10 +70,17 @@ ROUTES = (
     ),
     Route(
         "POST",
+        SUBSCRIPTION + "/pause",
+        pause_requests.pause,
+        params.SubscriptionPauseParams,
+        "bill_for invoicing_behavior type",
+    ),
+    Route(
+        "POST",
         SUBSCRIPTION + "/resume",
-        renewals.resume,
+        pause_requests.resume,
         params.SubscriptionResumeParams,
-        "billing_cycle_anchor.type",
+        "billing_cycle_anchor.type payment_behavior proration_behavior",
     ),
     Route(
         "POST",
@@ -86,7 +107,8 @@ ROUTES = (
         INVOICES + "/create_preview",
         previews.create,
         params.InvoiceCreatePreviewParams,
-        "customer subscription preview_mode " + " ".join(f"subscription_details.{name}" for name in DETAILS.split()),
+        "customer subscription preview_mode discounts "
+        + " ".join(f"subscription_details.{name}" for name in DETAILS.split()),
     ),
     Route(
         "POST",
@@ -94,7 +116,7 @@ ROUTES = (
         invoices.create,
         params.InvoiceCreateParams,
         "customer subscription auto_advance collection_method currency description metadata"
-        " pending_invoice_items_behavior",
+        " pending_invoice_items_behavior default_payment_method from_invoice",
     ),
     Route(
         "GET",
@@ -104,7 +126,8 @@ ROUTES = (
         f"{PAGING} created customer subscription status collection_method",
     ),
     Route("GET", INVOICE, invoices.retrieve, params.InvoiceRetrieveParams),
-    Route("POST", INVOICE, invoices.update, params.InvoiceUpdateParams, "metadata description auto_advance"),
+    Route("POST", INVOICE, invoices.update, params.InvoiceUpdateParams, f"{DRAFT} auto_advance"),
+    Route("POST", INVOICE + "/add_lines", invoices.add_lines, params.InvoiceAddLinesParams, "lines.invoice_item"),
     Route("DELETE", INVOICE, invoices.delete, params.InvoiceDeleteParams),
     Route("GET", INVOICE + "/lines", invoices.list_lines, params.InvoiceLineItemListParams, "limit starting_after"),
     Route("POST", INVOICE + "/finalize", invoices.finalize, params.InvoiceFinalizeInvoiceParams, "auto_advance"),

@@ -4,12 +4,12 @@ from stripe import params
 from stripe.params import billing as billing_params
 from stripe.params import checkout as checkout_params
 
-from stripe_sandbox import catalog
+from stripe_sandbox import catalog, search
 from stripe_sandbox.api.requests import Route
 from stripe_sandbox.customers import checkout, customers
 from stripe_sandbox.delivery import events
 from stripe_sandbox.meters import meters
-from stripe_sandbox.routes import billing_routes, portal_routes
+from stripe_sandbox.routes import billing_routes, dashboard_routes, money_routes, portal_routes
 
 PAGING = "limit starting_after ending_before"
 CUSTOMER = "email name description phone metadata"
@@ -27,8 +27,11 @@ SESSIONS = "/v1/checkout/sessions"
 ROUTES = (
     *billing_routes.ROUTES,
     *portal_routes.ROUTES,
+    *dashboard_routes.ROUTES,
+    *money_routes.ROUTES,
     Route("POST", "/v1/customers", customers.create, params.CustomerCreateParams, CUSTOMER),
     Route("GET", "/v1/customers", customers.list_all, params.CustomerListParams, f"{PAGING} created email"),
+    Route("GET", "/v1/customers/search", search.customers, params.CustomerSearchParams, "query limit page"),
     Route("GET", "/v1/customers/{customer_id}", customers.retrieve, params.CustomerRetrieveParams),
     Route("POST", "/v1/customers/{customer_id}", customers.update, params.CustomerUpdateParams, CUSTOMER),
     Route("DELETE", "/v1/customers/{customer_id}", customers.delete, params.CustomerDeleteParams),

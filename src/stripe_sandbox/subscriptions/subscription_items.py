@@ -7,7 +7,7 @@ the event up to which usage was billed. Any other item has `_debits`: the amount
 import dataclasses
 
 from stripe_sandbox import errors, state
-from stripe_sandbox.api import forms, rules
+from stripe_sandbox.api import forms, rendering, rules
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.invoices import lines
 from stripe_sandbox.meters import usage
@@ -43,6 +43,13 @@ class Changed:
     whole: list[lines.Charge]
     anchor: int
     reset: bool
+
+
+def list_all(context: Context, params: forms.Params) -> Json:
+    """Answer GET /v1/subscription_items: the items of a subscription."""
+    subscription = context.work.get("subscription", params["subscription"], param="subscription")
+    url = f"/v1/subscription_items?subscription={subscription['id']}"
+    return rendering.render_inner(context.work, subscription, url, params)
 
 
 def metered(item: Json) -> bool:
@@ -140,6 +147,11 @@ def next_period(context: Context, item: Json, anchor: int) -> tuple[int, int]:
     return context.now, periods.current(anchor, _recurring(context, item), context.now)[1]
 
 
+def period_at(context: Context, item: Json, anchor: int) -> tuple[int, int]:
+    """Return the start and end of the item's period that contains the present, as the anchor gives it."""
+    return periods.current(anchor, _recurring(context, item), context.now)
+
+
 def _recurring(context: Context, item: Json) -> Json:
     recurring: Json = context.work.get("price", item["price"])["recurring"]
     return recurring
@@ -198,6 +210,6 @@ def checked_line(context: Context, given: forms.Params, param: str, old: Json | 
     if by_usage:
         return Line(price, None)
     quantity: int = given["quantity"] if "quantity" in given else (old or {}).get("quantity", 1)
-    if quantity < 1:
-        raise errors.InvalidParameter("Quantity must be at least 1.", param=f"{param}[quantity]")
+    if quantity < 0:
+        raise errors.InvalidParameter("Invalid non-negative integer.", param=f"{param}[quantity]")
     return Line(price, quantity)

@@ -5,12 +5,21 @@ from typing import Any
 from stripe_sandbox import errors
 from stripe_sandbox.api import forms, rules
 from stripe_sandbox.api.context import Context
-from stripe_sandbox.customers import customers
-from stripe_sandbox.invoices import charging, invoicing, lines, pending
+from stripe_sandbox.customers import customers, payment_methods
+from stripe_sandbox.invoices import charging, discounts, invoicing, lines, pending
 from stripe_sandbox.state import Json
-from stripe_sandbox.subscriptions import beginnings, endings, phases, prorations, subscription_items, trials
+from stripe_sandbox.subscriptions import (
+    beginnings,
+    endings,
+    pauses,
+    pending_updates,
+    phases,
+    prorations,
+    subscription_items,
+    trials,
+)
 
-FINAL_CHANGES = {"metadata", "cancellation_details", "expand"}
+FINAL_CHANGES = {"cancellation_details", "expand"}
 """The parameters that can be changed on a subscription that has ended."""
 
 
@@ -33,8 +42,11 @@ def created(context: Context, params: forms.Params) -> Json:
         without_card=trials.without_card(params) or "create_invoice",
         anchor=_anchor(context, params),
         prorates=params.get("proration_behavior") != "none",
-        default_payment_method=beginnings.check_card(context, customer["id"], params.get("default_payment_method")),
+        default_payment_method=payment_methods.check_owner(
+            context, customer["id"], params.get("default_payment_method")
+        ),
         payment_behavior=_payment_behavior(params),
+        discounts=params.get("discounts") or [],
     )
     subscription = beginnings.begin(context, customer, chosen, terms)
     if ending := endings.arranged(context, subscription, params):
@@ -82,9 +94,10 @@ def _anchor(context: Context, params: forms.Params) -> int | None:
 
 def _payment_behavior(params: forms.Params) -> str:
     behavior = str(params.get("payment_behavior", "allow_incomplete"))
-    if behavior == "pending_if_incomplete":
+    if behavior == pending_updates.BEHAVIOR and (other := params.keys() - pending_updates.SUPPORTED):
+        param = min(other)
         raise errors.InvalidParameter(
-            "The sandbox does not know pending_if_incomplete.", param="payment_behavior", code="sandbox_unsupported"
+            f"The parameter {param} cannot be used with payment_behavior={behavior}.", param=param
         )
     return behavior
 
@@ -118,8 +131,9 @@ def update(context: Context, params: forms.Params, subscription_id: str) -> Json
 
 def updated(context: Context, subscription: Json, params: forms.Params) -> Json:
     """Change a subscription; the cost of the change is on the next invoice, or is charged now."""
+    behavior = _payment_behavior(params)
     if subscription["status"] in endings.OVER and params.keys() - FINAL_CHANGES:
-        raise errors.Refused("A canceled subscription can only update its cancellation_details and metadata.")
+        raise errors.Refused("A canceled subscription can only update its cancellation_details.")
     if subscription["status"] == "incomplete" and params.keys() & {"items", "trial_end", "billing_cycle_anchor"}:
         raise errors.Refused("A subscription whose first invoice is not paid cannot change its items or periods.")
     changes = _plain_changes(context, subscription, params)
@@ -128,7 +142,8 @@ def updated(context: Context, subscription: Json, params: forms.Params) -> Json:
     resets = params.get("billing_cycle_anchor", {}).get("type") == "now"
     if "items" in params or resets:
         change = _change(context, subscription, params, resets=resets)
-        outcome = subscription_items.changed(context, subscription, params.get("items", []), change)
+        discounted = {**subscription, "discounts": changes.get("discounts", subscription["discounts"])}
+        outcome = subscription_items.changed(context, discounted, params.get("items", []), change)
         parts, whole = outcome.parts, outcome.whole
         changes |= {"billing_cycle_anchor": outcome.anchor, "items": _items(subscription, outcome.items)}
     if "trial_end" in params:
@@ -145,7 +160,7 @@ def updated(context: Context, subscription: Json, params: forms.Params) -> Json:
         pending.add(context, subscription["customer"], part)
     at_once = bool(whole) or params.get("proration_behavior") == "always_invoice"
     owed = _owed(context, subscription, whole) if at_once and (whole or parts) else []
-    return _applied(context, subscription, changes, owed, _payment_behavior(params))
+    return _applied(context, subscription, changes, owed, behavior)
 
 
 def _owed(context: Context, subscription: Json, whole: list[lines.Charge]) -> list[lines.Charge]:
@@ -165,24 +180,37 @@ def _applied(
     )
     invoice = invoicing.draft(context, customer, owed, about)
     changes = {**changes, "latest_invoice": invoice["id"]}
+    unpaid = charging.collectable(invoice) and invoice["amount_due"] > 0 and charging.refusal(context, invoice)
+    if payment_behavior == pending_updates.BEHAVIOR and unpaid:
+        pending_updates.hold(context, subscription, changes, invoice)
+        charging.finalise_and_collect_now(context, invoice)
+        return context.work.get("subscription", subscription["id"])
     changed = context.update(subscription, changes, "customer.subscription.updated")
+    if not charging.collectable(invoice):
+        return changed
     invoice = invoicing.finalise(context, invoice)
     if payment_behavior != "default_incomplete" or invoice["amount_due"] == 0:
         invoice = charging.collect(context, invoice)
-    if invoice["status"] == "open" and payment_behavior == "error_if_incomplete":
-        raise errors.CardDeclined
+    waits = charging.waits_for_customer(invoice)
+    if waits and payment_behavior == "error_if_incomplete":
+        raise charging.refusal(context, invoice) or errors.CardDeclined()
     changed = context.work.get("subscription", changed["id"])
-    if invoice["status"] == "open" and changed["status"] == "active":
+    if waits and changed["status"] == "active":
         changed = context.update(changed, {"status": "past_due"}, "customer.subscription.updated")
     return changed
 
 
 def _plain_changes(context: Context, subscription: Json, params: forms.Params) -> Json:
-    changes: Json = {"metadata": rules.merged_metadata(subscription["metadata"], params.get("metadata"))}
+    changes: Json = {
+        "metadata": rules.merged_metadata(subscription["metadata"], params.get("metadata")),
+        **pauses.collection(context, params),
+    }
     if "description" in params:
         changes["description"] = params["description"] or None
+    if params.get("discounts") or params.get("discounts") == "":
+        changes["discounts"] = discounts.chosen(context, subscription, params["discounts"])
     if "default_payment_method" in params:
-        changes["default_payment_method"] = beginnings.check_card(
+        changes["default_payment_method"] = payment_methods.check_owner(
             context, subscription["customer"], params["default_payment_method"]
         )
     if behavior := trials.without_card(params):
@@ -245,5 +273,5 @@ def canceled(context: Context, subscription: Json, details: Json, *, invoice_now
     about = invoicing.Terms(reason="subscription_update", period=(since, context.now), subscription=subscription)
     invoice = invoicing.draft(context, customer, owed, about)
     endings.end(context, {**subscription, "latest_invoice": invoice["id"]}, details)
-    charging.finalise_and_collect(context, invoice)
+    charging.finalise_and_collect_now(context, invoice)
     return context.work.get("subscription", subscription["id"])

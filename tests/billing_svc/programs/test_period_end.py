@@ -235,9 +235,9 @@ async def test_periods_that_end_together(world: World, webhook_port: int, clock_
         )
         + "\n"
     )
-    # Some calls reach this process's event loop late, and then together.
+    # Calls reach this process's event loop up to half a second late, and then together.
     assert busiest(door.by_workers, 1) <= STRIPE_CALLS_PER_SECOND
-    assert busiest(door.by_workers, 4) <= 4 * CALLS_PER_SECOND + 5
+    assert busiest(door.by_workers, 4) <= 4 * CALLS_PER_SECOND + 10
     assert not door.refused
     assert max(took) < CHECKOUT_SECONDS_MAX
     assert to_the_plan < PLAN_SECONDS_MAX

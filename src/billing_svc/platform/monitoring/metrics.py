@@ -193,6 +193,10 @@ class Worker:
             registry=self.registry,
         )
 
+        self._findings = prometheus_client.Gauge(
+            "billing_findings", "Open findings, which need a person.", ["kind"], registry=self.registry
+        )
+
     def failed(self, loop: str) -> None:
         """Count a step that failed."""
         self._failures.labels(loop).inc()
@@ -214,6 +218,10 @@ class Worker:
     def paid_invoices(self, number: int) -> None:
         """Show how many invoices were paid."""
         self._paid_invoices.set(number)
+
+    def found(self, kind: str, number: int) -> None:
+        """Show the open findings of a kind."""
+        self._findings.labels(kind).set(number)
 
     def reconciled(self, drift: int, at_timestamp: float) -> None:
         """Show what the last reconciliation found."""

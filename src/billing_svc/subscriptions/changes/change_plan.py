@@ -17,11 +17,13 @@ from billing_svc.catalog import parts, versions
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.findings import store as findings_store
 from billing_svc.platform.request_ids import store as request_ids
-from billing_svc.stripe import client, intents, parse, prices
+from billing_svc.stripe import client, intents, parse, prices, sold_items, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.changes import costs, rules, stripe_change
 from billing_svc.subscriptions.invoices import rules as invoices_rules
+from billing_svc.subscriptions.invoices import way_out
 from billing_svc.subscriptions.records import refresh_subscription
 
 
@@ -35,8 +37,8 @@ class PlanChanges:
     async def preview(self, order: rules.ChangeOrder) -> costs.ChangeOutcome:
         """Return what a change would cost, without changing anything.
 
-        Raises NotSubscribed, PlanNotFound, PlanNotSold, PriceNotFound, PlanNotApplied, PlanUnchanged, InvalidRequest,
-        StripeUnavailable and StripeRefused.
+        Raises NotSubscribed, PlanNotFound, PlanNotSold, PriceNotFound, PriceArchived, PlanNotApplied, PlanUnchanged,
+        InvalidRequest, ForeignSchedule, StripeUnavailable, StripeRefused and StripeObjectUnreadable.
         """
         now = self._carrier.clock.now()
         target = await self._carrier.database.read(lambda conn: self._choose(conn, order, now))
@@ -49,16 +51,23 @@ class PlanChanges:
         """
         asked = request_ids.CallerRequest(order.account_id, order.request_id, "change_plan", order.content)
         now = self._carrier.clock.now()
-        known = await self._carrier.database.run(lambda conn: self._begin(conn, order, asked, origin, now))
+        known, fetched = await self._carrier.database.read(lambda conn: request_ids.find(conn, asked)), None
+        if known is None:
+            # A change that is refused because of the subscription's schedule is not stored, so that it can be repeated.
+            fetched = await self._fetch(
+                order, await self._carrier.database.read(lambda conn: self._choose(conn, order, now))
+            )
+            known = await self._carrier.database.run(lambda conn: self._begin(conn, order, asked, origin, now))
         if known.is_closed and known.answer is not None:
             return costs.from_kept(known.answer)
         target = _from_kept(known.target)
-        fetched = await self._fetch(order, target)
+        if fetched is None or fetched.subscription_id != target.subscription_id:
+            fetched = await self._fetch(order, target)
         if order.at_period_end:
             answer = known.answer or await self._keep_cost(order, asked, target, fetched)
-            await self._schedule(order, target, fetched)
+            await self._schedule(order, target, fetched, origin)
         else:
-            answer = await self._change_now(order, asked, target, fetched, known.answer)
+            answer = await self._change_now(order, asked, target, fetched, known.answer, origin)
         await self._carrier.finish(asked, target.subscription_id, origin)
         return costs.from_kept(answer)
 
@@ -91,17 +100,22 @@ class PlanChanges:
     async def _choose(self, conn: AsyncConnection, order: rules.ChangeOrder, now: datetime) -> rules.ChangeTarget:
         row = await stripe_change.held(conn, order.account_id, now)
         if not row.is_giving:
-            message = f"the subscription is {row.status}, so its plan cannot be changed before it is paid"
-            raise errors.NotSubscribed(message, {"account_id": order.account_id})
+            found = await way_out.read(conn, row)
+            message = f"the subscription is {row.status}, so its plan cannot be changed{found.text}"
+            raise errors.NotSubscribed(message, {"account_id": order.account_id, **found.metadata})
         version = await versions.newest_published(conn)
         sold = await self._catalogs.get(conn, row.catalog_version)
-        held = rules.Held(row.plan, row.price, row.quantity, row.catalog_version, sold)
+        held = rules.Held(row.plan, row.price, row.quantity, row.catalog_version, sold, row.custom_price_id)
         choice = rules.choose(order, held, await self._catalogs.get(conn, version), version)
-        # With a pending change, the present choice is valid: it cancels the pending change.
-        if choice.is_of(held) and not (order.at_period_end and row.pending_plan is not None):
+        # The present choice is valid if there is something to undo: a pending change, or items that are not as sold.
+        is_as_sold = not await findings_store.open_about(conn, row.account_id, row.subscription_id)
+        if choice.is_of(held) and is_as_sold and not (order.at_period_end and row.pending_plan is not None):
             message = f"the account has {row.plan} at this price and quantity already"
             raise errors.PlanUnchanged(message, {"plan": row.plan, "price": row.price})
-        base, metered = await _price_ids(conn, choice)
+        custom = None if choice.price else row.custom_price_id
+        base, metered, interval = await _price_ids(conn, choice, custom)
+        if choice.plan.key == row.plan and choice.catalog_version == row.catalog_version:
+            await _require_sold(conn, choice, row, {base} if choice.price != row.price else set(), version)
         return rules.ChangeTarget(
             subscription_id=row.subscription_id,
             plan=choice.plan.key,
@@ -110,7 +124,7 @@ class PlanChanges:
             catalog_version=choice.catalog_version,
             base_price_id=base,
             metered_price_ids=metered,
-            interval=choice.plan.prices[choice.price].interval,
+            interval=interval,
             proration_at=None if order.at_period_end else int((order.proration_at or now).timestamp()),
         )
 
@@ -120,6 +134,9 @@ class PlanChanges:
         fetched = await self._carrier.fetch(target.subscription_id)
         if fetched is None:
             raise stripe_change.not_subscribed(order.account_id)
+        await self._carrier.require_own_schedule(
+            order.account_id, fetched, may_release_foreign=order.release_foreign_schedule
+        )
         return fetched
 
     async def _change_now(
@@ -129,21 +146,23 @@ class PlanChanges:
         target: rules.ChangeTarget,
         fetched: stripe_subscriptions.StripeSubscription,
         answer: Mapping[str, Any] | None,
+        origin: audit_store.Origin,
     ) -> Mapping[str, Any]:
         # Units used before the change must be charged on the terms of that time.
         await self._carrier.flush.flush(order.account_id)
         purpose = f"change:{order.request_id}"
-        await self._carrier.release_schedule(order.account_id, fetched.schedule_id, purpose)
+        await self._carrier.release_schedule(order.account_id, fetched, purpose, origin)
         # Must run before the change: afterwards Stripe can no longer preview its cost.
         answer = answer or await self._keep_cost(order, asked, target, fetched)
 
         async def look_up(_since: datetime) -> client.Data | None:
             data = await self._carrier.stripe.subscription(target.subscription_id)
-            return data if target.is_in(refresh_subscription.read(data)) else None
+            found = refresh_subscription.read(data)
+            return data if target.is_in(found, (await self._sold(found)).price_ids) else None
 
         params = {
             "subscription": target.subscription_id,
-            "items": await self._items(target, fetched),
+            "items": rules.item_changes(*(await self._sold(fetched)).split, target),
             "proration_behavior": "always_invoice",
             "proration_date": target.proration_at,
             # If the payment fails, Stripe does not make the change.
@@ -156,25 +175,30 @@ class PlanChanges:
         return answer
 
     async def _schedule(
-        self, order: rules.ChangeOrder, target: rules.ChangeTarget, fetched: stripe_subscriptions.StripeSubscription
+        self,
+        order: rules.ChangeOrder,
+        target: rules.ChangeTarget,
+        fetched: stripe_subscriptions.StripeSubscription,
+        origin: audit_store.Origin,
     ) -> None:
         """Schedule the change for the end of the subscription's period, in place of any pending change."""
         account_id, writes, purpose = order.account_id, self._carrier.requests, f"change:{order.request_id}"
+        items = await self._sold(fetched)
         if not await writes.is_known(account_id, f"{purpose}:schedule"):
-            await self._carrier.release_schedule(account_id, fetched.schedule_id, purpose)
-            if target.is_in(fetched):
+            await self._carrier.release_schedule(account_id, fetched, purpose, origin)
+            if target.is_in(fetched, items.price_ids):
                 return
             # A change at the period's end means that the subscription continues, so a scheduled end is removed.
             await self._carrier.keep(account_id, fetched, f"{purpose}:keep")
 
         async def attached(_since: datetime) -> client.Data | None:
-            schedule: client.Data | None = (await self._carrier.stripe.subscription(target.subscription_id))["schedule"]
-            return schedule
+            schedule = (await self._carrier.stripe.subscription(target.subscription_id)).get("schedule")
+            return schedule if isinstance(schedule, Mapping) else None
 
         made = intents.Intent(
             account_id,
             f"{purpose}:schedule",
-            "subscription_schedules.create",
+            stripe_change.MAKE_SCHEDULE,
             {"from_subscription": target.subscription_id},
         )
         try:
@@ -185,18 +209,17 @@ class PlanChanges:
             message = "another change of this subscription was scheduled at the same time; send the same call again"
             raise errors.LostRace(message) from None
         schedule = await self._carrier.stripe.schedule(schedule_id)
-        if len(schedule["phases"]) > 1:
+        if _phases_of(schedule) > 1:
             return  # an earlier attempt has set the phases already
 
         async def planned(_since: datetime) -> client.Data | None:
             found = await self._carrier.stripe.schedule(schedule_id)
-            return found if len(found["phases"]) > 1 else None
+            return found if _phases_of(found) > 1 else None
 
-        ours = await self._ours([parse.id_of(item["price"]) for item in schedule["phases"][0]["items"]])
         params = {
             "schedule": schedule_id,
             "end_behavior": "release",
-            "phases": rules.phases(schedule, ours.keys(), target),
+            "phases": rules.phases(schedule, items.price_ids, target),
         }
         await writes.perform(intents.Intent(account_id, purpose, "subscription_schedules.update", params), planned)
 
@@ -214,48 +237,82 @@ class PlanChanges:
         self, order: rules.ChangeOrder, target: rules.ChangeTarget, fetched: stripe_subscriptions.StripeSubscription
     ) -> Mapping[str, Any]:
         """Return the cost that Stripe's preview gives, in the stored form."""
-        details: dict[str, Any] = {"items": await self._items(target, fetched)}
+        items = await self._sold(fetched)
+        details: dict[str, Any] = {"items": rules.item_changes(*items.split, target)}
         params: dict[str, Any] = {"subscription": target.subscription_id, "subscription_details": details}
         if order.at_period_end:
             params["preview_mode"] = "recurring"
-            effective_at = min(item.period_end for item in fetched.items)
+            effective_at = items.period_end(fetched)
         else:
             details |= {"proration_behavior": "always_invoice", "proration_date": target.proration_at}
             effective_at = datetime.fromtimestamp(target.proration_at or 0, UTC)
         invoice = await self._carrier.stripe.preview_invoice(params)
-        found, _ = invoices_rules.lines_from_stripe(invoice.get("lines"), effective_at)
+        fields = parse.StripeFields.of(invoice, "preview of an invoice")
+        found, _ = invoices_rules.lines_from_stripe(fields.get("lines"), effective_at, fields.about)
         # At a period's end there are no prorations for a part of a period.
         lines = [line for line in found if not (order.at_period_end and line.is_proration)]
         sold = await self._carrier.database.read(
             lambda conn: prices.sold_prices(conn, {line.price_id for line in lines})
         )
         meters = {price_id: price.meter for price_id, price in sold.items()}
-        return costs.kept(effective_at, target.proration_at, str(invoice["currency"]), lines, meters)
+        return costs.kept(effective_at, target.proration_at, fields.text("currency"), lines, meters)
 
-    async def _items(
-        self, target: rules.ChangeTarget, fetched: stripe_subscriptions.StripeSubscription
-    ) -> list[dict[str, Any]]:
-        ours = await self._ours([item.price_id for item in fetched.items])
-        return rules.item_changes(fetched.items, ours, target)
-
-    async def _ours(self, price_ids: list[str]) -> Mapping[str, bool]:
-        """Return, for those of these prices that are from our catalog, whether they are metered."""
-        sold = await self._carrier.database.read(lambda conn: prices.sold_prices(conn, price_ids))
-        return {price_id: bool(price.meter) for price_id, price in sold.items()}
+    async def _sold(self, fetched: stripe_subscriptions.StripeSubscription) -> sold_items.SoldItems:
+        """Return a subscription's items by what they are to us."""
+        return await self._carrier.sold_items(fetched)
 
 
-async def _price_ids(conn: AsyncConnection, choice: rules.ChosenPrice) -> tuple[str, tuple[str, ...]]:
-    """Return a choice's base price and its metered prices, also those of pay-as-you-go. Raises PlanNotApplied."""
+async def _price_ids(
+    conn: AsyncConnection, choice: rules.ChosenPrice, custom_price_id: str | None
+) -> tuple[str, tuple[str, ...], str]:
+    """Return a choice's base price, its metered prices, also those of pay-as-you-go, and the base price's interval.
+
+    `custom_price_id` is a price made by hand that stays. Raises PlanNotApplied.
+    """
     plan: parts.Plan = choice.plan
-    base = plan.base_lookup_key(choice.price)
+    base = [] if custom_price_id else [plan.base_lookup_key(choice.price)]
     metered = [price.lookup_key for price in plan.metered_prices]
-    ids = await prices.prices_of_version(conn, [base, *metered], choice.catalog_version)
-    if {base, *metered} - ids.keys():
+    ids = await prices.prices_of_version(conn, [*base, *metered], choice.catalog_version)
+    if {*base, *metered} - ids.keys():
         raise errors.PlanNotApplied(
             f"plan {plan.key} has no prices at Stripe yet; `billing-svc catalog apply` creates them",
             {"plan": plan.key, "price": choice.price},
         )
-    return ids[base], tuple(ids[key] for key in metered)
+    metered_ids = tuple(ids[key] for key in metered)
+    if custom_price_id is None:
+        return ids[base[0]], metered_ids, plan.prices[choice.price].interval
+    custom = (await prices.custom_prices(conn, [custom_price_id]))[custom_price_id]
+    return custom_price_id, metered_ids, custom.interval
+
+
+async def _require_sold(
+    conn: AsyncConnection,
+    choice: rules.ChosenPrice,
+    row: subscription_records.SubscriptionRecord,
+    base: set[str],
+    newest: int,
+) -> None:
+    """Refuse prices of an older version that the subscription does not have yet and that are no longer sold.
+
+    Raises PriceArchived.
+    """
+    missing = await prices.prices_of_version(conn, row.missing_meters.split(), row.catalog_version)
+    if await prices.archived(conn, base | set(missing.values())):
+        message = (
+            f"price {choice.price} of plan {row.plan} in catalog version {row.catalog_version} is no longer sold;"
+            f" newest_catalog=true changes to the prices and terms of version {newest}"
+        )
+        metadata = {
+            "plan": row.plan,
+            "price": choice.price,
+            "catalog_version": str(row.catalog_version),
+            "newest_catalog_version": str(newest),
+        }
+        raise errors.PriceArchived(message, metadata)
+
+
+def _phases_of(schedule: client.Data) -> int:
+    return len(parse.StripeFields.of(schedule, "subscription schedule").each("phases"))
 
 
 def _from_kept(kept: Mapping[str, Any]) -> rules.ChangeTarget:

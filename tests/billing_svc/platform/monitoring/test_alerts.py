@@ -31,6 +31,7 @@ def exposed() -> set[str]:
     worker.failed("a")
     worker.succeeded("a")
     worker.backlog("a", waiting=0, failed=0, lag_seconds=0)
+    worker.found("a", 0)
     requests = metrics.StripeRequests(worker.registry)
     requests.sent("GET", "/v1/invoices")
     requests.refused("GET", "/v1/invoices", 400, "parameter_missing")
