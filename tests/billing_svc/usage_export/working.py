@@ -11,7 +11,7 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
 from billing_svc.reconciliation import usage
 from billing_svc.reconciliation.discrepancies import UsageDiscrepancy
-from billing_svc.usage_export import accrual, pacing, sending
+from billing_svc.usage_export import accrual, sending
 from tests.billing_svc.sandboxed import World
 
 ORIGIN = audit_store.Origin("operator:test")
@@ -55,7 +55,7 @@ def worker_of(world: World) -> Worker:
     return Worker(
         world,
         accrual.Accrual(billing.transactions, catalogs, billing.clock, minute, five),
-        sending.Sender(billing.transactions, catalogs, world.stripe, billing.clock, pacing.Pace(1000)),
+        sending.Sender(billing.transactions, catalogs, world.stripe, billing.clock),
     )
 
 
