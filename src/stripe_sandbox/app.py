@@ -14,9 +14,9 @@ from starlette.routing import Route
 
 from stripe_sandbox import settings, state
 from stripe_sandbox.api import requests, validation
-from stripe_sandbox.control import billing_control, control, faults
+from stripe_sandbox.control import billing_control, control, faults, money_control
 from stripe_sandbox.delivery import delivery
-from stripe_sandbox.pages import checkout_pages, invoice_pages, portal_pages
+from stripe_sandbox.pages import checkout_pages, invoice_pages, payment_link_pages, portal_pages
 from stripe_sandbox.routes import table
 from stripe_sandbox.time import clock, timeline
 
@@ -57,8 +57,10 @@ def create_app(config: settings.Settings) -> Starlette:
             Route("/checkout/{session_id}/cancel", checkout.cancel, methods=["POST"]),
             *invoice_pages.InvoicePages(sandbox).routes(),
             *portal_pages.PortalPages(sandbox).routes(),
+            *payment_link_pages.PaymentLinkPages(sandbox).routes(),
             *control.Control(sandbox, time).routes(),
             *billing_control.BillingControl(sandbox).routes(),
+            *money_control.MoneyControl(sandbox).routes(),
             Route("/healthz", health, methods=["GET"]),
         ],
         exception_handlers={HTTPException: requests.unknown_route(sandbox)},

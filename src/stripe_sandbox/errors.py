@@ -14,6 +14,9 @@ class ApiError(Exception):
     type = "invalid_request_error"
     remembered = True
 
+    undone = True
+    """Whether the request has no effect; a failed attempt to pay has."""
+
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
@@ -77,6 +80,12 @@ class CardDeclined(ApiError):
 
     def __init__(self) -> None:
         super().__init__("Your card was declined.", code="card_declined")
+
+
+class DeclinedAttempt(CardDeclined):
+    """The card is declined, and the attempt counts."""
+
+    undone = False
 
 
 class TooMany(ApiError):

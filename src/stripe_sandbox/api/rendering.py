@@ -17,11 +17,11 @@ DEPTH_MAX = 4
 LIMIT_MAX = 100
 """The most objects of a page."""
 
-ALWAYS = {"subscription": "items.data.price", "item": "price"}
+ALWAYS = {"subscription": "items.data.price", "subscription_item": "price", "item": "price"}
 LISTS = {"subscription": "items", "invoice": "lines"}
 """Fields with a list of objects inside another object; their private fields (`_...`) are hidden too."""
 
-UNLESS_EXPANDED = {"checkout.session": "line_items"}
+UNLESS_EXPANDED = {"checkout.session": "line_items", "payment_link": "line_items"}
 NEVER = {"checkout.session": ("subscription_data",)}
 
 
@@ -40,15 +40,38 @@ def render(work: Work, stored: Json, expand: Sequence[str] = ()) -> Json:
         shown[hidden]["data"] = [render(work, item) for item in shown[hidden]["data"]]
     if always := ALWAYS.get(kind):
         _expand(work, shown, always.split("."), param="")
-    if kind == "subscription":
-        for item in shown["items"]["data"]:
-            item["plan"] = legacy_plan(item["price"])
+    _show_discounts(work, shown)
+    for item in _subscription_items(shown):
+        item["plan"] = legacy_plan(item["price"])
     for index, path in enumerate(expand):
         steps = path.split(".")
         if len(steps) > DEPTH_MAX:
             raise errors.InvalidParameter(f"You cannot expand more than {DEPTH_MAX} levels.", param=f"expand[{index}]")
         _expand(work, shown, steps, param=f"expand[{index}]")
     return shown
+
+
+def _show_discounts(work: Work, shown: Json) -> None:
+    """Leave out discounts that are over; a customer's discount is shown in full."""
+    if shown["object"] == "subscription":
+        shown["discounts"] = [
+            each for each in shown["discounts"] if not (work.find("discount", each) or {}).get("_over")
+        ]
+    elif shown["object"] == "customer" and shown.get("discount"):
+        found = work.find("discount", shown["discount"])
+        shown["discount"] = _public(found) if found and not found.get("_over") else None
+
+
+def _subscription_items(shown: Json) -> list[Json]:
+    """Return the subscription items that an answer shows: those of a subscription, or a single item."""
+    match shown["object"]:
+        case "subscription":
+            found: list[Json] = shown["items"]["data"]
+            return found
+        case "subscription_item":
+            return [shown]
+        case _:
+            return []
 
 
 def _public(stored: Json) -> Json:
@@ -83,6 +106,11 @@ def _expand(work: Work, at: Any, steps: list[str], param: str) -> None:  # noqa:
         if found is None:
             raise errors.InvalidParameter(f"This property cannot be expanded ({step}).", param=param)
         at[step] = render(work, found)
+    elif isinstance(at[step], list):
+        found_all = [work.find_any(each) if isinstance(each, str) else None for each in at[step]]
+        at[step] = [
+            each if found is None else render(work, found) for each, found in zip(at[step], found_all, strict=True)
+        ]
     if rest and at[step] is not None:
         _expand(work, at[step], rest, param)
 

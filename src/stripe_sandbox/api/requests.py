@@ -290,7 +290,7 @@ def _execute(scope: context.Context, call: _Call) -> Reply:
         return told
     try:
         with scope.work.attempt():
-            reply = Reply(200, call.route.handler(scope, call.route.check(call.params), **call.path_ids))
+            reply = _handled(scope, call)
             return told if broken else reply
     except errors.ApiError as error:
         if not error.remembered:
@@ -300,6 +300,16 @@ def _execute(scope: context.Context, call: _Call) -> Reply:
         # A defect of the sandbox: the caller gets Stripe's 500, the log gets the traceback.
         _log.exception("%s %s", call.route.method, call.route.path)
         return Reply(errors.Broken.status, errors.Broken("The sandbox failed; its log says why.").body())
+
+
+def _handled(scope: context.Context, call: _Call) -> Reply:
+    """Return the handler's reply. Raises the errors after which the changes are undone."""
+    try:
+        return Reply(200, call.route.handler(scope, call.route.check(call.params), **call.path_ids))
+    except errors.ApiError as error:
+        if error.undone:
+            raise
+        return Reply(error.status, error.body())
 
 
 def shown_log(sandbox: Sandbox, method: str = "", path: str = "") -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from stripe_sandbox import errors
+from stripe_sandbox import errors, state
 from stripe_sandbox.api import requests
 from stripe_sandbox.control import control
 from stripe_sandbox.invoices import charging
@@ -19,7 +19,8 @@ class Dunning(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    ends: Literal["canceled", "unpaid"]
+    ends: Literal["canceled", "unpaid", "paused"]
+    pauses_at_first_failure: bool = False
 
 
 class MeterErrors(pydantic.BaseModel):
@@ -50,8 +51,12 @@ class BillingControl:
             asked = await control.read(request, Dunning)
         except errors.ApiError as error:
             return control.refused(error)
-        unpaid = int(asked.ends == "unpaid")
-        await self._sandbox.store.run(lambda work: work.set_fact(charging.ENDS_UNPAID, unpaid))
+
+        def work(work: state.Work) -> None:
+            work.set_fact(charging.DUNNING_END, charging.DUNNING_ENDS.index(asked.ends))
+            work.set_fact(charging.PAUSES_AT_ONCE, int(asked.pauses_at_first_failure))
+
+        await self._sandbox.store.run(work)
         return JSONResponse(asked.model_dump())
 
     async def report_meter_errors(self, request: Request) -> Response:

@@ -20,6 +20,11 @@ def create(context: Context, params: forms.Params) -> Json:
     _check_alone(context, params)
     if "customer" in params:
         customers.existing(context, params["customer"], param="customer")
+    return context.show(opened(context, params), params)
+
+
+def opened(context: Context, params: forms.Params, payment_link: str | None = None) -> Json:
+    """Store a session for checked parameters; a payment link's session may have no success URL."""
     lines = _lines(context, params["line_items"])
     session_id = state.new_id("cs_test")
     data = params.get("subscription_data", {})
@@ -52,7 +57,7 @@ def create(context: Context, params: forms.Params) -> Json:
         "metadata": rules.merged_metadata({}, params.get("metadata")),
         "mode": "subscription",
         "payment_intent": None,
-        "payment_link": None,
+        "payment_link": payment_link,
         "payment_method_collection": params.get("payment_method_collection", "always"),
         "payment_method_types": ["card"],
         "payment_status": "unpaid",
@@ -68,7 +73,12 @@ def create(context: Context, params: forms.Params) -> Json:
         # The parameters of the future subscription. Stripe has no such field, so answers leave it out.
         "subscription_data": data,
     }
-    return context.show(context.work.insert("checkout.session", session), params)
+    return context.work.insert("checkout.session", session)
+
+
+def line_items(context: Context, given: list[forms.Params]) -> list[Json]:
+    """Return line items in the API's form; raises as `create` does."""
+    return [_line_item(context, line) for line in _lines(context, given)]
 
 
 def _lines(context: Context, given: list[forms.Params]) -> list[subscription_items.Line]:
@@ -79,6 +89,8 @@ def _lines(context: Context, given: list[forms.Params]) -> list[subscription_ite
         if line.quantity is not None and "quantity" not in each:
             param = f"line_items[{index}][quantity]"
             raise errors.Refused(f"Missing required param: {param}.", param=param, code="parameter_missing")
+        if line.quantity == 0:
+            raise errors.InvalidParameter("Quantity must be at least 1.", param=f"line_items[{index}][quantity]")
         lines.append(line)
     _check_together(lines)
     return lines

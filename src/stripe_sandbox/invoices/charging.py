@@ -5,19 +5,34 @@ from stripe_sandbox.api.context import Context
 from stripe_sandbox.customers import payment_methods
 from stripe_sandbox.invoices import invoicing
 from stripe_sandbox.state import Json
-from stripe_sandbox.subscriptions import endings
+from stripe_sandbox.subscriptions import endings, pauses
 from stripe_sandbox.time import moments
 
 RETRY_SECONDS = (3 * moments.DAY_SECONDS, 5 * moments.DAY_SECONDS, 7 * moments.DAY_SECONDS)
 """The pauses before further attempts. Their sum is less than a month: dunning ends before a monthly renewal."""
 
-ENDS_UNPAID = "dunning_ends_unpaid"
-"""The fact with the status of a subscription after the last declined attempt: 1 unpaid, else canceled."""
+DUNNING_END = "dunning_ends_unpaid"
+"""The fact with the status of a subscription after the last declined attempt: a place in `DUNNING_ENDS`."""
+
+DUNNING_ENDS = ("canceled", "unpaid", "paused")
+
+PAUSES_AT_ONCE = "dunning_pauses_at_once"
+"""The fact whether a subscription is paused after the first declined attempt for a renewal."""
 
 
 def finalise_and_collect(context: Context, invoice: Json) -> Json:
     """Finalise and charge a draft whose time has come."""
     return collect(context, invoicing.finalise(context, invoice))
+
+
+def finalise_and_collect_now(context: Context, invoice: Json) -> Json:
+    """Finalise and charge a new invoice, unless a pause of the subscription's collection has set it aside."""
+    return finalise_and_collect(context, invoice) if collectable(invoice) else invoice
+
+
+def collectable(draft: Json) -> bool:
+    """Say whether a new invoice waits to be finalised and charged."""
+    return draft["status"] == "draft" and bool(draft["auto_advance"])
 
 
 def collect(context: Context, invoice: Json) -> Json:
@@ -29,8 +44,15 @@ def collect(context: Context, invoice: Json) -> Json:
 
 
 def pay(context: Context, invoice: Json) -> Json:
-    """Charge an invoice on request. Raises CardDeclined; such a decline does not count as an attempt."""
-    if payment_methods.can_charge(context, invoice["customer"], subscription_of(context, invoice)):
+    """Charge an invoice on request. Raises CardDeclined; such a decline does not count as an attempt.
+
+    The attempt to pay the invoice of a resumption counts, though: it decides the status of the subscription.
+    """
+    subscription = subscription_of(context, invoice)
+    if payment_methods.can_charge(context, invoice["customer"], subscription):
+        if subscription and pauses.resumption_of(subscription, invoice):
+            _failed(context, invoice)
+            raise errors.DeclinedAttempt
         raise errors.CardDeclined
     return settle(context, invoice)
 
@@ -54,9 +76,20 @@ def settle(context: Context, invoice: Json, *, outside_stripe: bool = False) -> 
     if not outside_stripe:
         context.emit("invoice.payment_succeeded", paid)
     subscription = subscription_of(context, paid)
-    if subscription and _was_waited_for(context, subscription, paid):
+    if subscription and pauses.resumption_of(subscription, paid):
+        pauses.end(context, subscription)
+    elif subscription and _was_waited_for(context, subscription, paid):
         context.update(subscription, {"status": "active"}, "customer.subscription.updated")
     return paid
+
+
+def mark_uncollectible(context: Context, invoice: Json) -> Json:
+    """Give up an invoice; a subscription that is resumed with it does not wait any longer."""
+    marked = invoicing.mark_uncollectible(context, invoice)
+    subscription = subscription_of(context, marked)
+    if subscription and pauses.resumption_of(subscription, marked):
+        pauses.end(context, subscription)
+    return marked
 
 
 def _was_waited_for(context: Context, subscription: Json, paid: Json) -> bool:
@@ -91,7 +124,15 @@ def _failed(context: Context, invoice: Json) -> Json:
     subscription = subscription_of(context, tried)
     if subscription is None or first:
         return tried
-    if attempts > len(RETRY_SECONDS):
+    if resumption := pauses.resumption_of(subscription, tried):
+        if not resumption["on_success"]:
+            tried = context.update(tried, {"next_payment_attempt": None}, None)
+            pauses.end(context, subscription, "past_due")
+        return tried
+    renewal = invoice["billing_reason"] == "subscription_cycle"
+    if attempts == 1 and renewal and context.work.fact(PAUSES_AT_ONCE) and pauses.possible(subscription):
+        pauses.begin(context, subscription, "first_payment_failure")
+    elif attempts > len(RETRY_SECONDS):
         _give_up(context, subscription)
     elif subscription["status"] == "active":
         context.update(subscription, {"status": "past_due"}, "customer.subscription.updated")
@@ -101,10 +142,13 @@ def _failed(context: Context, invoice: Json) -> Json:
 def _give_up(context: Context, subscription: Json) -> None:
     if subscription["status"] not in {"active", "past_due"}:
         return
-    if context.work.fact(ENDS_UNPAID):
-        context.update(subscription, {"status": "unpaid"}, "customer.subscription.updated")
-    else:
-        endings.end(context, subscription, {"reason": "payment_failed"})
+    match DUNNING_ENDS[context.work.fact(DUNNING_END)]:
+        case "unpaid":
+            context.update(subscription, {"status": "unpaid"}, "customer.subscription.updated")
+        case "paused" if pauses.possible(subscription):
+            pauses.begin(context, subscription, "final_payment_failure")
+        case _:
+            endings.end(context, subscription, {"reason": "payment_failed"})
 
 
 def subscription_of(context: Context, invoice: Json) -> Json | None:

@@ -98,9 +98,39 @@ def list_all(context: Context, params: forms.Params) -> Json:
 
 
 def delete(context: Context, params: forms.Params, item_id: str) -> Json:
-    """Answer DELETE /v1/invoiceitems/{id}, for an item that is on no invoice yet."""
+    """Answer DELETE /v1/invoiceitems/{id}, for an item that is on no invoice, or on a draft."""
     del params
     item = context.work.get("invoiceitem", item_id)
-    if item["invoice"] is not None:
-        raise errors.Refused("The invoice item is on an invoice and cannot be deleted.")
+    if draft := _changeable_draft(context, item):
+        invoicing.with_item(context, draft, item_id, None)
     return pending.delete(context, item)
+
+
+def update(context: Context, params: forms.Params, item_id: str) -> Json:
+    """Answer POST /v1/invoiceitems/{id}, for an item that is on no invoice, or on a draft."""
+    item = context.work.get("invoiceitem", item_id)
+    draft = _changeable_draft(context, item)
+    changes: Json = {"metadata": rules.merged_metadata(item["metadata"], params.get("metadata"))}
+    if "description" in params:
+        changes["description"] = params["description"]
+    if "amount" in params:
+        if item["pricing"]["price_details"]:
+            raise errors.Refused("The item has a price; its amount cannot be changed.", param="amount")
+        if abs(params["amount"]) > AMOUNT_MAX:
+            raise errors.InvalidParameter(f"Amounts go up to {AMOUNT_MAX}.", param="amount")
+        amount = params["amount"]
+        changes |= {"amount": amount, "net_amount": amount, "pricing": lines.pricing(None, amount)}
+    changed = context.update(item, changes, None)
+    if draft:
+        invoicing.with_item(context, draft, item_id, changed)
+    return context.show(changed, params)
+
+
+def _changeable_draft(context: Context, item: Json) -> Json | None:
+    """Return the draft with an item; None if the item is pending. Raises Refused if the invoice is final."""
+    if item["invoice"] is None:
+        return None
+    invoice = context.work.get("invoice", item["invoice"])
+    if invoice["status"] != "draft":
+        raise errors.Refused("The invoice item is on an invoice that is not a draft; it cannot be changed or deleted.")
+    return invoice

@@ -116,7 +116,13 @@ def pay(context: Context, params: forms.Params, invoice_id: str) -> Json:
 
 def void(context: Context, params: forms.Params, invoice_id: str) -> Json:
     """Answer POST /v1/invoices/{id}/void."""
-    return context.show(invoicing.void(context, _in(context, invoice_id, "open", "voided")), params)
+    return context.show(invoicing.void(context, _in(context, invoice_id, "open", "voided", "uncollectible")), params)
+
+
+def mark_uncollectible(context: Context, params: forms.Params, invoice_id: str) -> Json:
+    """Answer POST /v1/invoices/{id}/mark_uncollectible."""
+    invoice = _in(context, invoice_id, "open", "marked as uncollectible")
+    return context.show(charging.mark_uncollectible(context, invoice), params)
 
 
 def delete(context: Context, params: forms.Params, invoice_id: str) -> Json:
@@ -133,8 +139,8 @@ def delete(context: Context, params: forms.Params, invoice_id: str) -> Json:
     return {"id": invoice_id, "object": "invoice", "deleted": True}
 
 
-def _in(context: Context, invoice_id: str, status: str, done: str) -> Json:
+def _in(context: Context, invoice_id: str, status: str, done: str, or_status: str = "") -> Json:
     invoice = context.work.get("invoice", invoice_id)
-    if invoice["status"] != status:
+    if invoice["status"] not in {status, or_status}:
         raise errors.Refused(f"Only an invoice that is {status} can be {done}; this one is {invoice['status']}.")
     return invoice

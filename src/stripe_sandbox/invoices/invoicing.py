@@ -5,11 +5,15 @@ import dataclasses
 from stripe_sandbox import state
 from stripe_sandbox.api import rendering
 from stripe_sandbox.api.context import Context
-from stripe_sandbox.invoices import lines, pending
+from stripe_sandbox.invoices import discounts, lines, pending, totals
 from stripe_sandbox.state import Json
 
 FINALIZES_SECONDS = 3600
 """How long an automatic invoice stays a draft, on which new usage still counts."""
+
+
+PAGE_MAX = 500
+"""The most waiting invoices of a customer that are stopped when the customer is deleted."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +31,7 @@ class Terms:
 def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: Terms) -> Json:
     """Store a draft; the pending items among the charges belong to it from now on."""
     invoice_id = state.new_id("in")
+    auto_advance = terms.auto_advance and _pause_behavior(terms) != "keep_as_draft"
     invoice = {
         "id": invoice_id,
         "object": "invoice",
@@ -42,9 +47,9 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "application": None,
         "attempt_count": 0,
         "attempted": False,
-        "auto_advance": terms.auto_advance,
+        "auto_advance": auto_advance,
         "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None, "status": None},
-        "automatically_finalizes_at": context.now + FINALIZES_SECONDS if terms.auto_advance else None,
+        "automatically_finalizes_at": context.now + FINALIZES_SECONDS if auto_advance else None,
         "billing_reason": terms.reason,
         "collection_method": "charge_automatically",
         "created": context.now,
@@ -59,7 +64,7 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "default_source": None,
         "default_tax_rates": [],
         "description": terms.description,
-        "discounts": [],
+        "discounts": _discounts(context, customer, terms),
         "due_date": None,
         "effective_at": None,
         "ending_balance": None,
@@ -73,7 +78,7 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         ),
         "livemode": False,
         "metadata": terms.metadata,
-        "next_payment_attempt": context.now + FINALIZES_SECONDS if terms.auto_advance else None,
+        "next_payment_attempt": context.now + FINALIZES_SECONDS if auto_advance else None,
         "number": None,
         "on_behalf_of": None,
         "parent": _parent(terms.subscription),
@@ -99,7 +104,34 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "webhooks_delivered_at": None,
     }
     _take(context, invoice_id, charges)
-    return context.add("invoice", invoice | _totals(context, invoice), "invoice.created")
+    invoice |= totals.counted(context.work, invoice, invoice["lines"]["data"])
+    made = context.add("invoice", invoice, "invoice.created")
+    discounts.use_up(context, made["discounts"])
+    return _set_aside(context, made, terms)
+
+
+def _discounts(context: Context, customer: Json, terms: Terms) -> list[str]:
+    """Return the ids of the discounts in force; a manual invoice has those of the customer only."""
+    subscription = None if terms.reason == "manual" else terms.subscription
+    return [each["id"] for each in discounts.of(context.work, subscription, customer, context.now)]
+
+
+def _pause_behavior(terms: Terms) -> str | None:
+    """Return what the pause of the subscription's collection does to a new invoice; None without a pause."""
+    if terms.subscription is None or terms.reason == "manual":
+        return None
+    return (terms.subscription["pause_collection"] or {}).get("behavior")
+
+
+def _set_aside(context: Context, invoice: Json, terms: Terms) -> Json:
+    """Void or give up a new invoice at once, if the collection is paused so."""
+    match _pause_behavior(terms):
+        case "void":
+            return void(context, finalise(context, invoice))
+        case "mark_uncollectible":
+            return mark_uncollectible(context, finalise(context, invoice))
+        case _:
+            return invoice
 
 
 def _parent(subscription: Json | None) -> Json | None:
@@ -119,20 +151,23 @@ def _take(context: Context, invoice_id: str, charges: list[lines.Charge]) -> Non
             pending.on_invoice(context, charge.invoice_item, invoice_id)
 
 
-def _totals(context: Context, invoice: Json) -> Json:
-    """Return the totals. The customer's credit pays first; a total below zero becomes credit in `finalise`."""
-    total = sum(line["amount"] for line in invoice["lines"]["data"])
-    balance = context.work.get("customer", invoice["customer"])["balance"]
-    due = max(0, total + balance)
-    return {"subtotal": total, "total": total, "amount_due": due, "amount_remaining": due, "starting_balance": balance}
-
-
 def extend(context: Context, invoice: Json, items: list[Json]) -> Json:
     """Add pending items to a draft."""
     charges = [pending.charge_of(context, item) for item in items]
     _take(context, invoice["id"], charges)
     added = [lines.shown(charge, invoice["id"]) for charge in charges]
     return _with_lines(context, invoice, [*invoice["lines"]["data"], *added], "invoice.updated")
+
+
+def with_item(context: Context, invoice: Json, item_id: str, item: Json | None) -> Json:
+    """Show an invoice item's present state on a draft; None: the item is not on the draft any more."""
+    data = []
+    for line in invoice["lines"]["data"]:
+        if lines.invoice_item_of(line) != item_id:
+            data.append(line)
+        elif item is not None:
+            data.append({**lines.shown(pending.charge_of(context, item), invoice["id"]), "id": line["id"]})
+    return _with_lines(context, invoice, data, "invoice.updated")
 
 
 def counted_again(context: Context, invoice: Json) -> Json:
@@ -142,9 +177,7 @@ def counted_again(context: Context, invoice: Json) -> Json:
 
 
 def _with_lines(context: Context, invoice: Json, data: list[Json], event_type: str | None) -> Json:
-    changed = {**invoice, "lines": {**invoice["lines"], "data": data}}
-    changes = {"lines": changed["lines"], **_totals(context, changed)}
-    return context.update(invoice, changes, event_type)
+    return context.update(invoice, totals.counted(context.work, invoice, data), event_type)
 
 
 def count_drafts_again(context: Context, customer_id: str) -> None:
@@ -185,6 +218,8 @@ def finalise(context: Context, invoice: Json) -> Json:
 def _moved_balance(context: Context, customer_id: str, by: int) -> int:
     """Add `by` to the customer's balance (below zero: credit), and return the new balance."""
     customer = context.work.get("customer", customer_id)
+    if customer.get("deleted"):
+        return 0
     balance: int = customer["balance"] + by
     context.update(customer, {"balance": balance}, "customer.updated")
     return balance
@@ -202,6 +237,29 @@ def void(context: Context, invoice: Json) -> Json:
     voided = context.update(invoice, changes, None)
     context.emit("invoice.voided", voided)
     return voided
+
+
+def mark_uncollectible(context: Context, invoice: Json) -> Json:
+    """Give up a finalised invoice: it is not charged any more, but can still be paid or voided."""
+    changes = {
+        "auto_advance": False,
+        "next_payment_attempt": None,
+        "status": "uncollectible",
+        "status_transitions": {**invoice["status_transitions"], "marked_uncollectible_at": context.now},
+    }
+    marked = context.update(invoice, changes, None)
+    context.emit("invoice.marked_uncollectible", marked)
+    return marked
+
+
+def leave_to_themselves(context: Context, customer_id: str) -> None:
+    """Stop what the invoices of a deleted customer would do by themselves: drafts stay drafts, nothing is charged."""
+    found, _ = context.work.select(
+        "invoice", {"customer": customer_id, "status": ["draft", "open"], "auto_advance": True}, state.Page(PAGE_MAX)
+    )
+    for invoice in found:
+        changes = {"auto_advance": False, "automatically_finalizes_at": None, "next_payment_attempt": None}
+        context.update(invoice, changes, "invoice.updated")
 
 
 def stop_collecting(context: Context, subscription_id: str) -> None:

@@ -122,6 +122,12 @@ def shown(charge: Charge, invoice_id: str) -> Json:
     }
 
 
+def invoice_item_of(line: Json) -> str | None:
+    """Return the id of the invoice item that a line shows; None if there is none."""
+    found: str | None = line["parent"][line["parent"]["type"]]["invoice_item"]
+    return found
+
+
 def pricing(price: Json | None, amount: int) -> Json:
     """Return the field `pricing` of a line or invoice item: the price, or the amount if there is no price."""
     if price is None:

@@ -41,6 +41,7 @@ def create(context: Context, params: forms.Params) -> Json:
 def _previewed(context: Context, params: forms.Params) -> Json | None:
     details = params.get("subscription_details", {})
     given = {name: details[name] for name in CHANGES if name in details}
+    given |= {"discounts": params["discounts"]} if "discounts" in params else {}
     if "subscription" not in params:
         if "customer" not in params:
             raise errors.InvalidParameter("Give a customer or a subscription.", param="customer")

@@ -51,10 +51,12 @@ class CheckoutPages:
             if session["status"] != "complete":
                 return _over(session)
             escaped = urllib.parse.quote(session["id"], safe="")
-            target = session["success_url"].replace("{CHECKOUT_SESSION_ID}", escaped)
+            target = (session["success_url"] or "").replace("{CHECKOUT_SESSION_ID}", escaped) or None
             if wants_json:
                 shown = {name: session[name] for name in ("id", "status", "customer", "subscription", "invoice")}
                 return JSONResponse({**shown, "redirect": target})
+            if target is None:
+                return layout.page("<h1>Thanks for your payment</h1><p>You can close this page.</p>")
             return RedirectResponse(target, status_code=303)
 
         return await self._run(work)

@@ -83,6 +83,11 @@ def _rows(invoice: state.Json) -> list[tuple[str, str]]:
     lines = [
         (each["description"] or each["id"], layout.money(each["amount"], currency)) for each in invoice["lines"]["data"]
     ]
+    sums = [
+        ("Discount", -sum(each["amount"] for each in invoice["total_discount_amounts"])),
+        ("Tax", sum(each["amount"] for each in invoice["total_taxes"])),
+    ]
+    lines += [(said, layout.money(amount, currency)) for said, amount in sums if amount]
     return [*lines, ("Total", layout.money(invoice["total"], currency))]
 
 

@@ -7,24 +7,27 @@ from stripe.params.v2 import core as core_params
 from stripe_sandbox.api.requests import Route
 from stripe_sandbox.invoices import invoice_items, invoices, previews
 from stripe_sandbox.meters import meter_errors, meter_events
-from stripe_sandbox.subscriptions import renewals, schedules, subscriptions
+from stripe_sandbox.subscriptions import pause_requests, schedules, subscriptions
 
 PAGING = "limit starting_after ending_before"
 ENDING = "cancellation_details.comment cancellation_details.feedback"
 PERIODS = "proration_behavior payment_behavior cancel_at cancel_at_period_end off_session"
 CHANGEABLE = (
     f"metadata description default_payment_method {PERIODS} trial_end"
-    " trial_settings.end_behavior.missing_payment_method items.price items.quantity items.metadata"
+    " trial_settings.end_behavior.missing_payment_method items.price items.quantity items.metadata discounts"
 )
 CREATION = f"{CHANGEABLE} customer billing_cycle_anchor trial_period_days collection_method billing_mode.type currency"
-UPDATE = f"{CHANGEABLE} {ENDING} items.id items.deleted items.clear_usage billing_cycle_anchor.type proration_date"
+UPDATE = (
+    f"{CHANGEABLE} {ENDING} items.id items.deleted items.clear_usage billing_cycle_anchor.type proration_date"
+    " pause_collection"
+)
 DETAILS = (
     "items.id items.price items.quantity items.deleted items.clear_usage items.metadata proration_behavior"
     " proration_date billing_cycle_anchor.type cancel_at cancel_at_period_end cancel_now metadata trial_end"
 )
 PHASE = (
     "phases.items.price phases.items.quantity phases.start_date phases.end_date phases.duration phases.trial_end"
-    " phases.metadata phases.proration_behavior"
+    " phases.metadata phases.proration_behavior phases.discounts"
 )
 
 SUBSCRIPTIONS = "/v1/subscriptions"
@@ -56,10 +59,17 @@ ROUTES = (
     ),
     Route(
         "POST",
+        SUBSCRIPTION + "/pause",
+        pause_requests.pause,
+        params.SubscriptionPauseParams,
+        "bill_for invoicing_behavior type",
+    ),
+    Route(
+        "POST",
         SUBSCRIPTION + "/resume",
-        renewals.resume,
+        pause_requests.resume,
         params.SubscriptionResumeParams,
-        "billing_cycle_anchor.type",
+        "billing_cycle_anchor.type payment_behavior proration_behavior",
     ),
     Route(
         "POST",
@@ -86,7 +96,8 @@ ROUTES = (
         INVOICES + "/create_preview",
         previews.create,
         params.InvoiceCreatePreviewParams,
-        "customer subscription preview_mode " + " ".join(f"subscription_details.{name}" for name in DETAILS.split()),
+        "customer subscription preview_mode discounts "
+        + " ".join(f"subscription_details.{name}" for name in DETAILS.split()),
     ),
     Route(
         "POST",

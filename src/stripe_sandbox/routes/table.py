@@ -9,7 +9,7 @@ from stripe_sandbox.api.requests import Route
 from stripe_sandbox.customers import checkout, customers
 from stripe_sandbox.delivery import events
 from stripe_sandbox.meters import meters
-from stripe_sandbox.routes import billing_routes, portal_routes
+from stripe_sandbox.routes import billing_routes, dashboard_routes, money_routes, portal_routes
 
 PAGING = "limit starting_after ending_before"
 CUSTOMER = "email name description phone metadata"
@@ -27,6 +27,8 @@ SESSIONS = "/v1/checkout/sessions"
 ROUTES = (
     *billing_routes.ROUTES,
     *portal_routes.ROUTES,
+    *dashboard_routes.ROUTES,
+    *money_routes.ROUTES,
     Route("POST", "/v1/customers", customers.create, params.CustomerCreateParams, CUSTOMER),
     Route("GET", "/v1/customers", customers.list_all, params.CustomerListParams, f"{PAGING} created email"),
     Route("GET", "/v1/customers/{customer_id}", customers.retrieve, params.CustomerRetrieveParams),

@@ -7,7 +7,7 @@ from stripe_sandbox import errors, state
 from stripe_sandbox.api import rendering
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.customers import payment_methods
-from stripe_sandbox.invoices import amounts, charging, invoicing, lines, pending
+from stripe_sandbox.invoices import amounts, charging, discounts, invoicing, lines, pending
 from stripe_sandbox.state import Json
 from stripe_sandbox.subscriptions import periods, prorations, subscription_items
 
@@ -26,6 +26,7 @@ class Terms:
     prorates: bool = True
     default_payment_method: str | None = None
     payment_behavior: str = "allow_incomplete"
+    discounts: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
 
 def begin(context: Context, customer: Json, chosen: list[subscription_items.Line], terms: Terms) -> Json:
@@ -35,6 +36,7 @@ def begin(context: Context, customer: Json, chosen: list[subscription_items.Line
     the `payment_behavior` `error_if_incomplete`; with any other, the subscription is incomplete.
     """
     subscription = _made(context, customer, chosen, terms)
+    subscription["discounts"] = discounts.chosen(context, subscription, terms.discounts)
     charged = subscription["status"] != "trialing"
     data, charges = [], []
     for item in subscription["items"]["data"]:
@@ -173,6 +175,7 @@ def _made(context: Context, customer: Json, chosen: list[subscription_items.Line
         "schedule": None,
         "start_date": context.now,
         "status": "trialing" if trialing else "active",
+        "status_details": None,
         "test_clock": None,
         "transfer_data": None,
         **trial,

@@ -20,7 +20,12 @@ def from_subscription(subscription: Json) -> Json:
         end=subscription["cancel_at"] or min(ends),
         items=[_item(item["price"], item.get("quantity")) for item in items],
         trial_end=subscription["trial_end"] if subscription["status"] == "trialing" else None,
+        discounts=[_discount({"discount": each}) for each in subscription["discounts"]],
     )
+
+
+def _discount(given: forms.Params) -> Json:
+    return {name: given.get(name) for name in ("coupon", "discount", "promotion_code")}
 
 
 def made(*, start: int, end: int, items: list[Json], **more: Any) -> Json:  # noqa: ANN401 - fields of a phase
@@ -84,6 +89,7 @@ def read(context: Context, schedule: Json, given: list[forms.Params]) -> list[Js
                 start=start,
                 end=end,
                 items=items,
+                discounts=[_discount(one) for one in each.get("discounts") or []],
                 metadata=each.get("metadata", {}),
                 proration_behavior=each.get("proration_behavior", "create_prorations"),
                 trial_end=each.get("trial_end"),

@@ -2,9 +2,10 @@
 
 import datetime as dt
 import decimal
+import json
 
 from stripe_sandbox import state
-from stripe_sandbox.invoices import amounts, lines
+from stripe_sandbox.invoices import amounts, discounts, lines
 from stripe_sandbox.state import Json
 from stripe_sandbox.subscriptions import periods
 
@@ -22,7 +23,8 @@ def credits_for(work: state.Work, subscription: Json, item: Json, at: int) -> li
         start = max(at, billed["start"])
         if start >= billed["end"]:
             continue
-        amount = amounts.share(billed["amount"], billed["end"] - start, billed["end"] - billed["start"])
+        charged = billed["amount"] - _discounted(work, item, billed)
+        amount = amounts.share(charged, billed["end"] - start, billed["end"] - billed["start"])
         given.append(
             lines.Charge(
                 amount=-amount,
@@ -40,11 +42,28 @@ def credits_for(work: state.Work, subscription: Json, item: Json, at: int) -> li
     return [charge for charge in given if charge.amount]
 
 
+def _discounted(work: state.Work, item: Json, billed: Json) -> int:
+    """Return what discounts took off a charge: a credit gives back only what was charged."""
+    row = work.connection.execute(
+        "SELECT json_extract(line.value, '$.discount_amounts')"
+        " FROM objects, json_each(objects.body, '$.lines.data') AS line WHERE objects.kind = 'invoice'"
+        " AND json_extract(line.value, '$.parent.subscription_item_details.subscription_item') = ?"
+        " AND json_extract(line.value, '$.period.start') = ? AND json_extract(line.value, '$.period.end') = ?"
+        " AND json_extract(line.value, '$.amount') = ? ORDER BY objects.seq DESC",
+        (item["id"], billed["start"], billed["end"], billed["amount"]),
+    ).fetchone()
+    return sum(each["amount"] for each in json.loads(row[0])) if row else 0
+
+
 def remaining(work: state.Work, subscription: Json, item: Json, anchor: int, at: int) -> lines.Charge:
-    """Return the charge for the rest of an item's period, in proportion to a whole period."""
+    """Return the charge for the rest of an item's period, in proportion to a whole period.
+
+    Discounts in percent are in the amount, as `proration_discounts=included` has it.
+    """
     price = work.get("price", item["price"])
     start, end = periods.current(anchor, price["recurring"], at)
-    exact = decimal.Decimal(price["unit_amount_decimal"]) * item["quantity"]
+    left = discounts.share_left(work, subscription, at)
+    exact = decimal.Decimal(price["unit_amount_decimal"]) * item["quantity"] * left
     until = item["current_period_end"]
     return lines.Charge(
         amount=amounts.share(exact, until - at, end - start),

@@ -1,14 +1,12 @@
 """Makes the changes of a subscription that are due: renewal, end of the trial, next phase, end."""
 
-from stripe_sandbox import errors
-from stripe_sandbox.api import forms
 from stripe_sandbox.api.context import Context
-from stripe_sandbox.invoices import charging, invoicing, lines, pending
-from stripe_sandbox.meters import usage
+from stripe_sandbox.invoices import discounts, invoicing, lines, pending
 from stripe_sandbox.state import Json
 from stripe_sandbox.subscriptions import (
     beginnings,
     endings,
+    pauses,
     periods,
     phases,
     prorations,
@@ -24,7 +22,7 @@ def act(context: Context, subscription_id: str) -> None:
     if subscription["status"] == "incomplete":
         endings.expire(context, subscription)
         return
-    subscription = _announced(context, subscription)
+    subscription = _announced(context, pauses.collected_again(context, subscription))
     phase = None
     if _reached(context, subscription["_phase_end"]):
         schedule = context.work.get("subscription_schedule", subscription["schedule"])
@@ -41,6 +39,7 @@ def act(context: Context, subscription_id: str) -> None:
         finish(context, subscription)
         return
     if subscription["status"] == "paused":
+        pauses.forget_resumption(context, subscription)
         return
     if any(_reached(context, item["current_period_end"]) for item in subscription["items"]["data"]):
         _renew(context, subscription, phase)
@@ -74,7 +73,17 @@ def _as_update(subscription: Json, phase: Json) -> Json:
         elif "quantity" in into:
             changes.append({"id": item["id"], "quantity": into["quantity"]})
     changes += [{name: item[name] for name in ("price", "quantity") if name in item} for item in wanted.values()]
-    return {"items": changes, "metadata": phase["metadata"], "proration_behavior": phase["proration_behavior"]}
+    return {
+        "items": changes,
+        "metadata": phase["metadata"],
+        "proration_behavior": phase["proration_behavior"],
+        "discounts": [_named(each) for each in phase["discounts"]] or "",
+    }
+
+
+def _named(discount: Json) -> Json:
+    """Return a phase's discount as a parameter."""
+    return {name: value for name, value in discount.items() if value is not None}
 
 
 def _renew(context: Context, subscription: Json, phase: Json | None) -> None:
@@ -86,10 +95,11 @@ def _renew(context: Context, subscription: Json, phase: Json | None) -> None:
                 endings.end(context, subscription)
                 return
             case "pause":
-                _pause(context, subscription)
+                pauses.begin(context, subscription, "trial_end_without_payment_method")
                 return
             case _:
                 pass
+    subscription = _discounted(context, subscription, phase)
     before = subscription["items"]["data"]
     over = {item["id"] for item in before if _reached(context, item["current_period_end"])}
     since = min(item["current_period_start"] for item in before if item["id"] in over)
@@ -116,9 +126,17 @@ def _renew(context: Context, subscription: Json, phase: Json | None) -> None:
         changes["status"] = "active"
     if phase:
         changes["metadata"] = {**subscription["metadata"], **phase["metadata"]}
-    if invoice := _drafted(context, subscription, charges, since):
+    if invoice := drafted(context, subscription, charges, since):
         changes["latest_invoice"] = invoice["id"]
     context.update(subscription, changes, "customer.subscription.updated")
+
+
+def _discounted(context: Context, subscription: Json, phase: Json | None) -> Json:
+    """Return the subscription with the discounts of its new phase; without a new phase they stay."""
+    if phase is None:
+        return subscription
+    wanted = [_named(each) for each in phase["discounts"]]
+    return context.work.replace({**subscription, "discounts": discounts.chosen(context, subscription, wanted)})
 
 
 def _items_of(context: Context, subscription: Json, phase: Json) -> list[Json]:
@@ -142,14 +160,20 @@ def _same_rhythm(context: Context, before: list[Json], after: list[Json]) -> boo
     return any(periods.same(one, other) for one in old for other in new)
 
 
-def _drafted(context: Context, subscription: Json, charges: list[lines.Charge], since: int) -> Json | None:
+def drafted(
+    context: Context,
+    subscription: Json,
+    charges: list[lines.Charge],
+    since: int,
+    reason: str = "subscription_cycle",
+) -> Json | None:
     """Store a period's draft with the pending items; None without charges. An unpaid subscription's stays a draft."""
     waiting = pending.waiting(context, subscription["customer"], subscription["id"])
     charges = [*(pending.charge_of(context, item) for item in waiting), *charges]
     if not charges:
         return None
     about = invoicing.Terms(
-        reason="subscription_cycle",
+        reason=reason,
         period=(since, context.now),
         subscription=subscription,
         auto_advance=subscription["status"] != "unpaid",
@@ -168,43 +192,6 @@ def finish(context: Context, subscription: Json) -> None:
             elif subscription["_credits_at_end"]:
                 charges += prorations.credits_for(context.work, subscription, item, context.now)
     since = min(item["current_period_start"] for item in items)
-    invoice = _drafted(context, subscription, charges, since)
+    invoice = drafted(context, subscription, charges, since)
     latest = {"latest_invoice": invoice["id"]} if invoice else {}
     endings.end(context, {**subscription, **latest})
-
-
-def _pause(context: Context, subscription: Json) -> None:
-    paused = context.update(subscription, {"status": "paused"}, "customer.subscription.updated")
-    context.emit("customer.subscription.paused", paused)
-
-
-def resume(context: Context, params: forms.Params, subscription_id: str) -> Json:
-    """Answer POST /v1/subscriptions/{id}/resume: a new period begins and is charged now."""
-    subscription = context.work.get("subscription", subscription_id)
-    if subscription["status"] != "paused":
-        raise errors.Refused("Only a subscription that is paused can be resumed.")
-    if params.get("billing_cycle_anchor", {}).get("type", "now") != "now":
-        raise errors.InvalidParameter(
-            "The sandbox resumes with a new period only.",
-            param="billing_cycle_anchor[type]",
-            code="sandbox_unsupported",
-        )
-    data, charges = [], []
-    for item in subscription["items"]["data"]:
-        period = subscription_items.next_period(context, item, context.now)
-        begun, charge = subscription_items.begun(context, subscription, item, period, usage.latest(context.work))
-        data.append(begun)
-        charges += [charge] if charge else []
-    changes = {
-        "billing_cycle_anchor": context.now,
-        "items": {**subscription["items"], "data": data},
-        "status": "active",
-    }
-    invoice = _drafted(context, subscription, charges, context.now)
-    if invoice:
-        changes["latest_invoice"] = invoice["id"]
-    active = context.update(subscription, changes, "customer.subscription.updated")
-    context.emit("customer.subscription.resumed", active)
-    if invoice:
-        charging.finalise_and_collect(context, invoice)
-    return context.show(context.work.get("subscription", subscription_id), params)

@@ -140,6 +140,11 @@ def next_period(context: Context, item: Json, anchor: int) -> tuple[int, int]:
     return context.now, periods.current(anchor, _recurring(context, item), context.now)[1]
 
 
+def period_at(context: Context, item: Json, anchor: int) -> tuple[int, int]:
+    """Return the start and end of the item's period that contains the present, as the anchor gives it."""
+    return periods.current(anchor, _recurring(context, item), context.now)
+
+
 def _recurring(context: Context, item: Json) -> Json:
     recurring: Json = context.work.get("price", item["price"])["recurring"]
     return recurring
@@ -198,6 +203,6 @@ def checked_line(context: Context, given: forms.Params, param: str, old: Json | 
     if by_usage:
         return Line(price, None)
     quantity: int = given["quantity"] if "quantity" in given else (old or {}).get("quantity", 1)
-    if quantity < 1:
-        raise errors.InvalidParameter("Quantity must be at least 1.", param=f"{param}[quantity]")
+    if quantity < 0:
+        raise errors.InvalidParameter("Invalid non-negative integer.", param=f"{param}[quantity]")
     return Line(price, quantity)

@@ -6,9 +6,9 @@ from stripe_sandbox import errors
 from stripe_sandbox.api import forms, rules
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.customers import customers
-from stripe_sandbox.invoices import charging, invoicing, lines, pending
+from stripe_sandbox.invoices import charging, discounts, invoicing, lines, pending
 from stripe_sandbox.state import Json
-from stripe_sandbox.subscriptions import beginnings, endings, phases, prorations, subscription_items, trials
+from stripe_sandbox.subscriptions import beginnings, endings, pauses, phases, prorations, subscription_items, trials
 
 FINAL_CHANGES = {"metadata", "cancellation_details", "expand"}
 """The parameters that can be changed on a subscription that has ended."""
@@ -35,6 +35,7 @@ def created(context: Context, params: forms.Params) -> Json:
         prorates=params.get("proration_behavior") != "none",
         default_payment_method=beginnings.check_card(context, customer["id"], params.get("default_payment_method")),
         payment_behavior=_payment_behavior(params),
+        discounts=params.get("discounts") or [],
     )
     subscription = beginnings.begin(context, customer, chosen, terms)
     if ending := endings.arranged(context, subscription, params):
@@ -128,7 +129,8 @@ def updated(context: Context, subscription: Json, params: forms.Params) -> Json:
     resets = params.get("billing_cycle_anchor", {}).get("type") == "now"
     if "items" in params or resets:
         change = _change(context, subscription, params, resets=resets)
-        outcome = subscription_items.changed(context, subscription, params.get("items", []), change)
+        discounted = {**subscription, "discounts": changes.get("discounts", subscription["discounts"])}
+        outcome = subscription_items.changed(context, discounted, params.get("items", []), change)
         parts, whole = outcome.parts, outcome.whole
         changes |= {"billing_cycle_anchor": outcome.anchor, "items": _items(subscription, outcome.items)}
     if "trial_end" in params:
@@ -166,6 +168,8 @@ def _applied(
     invoice = invoicing.draft(context, customer, owed, about)
     changes = {**changes, "latest_invoice": invoice["id"]}
     changed = context.update(subscription, changes, "customer.subscription.updated")
+    if not charging.collectable(invoice):
+        return changed
     invoice = invoicing.finalise(context, invoice)
     if payment_behavior != "default_incomplete" or invoice["amount_due"] == 0:
         invoice = charging.collect(context, invoice)
@@ -178,9 +182,14 @@ def _applied(
 
 
 def _plain_changes(context: Context, subscription: Json, params: forms.Params) -> Json:
-    changes: Json = {"metadata": rules.merged_metadata(subscription["metadata"], params.get("metadata"))}
+    changes: Json = {
+        "metadata": rules.merged_metadata(subscription["metadata"], params.get("metadata")),
+        **pauses.collection(context, params),
+    }
     if "description" in params:
         changes["description"] = params["description"] or None
+    if params.get("discounts") or params.get("discounts") == "":
+        changes["discounts"] = discounts.chosen(context, subscription, params["discounts"])
     if "default_payment_method" in params:
         changes["default_payment_method"] = beginnings.check_card(
             context, subscription["customer"], params["default_payment_method"]
@@ -245,5 +254,5 @@ def canceled(context: Context, subscription: Json, details: Json, *, invoice_now
     about = invoicing.Terms(reason="subscription_update", period=(since, context.now), subscription=subscription)
     invoice = invoicing.draft(context, customer, owed, about)
     endings.end(context, {**subscription, "latest_invoice": invoice["id"]}, details)
-    charging.finalise_and_collect(context, invoice)
+    charging.finalise_and_collect_now(context, invoice)
     return context.work.get("subscription", subscription["id"])

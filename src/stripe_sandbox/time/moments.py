@@ -8,6 +8,9 @@ DAY_SECONDS = 24 * 3600
 INCOMPLETE_SECONDS = 23 * 3600
 """How long a subscription waits for its first payment."""
 
+RESUMPTION_SECONDS = 23 * 3600
+"""How long a paused subscription waits for a payment that resumes it."""
+
 TRIAL_NOTICE_SECONDS = 3 * DAY_SECONDS
 """How long before the end of a trial an event announces it."""
 
@@ -33,7 +36,11 @@ def _of_subscription(body: dict[str, Any]) -> Iterator[tuple[int, str]]:
         return
     if body["cancel_at"] is not None:
         yield body["cancel_at"], "ends"
+    if (body.get("pause_collection") or {}).get("resumes_at") is not None:
+        yield body["pause_collection"]["resumes_at"], "collects payments again"
     if status == "paused":
+        if (expires_at := (body.get("_resumption") or {}).get("expires_at")) is not None:
+            yield expires_at, "stays paused"
         return
     yield min(item["current_period_end"] for item in body["items"]["data"]), "renews"
     if status == "trialing" and not body.get("_end_of_trial_announced"):

@@ -159,7 +159,9 @@ async def test_a_trial_that_ends_without_a_card_follows_its_end_behavior(
     await billing.advance(3600)
     if status == "paused":
         await billing.card("works")
-        resumed = await billing.api.subscriptions.resume_async(made.id)
+        resumed = await billing.api.subscriptions.resume_async(
+            made.id, {"payment_behavior": "resume_on_payment_success"}
+        )
         assert (resumed.status, (await billing.invoices())[-1].amount_paid) == ("active", 2000)
     elif status == "active":
         assert (await billing.subscription(made.id)).status == "past_due"
