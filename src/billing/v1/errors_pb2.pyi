@@ -84,10 +84,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The account's plan has no pay-as-you-go. Metadata: plan."""
     ERROR_REASON_PAYMENT_METHOD_REQUIRED: _ErrorReason.ValueType  # 24
     """FAILED_PRECONDITION. A payment method must be on file first; the customer can enter it on the portal's page
-    (CreatePortalSession). Metadata: account_id.
+    (CreatePortalSession). Then the same call succeeds. Metadata: account_id.
     """
     ERROR_REASON_PAYMENT_FAILED: _ErrorReason.ValueType  # 25
-    """FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe returned it."""
+    """FAILED_PRECONDITION. The payment that the change needs was refused; nothing changed. With another payment method,
+    which the customer can enter on the portal's page (CreatePortalSession), the same call succeeds. Metadata:
+    stripe_code (Stripe's error code, such as "card_declined" or "expired_card"); decline_code (the bank's reason, such
+    as "insufficient_funds"), only if the bank gave it.
+    """
     ERROR_REASON_NOT_CANCELING: _ErrorReason.ValueType  # 26
     """FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id."""
     ERROR_REASON_GAUGE_NOT_CORRECTABLE: _ErrorReason.ValueType  # 27
@@ -138,8 +142,28 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_NOT_IMPLEMENTED: _ErrorReason.ValueType  # 39
     """UNIMPLEMENTED. This server does not implement the RPC, or not with these options. Metadata: rpc. Do not repeat."""
     ERROR_REASON_STRIPE_REFUSED: _ErrorReason.ValueType  # 40
-    """FAILED_PRECONDITION. Stripe refused the request as invalid; repeating it does not help. Metadata: stripe_code,
-    stripe_param.
+    """FAILED_PRECONDITION. Stripe refused the request; nothing changed. The message says what to do, if that is known.
+    The same call succeeds when the cause is removed; without that, repeating it does not help. Metadata: stripe_code
+    (Stripe's error code, such as "resource_missing" or "customer_tax_location_invalid"; empty if Stripe gave none),
+    stripe_param (the parameter of Stripe's API, such as "items[0][price]"; empty if Stripe named none), and
+    stripe_object (the id that this parameter had, such as "price_..."), if it had one.
+    """
+    ERROR_REASON_PAYMENT_ACTION_REQUIRED: _ErrorReason.ValueType  # 60
+    """FAILED_PRECONDITION. The customer's bank wants the customer to confirm the payment (3-D Secure). The change waits
+    for that: send the customer's browser to payment_url. After the payment Stripe makes the change, and the same call
+    returns its answer; a payment that has not come at expires_at leaves everything as it was. Metadata: account_id;
+    payment_url, invoice_id and expires_at (RFC 3339), if Stripe has such a page.
+    """
+    ERROR_REASON_PRICE_ARCHIVED: _ErrorReason.ValueType  # 61
+    """FAILED_PRECONDITION. A price that the call would sell, or the price's product, is archived at Stripe. An operator
+    activates it in Stripe's dashboard, or runs `billing-svc catalog apply`, which makes a new price; then the same call
+    succeeds. Metadata: plan, price (as in ListPlans; empty for a meter's price), meter (only for a meter's price), and
+    stripe_object (the price's id, "price_..."); plan and price are empty if the price is of no catalog.
+    """
+    ERROR_REASON_STRIPE_ACCOUNT_MISMATCH: _ErrorReason.ValueType  # 62
+    """FAILED_PRECONDITION. Stripe has neither the account's customer nor any price of the catalog: the service's key
+    belongs to another Stripe account, or the account's test data was deleted. Nothing was changed here; an operator
+    has to correct BILLING_STRIPE_API_KEY. Metadata: account_id, stripe_object (the customer's id).
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -211,10 +235,14 @@ ERROR_REASON_PAY_AS_YOU_GO_NOT_OFFERED: ErrorReason.ValueType  # 23
 """FAILED_PRECONDITION. The account's plan has no pay-as-you-go. Metadata: plan."""
 ERROR_REASON_PAYMENT_METHOD_REQUIRED: ErrorReason.ValueType  # 24
 """FAILED_PRECONDITION. A payment method must be on file first; the customer can enter it on the portal's page
-(CreatePortalSession). Metadata: account_id.
+(CreatePortalSession). Then the same call succeeds. Metadata: account_id.
 """
 ERROR_REASON_PAYMENT_FAILED: ErrorReason.ValueType  # 25
-"""FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe returned it."""
+"""FAILED_PRECONDITION. The payment that the change needs was refused; nothing changed. With another payment method,
+which the customer can enter on the portal's page (CreatePortalSession), the same call succeeds. Metadata:
+stripe_code (Stripe's error code, such as "card_declined" or "expired_card"); decline_code (the bank's reason, such
+as "insufficient_funds"), only if the bank gave it.
+"""
 ERROR_REASON_NOT_CANCELING: ErrorReason.ValueType  # 26
 """FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id."""
 ERROR_REASON_GAUGE_NOT_CORRECTABLE: ErrorReason.ValueType  # 27
@@ -265,7 +293,27 @@ repeat with the same ids. Metadata: none.
 ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 39
 """UNIMPLEMENTED. This server does not implement the RPC, or not with these options. Metadata: rpc. Do not repeat."""
 ERROR_REASON_STRIPE_REFUSED: ErrorReason.ValueType  # 40
-"""FAILED_PRECONDITION. Stripe refused the request as invalid; repeating it does not help. Metadata: stripe_code,
-stripe_param.
+"""FAILED_PRECONDITION. Stripe refused the request; nothing changed. The message says what to do, if that is known.
+The same call succeeds when the cause is removed; without that, repeating it does not help. Metadata: stripe_code
+(Stripe's error code, such as "resource_missing" or "customer_tax_location_invalid"; empty if Stripe gave none),
+stripe_param (the parameter of Stripe's API, such as "items[0][price]"; empty if Stripe named none), and
+stripe_object (the id that this parameter had, such as "price_..."), if it had one.
+"""
+ERROR_REASON_PAYMENT_ACTION_REQUIRED: ErrorReason.ValueType  # 60
+"""FAILED_PRECONDITION. The customer's bank wants the customer to confirm the payment (3-D Secure). The change waits
+for that: send the customer's browser to payment_url. After the payment Stripe makes the change, and the same call
+returns its answer; a payment that has not come at expires_at leaves everything as it was. Metadata: account_id;
+payment_url, invoice_id and expires_at (RFC 3339), if Stripe has such a page.
+"""
+ERROR_REASON_PRICE_ARCHIVED: ErrorReason.ValueType  # 61
+"""FAILED_PRECONDITION. A price that the call would sell, or the price's product, is archived at Stripe. An operator
+activates it in Stripe's dashboard, or runs `billing-svc catalog apply`, which makes a new price; then the same call
+succeeds. Metadata: plan, price (as in ListPlans; empty for a meter's price), meter (only for a meter's price), and
+stripe_object (the price's id, "price_..."); plan and price are empty if the price is of no catalog.
+"""
+ERROR_REASON_STRIPE_ACCOUNT_MISMATCH: ErrorReason.ValueType  # 62
+"""FAILED_PRECONDITION. Stripe has neither the account's customer nor any price of the catalog: the service's key
+belongs to another Stripe account, or the account's test data was deleted. Nothing was changed here; an operator
+has to correct BILLING_STRIPE_API_KEY. Metadata: account_id, stripe_object (the customer's id).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -215,5 +215,5 @@ def to_proto_timestamp(value: datetime) -> timestamp_pb2.Timestamp:
 
 def to_proto_money(amount: Decimal, currency: str) -> money_pb2.Money:
     """Return an exact amount in major units, with at least the decimal places of its currency."""
-    places = max(money.EXPONENTS[currency], money.decimal_places(amount))
+    places = max(money.written_places(currency), money.decimal_places(amount))
     return money_pb2.Money(currency=currency, amount=f"{amount:.{places}f}")

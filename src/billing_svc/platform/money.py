@@ -7,22 +7,51 @@ from decimal import Decimal
 EXACT = decimal.Context(
     prec=80, traps=[decimal.Inexact, decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow]
 )
-# ISO 4217 exponents as Stripe applies them. Left out on purpose: ISK and UGX (whole amounts written as hundredths) and
-# the three-decimal currencies (the last digit must be 0), whose rules no product needs yet.
+# The decimal places with which Stripe writes the amounts of each currency that it charges in.
 EXPONENTS = {
     **dict.fromkeys(
         (
-            *("aud", "brl", "cad", "chf", "czk", "dkk", "eur", "gbp", "hkd", "huf", "ils", "inr", "mxn"),
-            *("nok", "nzd", "pln", "ron", "sek", "sgd", "thb", "usd", "zar"),
+            *("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga"),
+            *("pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"),
+        ),
+        0,
+    ),
+    **dict.fromkeys(
+        (
+            *("aed", "afn", "all", "amd", "ang", "aoa", "ars", "aud", "awg", "azn", "bam", "bbd", "bdt", "bgn"),
+            *("bmd", "bnd", "bob", "brl", "bsd", "bwp", "byn", "bzd", "cad", "cdf", "chf", "cny", "cop", "crc"),
+            *("cve", "czk", "dkk", "dop", "dzd", "egp", "etb", "eur", "fjd", "fkp", "gbp", "gel", "gip", "gmd"),
+            *("gtq", "gyd", "hkd", "hnl", "htg", "huf", "idr", "ils", "inr", "isk", "jmd", "kes", "kgs", "khr"),
+            *("kyd", "kzt", "lak", "lbp", "lkr", "lrd", "lsl", "mad", "mdl", "mkd", "mmk", "mnt", "mop", "mur"),
+            *("mvr", "mwk", "mxn", "myr", "mzn", "nad", "ngn", "nio", "nok", "npr", "nzd", "pab", "pen", "pgk"),
+            *("php", "pkr", "pln", "qar", "ron", "rsd", "rub", "sar", "sbd", "scr", "sek", "sgd", "shp", "sle"),
+            *("sos", "srd", "std", "svc", "szl", "thb", "tjs", "top", "try", "ttd", "twd", "tzs", "uah", "ugx"),
+            *("usd", "uyu", "uzs", "wst", "xcd", "xcg", "yer", "zar", "zmw"),
         ),
         2,
     ),
-    **dict.fromkeys(("clp", "jpy", "krw", "vnd"), 0),
+    **dict.fromkeys(("bhd", "jod", "kwd", "omr", "tnd"), 3),
 }
+# Stripe charges only multiples of this many minor units: ISK and UGX have no minor unit but are written with two
+# places, and the last of three places must be 0.
+_STEPS = {"isk": 100, "ugx": 100, **dict.fromkeys(("bhd", "jod", "kwd", "omr", "tnd"), 10)}
 # Stripe's bound for `unit_amount`, and for what an invoice or an item of it comes to: eight digits.
 MINOR_UNITS_MAX = 99_999_999
 # Stripe's bound for `unit_amount_decimal`, counted in minor units.
 UNIT_PRICE_PLACES_MAX = 12
+
+
+def written_places(currency: str) -> int:
+    """Return the decimal places with which Stripe writes amounts; 2 for a currency that is newer than the table.
+
+    What Stripe answers in any currency can so be shown: most currencies have two places.
+    """
+    return EXPONENTS.get(currency, 2)
+
+
+def step(currency: str) -> int:
+    """Return the number of minor units of which an amount must be a multiple, so that Stripe can charge it."""
+    return _STEPS.get(currency, 1)
 
 
 def in_minor_units(amount: Decimal, currency: str) -> Decimal:
@@ -40,7 +69,7 @@ def whole_minor_units(amount: Decimal, currency: str) -> int:
 
 def major_units(minor_units: int, currency: str) -> Decimal:
     """Return minor units in major units, with the currency's decimal places: 150 cents are 1.50."""
-    return EXACT.scaleb(Decimal(minor_units), -EXPONENTS[currency])
+    return EXACT.scaleb(Decimal(minor_units), -written_places(currency))
 
 
 def decimal_places(number: Decimal) -> int:

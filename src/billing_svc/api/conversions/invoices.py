@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
 from billing.v1 import admin_pb2, invoice_pb2, money_pb2, subscription_pb2
@@ -24,12 +23,6 @@ _STATUSES: "Mapping[str, invoice_pb2.InvoiceStatus.ValueType]" = {
     "uncollectible": invoice_pb2.INVOICE_STATUS_UNCOLLECTIBLE,
 }
 _FILTERS = {status: word for word, status in _STATUSES.items()} | {invoice_pb2.INVOICE_STATUS_UNKNOWN: rules.UNKNOWN}
-# Currencies that no catalog uses, but an invoice created by hand may have; all others have two decimal places.
-_PLACES = {
-    **dict.fromkeys(("bif", "djf", "gnf", "kmf", "mga", "pyg", "rwf", "vuv", "xaf", "xof", "xpf"), 0),
-    **dict.fromkeys(("bhd", "jod", "kwd", "omr", "tnd"), 3),
-    **money.EXPONENTS,
-}
 
 
 def from_proto_list(request: subscription_pb2.ListInvoicesRequest) -> tuple[store.InvoiceFilter, paging.Page]:
@@ -108,8 +101,7 @@ def _to_proto_line(line: Mapping[str, Any], currency: str) -> invoice_pb2.Invoic
 
 
 def _to_proto_money(minor_units: int, currency: str) -> money_pb2.Money:
-    places = _PLACES.get(currency, 2)
-    return money_pb2.Money(currency=currency, amount=f"{Decimal(minor_units).scaleb(-places):.{places}f}")
+    return fields.to_proto_money(money.major_units(minor_units, currency), currency)
 
 
 def _from_proto_status(check: fields.Fields, status: "invoice_pb2.InvoiceStatus.ValueType") -> str:

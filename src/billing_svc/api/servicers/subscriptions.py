@@ -25,6 +25,7 @@ from billing_svc.subscriptions.checkouts import open_checkout
 from billing_svc.subscriptions.invoices import store as invoices_store
 from billing_svc.subscriptions.pay_as_you_go import toggle
 from billing_svc.subscriptions.previews import preview_cost
+from billing_svc.subscriptions.refusals import handle_refusals
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class SubscriptionOperations:
     plan_changes: change_plan.PlanChanges
     cancellation: cancel_subscription.Cancellation
     pay_as_you_go: toggle.PayAsYouGoToggle
+    refusals: handle_refusals.RefusalHandling
 
 
 class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
@@ -71,21 +73,32 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.CreateCheckoutResponse:
         """Return the account's checkout page for a plan."""
         order = subscriptions.from_proto_checkout(request, self._success_url, self._cancel_url, self._origins)
-        return subscriptions.to_proto_checkout(await self._operations.checkout.open_page(order, _origin(context)))
+        origin = _origin(context)
+        page = await self._operations.refusals.run(
+            order.account_id, lambda: self._operations.checkout.open_page(order, origin), origin
+        )
+        return subscriptions.to_proto_checkout(page)
 
     async def CreatePortalSession(
         self, request: subscription_pb2.CreatePortalSessionRequest, context: interceptors.Context
     ) -> subscription_pb2.CreatePortalSessionResponse:
         """Return a portal page for the account's customer."""
         visit = changes_conversions.from_proto_portal(request, self._return_url, self._origins)
-        return subscription_pb2.CreatePortalSessionResponse(url=await self._operations.portal.open_page(visit))
+        origin = _origin(context)
+        url = await self._operations.refusals.run(
+            visit.account_id, lambda: self._operations.portal.open_page(visit, origin), origin
+        )
+        return subscription_pb2.CreatePortalSessionResponse(url=url)
 
     async def SetPayAsYouGo(
         self, request: subscription_pb2.SetPayAsYouGoRequest, context: interceptors.Context
     ) -> subscription_pb2.SetPayAsYouGoResponse:
         """Switch pay-as-you-go on or off."""
         switch = changes_conversions.from_proto_switch(request)
-        await self._operations.pay_as_you_go.switch(switch, _origin(context))
+        origin = _origin(context)
+        await self._operations.refusals.run(
+            switch.account_id, lambda: self._operations.pay_as_you_go.switch(switch, origin), origin
+        )
         return subscription_pb2.SetPayAsYouGoResponse(subscription=await self._subscription(switch.account_id))
 
     async def ChangePlan(
@@ -93,10 +106,12 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.ChangePlanResponse:
         """Change the subscription's plan, price or quantity, or preview the cost of the change."""
         order = changes_conversions.from_proto_change(request, self._clock.now())
-        if request.preview:
-            outcome = await self._operations.plan_changes.preview(order)
-        else:
-            outcome = await self._operations.plan_changes.change(order, _origin(context))
+        changes, origin = self._operations.plan_changes, _origin(context)
+        outcome = await self._operations.refusals.run(
+            order.account_id,
+            lambda: changes.preview(order) if request.preview else changes.change(order, origin),
+            origin,
+        )
         return changes_conversions.to_proto_change(outcome, await self._subscription(order.account_id))
 
     async def CancelSubscription(
@@ -104,7 +119,10 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.CancelSubscriptionResponse:
         """End the subscription, at the period's end or now."""
         ending = changes_conversions.from_proto_cancel(request)
-        await self._operations.cancellation.cancel(ending, _origin(context))
+        origin = _origin(context)
+        await self._operations.refusals.run(
+            ending.account_id, lambda: self._operations.cancellation.cancel(ending, origin), origin
+        )
         return subscription_pb2.CancelSubscriptionResponse(subscription=await self._subscription(ending.account_id))
 
     async def ResumeSubscription(
@@ -112,7 +130,10 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.ResumeSubscriptionResponse:
         """Undo a cancellation that has not taken effect yet."""
         account_id, request_id = changes_conversions.from_proto_resume(request)
-        await self._operations.cancellation.resume(account_id, request_id, _origin(context))
+        origin = _origin(context)
+        await self._operations.refusals.run(
+            account_id, lambda: self._operations.cancellation.resume(account_id, request_id, origin), origin
+        )
         return subscription_pb2.ResumeSubscriptionResponse(subscription=await self._subscription(account_id))
 
     async def ListPlans(

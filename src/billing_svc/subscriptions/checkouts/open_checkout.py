@@ -9,6 +9,7 @@ says that it expired, or until the subscription that it created is stored here. 
 customer pay twice.
 """
 
+import contextlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import client, intents, prices, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.checkouts import close_checkout, store
+from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
 from billing_svc.subscriptions.records import rules as records_rules
 
 # Each round closes a page that blocks the order; more than a few rounds mean that callers work against each other.
@@ -51,12 +53,14 @@ class Checkout:
         catalogs: versions.CatalogCache,
         stripe: client.Stripe,
         customers: create_customer.Customers,
+        refresher: refresh_subscription.Refresher,
         now: clock.Clock,
     ) -> None:
         self._database = database
         self._catalogs = catalogs
         self._stripe = stripe
         self._customers = customers
+        self._refresher = refresher
         self._requests = intents.Requests(database, stripe, now)
         self._clock = now
 
@@ -67,7 +71,12 @@ class Checkout:
         quantity, RequestIdReused, LostRace, StripeUnavailable and StripeRefused.
         """
         for _ in range(ROUNDS_MAX):
-            begun = await self._begin(order, origin)
+            try:
+                begun = await self._begin(order, origin)
+            except errors.AlreadySubscribed:
+                if not await self._has_ended(order.account_id, origin):
+                    raise
+                continue
             page: store.CheckoutPage | None = begun.page
             if begun.page.url is None:
                 page = await self._make_session(begun.page, order, origin)
@@ -77,6 +86,22 @@ class Checkout:
                 return page
             await self._expire(page, order.account_id, origin)
         raise errors.LostRace("other checkouts of this account were opened at the same time; send the same call again")
+
+    async def _has_ended(self, account_id: str, origin: audit_store.Origin) -> bool:
+        """Say whether the subscription that blocks an order has ended at Stripe; its event may never have come."""
+        held = await self._database.read(lambda conn: _held(conn, account_id))
+        if held is None:
+            return True
+        # If Stripe cannot be asked, the stored state stands.
+        with contextlib.suppress(
+            errors.StripeUnavailable,
+            errors.LostRace,
+            client.NotAtStripe,
+            apply_subscription.CannotApply,
+            apply_subscription.NotOurs,
+        ):
+            await self._refresher.refresh(held.subscription_id, origin)
+        return await self._database.read(lambda conn: _held(conn, account_id)) is None
 
     async def _begin(self, order: store.CheckoutOrder, origin: audit_store.Origin) -> _Begun:
         now = self._clock.now()
@@ -93,8 +118,7 @@ class Checkout:
         await accounts_store.lock(conn, order.account_id)
         asked = request_ids.CallerRequest(order.account_id, order.request_id, "checkout", order.content)
         known = await request_ids.find(conn, asked) if order.request_id else None
-        bought = await subscription_records.plan_subscriptions(conn, order.account_id)
-        held = next((record for record in bought if not record.is_over), None)
+        held = await _held(conn, order.account_id)
         if held is not None:
             raise errors.AlreadySubscribed(
                 f"the account is subscribed to {held.plan} ({held.status}); use ChangePlan, or cancel it first",
@@ -194,6 +218,9 @@ class Checkout:
         except client.NotAtStripe:
             session = {"status": "expired"}
         if session["status"] == "open":
+            customer = session["customer"]
+            if isinstance(customer, Mapping) and customer.get("deleted"):
+                raise errors.CustomerMissing(str(customer["id"]))
             return True
         if session["status"] == "complete":
             status = await self._status_of(session)
@@ -254,6 +281,12 @@ def offered(catalog: model.Catalog, order: store.CheckoutOrder) -> tuple[parts.P
     if problem := pricing_rules.quantity_problem(plan, price, order.quantity, catalog.currency):
         raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
     return plan, price
+
+
+async def _held(conn: AsyncConnection, account_id: str) -> subscription_records.SubscriptionRecord | None:
+    """Return the plan subscription that blocks a purchase; None if all are over."""
+    bought = await subscription_records.plan_subscriptions(conn, account_id)
+    return next((record for record in bought if not record.is_over), None)
 
 
 async def _line_items(

@@ -168,6 +168,8 @@ class PayAsYouGoToggle:
     async def _payment_method(self, account_id: str, customer_id: str) -> dict[str, str]:
         """Return the payment method parameter, if Stripe needs it. Raises PaymentMethodRequired."""
         customer = await self._carrier.stripe.customer(customer_id)
+        if customer.get("deleted"):
+            raise errors.CustomerMissing(customer_id)
         settings = customer.get("invoice_settings") or {}
         if settings.get("default_payment_method") or customer.get("default_source"):
             return {}
