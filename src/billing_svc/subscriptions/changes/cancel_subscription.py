@@ -41,11 +41,14 @@ class Cancellation:
 
         async def begin(conn: AsyncConnection) -> request_ids.RememberedRequest:
             known = await request_ids.find(conn, asked)
-            if known is not None:
+            if known is not None and known.is_judged:
                 return known
             row = await stripe_change.held(conn, ending.account_id, now)
             target = {"subscription_id": row.subscription_id}
-            await request_ids.remember(conn, asked, target, now)
+            if known is None:
+                await request_ids.remember(conn, asked, target, now)
+            else:
+                await request_ids.set_target(conn, asked, target)
             changes = {"subscription": row.subscription_id, "at_period_end": ending.at_period_end}
             await audit_store.append(conn, origin, ending.account_id, "subscription.cancel_requested", changes, now)
             return request_ids.RememberedRequest(target, None, is_closed=False)
@@ -56,7 +59,12 @@ class Cancellation:
         subscription_id = str(known.target["subscription_id"])
         fetched = await self._carrier.fetch(subscription_id)
         if fetched is not None:
-            await self._end(ending, fetched)
+            try:
+                await self._end(ending, fetched)
+            except (errors.StripeRefused, client.NotAtStripe):
+                # Nothing was changed, and a repeat may find another subscription.
+                await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked))
+                raise
         await self._carrier.finish(asked, subscription_id, origin)
 
     async def _end(self, ending: EndingRequest, fetched: stripe_subscriptions.StripeSubscription) -> None:
@@ -98,7 +106,7 @@ class Cancellation:
 
         async def look(conn: AsyncConnection) -> tuple[str, request_ids.RememberedRequest | None]:
             known = await request_ids.find(conn, asked)
-            if known is not None:
+            if known is not None and known.is_judged:
                 return str(known.target["subscription_id"]), known
             return (await stripe_change.held(conn, account_id, now)).subscription_id, None
 
@@ -112,8 +120,12 @@ class Cancellation:
             await self._remember_resume(asked, fetched, origin, now)
         purpose = f"resume:{request_id}"
         if fetched.will_end:
-            await self._carrier.release_schedule(account_id, fetched.schedule_id, purpose)
-            await self._carrier.keep(account_id, fetched, purpose)
+            try:
+                await self._carrier.release_schedule(account_id, fetched.schedule_id, purpose)
+                await self._carrier.keep(account_id, fetched, purpose)
+            except (errors.StripeRefused, client.NotAtStripe):
+                await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked))
+                raise
         await self._carrier.finish(asked, subscription_id, origin)
 
     async def _remember_resume(
@@ -128,9 +140,13 @@ class Cancellation:
             raise errors.NotCanceling(message, {"account_id": asked.account_id})
 
         async def remember(conn: AsyncConnection) -> None:
-            if await request_ids.find(conn, asked) is not None:
+            known, target = await request_ids.find(conn, asked), {"subscription_id": fetched.subscription_id}
+            if known is not None and known.is_judged:
                 return
-            await request_ids.remember(conn, asked, {"subscription_id": fetched.subscription_id}, now)
+            if known is None:
+                await request_ids.remember(conn, asked, target, now)
+            else:
+                await request_ids.set_target(conn, asked, target)
             changes = {"subscription": fetched.subscription_id}
             await audit_store.append(conn, origin, asked.account_id, "subscription.resume_requested", changes, now)
 

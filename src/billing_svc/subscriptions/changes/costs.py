@@ -1,7 +1,7 @@
 """The cost of a change, and its stored form, which repeats of the request get."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +22,18 @@ class ChangeLine:
 
 
 @dataclass(frozen=True, slots=True)
+class InvoiceTotals:
+    """What an invoice comes to, as Stripe computes it, in minor units; `credit` is what the customer's balance pays."""
+
+    subtotal: int
+    discount: int
+    tax: int
+    total: int
+    credit: int
+    amount_due: int
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeOutcome:
     """The cost of a change, and when the change takes effect."""
 
@@ -29,6 +41,36 @@ class ChangeOutcome:
     proration_at: datetime | None
     currency: str
     lines: tuple[ChangeLine, ...]
+    # None for a change that an older release began.
+    totals: InvoiceTotals | None = None
+
+    @property
+    def total(self) -> int:
+        """Return the total of the invoice."""
+        return sum(line.amount for line in self.lines) if self.totals is None else self.totals.total
+
+
+def totals(invoice: Mapping[str, Any]) -> InvoiceTotals:
+    """Return the totals of a previewed invoice, of any API version; a part that Stripe left out is 0."""
+    total = _amount(invoice.get("total"))
+    due = _amount(invoice.get("amount_due", max(0, total)))
+    taxes = invoice.get("total_taxes")
+    return InvoiceTotals(
+        subtotal=_amount(invoice.get("subtotal", total)),
+        discount=_sum(invoice.get("total_discount_amounts")),
+        tax=_amount(invoice.get("tax")) if taxes is None else _sum(taxes),
+        total=total,
+        credit=max(0, total) - due,
+        amount_due=due,
+    )
+
+
+def _sum(parts: object) -> int:
+    return sum(_amount(part.get("amount")) for part in parts) if isinstance(parts, list) else 0
+
+
+def _amount(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def kept(
@@ -37,12 +79,14 @@ def kept(
     currency: str,
     lines: Sequence[invoices_rules.InvoiceLine],
     meters: Mapping[str, str],
+    invoiced: InvoiceTotals | None,
 ) -> Mapping[str, Any]:
     """Return the cost in its stored form; `meters` has the meter of each metered price."""
     return {
         "effective_at": effective_at.isoformat(),
         "proration_at": proration_at,
         "currency": currency,
+        "totals": None if invoiced is None else asdict(invoiced),
         "lines": [
             {
                 "description": line.description,
@@ -65,6 +109,7 @@ def from_kept(answer: Mapping[str, Any]) -> ChangeOutcome:
         effective_at=datetime.fromisoformat(answer["effective_at"]),
         proration_at=None if at is None else datetime.fromtimestamp(at, UTC),
         currency=answer["currency"],
+        totals=InvoiceTotals(**answer["totals"]) if answer.get("totals") else None,
         lines=tuple(
             ChangeLine(
                 **{

@@ -11,7 +11,7 @@ from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.stripe import client, intents, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.subscriptions.records import refresh_subscription
+from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
 from billing_svc.usage_export import export_now
 
 
@@ -75,8 +75,12 @@ class StripeChange:
         await self.requests.perform(intents.Intent(account_id, purpose, "subscriptions.update", params), look_up)
 
     async def finish(self, asked: request_ids.CallerRequest, subscription_id: str, origin: audit_store.Origin) -> None:
-        """Update the stored row from Stripe, and close the request."""
-        with contextlib.suppress(client.NotAtStripe):
+        """Update the stored row from Stripe, and close the request.
+
+        What Stripe was asked for is done, so nothing that cannot be read here is an error of the request; the worker's
+        event reports it.
+        """
+        with contextlib.suppress(client.NotAtStripe, apply_subscription.CannotApply, apply_subscription.NotOurs):
             await self.refresher.refresh(subscription_id, origin)
         now = self.clock.now()
         await self.database.run(lambda conn: request_ids.close(conn, asked, now))
