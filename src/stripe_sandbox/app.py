@@ -16,7 +16,7 @@ from stripe_sandbox import settings, state
 from stripe_sandbox.api import requests, validation
 from stripe_sandbox.control import billing_control, control, faults, money_control
 from stripe_sandbox.delivery import delivery
-from stripe_sandbox.pages import checkout_pages, invoice_pages, payment_link_pages, portal_pages
+from stripe_sandbox.pages import checkout_pages, home_page, invoice_pages, payment_link_pages, portal_pages
 from stripe_sandbox.routes import table
 from stripe_sandbox.time import clock, timeline
 
@@ -56,6 +56,7 @@ def create_app(config: settings.Settings) -> Starlette:
             Route("/checkout/{session_id}/pay", checkout.pay, methods=["POST"]),
             Route("/checkout/{session_id}/cancel", checkout.cancel, methods=["POST"]),
             *invoice_pages.InvoicePages(sandbox).routes(),
+            *home_page.HomePage(sandbox, time).routes(),
             *portal_pages.PortalPages(sandbox).routes(),
             *payment_link_pages.PaymentLinkPages(sandbox).routes(),
             *control.Control(sandbox, time).routes(),

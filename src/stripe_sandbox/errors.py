@@ -82,6 +82,17 @@ class CardDeclined(ApiError):
         super().__init__("Your card was declined.", code="card_declined")
 
 
+class ActionRequired(CardDeclined):
+    """The customer's bank wants an authentication, for which the customer must be present."""
+
+    def __init__(self, subject: str) -> None:
+        ApiError.__init__(
+            self,
+            "Your card was declined. This transaction requires authentication.",
+            code=f"{subject}_payment_intent_requires_action",
+        )
+
+
 class DeclinedAttempt(CardDeclined):
     """The card is declined, and the attempt counts."""
 

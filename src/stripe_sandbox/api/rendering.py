@@ -21,7 +21,7 @@ ALWAYS = {"subscription": "items.data.price", "subscription_item": "price", "ite
 LISTS = {"subscription": "items", "invoice": "lines"}
 """Fields with a list of objects inside another object; their private fields (`_...`) are hidden too."""
 
-UNLESS_EXPANDED = {"checkout.session": "line_items", "payment_link": "line_items"}
+UNLESS_EXPANDED = {"checkout.session": "line_items", "payment_link": "line_items", "invoice": "payments"}
 NEVER = {"checkout.session": ("subscription_data",)}
 
 
@@ -37,7 +37,11 @@ def render(work: Work, stored: Json, expand: Sequence[str] = ()) -> Json:
     if hidden and not any(path.split(".")[0] == hidden for path in expand):
         shown.pop(hidden, None)
     elif hidden:
-        shown[hidden]["data"] = [render(work, item) for item in shown[hidden]["data"]]
+        found = [work.find_any(item) if isinstance(item, str) else item for item in shown[hidden]["data"]]
+        shown[hidden]["data"] = [render(work, item) for item in found if item is not None]
+    if kind == "subscription" and (pending := (shown["pending_update"] or {}).get("subscription_items")):
+        shown["pending_update"]["subscription_items"] = [_public(each) for each in pending]
+        _expand(work, shown, ["pending_update", "subscription_items", "price"], param="")
     if always := ALWAYS.get(kind):
         _expand(work, shown, always.split("."), param="")
     _show_discounts(work, shown)
@@ -67,7 +71,7 @@ def _subscription_items(shown: Json) -> list[Json]:
     match shown["object"]:
         case "subscription":
             found: list[Json] = shown["items"]["data"]
-            return found
+            return found + ((shown["pending_update"] or {}).get("subscription_items") or [])
         case "subscription_item":
             return [shown]
         case _:

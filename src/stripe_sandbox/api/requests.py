@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stripe_sandbox import errors, settings, state
 from stripe_sandbox.api import context, forms, rules, validation
-from stripe_sandbox.control import connections, faults
+from stripe_sandbox.control import connections, faults, limits
 from stripe_sandbox.delivery import delivery
 from stripe_sandbox.time import clock
 
@@ -101,6 +101,7 @@ class Sandbox:
         default_factory=lambda: collections.deque(maxlen=LOG_ENTRIES_MAX)
     )
     keys_in_use: set[str] = dataclasses.field(default_factory=set)
+    rate_limits: limits.Limits = dataclasses.field(default_factory=limits.Limits)
 
     def context(self, work: state.Work, request_id: str | None = None, key: str | None = None) -> context.Context:
         """Return the context of a handler."""
@@ -124,6 +125,7 @@ def endpoint(sandbox: Sandbox, route: Route) -> Callable[[Request], Awaitable[Re
             authenticate(request.headers)
             params = await _params(request, entry)
             _refuse(struck)
+            sandbox.rate_limits.check(f"{route.method} {route.path}", sandbox.clock.wall())
             reply = await _answer_once(sandbox, _Call(route, request.path_params, params, request_id, key, struck.rule))
         except errors.ApiError as error:
             reply = Reply(error.status, error.body(), headers=_advice(struck))

@@ -1,7 +1,7 @@
-"""Control routes for money: a tax, a customer's discount; see `control`."""
+"""Control routes for money: a tax, a customer's discount, disputes, limits; see `control`."""
 
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import pydantic
 from starlette.requests import Request
@@ -11,7 +11,8 @@ from starlette.routing import Route
 from stripe_sandbox import errors, state
 from stripe_sandbox.api import context, requests
 from stripe_sandbox.control import control
-from stripe_sandbox.invoices import discounts, totals
+from stripe_sandbox.invoices import discounts, invoicing, totals
+from stripe_sandbox.payments import disputes, payments
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 
@@ -33,6 +34,33 @@ class Discount(pydantic.BaseModel):
     coupon: str | None = None
 
 
+class Dispute(pydantic.BaseModel):
+    """A dispute about the payment of an invoice; without an amount, about all of it."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    invoice: str
+    amount: int | None = None
+    reason: str = "fraudulent"
+
+
+class Decision(pydantic.BaseModel):
+    """How the bank decides a dispute."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    status: Literal["won", "lost"]
+
+
+class Limits(pydantic.BaseModel):
+    """Requests a second for each endpoint, and whether a subscription's new invoices are limited."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    per_second: Annotated[int, pydantic.Field(ge=1)] | None = None
+    invoices: bool = False
+
+
 class MoneyControl:
     """The endpoints of the routes."""
 
@@ -44,6 +72,9 @@ class MoneyControl:
         return [
             Route("/_sandbox/tax", self.set_tax, methods=["POST"]),
             Route("/_sandbox/discounts", self.set_discount, methods=["POST"]),
+            Route("/_sandbox/limits", self.set_limits, methods=["POST"]),
+            Route("/_sandbox/disputes", self.open_dispute, methods=["POST"]),
+            Route("/_sandbox/disputes/{dispute_id}", self.decide_dispute, methods=["POST"]),
         ]
 
     async def set_tax(self, request: Request) -> Response:
@@ -63,6 +94,32 @@ class MoneyControl:
             return {**asked.model_dump(), "discount": made["id"] if made else None}
 
         return await self._acted(request, Discount, act)
+
+    async def set_limits(self, request: Request) -> Response:
+        """Set Stripe's limits; without them a test of something else would have to wait."""
+
+        def act(scope: context.Context, asked: Limits) -> state.Json:
+            scope.work.set_fact(invoicing.LIMITED, int(asked.invoices))
+            self._sandbox.rate_limits.set(asked.per_second)
+            return asked.model_dump()
+
+        return await self._acted(request, Limits, act)
+
+    async def open_dispute(self, request: Request) -> Response:
+        """Dispute the payment of an invoice, as the customer's bank does."""
+
+        def act(scope: context.Context, asked: Dispute) -> state.Json:
+            invoice = scope.work.get("invoice", asked.invoice)
+            return disputes.open_for(scope, payments.charge_of(scope, invoice), asked.amount, asked.reason)
+
+        return await self._acted(request, Dispute, act)
+
+    async def decide_dispute(self, request: Request) -> Response:
+        """Close a dispute."""
+        dispute_id = request.path_params["dispute_id"]
+        return await self._acted(
+            request, Decision, lambda scope, asked: disputes.decide(scope, dispute_id, asked.status)
+        )
 
     async def _acted(
         self, request: Request, model: type[M], act: Callable[[context.Context, M], state.Json]

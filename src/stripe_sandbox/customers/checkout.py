@@ -247,6 +247,7 @@ def pay(context: Context, session_id: str, card: str = payment_methods.WORKS) ->
         trial_end=_trial_end(context, data),
         without_card=trials.without_card(data) or "create_invoice",
         payment_behavior="error_if_incomplete",
+        confirmed=True,
     )
     subscription = beginnings.begin(context, customer, lines, terms)
     invoice = context.work.find("invoice", subscription["latest_invoice"] or "")
@@ -254,7 +255,7 @@ def pay(context: Context, session_id: str, card: str = payment_methods.WORKS) ->
         "customer": customer["id"],
         "customer_details": {"email": customer["email"], "name": customer["name"], "phone": None, "tax_ids": []},
         "invoice": invoice["id"] if invoice else None,
-        "payment_status": "paid" if invoice and invoice["total"] else "no_payment_required",
+        "payment_status": _payment_status(invoice),
         "status": "complete",
         "subscription": subscription["id"],
         "url": None,
@@ -262,6 +263,13 @@ def pay(context: Context, session_id: str, card: str = payment_methods.WORKS) ->
     completed = context.update(session, changes, None)
     context.emit("checkout.session.completed", completed)
     return completed
+
+
+def _payment_status(invoice: Json | None) -> str:
+    """Return the payment status of a completed session; it is unpaid while a debit is on its way."""
+    if invoice is None or not invoice["total"]:
+        return "no_payment_required"
+    return "unpaid" if invoice["status"] == "open" else "paid"
 
 
 def _customer(context: Context, session: Json) -> Json:

@@ -11,11 +11,27 @@ WORKS = "pm_card_visa"
 DECLINES = "pm_card_chargeCustomerFail"
 """Stripe's names of test cards: the first can be charged, the second can be kept but not charged."""
 
-CARDS = {WORKS: "4242", DECLINES: "0341"}
-"""The last digits of the cards; a charge is declined by them."""
+AUTHENTICATES = "pm_card_authenticationRequired"
+"""The card whose bank wants an authentication for every payment."""
 
-Choice = Literal["works", "declines", "none"]
-CHOICES: dict[str, str] = {"works": WORKS, "declines": DECLINES}
+DEBIT = "pm_usBankAccount_success"
+DEBIT_FAILS = "pm_usBankAccount_insufficientFunds"
+"""Bank accounts; a debit takes days until it succeeds or fails."""
+
+CARDS = {WORKS: "4242", DECLINES: "0341", AUTHENTICATES: "3184", DEBIT: "6789", DEBIT_FAILS: "2227"}
+"""The last digits of the cards and accounts; a charge is declined by them."""
+
+OUTCOMES = {CARDS[DECLINES]: "card_declined", CARDS[AUTHENTICATES]: "authentication_required"}
+OUTCOMES |= {CARDS[DEBIT]: "processing", CARDS[DEBIT_FAILS]: "processing"}
+
+Choice = Literal["works", "declines", "requires_action", "debit", "debit_fails", "none"]
+CHOICES: dict[str, str] = {
+    "works": WORKS,
+    "declines": DECLINES,
+    "requires_action": AUTHENTICATES,
+    "debit": DEBIT,
+    "debit_fails": DEBIT_FAILS,
+}
 """The choices of pages and control routes; `none` removes the card."""
 
 CARD_YEAR = 2099
@@ -64,11 +80,19 @@ def default_of(context: Context, customer_id: str, subscription: Json | None = N
 
 
 def can_charge(context: Context, customer_id: str, subscription: Json | None = None) -> str | None:
-    """Return None if a charge would succeed, else the reason why not: `card_declined` or `no_card`."""
+    """Return None if a charge succeeds at once, else why not.
+
+    The reasons: `no_card`, `card_declined`, `authentication_required`, and `processing` for a debit.
+    """
     card = default_of(context, customer_id, subscription)
     if card is None:
         return "no_card"
-    return "card_declined" if card["card"]["last4"] == CARDS[DECLINES] else None
+    return OUTCOMES.get(last_digits(card))
+
+
+def last_digits(method: Json) -> str:
+    """Return the last digits of a card or bank account."""
+    return str(method[method["type"]]["last4"])
 
 
 def retrieve(context: Context, params: forms.Params, payment_method_id: str) -> Json:
@@ -121,7 +145,9 @@ def _cards_of(context: Context, customer_id: str) -> list[Json]:
 def _made(context: Context, card: str) -> Json:
     if card not in CARDS:
         raise errors.Refused(f"No such PaymentMethod: '{card}'", param="payment_method", code="resource_missing")
-    return {
+    debit = card in {DEBIT, DEBIT_FAILS}
+    account = {"account_type": "checking", "bank_name": "STRIPE TEST BANK", "last4": CARDS[card]}
+    made = {
         "id": state.new_id("pm"),
         "object": "payment_method",
         "allow_redisplay": "unspecified",
@@ -140,5 +166,9 @@ def _made(context: Context, card: str) -> Json:
         "customer_account": None,
         "livemode": False,
         "metadata": {},
-        "type": "card",
+        "type": "us_bank_account" if debit else "card",
     }
+    if debit:
+        made["us_bank_account"] = account
+        del made["card"]
+    return made

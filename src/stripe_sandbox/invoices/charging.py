@@ -4,8 +4,9 @@ from stripe_sandbox import errors, state
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.customers import payment_methods
 from stripe_sandbox.invoices import invoicing
+from stripe_sandbox.payments import debits, payments
 from stripe_sandbox.state import Json
-from stripe_sandbox.subscriptions import endings, pauses
+from stripe_sandbox.subscriptions import endings, pauses, pending_updates
 from stripe_sandbox.time import moments
 
 RETRY_SECONDS = (3 * moments.DAY_SECONDS, 5 * moments.DAY_SECONDS, 7 * moments.DAY_SECONDS)
@@ -35,12 +36,42 @@ def collectable(draft: Json) -> bool:
     return draft["status"] == "draft" and bool(draft["auto_advance"])
 
 
-def collect(context: Context, invoice: Json) -> Json:
-    """Charge a finalised invoice. A decline raises nothing: it is stored in the invoice and its subscription."""
+def collect(context: Context, invoice: Json, *, present: bool = False) -> Json:
+    """Charge a finalised invoice. A decline raises nothing: it is stored in the invoice and its subscription.
+
+    `present`: the customer is there, and authenticates the payment if the bank wants that.
+    """
     if invoice["amount_remaining"] == 0:
         return settle(context, invoice)
-    declined = payment_methods.can_charge(context, invoice["customer"], subscription_of(context, invoice))
-    return _failed(context, invoice) if declined else settle(context, invoice)
+    match _outcome(context, invoice):
+        case None:
+            return settle(context, invoice)
+        case "authentication_required" if present:
+            return settle(context, invoice)
+        case "processing":
+            return debits.begin(context, invoice, subscription_of(context, invoice))
+        case reason:
+            return _failed(context, invoice, reason)
+
+
+def _outcome(context: Context, invoice: Json) -> str | None:
+    return payment_methods.can_charge(context, invoice["customer"], subscription_of(context, invoice))
+
+
+def waits_for_customer(invoice: Json) -> bool:
+    """Say whether a finalised invoice needs something of the customer; a debit on its way needs nothing."""
+    return invoice["status"] == "open" and not debits.on_its_way(invoice)
+
+
+def refusal(context: Context, invoice: Json, subject: str = "subscription") -> errors.CardDeclined | None:
+    """Return the error with which a charge of an invoice fails; None if it succeeds, or a debit begins."""
+    match _outcome(context, invoice):
+        case None | "processing":
+            return None
+        case "authentication_required":
+            return errors.ActionRequired(subject)
+        case _:
+            return errors.CardDeclined()
 
 
 def pay(context: Context, invoice: Json) -> Json:
@@ -49,17 +80,24 @@ def pay(context: Context, invoice: Json) -> Json:
     The attempt to pay the invoice of a resumption counts, though: it decides the status of the subscription.
     """
     subscription = subscription_of(context, invoice)
-    if payment_methods.can_charge(context, invoice["customer"], subscription):
+    if debits.on_its_way(invoice):
+        raise errors.Refused("The payment of this invoice is processing already.")
+    if refused := refusal(context, invoice, "invoice"):
         if subscription and pauses.resumption_of(subscription, invoice):
             _failed(context, invoice)
             raise errors.DeclinedAttempt
-        raise errors.CardDeclined
-    return settle(context, invoice)
+        raise refused
+    return collect(context, invoice)
 
 
 def settle(context: Context, invoice: Json, *, outside_stripe: bool = False) -> Json:
     """Mark a finalised invoice as paid, and make its subscription active if it waited for this payment."""
     charged = invoice["amount_remaining"] > 0 and not outside_stripe
+    if charged:
+        method = payment_methods.default_of(context, invoice["customer"], subscription_of(context, invoice))
+        payments.succeed(context, invoice, invoice["amount_remaining"], method)
+    elif outside_stripe:
+        payments.change(context, invoice, "canceled")
     changes = {
         "amount_paid": invoice["amount_due"],
         "amount_paid_off_stripe": invoice["amount_due"] if outside_stripe else 0,
@@ -78,6 +116,8 @@ def settle(context: Context, invoice: Json, *, outside_stripe: bool = False) -> 
     subscription = subscription_of(context, paid)
     if subscription and pauses.resumption_of(subscription, paid):
         pauses.end(context, subscription)
+    elif subscription and pending_updates.of(subscription, paid):
+        pending_updates.apply(context, subscription)
     elif subscription and _was_waited_for(context, subscription, paid):
         context.update(subscription, {"status": "active"}, "customer.subscription.updated")
     return paid
@@ -109,9 +149,19 @@ def _was_waited_for(context: Context, subscription: Json, paid: Json) -> bool:
     return bool(found and found[0]["id"] == paid["id"])
 
 
-def _failed(context: Context, invoice: Json) -> Json:
+def debit_ended(context: Context, invoice: Json) -> Json:
+    """Make the end of a debit: the invoice is paid, or the attempt has failed."""
+    succeeds = invoice["_debit"]["succeeds"]
+    ended = context.work.replace({**invoice, "_debit": None})
+    ended = settle(context, ended) if succeeds else _failed(context, ended, "debit_failed")
+    debits.tell_checkout(context, ended, succeeds=succeeds)
+    return ended
+
+
+def _failed(context: Context, invoice: Json, reason: str = "card_declined") -> Json:
     attempts = invoice["attempt_count"] + 1
-    first = invoice["billing_reason"] == "subscription_create"
+    # A subscription is active while the debit for its first invoice is on its way.
+    first = invoice["billing_reason"] == "subscription_create" and reason != "debit_failed"
     # The first invoice of a subscription is charged only once; the customer has 23 hours to pay it.
     again = invoice["auto_advance"] and not first and attempts <= len(RETRY_SECONDS)
     changes = {
@@ -120,8 +170,11 @@ def _failed(context: Context, invoice: Json) -> Json:
         "next_payment_attempt": context.now + RETRY_SECONDS[attempts - 1] if again else None,
     }
     tried = context.update(invoice, changes, None)
+    _told(context, tried, reason)
     context.emit("invoice.payment_failed", tried)
     subscription = subscription_of(context, tried)
+    if subscription and pending_updates.of(subscription, tried):
+        return context.update(tried, {"next_payment_attempt": None}, None)
     if subscription is None or first:
         return tried
     if resumption := pauses.resumption_of(subscription, tried):
@@ -137,6 +190,16 @@ def _failed(context: Context, invoice: Json) -> Json:
     elif subscription["status"] == "active":
         context.update(subscription, {"status": "past_due"}, "customer.subscription.updated")
     return context.work.get("invoice", tried["id"])
+
+
+def _told(context: Context, tried: Json, reason: str) -> None:
+    """Store why the payment failed in its intent."""
+    error = {"code": reason, "decline_code": None, "message": "The payment failed.", "type": "card_error"}
+    if reason == "authentication_required":
+        payments.change(context, tried, "requires_action", error)
+        context.emit("invoice.payment_action_required", tried)
+    else:
+        payments.change(context, tried, "requires_payment_method", error)
 
 
 def _give_up(context: Context, subscription: Json) -> None:

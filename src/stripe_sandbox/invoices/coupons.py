@@ -139,7 +139,7 @@ def retrieve_code(context: Context, params: forms.Params, code_id: str) -> Json:
 
 def list_codes(context: Context, params: forms.Params) -> Json:
     """Answer GET /v1/promotion_codes."""
-    where = {name: params[name] for name in ("active", "code") if name in params}
+    where: Json = {name: params[name] for name in ("active", "code") if name in params}
     return context.show_list("promotion_code", "/v1/promotion_codes", where, params)
 
 

@@ -6,7 +6,7 @@ from stripe_sandbox import errors, state
 from stripe_sandbox.api import forms, rendering, rules
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.customers import customers
-from stripe_sandbox.invoices import charging, invoicing, pending
+from stripe_sandbox.invoices import charging, invoicing, pending, revisions
 from stripe_sandbox.state import Json
 
 LINES_DEFAULT = 10
@@ -15,6 +15,8 @@ LINES_MAX = 100
 
 def create(context: Context, params: forms.Params) -> Json:
     """Answer POST /v1/invoices: a draft, with the customer's pending items if the request asks for them."""
+    if "from_invoice" in params:
+        return context.show(revisions.create(context, params), params)
     if "customer" not in params:
         raise errors.InvalidParameter("Missing required param: customer.", param="customer", code="parameter_missing")
     customer = customers.existing(context, params["customer"], param="customer")

@@ -2,10 +2,11 @@
 
 import dataclasses
 
-from stripe_sandbox import state
+from stripe_sandbox import errors, state
 from stripe_sandbox.api import rendering
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.invoices import discounts, lines, pending, totals
+from stripe_sandbox.payments import payments
 from stripe_sandbox.state import Json
 
 FINALIZES_SECONDS = 3600
@@ -14,6 +15,13 @@ FINALIZES_SECONDS = 3600
 
 PAGE_MAX = 500
 """The most waiting invoices of a customer that are stopped when the customer is deleted."""
+
+
+LIMITED = "limits_invoices"
+"""The fact whether the new invoices of a subscription are limited."""
+
+LIMITS = {60: 10, 24 * 3600: 20}
+"""The most new invoices of a subscription, by the seconds in which they are made. Renewals always happen."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +34,14 @@ class Terms:
     auto_advance: bool = True
     description: str | None = None
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    from_invoice: Json | None = None
+    """The invoice that this invoice revises."""
 
 
 def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: Terms) -> Json:
-    """Store a draft; the pending items among the charges belong to it from now on."""
+    """Store a draft; the pending items among the charges belong to it from now on. Raises TooMany."""
+    if terms.subscription and terms.reason != "subscription_cycle" and context.work.fact(LIMITED):
+        _check_limits(context, terms.subscription["id"])
     invoice_id = state.new_id("in")
     auto_advance = terms.auto_advance and _pause_behavior(terms) != "keep_as_draft"
     invoice = {
@@ -69,10 +81,12 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "effective_at": None,
         "ending_balance": None,
         "footer": None,
+        "from_invoice": terms.from_invoice,
         "hosted_invoice_url": None,
         "invoice_pdf": None,
         "issuer": {"type": "self"},
         "last_finalization_error": None,
+        "latest_revision": None,
         "lines": rendering.listed(
             [lines.shown(charge, invoice_id) for charge in charges], f"/v1/invoices/{invoice_id}/lines"
         ),
@@ -82,6 +96,7 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "number": None,
         "on_behalf_of": None,
         "parent": _parent(terms.subscription),
+        "payments": rendering.listed([], f"/v1/invoice_payments?invoice={invoice_id}"),
         "period_end": terms.period[1],
         "period_start": terms.period[0],
         "post_payment_credit_notes_amount": 0,
@@ -114,6 +129,17 @@ def _discounts(context: Context, customer: Json, terms: Terms) -> list[str]:
     """Return the ids of the discounts in force; a manual invoice has those of the customer only."""
     subscription = None if terms.reason == "manual" else terms.subscription
     return [each["id"] for each in discounts.of(context.work, subscription, customer, context.now)]
+
+
+def _check_limits(context: Context, subscription_id: str) -> None:
+    for seconds, most in LIMITS.items():
+        (count,) = context.work.connection.execute(
+            "SELECT count(*) FROM objects WHERE kind = 'invoice' AND created > ?"
+            " AND json_extract(body, '$.parent.subscription_details.subscription') = ?",
+            (context.now - seconds, subscription_id),
+        ).fetchone()
+        if count >= most:
+            raise errors.TooMany("Too many new invoices of this subscription.", code="rate_limit")
 
 
 def _pause_behavior(terms: Terms) -> str | None:
@@ -192,12 +218,14 @@ def count_drafts_again(context: Context, customer_id: str) -> None:
 
 
 def finalise(context: Context, invoice: Json) -> Json:
-    """Finalise a draft: from now on only its payment changes."""
-    counted = counted_again(context, invoice)
+    """Finalise a draft: from now on only its payment changes. Raises Refused."""
     customer = context.work.get("customer", invoice["customer"])
+    if customer.get("deleted"):
+        raise errors.Refused("The customer of this invoice was deleted, so it cannot be finalized.")
+    counted = counted_again(context, invoice)
     number = customer["next_invoice_sequence"]
     context.work.replace({**customer, "next_invoice_sequence": number + 1})
-    balance = _moved_balance(context, invoice["customer"], counted["total"] - counted["amount_due"])
+    balance = move_balance(context, invoice["customer"], counted["total"] - counted["amount_due"])
     address = f"{context.settings.public_url}/invoice/{invoice['id']}"
     changes = {
         "automatically_finalizes_at": None,
@@ -210,12 +238,16 @@ def finalise(context: Context, invoice: Json) -> Json:
         "status": "open",
         "status_transitions": {**counted["status_transitions"], "finalized_at": context.now},
     }
+    changes["payments"] = payments.begun(context, {**counted, **changes})
     final = context.update(counted, changes, None)
     context.emit("invoice.finalized", final)
+    if final["from_invoice"]:
+        revised = void(context, context.work.get("invoice", final["from_invoice"]["invoice"]))
+        context.update(revised, {"latest_revision": final["id"]}, None)
     return final
 
 
-def _moved_balance(context: Context, customer_id: str, by: int) -> int:
+def move_balance(context: Context, customer_id: str, by: int) -> int:
     """Add `by` to the customer's balance (below zero: credit), and return the new balance."""
     customer = context.work.get("customer", customer_id)
     if customer.get("deleted"):
@@ -227,13 +259,14 @@ def _moved_balance(context: Context, customer_id: str, by: int) -> int:
 
 def void(context: Context, invoice: Json) -> Json:
     """Void a finalised invoice: nothing is owed any more, and the customer gets back the credit that it used."""
-    _moved_balance(context, invoice["customer"], invoice["amount_due"] - invoice["total"])
+    move_balance(context, invoice["customer"], invoice["amount_due"] - invoice["total"])
     changes = {
         "auto_advance": False,
         "next_payment_attempt": None,
         "status": "void",
         "status_transitions": {**invoice["status_transitions"], "voided_at": context.now},
     }
+    payments.change(context, invoice, "canceled")
     voided = context.update(invoice, changes, None)
     context.emit("invoice.voided", voided)
     return voided

@@ -8,11 +8,39 @@ TAX_BASIS_POINTS = "tax_basis_points"
 
 WHOLE = 10_000
 
+MINIMUMS = {
+    "aed": 200,
+    "aud": 50,
+    "brl": 50,
+    "cad": 50,
+    "chf": 50,
+    "czk": 1500,
+    "dkk": 250,
+    "eur": 50,
+    "gbp": 30,
+    "hkd": 400,
+    "huf": 17500,
+    "inr": 50,
+    "jpy": 50,
+    "mxn": 1000,
+    "myr": 200,
+    "nok": 300,
+    "nzd": 50,
+    "pln": 200,
+    "ron": 200,
+    "sek": 300,
+    "sgd": 50,
+    "thb": 1000,
+    "usd": 50,
+}
+"""The smallest charges, in minor units; other currencies have none here."""
+
 
 def counted(work: Work, invoice: Json, data: list[Json]) -> Json:
     """Return the invoice's fields for these lines; `data` is the list of lines.
 
-    The customer's credit pays first; a total below zero becomes credit when the invoice is finalised.
+    The customer's credit pays first. A total below zero becomes credit when the invoice is finalised, and a total below
+    the smallest charge is owed with the next invoice.
     """
     shown = _taxed(discounts.taken_off(work, invoice["discounts"], data), work.fact(TAX_BASIS_POINTS))
     subtotal = sum(line["amount"] for line in shown)
@@ -21,7 +49,7 @@ def counted(work: Work, invoice: Json, data: list[Json]) -> Json:
     tax = sum(each["amount"] for each in taxes)
     net = subtotal - sum(each["amount"] for each in off)
     balance = work.get("customer", invoice["customer"]).get("balance", 0)
-    due = max(0, net + tax + balance)
+    due = _charged(net + tax + balance, invoice["currency"])
     by_discount = {each: sum(one["amount"] for one in off if one["discount"] == each) for each in invoice["discounts"]}
     return {
         "lines": {**invoice["lines"], "data": shown},
@@ -35,6 +63,11 @@ def counted(work: Work, invoice: Json, data: list[Json]) -> Json:
         "amount_remaining": due,
         "starting_balance": balance,
     }
+
+
+def _charged(owed: int, currency: str) -> int:
+    """Return what is charged now."""
+    return owed if owed >= MINIMUMS.get(currency, 1) else 0
 
 
 def _taxed(data: list[Json], basis_points: int) -> list[Json]:

@@ -13,7 +13,13 @@ from stripe_sandbox.api import context, requests
 from stripe_sandbox.customers import checkout, payment_methods
 from stripe_sandbox.pages import layout
 
-OTHER_CARDS = {"works_once": "Pay with a card that is declined later", "declines": "Try a card that is declined"}
+OTHER_CARDS = {
+    "works_once": "Pay with a card that is declined later",
+    "requires_action": "Pay with a card that needs an authentication each time",
+    "debit": "Pay by a bank debit, which takes four days",
+    "debit_fails": "Pay by a bank debit that fails after four days",
+    "declines": "Try a card that is declined",
+}
 
 
 class CheckoutPages:
@@ -36,7 +42,7 @@ class CheckoutPages:
     async def pay(self, request: Request) -> Response:
         """Pay, and redirect to the success URL; a second click only redirects.
 
-        The field `card` names the card: `works`, `declines`, or `works_once` (later charges are declined).
+        The field `card` names the card: one of `OTHER_CARDS`, or `works`.
         """
         session_id = request.path_params["session_id"]
         card = (await layout.fields(request)).get("card", "works")
@@ -44,7 +50,7 @@ class CheckoutPages:
 
         def work(work: state.Work) -> Response:
             scope = self._sandbox.context(work)
-            chosen = payment_methods.DECLINES if card == "declines" else payment_methods.WORKS
+            chosen = payment_methods.CHOICES.get(card, payment_methods.WORKS)
             session = checkout.pay(scope, session_id, chosen)
             if card == "works_once" and session["customer"]:
                 payment_methods.change(scope, session["customer"], "declines")

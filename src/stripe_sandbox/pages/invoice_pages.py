@@ -56,7 +56,7 @@ class InvoicePages:
             invoice = _final(work, invoice_id)
             if invoice["status"] == "open":
                 with work.attempt():
-                    charging.settle(self._sandbox.context(work), invoice)
+                    charging.settle(self._sandbox.context(work), work.get("invoice", invoice_id))
             return RedirectResponse(f"/invoice/{invoice_id}", status_code=303)
 
         return await self._run(work)
@@ -75,7 +75,9 @@ def _final(work: state.Work, invoice_id: str) -> state.Json:
     invoice = work.get("invoice", invoice_id)
     if invoice["status"] == "draft":
         raise errors.NotFound("This invoice is not final yet.")
-    return invoice
+    found = [work.get("invoice_payment", each) for each in (invoice.get("payments") or {"data": []})["data"]]
+    intents = [work.get("payment_intent", each["payment"]["payment_intent"]) for each in found]
+    return {**invoice, "_action": any(each["status"] == "requires_action" for each in intents)}
 
 
 def _rows(invoice: state.Json) -> list[tuple[str, str]]:
@@ -102,7 +104,8 @@ def _body(invoice: state.Json) -> str:
     )
     action = html.escape(f"/invoice/{invoice['id']}")
     left = html.escape(layout.money(invoice["amount_remaining"], invoice["currency"]))
-    pay = f'<form method="post" action="{action}/pay"><button class="pay">Pay {left}</button></form>'
+    verb = "Authenticate and pay" if invoice["_action"] else "Pay"
+    pay = f'<form method="post" action="{action}/pay"><button class="pay">{verb} {left}</button></form>'
     return (
         f"<h1>{html.escape(_title(invoice))}</h1><table>{rows}</table>"
         f'{pay if invoice["status"] == "open" else ""}<p><a href="{action}/pdf">PDF</a></p>'

@@ -10,18 +10,26 @@ from stripe_sandbox import errors
 from stripe_sandbox.api import forms
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; background: #f4f5f7; color: #1d2330; margin: 0; }
-main { max-width: 30rem; margin: 8vh auto; padding: 2rem; background: #fff; border-radius: 12px;
+:root { color-scheme: light dark; --page: #f4f5f7; --sheet: #fff; --text: #1d2330; --soft: #5b6270; --line: #e5e7eb;
+        --link: #4338ca; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14161b; --sheet: #1f232b; --text: #e7e9ee; --soft: #a2a9b8; --line: #363c48; --link: #a5b4fc; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; background: var(--page); color: var(--text); margin: 0; }
+main { max-width: 30rem; margin: 8vh auto; padding: 2rem; background: var(--sheet); border-radius: 12px;
        box-shadow: 0 1px 4px rgb(0 0 0 / 15%); }
+main.wide { max-width: 72rem; margin: 2rem auto; overflow-x: auto; }
+.wide td { overflow-wrap: anywhere; padding-right: 1rem; } .wide td:first-child { white-space: nowrap; }
+a { color: var(--link); }
 h1 { font-size: 1.3rem; margin: 0 0 1rem; } h2 { font-size: 1.05rem; margin: 1.5rem 0 .5rem; }
 table { width: 100%; border-collapse: collapse; }
-td { padding: .6rem 0; border-bottom: 1px solid #e5e7eb; vertical-align: top; }
+td { padding: .6rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td:last-child { text-align: right; white-space: nowrap; padding-left: 1rem; }
-small { color: #6b7280; display: block; }
+small { color: var(--soft); display: block; }
 form { margin: .75rem 0 0; } button + button { margin-top: .5rem; }
 button { width: 100%; padding: .75rem; font: inherit; border: 0; border-radius: 8px; cursor: pointer; }
-.pay { background: #4f46e5; color: #fff; } .cancel { background: #e5e7eb; color: #1d2330; }
-.note { color: #6b7280; font-size: .85rem; margin: 1.5rem 0 0; }
+.pay { background: #4f46e5; color: #fff; } .cancel { background: var(--line); color: var(--text); }
+.note { color: var(--soft); font-size: .85rem; margin: 1.5rem 0 0; }
 """
 
 HEADERS = {
@@ -52,12 +60,13 @@ async def fields(request: Request) -> dict[str, str]:
         return {}
 
 
-def page(body: str, title: str = "Sandbox checkout", status: int = 200) -> HTMLResponse:
+def page(body: str, title: str = "Sandbox checkout", status: int = 200, *, wide: bool = False) -> HTMLResponse:
     """Return the response with a page; `body` is HTML."""
+    kind = ' class="wide"' if wide else ""
     return HTMLResponse(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><main>{body}"
+        f"<style>{STYLE}</style></head><body><main{kind}>{body}"
         '<p class="note">A sandbox on this machine: no money moves.</p></main></body></html>',
         status_code=status,
         headers=HEADERS,

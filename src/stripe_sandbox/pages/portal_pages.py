@@ -15,7 +15,14 @@ from stripe_sandbox.pages import layout
 
 Act = Callable[[portal.Visit, forms.Params], state.Json | None]
 
-CARDS = {"works": "a card that works", "declines": "a card that is declined", "none": "no card"}
+CARDS = {
+    "works": "a card that works",
+    "declines": "a card that is declined",
+    "requires_action": "a card that needs an authentication each time",
+    "debit": "a bank account",
+    "debit_fails": "a bank account whose debits fail",
+    "none": "no card",
+}
 
 
 class PortalPages:
@@ -120,7 +127,8 @@ def _subscription(scope: context.Context, visit: portal.Visit, subscription: sta
 
 
 def _card(card: state.Json | None, action: str) -> str:
-    now = f"{card['card']['brand'].title()} ending in {card['card']['last4']}" if card else "none"
+    kind = (card or {}).get("card", {}).get("brand", "bank account").title()
+    now = f"{kind} ending in {payment_methods.last_digits(card)}" if card else "none"
     buttons = "".join(
         f'<button class="cancel" name="card" value="{choice}">Use {html.escape(said)}</button>'
         for choice, said in CARDS.items()

@@ -105,7 +105,7 @@ ROUTES = (
         invoices.create,
         params.InvoiceCreateParams,
         "customer subscription auto_advance collection_method currency description metadata"
-        " pending_invoice_items_behavior",
+        " pending_invoice_items_behavior from_invoice",
     ),
     Route(
         "GET",

@@ -26,6 +26,9 @@ class Terms:
     prorates: bool = True
     default_payment_method: str | None = None
     payment_behavior: str = "allow_incomplete"
+    confirmed: bool = False
+    """As in Checkout, the customer is present, and authenticates the payment if the bank wants that."""
+
     discounts: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
 
@@ -61,10 +64,11 @@ def _invoiced(context: Context, customer: Json, subscription: Json, charges: lis
     about = invoicing.Terms(reason="subscription_create", period=(context.now, context.now), subscription=subscription)
     invoice = invoicing.finalise(context, invoicing.draft(context, customer, charges, about))
     if terms.payment_behavior != "default_incomplete" or invoice["amount_due"] == 0:
-        invoice = charging.collect(context, invoice)
-    if invoice["status"] == "open" and terms.payment_behavior == "error_if_incomplete":
-        raise errors.CardDeclined
-    status = "incomplete" if invoice["status"] == "open" else subscription["status"]
+        invoice = charging.collect(context, invoice, present=terms.confirmed)
+    waits = charging.waits_for_customer(invoice)
+    if waits and terms.payment_behavior == "error_if_incomplete":
+        raise charging.refusal(context, invoice) or errors.CardDeclined()
+    status = "incomplete" if waits else subscription["status"]
     return context.work.replace({**subscription, "latest_invoice": invoice["id"], "status": status})
 
 

@@ -7,6 +7,7 @@ from stripe_sandbox.subscriptions import (
     beginnings,
     endings,
     pauses,
+    pending_updates,
     periods,
     phases,
     prorations,
@@ -22,6 +23,7 @@ def act(context: Context, subscription_id: str) -> None:
     if subscription["status"] == "incomplete":
         endings.expire(context, subscription)
         return
+    subscription = pending_updates.drop_if_over(context, subscription)
     subscription = _announced(context, pauses.collected_again(context, subscription))
     phase = None
     if _reached(context, subscription["_phase_end"]):

@@ -8,7 +8,16 @@ from stripe_sandbox.api.context import Context
 from stripe_sandbox.customers import customers
 from stripe_sandbox.invoices import charging, discounts, invoicing, lines, pending
 from stripe_sandbox.state import Json
-from stripe_sandbox.subscriptions import beginnings, endings, pauses, phases, prorations, subscription_items, trials
+from stripe_sandbox.subscriptions import (
+    beginnings,
+    endings,
+    pauses,
+    pending_updates,
+    phases,
+    prorations,
+    subscription_items,
+    trials,
+)
 
 FINAL_CHANGES = {"metadata", "cancellation_details", "expand"}
 """The parameters that can be changed on a subscription that has ended."""
@@ -83,9 +92,10 @@ def _anchor(context: Context, params: forms.Params) -> int | None:
 
 def _payment_behavior(params: forms.Params) -> str:
     behavior = str(params.get("payment_behavior", "allow_incomplete"))
-    if behavior == "pending_if_incomplete":
+    if behavior == pending_updates.BEHAVIOR and (other := params.keys() - pending_updates.SUPPORTED):
+        param = min(other)
         raise errors.InvalidParameter(
-            "The sandbox does not know pending_if_incomplete.", param="payment_behavior", code="sandbox_unsupported"
+            f"The parameter {param} cannot be used with payment_behavior={behavior}.", param=param
         )
     return behavior
 
@@ -119,6 +129,7 @@ def update(context: Context, params: forms.Params, subscription_id: str) -> Json
 
 def updated(context: Context, subscription: Json, params: forms.Params) -> Json:
     """Change a subscription; the cost of the change is on the next invoice, or is charged now."""
+    behavior = _payment_behavior(params)
     if subscription["status"] in endings.OVER and params.keys() - FINAL_CHANGES:
         raise errors.Refused("A canceled subscription can only update its cancellation_details and metadata.")
     if subscription["status"] == "incomplete" and params.keys() & {"items", "trial_end", "billing_cycle_anchor"}:
@@ -147,7 +158,7 @@ def updated(context: Context, subscription: Json, params: forms.Params) -> Json:
         pending.add(context, subscription["customer"], part)
     at_once = bool(whole) or params.get("proration_behavior") == "always_invoice"
     owed = _owed(context, subscription, whole) if at_once and (whole or parts) else []
-    return _applied(context, subscription, changes, owed, _payment_behavior(params))
+    return _applied(context, subscription, changes, owed, behavior)
 
 
 def _owed(context: Context, subscription: Json, whole: list[lines.Charge]) -> list[lines.Charge]:
@@ -167,16 +178,22 @@ def _applied(
     )
     invoice = invoicing.draft(context, customer, owed, about)
     changes = {**changes, "latest_invoice": invoice["id"]}
+    unpaid = charging.collectable(invoice) and invoice["amount_due"] > 0 and charging.refusal(context, invoice)
+    if payment_behavior == pending_updates.BEHAVIOR and unpaid:
+        pending_updates.hold(context, subscription, changes, invoice)
+        charging.finalise_and_collect_now(context, invoice)
+        return context.work.get("subscription", subscription["id"])
     changed = context.update(subscription, changes, "customer.subscription.updated")
     if not charging.collectable(invoice):
         return changed
     invoice = invoicing.finalise(context, invoice)
     if payment_behavior != "default_incomplete" or invoice["amount_due"] == 0:
         invoice = charging.collect(context, invoice)
-    if invoice["status"] == "open" and payment_behavior == "error_if_incomplete":
-        raise errors.CardDeclined
+    waits = charging.waits_for_customer(invoice)
+    if waits and payment_behavior == "error_if_incomplete":
+        raise charging.refusal(context, invoice) or errors.CardDeclined()
     changed = context.work.get("subscription", changed["id"])
-    if invoice["status"] == "open" and changed["status"] == "active":
+    if waits and changed["status"] == "active":
         changed = context.update(changed, {"status": "past_due"}, "customer.subscription.updated")
     return changed
 

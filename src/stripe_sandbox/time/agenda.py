@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from stripe_sandbox import state
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.invoices import charging
+from stripe_sandbox.payments import debits
 from stripe_sandbox.subscriptions import renewals
 from stripe_sandbox.time import due
 
@@ -23,5 +24,7 @@ def _invoice(context: Context, invoice_id: str) -> None:
     invoice = context.work.get("invoice", invoice_id)
     if invoice["status"] == "draft":
         charging.finalise_and_collect(context, invoice)
+    elif debits.on_its_way(invoice):
+        charging.debit_ended(context, invoice)
     else:
         charging.collect(context, invoice)

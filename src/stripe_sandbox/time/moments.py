@@ -8,6 +8,12 @@ DAY_SECONDS = 24 * 3600
 INCOMPLETE_SECONDS = 23 * 3600
 """How long a subscription waits for its first payment."""
 
+DEBIT_SECONDS = 4 * DAY_SECONDS
+"""How long a debit takes until it has succeeded or failed."""
+
+PENDING_UPDATE_SECONDS = 23 * 3600
+"""How long a pending update waits for its payment."""
+
 RESUMPTION_SECONDS = 23 * 3600
 """How long a paused subscription waits for a payment that resumes it."""
 
@@ -36,6 +42,8 @@ def _of_subscription(body: dict[str, Any]) -> Iterator[tuple[int, str]]:
         return
     if body["cancel_at"] is not None:
         yield body["cancel_at"], "ends"
+    if pending := body.get("_pending_update"):
+        yield pending["expires_at"], "drops its pending update"
     if (body.get("pause_collection") or {}).get("resumes_at") is not None:
         yield body["pause_collection"]["resumes_at"], "collects payments again"
     if status == "paused":
@@ -50,6 +58,8 @@ def _of_subscription(body: dict[str, Any]) -> Iterator[tuple[int, str]]:
 
 
 def _of_invoice(body: dict[str, Any]) -> tuple[int, str] | None:
+    if body["status"] == "open" and body.get("_debit"):
+        return body["_debit"]["ends_at"], "is debited"
     if not body["auto_advance"]:
         return None
     if body["status"] == "draft" and body["automatically_finalizes_at"] is not None:

@@ -27,7 +27,7 @@ async def test_only_a_test_key_is_let_in(sandbox: Sandbox) -> None:
 
 
 async def test_an_unknown_route_is_answered_in_stripes_form(sandbox: Sandbox) -> None:
-    for method, path in (("GET", "/v1/nothing"), ("DELETE", "/v1/prices/price_1"), ("GET", "/")):
+    for method, path in (("GET", "/v1/nothing"), ("DELETE", "/v1/prices/price_1"), ("GET", "/nothing")):
         answer = await sandbox.http.request(method, path)
         assert answer.status_code == 404, path
         assert "Unrecognized request URL" in answer.json()["error"]["message"]

@@ -79,4 +79,6 @@ async def test_a_deleted_customers_invoices_do_nothing_by_themselves(billing: Bi
     draft = (await billing.invoices())[-1]
     assert (draft.status, draft.auto_advance) == ("draft", False)
     assert (await billing.subscription(made.id)).status == "canceled"
+    with pytest.raises(stripe.InvalidRequestError, match="was deleted"):
+        await billing.api.invoices.finalize_invoice_async(draft.id)
     assert (await billing.sandbox.http.get("/_sandbox/clock")).json()["next"] is None

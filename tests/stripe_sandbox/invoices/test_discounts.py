@@ -134,7 +134,7 @@ async def test_a_flat_tax_makes_the_total_differ_from_the_lines(billing: Billing
     made = await billing.subscribe({"price": billing.offer.base}, discounts=[{"coupon": coupon}])
     [first] = await billing.invoices()
     assert (first.subtotal, first.total_excluding_tax, first.total, first.amount_paid) == (2000, 1000, 1190, 1190)
-    assert [(tax.amount, tax.taxable_amount, tax.tax_behavior) for tax in first.total_taxes] == [
+    assert [(tax.amount, tax.taxable_amount, tax.tax_behavior) for tax in first.total_taxes or []] == [
         (190, 1000, "exclusive")
     ]
     assert sum(line.amount for line in (await _renewed(billing, made.id)).lines.data) == 2000

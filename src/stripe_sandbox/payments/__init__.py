@@ -1,0 +1,1 @@
+"""Payments of invoices, their refunds and disputes."""
