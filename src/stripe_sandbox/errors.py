@@ -82,6 +82,17 @@ class CardDeclined(ApiError):
         super().__init__("Your card was declined.", code="card_declined")
 
 
+class NoPaymentMethod(Refused):
+    """The change needs a payment, and the customer has no payment method."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This customer has no attached payment source or default payment method. Please consider adding a default"
+            " payment method.",
+            code="resource_missing",
+        )
+
+
 class ActionRequired(CardDeclined):
     """The customer's bank wants an authentication, for which the customer must be present."""
 

@@ -324,7 +324,7 @@ class StripeAccountMismatch(StripeRefused):
     reason = "STRIPE_ACCOUNT_MISMATCH"
 
 
-class PriceArchived(StripeRefused):
+class PriceArchivedAtStripe(StripeRefused):
     """The price, or its product, is archived at Stripe, so that it cannot be sold."""
 
     reason = "PRICE_ARCHIVED"

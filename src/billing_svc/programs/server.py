@@ -30,6 +30,7 @@ from billing_svc.subscriptions.changes.stripe_change import StripeChange
 from billing_svc.subscriptions.checkouts.open_checkout import Checkout
 from billing_svc.subscriptions.follow_ups.run_follow_ups import FollowUps
 from billing_svc.subscriptions.pay_as_you_go.toggle import PayAsYouGoToggle
+from billing_svc.subscriptions.previews.next_invoice import NextInvoices
 from billing_svc.subscriptions.records.refresh_subscription import Refresher
 from billing_svc.subscriptions.refusals.gone_customers import GoneCustomers
 from billing_svc.subscriptions.refusals.handle_refusals import RefusalHandling
@@ -155,6 +156,7 @@ def _operations(
         plan_changes=PlanChanges(carrier, catalogs),
         cancellation=Cancellation(carrier),
         pay_as_you_go=PayAsYouGoToggle(carrier, catalogs, customers, follow_ups),
+        next_invoices=NextInvoices(database, stripe),
         refusals=RefusalHandling(database, GoneCustomers(database, stripe, refresher, now)),
     )
 

@@ -144,6 +144,10 @@ class Stripe:
         """Fetch a customer; raises NotAtStripe."""
         return await self._answer(self._client.v1.customers.retrieve_async(customer_id))
 
+    async def customer_ids(self) -> list[str]:
+        """Return the ids of all customers that are not deleted."""
+        return [str(customer["id"]) for customer in await self._all(self._client.v1.customers.list_async, {})]
+
     async def payment_methods_of(self, customer_id: str) -> list[Data]:
         """Return the first page of a customer's payment methods."""
         list_page = self._client.v1.customers.payment_methods.list_async

@@ -84,7 +84,7 @@ def translated(told: Told, params: Mapping[str, Any]) -> errors.StripeRefused:
         return errors.CustomerMissing(about)
     if told.code != "resource_missing" and _has(told, _ARCHIVED):
         message = f"price {about} or its product is archived at Stripe" if about else "a price is archived at Stripe"
-        return errors.PriceArchived(message, {**_metadata(told, about), "plan": "", "price": ""})
+        return errors.PriceArchivedAtStripe(message, {**_metadata(told, about), "plan": "", "price": ""})
     parts = [f"Stripe refused the request{f' for its parameter {told.param}' if told.param else ''}"]
     parts += [about, told.code, _advice(told)]
     return errors.StripeRefused(": ".join(part for part in parts if part), _metadata(told, about))

@@ -63,13 +63,15 @@ def waits_for_customer(invoice: Json) -> bool:
     return invoice["status"] == "open" and not debits.on_its_way(invoice)
 
 
-def refusal(context: Context, invoice: Json, subject: str = "subscription") -> errors.CardDeclined | None:
+def refusal(context: Context, invoice: Json, subject: str = "subscription") -> errors.ApiError | None:
     """Return the error with which a charge of an invoice fails; None if it succeeds, or a debit begins."""
     match _outcome(context, invoice):
         case None | "processing":
             return None
         case "authentication_required":
             return errors.ActionRequired(subject)
+        case "no_card" if subject == "subscription":
+            return errors.NoPaymentMethod()
         case _:
             return errors.CardDeclined()
 

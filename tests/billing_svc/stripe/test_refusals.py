@@ -47,12 +47,12 @@ def told(*, code: str = "", decline: str = "", param: str = "", text: str = "", 
         ),
         (
             told(param="items[0][price]", text="The price specified is inactive. This field only accepts ..."),
-            errors.PriceArchived,
+            errors.PriceArchivedAtStripe,
             {"stripe_param": "items[0][price]", "stripe_object": PRICE},
         ),
         (
             told(text=f"Price `{PRICE}` is not available to be purchased because its product is not active."),
-            errors.PriceArchived,
+            errors.PriceArchivedAtStripe,
             {"stripe_object": PRICE},
         ),
         (

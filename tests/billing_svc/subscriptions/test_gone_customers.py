@@ -4,10 +4,17 @@ import pytest
 import sqlalchemy as sa
 
 from billing.v1 import subscription_pb2
+from billing_svc.catalog import versions
+from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
+from billing_svc.reconciliation import reconcile
+from billing_svc.subscriptions.records import refresh_subscription
+from billing_svc.subscriptions.refusals import gone_customers
 from tests.billing_svc import refusals
 from tests.billing_svc.sandboxed import World
 from tests.billing_svc.subscriptions.dealing import Dealing
+
+OPERATOR = audit_store.Origin("operator:test")
 
 
 async def portal(world: World, request_id: str = "") -> str:
@@ -104,6 +111,41 @@ async def test_the_key_of_another_stripe_account_unlinks_nobody(world: World) ->
     # With the right key the same call is good.
     await world.execute(sa.update(prices).values(price_id=sa.func.left(prices.c.price_id, -1)))
     assert await portal(world, "r1")
+
+
+async def test_the_comparison_lists_a_deleted_customer_and_the_repair_unlinks_it(world: World) -> None:
+    await world.subscribe()
+    await world.deliver_new()
+    comparison = reconcile.Comparison(
+        world.billing.transactions, versions.CatalogCache(), world.stripe, world.billing.clock
+    )
+    assert await comparison.run(OPERATOR, None, fix=False) == []
+    deleted = await delete_customer(world)
+    for account_id in (None, "org_1"):
+        found = await comparison.run(OPERATOR, account_id, fix=False)
+        assert ("customer", "org_1", deleted) in {(one.kind, one.account_id, one.about) for one in found}
+    assert await comparison.run(OPERATOR, None, fix=True) == []
+    (account,) = await world.rows(tables.accounts)
+    assert account.customer_id is None
+    assert (await world.subscription()).plan == "free"
+    (audit,) = await world.rows(tables.audit_log, tables.audit_log.c.action == "customer.unlinked")
+    assert (audit.changes, audit.actor) == ({"customer": deleted}, OPERATOR.actor)
+
+
+async def test_what_is_noticed_twice_is_unlinked_once(world: World) -> None:
+    await world.subscribe()
+    await world.deliver_new()
+    deleted = await delete_customer(world)
+    billing, catalogs = world.billing, versions.CatalogCache()
+    refresher = refresh_subscription.Refresher(billing.transactions, catalogs, world.stripe, billing.clock)
+    gone = gone_customers.GoneCustomers(billing.transactions, world.stripe, refresher, billing.clock)
+    service = audit_store.Origin("service")
+    assert await gone.unlink_if_deleted(deleted, service)
+    (account,) = await world.rows(tables.accounts)
+    assert account.customer_id is None
+    assert await gone.unlink_if_deleted(deleted, service)
+    assert not await gone.unlink_if_deleted("cus_strange", service)
+    assert len(await world.rows(tables.audit_log, tables.audit_log.c.action == "customer.unlinked")) == 1
 
 
 async def elsewhere(world: World) -> None:

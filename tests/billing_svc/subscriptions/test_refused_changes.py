@@ -1,6 +1,5 @@
 """Changes that Stripe refuses, and what a repeat of them does; what a change costs with discounts, taxes and credit."""
 
-
 import pytest
 
 from billing.v1 import subscription_pb2
@@ -73,6 +72,12 @@ async def test_a_preview_says_what_the_invoice_will_say(deal: Dealing) -> None:
     assert cents(totals.tax) == sum(one["amount"] for one in invoice["total_taxes"]) > 0  # type: ignore[attr-defined]  # as above
     assert cents(preview.total) == cents(totals.total) == invoice["total"]
     assert (cents(totals.credit), cents(totals.amount_due)) == (500, invoice["amount_due"])
+    request = subscription_pb2.PreviewCostRequest(account_id="org_1", with_next_invoice=True)
+    coming = (await deal.world.billing.subscriptions.PreviewCost(request)).next_invoice
+    assert (coming.subtotal.amount, coming.discount.amount, coming.total.amount) == ("40.00", "8.00", "35.20")
+    request.plan = "small"
+    refusal = await refusals.refused(deal.world.billing.subscriptions.PreviewCost(request))
+    assert (refusal.reason, refusal.fields) == ("INVALID_REQUEST", ("with_next_invoice",))
     at_end = await deal.change(AT_PERIOD_END, plan="small", preview=True, request_id="")
     assert (at_end.total.amount, at_end.invoice_totals.discount.amount) == ("8.80", "2.00")
 
@@ -158,3 +163,54 @@ async def test_an_archived_price_is_named_and_a_new_one_is_sold_by_the_same_requ
     await publish(deal.world)
     assert (await deal.change(plan="big", request_id="r1")).subscription.plan == "big"
     assert (await deal.world.billing.subscriptions.CreateCheckout(checkout)).url
+
+
+async def test_without_a_card_the_same_request_is_good_after_one_is_added(deal: Dealing) -> None:
+    await deal.buy(plan="small")
+    await deal.give_card("none")
+    refusal = await refusals.refused(deal.change(plan="big", request_id="r1"))
+    assert (refusal.code.name, refusal.reason) == ("FAILED_PRECONDITION", "PAYMENT_METHOD_REQUIRED")
+    assert refusal.metadata["account_id"] == "org_1"
+    assert "CreatePortalSession" in refusal.message
+    await deal.give_card("works")
+    assert (await deal.change(plan="big", request_id="r1")).subscription.plan == "big"
+
+
+async def test_a_bank_that_wants_the_customer_gets_a_page_and_the_change_is_made_there(deal: Dealing) -> None:
+    await deal.buy(plan="small")
+    await deal.give_card("requires_action")
+    before = len(await deal.world.sandbox.all("/v1/invoices"))
+    refusal = await refusals.refused(deal.change(plan="big", request_id="r1"))
+    assert (refusal.code.name, refusal.reason) == ("FAILED_PRECONDITION", "PAYMENT_ACTION_REQUIRED")
+    assert refusal.metadata["account_id"] == "org_1"
+    assert refusal.metadata["expires_at"] > deal.world.billing.clock.now().isoformat()
+    assert (await deal.told()).plan == "small"
+    # A repeat before the payment gives the same page, and makes no second invoice.
+    again = await refusals.refused(deal.change(plan="big", request_id="r1"))
+    assert again.metadata == refusal.metadata
+    assert len(await deal.world.sandbox.all("/v1/invoices")) == before + 1
+    paid = await deal.world.sandbox.http.post(f"{refusal.metadata['payment_url']}/pay")
+    assert paid.status_code in {200, 303}, paid.text
+    changed = await deal.change(plan="big", request_id="r1")
+    assert changed.subscription.plan == "big"
+    invoice = await latest_invoice(deal)
+    assert (invoice["id"], invoice["status"]) == (refusal.metadata["invoice_id"], "paid")
+    assert cents(changed.total) == invoice["total"]
+    assert await deal.change(plan="big", request_id="r1") == changed
+    assert len(await deal.world.sandbox.all("/v1/invoices")) == before + 1
+
+
+async def test_a_payment_that_nobody_confirmed_leaves_all_as_it_was_and_may_be_tried_again(deal: Dealing) -> None:
+    await deal.buy(plan="small")
+    await deal.give_card("requires_action")
+    first = await refusals.refused(deal.change(plan="big", request_id="r1"))
+    await deal.advance(days=2)
+    assert (await deal.told()).plan == "small"
+    second = await refusals.refused(deal.change(plan="big", request_id="r1"))
+    assert second.reason == "PAYMENT_ACTION_REQUIRED"
+    assert second.metadata["invoice_id"] != first.metadata["invoice_id"]
+    statuses = {one["id"]: one["status"] for one in await deal.world.sandbox.all("/v1/invoices")}
+    assert (statuses[first.metadata["invoice_id"]], statuses[second.metadata["invoice_id"]]) == ("void", "open")
+    await deal.give_card("works")
+    await deal.advance(days=2)
+    assert (await deal.change(plan="big", request_id="r1")).subscription.plan == "big"

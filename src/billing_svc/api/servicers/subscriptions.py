@@ -24,7 +24,7 @@ from billing_svc.subscriptions.changes import cancel_subscription, change_plan
 from billing_svc.subscriptions.checkouts import open_checkout
 from billing_svc.subscriptions.invoices import store as invoices_store
 from billing_svc.subscriptions.pay_as_you_go import toggle
-from billing_svc.subscriptions.previews import preview_cost
+from billing_svc.subscriptions.previews import next_invoice, preview_cost
 from billing_svc.subscriptions.refusals import handle_refusals
 
 
@@ -37,6 +37,7 @@ class SubscriptionOperations:
     plan_changes: change_plan.PlanChanges
     cancellation: cancel_subscription.Cancellation
     pay_as_you_go: toggle.PayAsYouGoToggle
+    next_invoices: next_invoice.NextInvoices
     refusals: handle_refusals.RefusalHandling
 
 
@@ -158,7 +159,12 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         asked = previews.from_proto_preview(request)
         now = self._clock.now()
         bill = await self._database.read(lambda conn: preview_cost.preview(conn, self._catalogs, asked, now))
-        return previews.to_proto_bill(bill)
+        coming = None
+        if request.with_next_invoice:
+            coming = await self._operations.refusals.run(
+                asked.account_id, lambda: self._operations.next_invoices.of_account(asked.account_id), _origin(context)
+            )
+        return previews.to_proto_bill(bill, coming)
 
     async def ListInvoices(
         self, request: subscription_pb2.ListInvoicesRequest, context: interceptors.Context

@@ -41,10 +41,10 @@ class GoneCustomers:
         """Unlink a customer that Stripe says is deleted; returns whether it is.
 
         Its subscriptions are ended as Stripe has them. Raises StripeAccountMismatch if the key belongs to another
-        Stripe account, NotAtStripe if the customer is missing for another reason, StripeUnavailable and LostRace.
+        Stripe account, StripeUnavailable and LostRace.
         """
         account_id = await self._database.read(lambda conn: customers_store.account_of_customer(conn, customer_id))
-        if account_id is None or not await self._is_deleted(account_id, customer_id):
+        if account_id is None or not await self.is_deleted(account_id, customer_id):
             return False
         await self.end_subscriptions(customer_id, origin)
         now = self._clock.now()
@@ -60,7 +60,8 @@ class GoneCustomers:
                 # The subscription's own event will end it, or fail and be reported.
                 _log.warning("subscription_left", subscription=subscription_id, error=str(error))
 
-    async def _is_deleted(self, account_id: str, customer_id: str) -> bool:
+    async def is_deleted(self, account_id: str, customer_id: str) -> bool:
+        """Say whether a customer was deleted at Stripe. Raises StripeAccountMismatch and StripeUnavailable."""
         try:
             return (await self._stripe.customer(customer_id)).get("deleted") is True
         except client.NotAtStripe:

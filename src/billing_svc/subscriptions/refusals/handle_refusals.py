@@ -37,16 +37,16 @@ class RefusalHandling:
             return await operation()
         except (errors.PaymentMethodRequired, errors.PaymentActionRequired) as error:
             raise type(error)(error.message, {**error.metadata, "account_id": account_id}) from error
-        except errors.PriceArchived as error:
+        except errors.PriceArchivedAtStripe as error:
             raise await self._named(error) from error
 
-    async def _named(self, error: errors.PriceArchived) -> errors.PriceArchived:
+    async def _named(self, error: errors.PriceArchivedAtStripe) -> errors.PriceArchivedAtStripe:
         price_id = error.metadata.get("stripe_object", "")
         sold = (await self._database.read(lambda conn: prices.sold_prices(conn, [price_id]))).get(price_id)
         if sold is None:
             return error
         what = f"price {sold.price}" if sold.price else f"the price of meter {sold.meter}"
-        return errors.PriceArchived(
+        return errors.PriceArchivedAtStripe(
             f"{what} of plan {sold.plan} ({price_id}), or its product, is archived at Stripe; activate it there, or "
             "run `billing-svc catalog apply`, which makes a new price",
             {
