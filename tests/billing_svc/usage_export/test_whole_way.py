@@ -9,6 +9,7 @@ import pytest
 
 from billing.v1 import usage_pb2
 from billing_svc.platform import clock
+from billing_svc.platform.database import tables
 from tests.billing_svc.sandboxed import World
 from tests.billing_svc.usage_export.working import Worker, drifts, record, reports, subscribed, worker_of
 
