@@ -161,9 +161,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     stripe_object (the price's id, "price_..."); plan and price are empty if the price is of no catalog.
     """
     ERROR_REASON_STRIPE_ACCOUNT_MISMATCH: _ErrorReason.ValueType  # 62
-    """FAILED_PRECONDITION. Stripe has neither the account's customer nor any price of the catalog: the service's key
-    belongs to another Stripe account, or the account's test data was deleted. Nothing was changed here; an operator
-    has to correct BILLING_STRIPE_API_KEY. Metadata: account_id, stripe_object (the customer's id).
+    """FAILED_PRECONDITION. Stripe has neither an object of the account nor any price of the catalog: the service's key
+    belongs to another Stripe account, or the Stripe account's test data was deleted. Nothing was changed here; an
+    operator has to correct BILLING_STRIPE_API_KEY. Metadata: account_id, stripe_object (the missing object's id).
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -312,8 +312,8 @@ succeeds. Metadata: plan, price (as in ListPlans; empty for a meter's price), me
 stripe_object (the price's id, "price_..."); plan and price are empty if the price is of no catalog.
 """
 ERROR_REASON_STRIPE_ACCOUNT_MISMATCH: ErrorReason.ValueType  # 62
-"""FAILED_PRECONDITION. Stripe has neither the account's customer nor any price of the catalog: the service's key
-belongs to another Stripe account, or the account's test data was deleted. Nothing was changed here; an operator
-has to correct BILLING_STRIPE_API_KEY. Metadata: account_id, stripe_object (the customer's id).
+"""FAILED_PRECONDITION. Stripe has neither an object of the account nor any price of the catalog: the service's key
+belongs to another Stripe account, or the Stripe account's test data was deleted. Nothing was changed here; an
+operator has to correct BILLING_STRIPE_API_KEY. Metadata: account_id, stripe_object (the missing object's id).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

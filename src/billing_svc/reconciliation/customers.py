@@ -42,7 +42,7 @@ class CustomerReconciliation:
         return [
             objects.ObjectDiscrepancy(KIND, owner, customer_id, "was deleted at Stripe and is linked here")
             for owner, customer_id in linked
-            if await self._gone_customers.is_deleted(owner, customer_id)
+            if await self._gone_customers.is_deleted(customer_id)
         ]
 
     async def fix(self, differences: Sequence[objects.ObjectDiscrepancy], origin: audit_store.Origin) -> None:

@@ -69,7 +69,9 @@ class Told:
 
 def translated(told: Told, params: Mapping[str, Any]) -> errors.StripeRefused:
     """Return the error for a refusal; `params` are the parameters of the refused request."""
-    about = named_by(told.param, params) or next(iter(_QUOTED.findall(told.text)), "")
+    # A preview has a subscription's parameters one level deeper, and Stripe does not always say so.
+    about = named_by(told.param, params) or named_by(told.param, params.get("subscription_details") or {})
+    about = about or next(iter(_QUOTED.findall(told.text)), "")
     if _has(told, _NO_CARD) or told.code == "missing":
         message = "the customer has no payment method; it can be added on the page of CreatePortalSession"
         return errors.PaymentMethodRequired(message, _metadata(told, about))

@@ -12,7 +12,7 @@ from billing_svc.subscriptions.records import refresh_subscription
 from billing_svc.subscriptions.refusals import gone_customers
 from tests.billing_svc import refusals
 from tests.billing_svc.sandboxed import World
-from tests.billing_svc.subscriptions.dealing import Dealing
+from tests.billing_svc.subscriptions.dealing import NOW, Dealing
 
 OPERATOR = audit_store.Origin("operator:test")
 
@@ -101,7 +101,7 @@ async def test_the_key_of_another_stripe_account_unlinks_nobody(world: World) ->
     await elsewhere(world)
     prices = tables.stripe_prices
     await world.execute(sa.update(prices).values(price_id=prices.c.price_id + "x"))
-    for call in (portal(world), portal(world, "r1")):
+    for call in (portal(world), portal(world, "r1"), world.checkout(success_url="https://app.example.com/elsewhere")):
         refusal = await refusals.refused(call)
         assert (refusal.code.name, refusal.reason) == ("FAILED_PRECONDITION", "STRIPE_ACCOUNT_MISMATCH")
         assert refusal.metadata == {"account_id": "org_1", "stripe_object": "cus_elsewhere"}
@@ -111,6 +111,19 @@ async def test_the_key_of_another_stripe_account_unlinks_nobody(world: World) ->
     # With the right key the same call is good.
     await world.execute(sa.update(prices).values(price_id=sa.func.left(prices.c.price_id, -1)))
     assert await portal(world, "r1")
+
+
+async def test_with_the_key_of_another_stripe_account_nothing_counts_as_over(deal: Dealing) -> None:
+    await deal.buy(plan="pro")
+    world, prices, subscriptions = deal.world, tables.stripe_prices, tables.subscriptions
+    await world.execute(sa.update(subscriptions).values(subscription_id="sub_elsewhere"))
+    await world.execute(sa.update(prices).values(price_id=prices.c.price_id + "x"))
+    for call in (deal.cancel(NOW, request_id="r1"), deal.resume()):
+        refusal = await refusals.refused(call)
+        assert refusal.reason == "STRIPE_ACCOUNT_MISMATCH"
+    refusal = await refusals.refused(deal.cancel(NOW, request_id="r1"))
+    assert refusal.metadata == {"account_id": "org_1", "stripe_object": "sub_elsewhere"}
+    assert (await deal.told()).plan == "pro"
 
 
 async def test_the_comparison_lists_a_deleted_customer_and_the_repair_unlinks_it(world: World) -> None:

@@ -26,7 +26,7 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.pricing import rules as pricing_rules
-from billing_svc.stripe import client, intents, prices, subscription_records
+from billing_svc.stripe import client, intents, prices, same_account, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.checkouts import close_checkout, store
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
@@ -216,9 +216,10 @@ class Checkout:
         try:
             session = await self._stripe.checkout_session(str(page.session_id))
         except client.NotAtStripe:
+            await same_account.require(self._database, self._stripe, str(page.session_id))
             session = {"status": "expired"}
         if session["status"] == "open":
-            customer = session["customer"]
+            customer = session.get("customer")
             if isinstance(customer, Mapping) and customer.get("deleted"):
                 raise errors.CustomerMissing(str(customer["id"]))
             return True

@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.customers import store as customers_store
 from billing_svc.customers import unlink_customer
-from billing_svc.platform import clock, errors
+from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
-from billing_svc.stripe import client, prices, subscription_records
+from billing_svc.stripe import client, same_account, subscription_records
 from billing_svc.subscriptions.checkouts import store as checkouts_store
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
 
@@ -44,7 +44,7 @@ class GoneCustomers:
         Stripe account, StripeUnavailable and LostRace.
         """
         account_id = await self._database.read(lambda conn: customers_store.account_of_customer(conn, customer_id))
-        if account_id is None or not await self.is_deleted(account_id, customer_id):
+        if account_id is None or not await self.is_deleted(customer_id):
             return False
         await self.end_subscriptions(customer_id, origin)
         now = self._clock.now()
@@ -60,24 +60,13 @@ class GoneCustomers:
                 # The subscription's own event will end it, or fail and be reported.
                 _log.warning("subscription_left", subscription=subscription_id, error=str(error))
 
-    async def is_deleted(self, account_id: str, customer_id: str) -> bool:
+    async def is_deleted(self, customer_id: str) -> bool:
         """Say whether a customer was deleted at Stripe. Raises StripeAccountMismatch and StripeUnavailable."""
         try:
             return (await self._stripe.customer(customer_id)).get("deleted") is True
         except client.NotAtStripe:
-            if await self._has_our_prices():
-                return True
-        raise errors.StripeAccountMismatch(
-            f"Stripe has neither customer {customer_id} nor any price of the catalog: the key belongs to another "
-            "Stripe account, or the account's test data was deleted; nothing was changed",
-            {"account_id": account_id, "stripe_object": customer_id},
-        )
-
-    async def _has_our_prices(self) -> bool:
-        """Say whether Stripe has a price that this service made, so that the key is of the same Stripe account."""
-        made = await self._database.read(lambda conn: prices.current(conn, client.LOOKUP_KEYS_MAX))
-        found = await self._stripe.prices(list(made))
-        return any(made.get(str(price.get("lookup_key"))) == price.get("id") for price in found)
+            await same_account.require(self._database, self._stripe, customer_id)
+            return True
 
 
 async def unlink(

@@ -26,16 +26,13 @@ class RefusalHandling:
         StripeAccountMismatch.
         """
         try:
-            return await self._completed(account_id, operation)
-        except errors.CustomerMissing as error:
-            # If it is not deleted, another call has unlinked it, or the refusal was of a moment: once more.
-            await self._gone_customers.unlink_if_deleted(error.customer_id, origin)
-        return await self._completed(account_id, operation)
-
-    async def _completed(self, account_id: str, operation: Callable[[], Awaitable[T]]) -> T:
-        try:
+            try:
+                return await operation()
+            except errors.CustomerMissing as error:
+                # If it is not deleted, another call has unlinked it, or the refusal was of a moment: once more.
+                await self._gone_customers.unlink_if_deleted(error.customer_id, origin)
             return await operation()
-        except (errors.PaymentMethodRequired, errors.PaymentActionRequired) as error:
+        except (errors.PaymentMethodRequired, errors.PaymentActionRequired, errors.StripeAccountMismatch) as error:
             raise type(error)(error.message, {**error.metadata, "account_id": account_id}) from error
         except errors.PriceArchivedAtStripe as error:
             raise await self._named(error) from error
