@@ -8,11 +8,14 @@ import typer
 import uvicorn
 
 from stripe_sandbox import app, settings
+from stripe_sandbox import state as state_file
 from stripe_sandbox.control import control, faults
 from stripe_sandbox.time import advancing
 
 SHUTDOWN_SECONDS = 3
 """How long running requests may take to finish after SIGTERM."""
+
+DELAYS = settings.Delays()
 
 commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -39,6 +42,15 @@ def serve(  # noqa: PLR0913, PLR0917 - one for each thing that it can be told
         pathlib.Path | None,
         typer.Option("--faults", help="A file with a JSON list of faults, in force from the start."),
     ] = None,
+    draft_seconds: Annotated[
+        int, typer.Option(min=60, max=3 * 24 * 3600, help="How long an invoice stays a draft.")
+    ] = DELAYS.drafts,
+    meter_lag: Annotated[
+        int, typer.Option(min=0, help="The seconds until usage that a meter accepted is counted.")
+    ] = DELAYS.meters,
+    search_lag: Annotated[
+        int, typer.Option(min=0, max=state_file.VERSIONS_SECONDS, help="The seconds until a search finds a write.")
+    ] = DELAYS.search,
 ) -> None:
     """Serve a stand-in for Stripe on this machine, with checkout pages and signed webhooks."""
     if context.invoked_subcommand is not None:
@@ -47,7 +59,8 @@ def serve(  # noqa: PLR0913, PLR0917 - one for each thing that it can be told
         raise typer.BadParameter("name the file of the state", param_hint="--state")
     try:
         rules = tuple(faults.read(faults_file)) if faults_file else ()
-        built = app.create_app(settings.Settings(port, state, webhook_url, webhook_secret, clock_file, rules))
+        delays = settings.Delays(draft_seconds, meter_lag, search_lag)
+        built = app.create_app(settings.Settings(port, state, webhook_url, webhook_secret, clock_file, rules, delays))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     uvicorn.run(

@@ -82,17 +82,6 @@ class CardDeclined(ApiError):
         super().__init__("Your card was declined.", code="card_declined")
 
 
-class NoPaymentMethod(Refused):
-    """The change needs a payment, and the customer has no payment method."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "This customer has no attached payment source or default payment method. Please consider adding a default"
-            " payment method.",
-            code="resource_missing",
-        )
-
-
 class ActionRequired(CardDeclined):
     """The customer's bank wants an authentication, for which the customer must be present."""
 
@@ -108,6 +97,17 @@ class DeclinedAttempt(CardDeclined):
     """The card is declined, and the attempt counts."""
 
     undone = False
+
+
+class NoCard(Refused):
+    """There is no card to charge."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This customer has no attached payment source or default payment method. Please consider adding a default"
+            " payment method.",
+            code="resource_missing",
+        )
 
 
 class TooMany(ApiError):

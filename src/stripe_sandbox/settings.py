@@ -18,6 +18,18 @@ PORT = 12111
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Delays:
+    """How many seconds Stripe takes for what it does by itself. A control route changes the values while it runs.
+
+    A draft becomes final; usage that a meter has accepted is counted; a write is found by a search.
+    """
+
+    drafts: int = 3600
+    meters: int = 0
+    search: int = 60
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
     """The settings; without a webhook URL, events are stored and can be listed, but are not sent.
 
@@ -30,6 +42,7 @@ class Settings:
     webhook_secret: str | None = None
     clock_file: pathlib.Path | None = None
     faults_at_start: tuple[faults.Rule, ...] = ()
+    delays: Delays = dataclasses.field(default_factory=Delays)
 
     def __post_init__(self) -> None:
         if self.webhook_url and not self.webhook_secret:

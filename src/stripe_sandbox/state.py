@@ -21,9 +21,15 @@ from stripe_sandbox.time import moments
 Json = dict[str, Any]
 T = TypeVar("T")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
-SCHEMA = """
+VERSIONS_SECONDS = 24 * 3600
+"""How long former contents of objects that can be searched are kept, in the sandbox's time."""
+
+NOW = "(unixepoch() + coalesce((SELECT value FROM facts WHERE name = 'clock_offset_seconds'), 0))"
+"""The sandbox's time in SQL, as `time.clock` has it: the real time and the offset."""
+
+SCHEMA = f"""
 CREATE TABLE objects (
   seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order of lists: `created` has whole seconds
   id TEXT NOT NULL UNIQUE,
@@ -51,6 +57,7 @@ CREATE TABLE meter_events (
   value INTEGER NOT NULL,
   timestamp INTEGER NOT NULL,
   created INTEGER NOT NULL,
+  counted INTEGER NOT NULL,  -- from when on it counts: Stripe processes accepted events later
   problem TEXT  -- why it will not be billed; NULL: it will
 ) STRICT;
 CREATE INDEX meter_events_by_identifier ON meter_events (identifier);
@@ -73,8 +80,27 @@ CREATE TABLE deliveries (
 ) STRICT;
 CREATE INDEX deliveries_due ON deliveries (next_attempt_at) WHERE next_attempt_at IS NOT NULL;
 
+-- The contents of objects that can be searched, one row for each write.
+CREATE TABLE versions (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  at INTEGER NOT NULL,
+  body TEXT NOT NULL
+) STRICT;
+CREATE INDEX versions_by_id ON versions (id, at);
+CREATE TRIGGER created AFTER INSERT ON objects WHEN NEW.kind IN ('customer', 'subscription') BEGIN
+  INSERT INTO versions (id, kind, at, body) VALUES (NEW.id, NEW.kind, {NOW}, NEW.body);
+END;
+CREATE TRIGGER changed AFTER UPDATE OF body ON objects WHEN NEW.kind IN ('customer', 'subscription') BEGIN
+  DELETE FROM versions WHERE id = NEW.id AND seq < (
+    SELECT max(seq) FROM versions WHERE id = NEW.id AND at <= {NOW} - {VERSIONS_SECONDS}
+  );
+  INSERT INTO versions (id, kind, at, body) VALUES (NEW.id, NEW.kind, {NOW}, NEW.body);
+END;
+
 CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
-"""
+"""  # noqa: S608 - constants only
 
 LOCK_WAIT_SECONDS = 5.0
 """How long a transaction waits while another process has locked the file."""
@@ -157,14 +183,23 @@ class Work:
             raise errors.NotFound(message, param="id", code="resource_missing")
         raise errors.Refused(message, param=param, code="resource_missing")
 
-    def fact(self, name: str) -> int:
-        """Return a stored number about the sandbox itself; 0 if it was never set."""
+    def fact(self, name: str, default: int = 0) -> int:
+        """Return a stored number about the sandbox itself; `default` if it was never set."""
         row = self.connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return int(row[0]) if row else 0
+        return int(row[0]) if row else default
 
     def set_fact(self, name: str, value: int) -> None:
         """Store a number about the sandbox itself."""
         self.connection.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, value))
+
+    def versions(self, kind: str, at: int) -> list[Json]:
+        """Return the objects of a kind as they were at a unix time, at most `VERSIONS_SECONDS` ago; newest first."""
+        rows = self.connection.execute(
+            "SELECT v.body FROM objects o JOIN versions v ON v.seq ="
+            " (SELECT max(seq) FROM versions WHERE id = o.id AND at <= ?) WHERE o.kind = ? ORDER BY o.seq DESC",
+            (at, kind),
+        ).fetchall()
+        return [json.loads(row[0]) for row in rows]
 
     def select(
         self, kind: str, where: Mapping[str, Any], page: Page, created: Mapping[str, int] | int | None = None

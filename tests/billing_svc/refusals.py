@@ -1,12 +1,19 @@
 """What a caller sees of an error: its status, and the details that its trailers carry."""
 
-from collections.abc import Awaitable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+
+T = TypeVar("T")
+
+# Longer than any call is refused while others hold its object at Stripe.
+_REPEATED_SECONDS_MAX = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +58,15 @@ async def refused(call: Awaitable[object]) -> Refusal:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return of(caught.value)
+
+
+async def repeated(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call while it is answered UNAVAILABLE, as the contract asks callers to."""
+    async with asyncio.timeout(_REPEATED_SECONDS_MAX):
+        while True:
+            try:
+                return await call()
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+            await asyncio.sleep(0.05)

@@ -25,6 +25,7 @@ _HOLDS = "tests/faults/test_holds.py"
 _STOPPING = f"{_TESTS}/programs/test_stopping.py"
 _SERVING = f"{_TESTS}/api/transport/test_serving.py"
 _REPORT_FAULTS = f"{_TESTS}/usage_export/test_faults.py"
+_SCHEDULES = f"{_TESTS}/subscriptions/test_foreign_schedules.py"
 _CHECKOUT_FAULTS = f"{_TESTS}/subscriptions/test_checkout_faults.py"
 
 PROTECTIONS = (
@@ -388,6 +389,35 @@ PROTECTIONS = (
         "     ORDER BY 1\n",
         "",
         (f"{_TESTS}/platform/database/test_readers.py::test_nothing_tells_the_twins_apart",),
+    ),
+    # Stripe's objects enter by one door (ADR 0021).
+    Protection(
+        "a number that is a boolean is refused",
+        f"{_SVC}/stripe/parse.py",
+        "        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:\n",
+        "        if not isinstance(value, int) or not least <= value <= most:\n",
+        (f"{_TESTS}/recorded/test_door.py::test_a_subscription_that_was_never_understood_gives_nothing",),
+    ),
+    Protection(
+        "what needs no price is applied with a parked event",
+        f"{_SVC}/inbox/apply_events.py",
+        "            standing = error.standing if isinstance(error, apply_subscription.CannotApply) else None\n",
+        "            standing = None\n",
+        (f"{_TESTS}/recorded/test_door.py::test_an_end_is_applied_where_no_price_is_of_a_catalog",),
+    ),
+    Protection(
+        "no change ends a schedule of someone else in passing",
+        f"{_SVC}/subscriptions/changes/stripe_change.py",
+        "        if may_release_foreign or not await self.is_foreign(account_id, fetched):\n",
+        "        if may_release_foreign or fetched is not None:\n",
+        (f"{_SCHEDULES}::test_a_preview_tells_of_the_foreign_schedule_and_releases_nothing",),
+    ),
+    Protection(
+        "overage is denied while no invoice would charge it",
+        f"{_SVC}/metering/quota/terms.py",
+        "            limit = limit.without_overage\n",
+        "            pass\n",
+        (f"{_TESTS}/metering/quota/test_terms.py::test_from_a_pause_on_charging_is_denying_and_before_it_is_not",),
     ),
     # Promise 10: closed by default.
     Protection(

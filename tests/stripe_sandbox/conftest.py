@@ -131,6 +131,12 @@ async def sandbox(state_file: pathlib.Path) -> AsyncIterator[Sandbox]:
         yield made
 
 
+def activates(event: stripe.Event) -> bool:
+    """Say whether an event reports that the first payment made a subscription active."""
+    previous = event.to_dict()["data"].get("previous_attributes") or {}
+    return event.type == "customer.subscription.updated" and previous.get("status") == "incomplete"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Offer:
     """What the tests sell: a monthly base price and a metered price."""

@@ -66,10 +66,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_ALREADY_SUBSCRIBED: _ErrorReason.ValueType  # 17
     """FAILED_PRECONDITION. The account has a plan subscription that has not ended; use ChangePlan or CancelSubscription.
-    Metadata: plan, status.
+    Metadata: plan, status; if it is unpaid, also what is owed (amount_due in major units, currency, invoice_id) and the
+    page where it is paid (invoice_url).
     """
     ERROR_REASON_NOT_SUBSCRIBED: _ErrorReason.ValueType  # 18
-    """FAILED_PRECONDITION. The account has no plan subscription that could be changed. Metadata: account_id."""
+    """FAILED_PRECONDITION. The account has no plan subscription that could be changed. Metadata: account_id; if it has an
+    unpaid, incomplete or paused one: status, and what is owed as in ALREADY_SUBSCRIBED.
+    """
     ERROR_REASON_NO_STRIPE_CUSTOMER: _ErrorReason.ValueType  # 19
     """FAILED_PRECONDITION. The account has no customer at Stripe; CreateCheckout creates it. Metadata: account_id."""
     ERROR_REASON_PLAN_NOT_SOLD: _ErrorReason.ValueType  # 20
@@ -93,7 +96,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     as "insufficient_funds"), only if the bank gave it.
     """
     ERROR_REASON_NOT_CANCELING: _ErrorReason.ValueType  # 26
-    """FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id."""
+    """FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id;
+    if it is unpaid, incomplete or paused: status, and what is owed as in ALREADY_SUBSCRIBED.
+    """
     ERROR_REASON_GAUGE_NOT_CORRECTABLE: _ErrorReason.ValueType  # 27
     """FAILED_PRECONDITION. Gauges cannot be corrected; record the right level instead. Metadata: meter."""
     ERROR_REASON_CORRECTION_TOO_LARGE: _ErrorReason.ValueType  # 28
@@ -147,6 +152,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     (Stripe's error code, such as "resource_missing" or "customer_tax_location_invalid"; empty if Stripe gave none),
     stripe_param (the parameter of Stripe's API, such as "items[0][price]"; empty if Stripe named none), and
     stripe_object (the id that this parameter had, such as "price_..."), if it had one.
+    """
+    ERROR_REASON_FOREIGN_SCHEDULE: _ErrorReason.ValueType  # 50
+    """FAILED_PRECONDITION. The subscription has a schedule at Stripe that this service did not make, for example one that
+    a salesperson made in the dashboard; the change would end it, with its later phases and discounts. Nothing was
+    changed. Repeat with release_foreign_schedule to end the schedule. Metadata: account_id, subscription_id,
+    schedule_id.
+    """
+    ERROR_REASON_STRIPE_OBJECT_UNREADABLE: _ErrorReason.ValueType  # 51
+    """FAILED_PRECONDITION. An object at Stripe has a field that this service cannot read, or a price of no catalog; an
+    operator must look at it. Metadata: object, field (empty if it is the whole object).
     """
     ERROR_REASON_PAYMENT_ACTION_REQUIRED: _ErrorReason.ValueType  # 60
     """FAILED_PRECONDITION. The customer's bank wants the customer to confirm the payment (3-D Secure). The change waits
@@ -217,10 +232,13 @@ applied again. Metadata: event_id.
 """
 ERROR_REASON_ALREADY_SUBSCRIBED: ErrorReason.ValueType  # 17
 """FAILED_PRECONDITION. The account has a plan subscription that has not ended; use ChangePlan or CancelSubscription.
-Metadata: plan, status.
+Metadata: plan, status; if it is unpaid, also what is owed (amount_due in major units, currency, invoice_id) and the
+page where it is paid (invoice_url).
 """
 ERROR_REASON_NOT_SUBSCRIBED: ErrorReason.ValueType  # 18
-"""FAILED_PRECONDITION. The account has no plan subscription that could be changed. Metadata: account_id."""
+"""FAILED_PRECONDITION. The account has no plan subscription that could be changed. Metadata: account_id; if it has an
+unpaid, incomplete or paused one: status, and what is owed as in ALREADY_SUBSCRIBED.
+"""
 ERROR_REASON_NO_STRIPE_CUSTOMER: ErrorReason.ValueType  # 19
 """FAILED_PRECONDITION. The account has no customer at Stripe; CreateCheckout creates it. Metadata: account_id."""
 ERROR_REASON_PLAN_NOT_SOLD: ErrorReason.ValueType  # 20
@@ -244,7 +262,9 @@ stripe_code (Stripe's error code, such as "card_declined" or "expired_card"); de
 as "insufficient_funds"), only if the bank gave it.
 """
 ERROR_REASON_NOT_CANCELING: ErrorReason.ValueType  # 26
-"""FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id."""
+"""FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id;
+if it is unpaid, incomplete or paused: status, and what is owed as in ALREADY_SUBSCRIBED.
+"""
 ERROR_REASON_GAUGE_NOT_CORRECTABLE: ErrorReason.ValueType  # 27
 """FAILED_PRECONDITION. Gauges cannot be corrected; record the right level instead. Metadata: meter."""
 ERROR_REASON_CORRECTION_TOO_LARGE: ErrorReason.ValueType  # 28
@@ -298,6 +318,16 @@ The same call succeeds when the cause is removed; without that, repeating it doe
 (Stripe's error code, such as "resource_missing" or "customer_tax_location_invalid"; empty if Stripe gave none),
 stripe_param (the parameter of Stripe's API, such as "items[0][price]"; empty if Stripe named none), and
 stripe_object (the id that this parameter had, such as "price_..."), if it had one.
+"""
+ERROR_REASON_FOREIGN_SCHEDULE: ErrorReason.ValueType  # 50
+"""FAILED_PRECONDITION. The subscription has a schedule at Stripe that this service did not make, for example one that
+a salesperson made in the dashboard; the change would end it, with its later phases and discounts. Nothing was
+changed. Repeat with release_foreign_schedule to end the schedule. Metadata: account_id, subscription_id,
+schedule_id.
+"""
+ERROR_REASON_STRIPE_OBJECT_UNREADABLE: ErrorReason.ValueType  # 51
+"""FAILED_PRECONDITION. An object at Stripe has a field that this service cannot read, or a price of no catalog; an
+operator must look at it. Metadata: object, field (empty if it is the whole object).
 """
 ERROR_REASON_PAYMENT_ACTION_REQUIRED: ErrorReason.ValueType  # 60
 """FAILED_PRECONDITION. The customer's bank wants the customer to confirm the payment (3-D Secure). The change waits

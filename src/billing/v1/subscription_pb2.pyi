@@ -41,13 +41,13 @@ class _StatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Status.ValueTy
     STATUS_TRIALING: _Status.ValueType  # 4
     """In its trial. Its plan is in force."""
     STATUS_ACTIVE: _Status.ValueType  # 5
-    """Paid. Its plan is in force."""
+    """Paid. Its plan is in force, unless the collection of its invoices is paused (collection_pause)."""
     STATUS_PAST_DUE: _Status.ValueType  # 6
     """A payment is overdue and Stripe still tries to collect it. Its plan is in force, and answers have past_due."""
     STATUS_UNPAID: _Status.ValueType  # 7
     """Stripe has stopped trying to collect a payment. The default plan is in force."""
     STATUS_PAUSED: _Status.ValueType  # 8
-    """Paused after a trial without a payment method. The default plan is in force."""
+    """Paused; pause_reason says why. The default plan is in force, unless the catalog's while_paused says otherwise."""
     STATUS_CANCELED: _Status.ValueType  # 9
     """Ended. The default plan is in force."""
     STATUS_UNKNOWN: _Status.ValueType  # 10
@@ -67,13 +67,13 @@ STATUS_INCOMPLETE_EXPIRED: Status.ValueType  # 3
 STATUS_TRIALING: Status.ValueType  # 4
 """In its trial. Its plan is in force."""
 STATUS_ACTIVE: Status.ValueType  # 5
-"""Paid. Its plan is in force."""
+"""Paid. Its plan is in force, unless the collection of its invoices is paused (collection_pause)."""
 STATUS_PAST_DUE: Status.ValueType  # 6
 """A payment is overdue and Stripe still tries to collect it. Its plan is in force, and answers have past_due."""
 STATUS_UNPAID: Status.ValueType  # 7
 """Stripe has stopped trying to collect a payment. The default plan is in force."""
 STATUS_PAUSED: Status.ValueType  # 8
-"""Paused after a trial without a payment method. The default plan is in force."""
+"""Paused; pause_reason says why. The default plan is in force, unless the catalog's while_paused says otherwise."""
 STATUS_CANCELED: Status.ValueType  # 9
 """Ended. The default plan is in force."""
 STATUS_UNKNOWN: Status.ValueType  # 10
@@ -104,6 +104,70 @@ TIMING_AT_PERIOD_END: Timing.ValueType  # 2
 """When the current billing period ends."""
 Global___Timing: _TypeAlias = Timing  # noqa: Y015
 
+class _CollectionBehavior:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CollectionBehaviorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CollectionBehavior.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COLLECTION_BEHAVIOR_UNSPECIFIED: _CollectionBehavior.ValueType  # 0
+    """Never sent."""
+    COLLECTION_BEHAVIOR_VOID: _CollectionBehavior.ValueType  # 1
+    """They are void: what they charge is forgiven."""
+    COLLECTION_BEHAVIOR_KEEP_AS_DRAFT: _CollectionBehavior.ValueType  # 2
+    """They stay drafts, to be collected later."""
+    COLLECTION_BEHAVIOR_MARK_UNCOLLECTIBLE: _CollectionBehavior.ValueType  # 3
+    """They are marked as uncollectible."""
+    COLLECTION_BEHAVIOR_UNKNOWN: _CollectionBehavior.ValueType  # 4
+    """A behavior that this version does not know."""
+
+class CollectionBehavior(_CollectionBehavior, metaclass=_CollectionBehaviorEnumTypeWrapper):
+    """What Stripe does with invoices while their collection is paused."""
+
+COLLECTION_BEHAVIOR_UNSPECIFIED: CollectionBehavior.ValueType  # 0
+"""Never sent."""
+COLLECTION_BEHAVIOR_VOID: CollectionBehavior.ValueType  # 1
+"""They are void: what they charge is forgiven."""
+COLLECTION_BEHAVIOR_KEEP_AS_DRAFT: CollectionBehavior.ValueType  # 2
+"""They stay drafts, to be collected later."""
+COLLECTION_BEHAVIOR_MARK_UNCOLLECTIBLE: CollectionBehavior.ValueType  # 3
+"""They are marked as uncollectible."""
+COLLECTION_BEHAVIOR_UNKNOWN: CollectionBehavior.ValueType  # 4
+"""A behavior that this version does not know."""
+Global___CollectionBehavior: _TypeAlias = CollectionBehavior  # noqa: Y015
+
+class _PauseReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PauseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PauseReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PAUSE_REASON_UNSPECIFIED: _PauseReason.ValueType  # 0
+    """It is not paused, or Stripe does not say why."""
+    PAUSE_REASON_REQUESTED: _PauseReason.ValueType  # 1
+    """Somebody asked for it."""
+    PAUSE_REASON_TRIAL_ENDED: _PauseReason.ValueType  # 2
+    """Its trial ended without a payment method."""
+    PAUSE_REASON_PAYMENT_FAILED: _PauseReason.ValueType  # 3
+    """A payment failed and Stripe has stopped trying to collect it."""
+    PAUSE_REASON_UNKNOWN: _PauseReason.ValueType  # 4
+    """A reason that this version does not know."""
+
+class PauseReason(_PauseReason, metaclass=_PauseReasonEnumTypeWrapper):
+    """Why a subscription is paused."""
+
+PAUSE_REASON_UNSPECIFIED: PauseReason.ValueType  # 0
+"""It is not paused, or Stripe does not say why."""
+PAUSE_REASON_REQUESTED: PauseReason.ValueType  # 1
+"""Somebody asked for it."""
+PAUSE_REASON_TRIAL_ENDED: PauseReason.ValueType  # 2
+"""Its trial ended without a payment method."""
+PAUSE_REASON_PAYMENT_FAILED: PauseReason.ValueType  # 3
+"""A payment failed and Stripe has stopped trying to collect it."""
+PAUSE_REASON_UNKNOWN: PauseReason.ValueType  # 4
+"""A reason that this version does not know."""
+Global___PauseReason: _TypeAlias = PauseReason  # noqa: Y015
+
 @_typing.final
 class Subscription(_message.Message):
     """The account's plan, and the subscription that gives it. The plan follows from all plan subscriptions of the account.
@@ -132,6 +196,8 @@ class Subscription(_message.Message):
     PAY_AS_YOU_GO_PENDING_FIELD_NUMBER: _builtins.int
     PENDING_CHANGE_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
+    COLLECTION_PAUSE_FIELD_NUMBER: _builtins.int
+    PAUSE_REASON_FIELD_NUMBER: _builtins.int
     plan: _builtins.str
     """The plan in force, as in ListPlans."""
     status: Global___Status.ValueType
@@ -156,6 +222,10 @@ class Subscription(_message.Message):
     """The plan offers pay-as-you-go."""
     pay_as_you_go_pending: _builtins.bool
     """Pay-as-you-go was switched on but is not in force yet."""
+    pause_reason: Global___PauseReason.ValueType
+    """Why the subscription itself is paused; only with STATUS_PAUSED. Whether the plan stays in force, the catalog's
+    while_paused says; overage is denied.
+    """
     @_builtins.property
     def period_start(self) -> _timestamp_pb2.Timestamp:
         """When the current billing period of the invoices began; inclusive. Without a subscription that gives the plan: when
@@ -190,6 +260,12 @@ class Subscription(_message.Message):
     def ended_at(self) -> _timestamp_pb2.Timestamp:
         """When the subscription ended; absent before."""
 
+    @_builtins.property
+    def collection_pause(self) -> Global___CollectionPause:
+        """The collection of the subscription's invoices is paused at Stripe; absent otherwise. `status` does not show this
+        pause. Whether the plan stays in force, the catalog's while_collection_paused says; overage is denied.
+        """
+
     def __init__(
         self,
         *,
@@ -213,14 +289,44 @@ class Subscription(_message.Message):
         pay_as_you_go_pending: _builtins.bool = ...,
         pending_change: Global___PendingChange | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
+        collection_pause: Global___CollectionPause | None = ...,
+        pause_reason: Global___PauseReason.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_at", b"cancel_at", "ended_at", b"ended_at", "pending_change", b"pending_change", "period_end", b"period_end", "period_start", b"period_start", "quota_period_end", b"quota_period_end", "quota_period_start", b"quota_period_start", "trial_end", b"trial_end"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_at", b"cancel_at", "collection_pause", b"collection_pause", "ended_at", b"ended_at", "pending_change", b"pending_change", "period_end", b"period_end", "period_start", b"period_start", "quota_period_end", b"quota_period_end", "quota_period_start", b"quota_period_start", "trial_end", b"trial_end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_at", b"cancel_at", "cancel_at_period_end", b"cancel_at_period_end", "catalog_version", b"catalog_version", "ended_at", b"ended_at", "past_due", b"past_due", "pay_as_you_go", b"pay_as_you_go", "pay_as_you_go_offered", b"pay_as_you_go_offered", "pay_as_you_go_pending", b"pay_as_you_go_pending", "pending_change", b"pending_change", "period_end", b"period_end", "period_start", b"period_start", "plan", b"plan", "plan_name", b"plan_name", "price", b"price", "quantity", b"quantity", "quota_period_end", b"quota_period_end", "quota_period_start", b"quota_period_start", "status", b"status", "subscription_id", b"subscription_id", "trial_end", b"trial_end"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_at", b"cancel_at", "cancel_at_period_end", b"cancel_at_period_end", "catalog_version", b"catalog_version", "collection_pause", b"collection_pause", "ended_at", b"ended_at", "past_due", b"past_due", "pause_reason", b"pause_reason", "pay_as_you_go", b"pay_as_you_go", "pay_as_you_go_offered", b"pay_as_you_go_offered", "pay_as_you_go_pending", b"pay_as_you_go_pending", "pending_change", b"pending_change", "period_end", b"period_end", "period_start", b"period_start", "plan", b"plan", "plan_name", b"plan_name", "price", b"price", "quantity", b"quantity", "quota_period_end", b"quota_period_end", "quota_period_start", b"quota_period_start", "status", b"status", "subscription_id", b"subscription_id", "trial_end", b"trial_end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Subscription: _TypeAlias = Subscription  # noqa: Y015
+
+@_typing.final
+class CollectionPause(_message.Message):
+    """A pause of the collection of a subscription's invoices, which somebody set at Stripe."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEHAVIOR_FIELD_NUMBER: _builtins.int
+    RESUMES_AT_FIELD_NUMBER: _builtins.int
+    behavior: Global___CollectionBehavior.ValueType
+    """What Stripe does with the invoices of this time."""
+    @_builtins.property
+    def resumes_at(self) -> _timestamp_pb2.Timestamp:
+        """When Stripe ends the pause by itself; absent if it does not."""
+
+    def __init__(
+        self,
+        *,
+        behavior: Global___CollectionBehavior.ValueType = ...,
+        resumes_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resumes_at", b"resumes_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behavior", b"behavior", "resumes_at", b"resumes_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectionPause: _TypeAlias = CollectionPause  # noqa: Y015
 
 @_typing.final
 class PendingChange(_message.Message):
@@ -520,6 +626,7 @@ class ChangePlanRequest(_message.Message):
     PREVIEW_FIELD_NUMBER: _builtins.int
     PRORATION_AT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RELEASE_FOREIGN_SCHEDULE_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """The account, 1 to 128 printable ASCII characters without spaces. Required."""
     plan: _builtins.str
@@ -537,6 +644,10 @@ class ChangePlanRequest(_message.Message):
     request_id: _builtins.str
     """The caller's id for this change, 1 to 255 bytes of printable ASCII, unique within the account. Required unless
     `preview`.
+    """
+    release_foreign_schedule: _builtins.bool
+    """End a schedule of the subscription at Stripe that this service did not make, with its later phases and discounts.
+    Without this, the change is then refused with FOREIGN_SCHEDULE. The request_id may be the refused one's.
     """
     @_builtins.property
     def proration_at(self) -> _timestamp_pb2.Timestamp:
@@ -556,10 +667,11 @@ class ChangePlanRequest(_message.Message):
         preview: _builtins.bool = ...,
         proration_at: _timestamp_pb2.Timestamp | None = ...,
         request_id: _builtins.str = ...,
+        release_foreign_schedule: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_quantity", b"_quantity", "proration_at", b"proration_at", "quantity", b"quantity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quantity", b"_quantity", "account_id", b"account_id", "plan", b"plan", "preview", b"preview", "price", b"price", "proration_at", b"proration_at", "quantity", b"quantity", "request_id", b"request_id", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quantity", b"_quantity", "account_id", b"account_id", "plan", b"plan", "preview", b"preview", "price", b"price", "proration_at", b"proration_at", "quantity", b"quantity", "release_foreign_schedule", b"release_foreign_schedule", "request_id", b"request_id", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__quantity: _TypeAlias = _typing.Literal["quantity"]  # noqa: Y015
     _WhichOneofArgType__quantity: _TypeAlias = _typing.Literal["_quantity", b"_quantity"]  # noqa: Y015
@@ -630,22 +742,26 @@ class CancelSubscriptionRequest(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RELEASE_FOREIGN_SCHEDULE_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """The account, 1 to 128 printable ASCII characters without spaces. Required."""
     timing: Global___Timing.ValueType
     """When the subscription ends. Required."""
     request_id: _builtins.str
     """The caller's id for this cancellation, 1 to 255 bytes of printable ASCII, unique within the account. Required."""
+    release_foreign_schedule: _builtins.bool
+    """End a schedule of the subscription at Stripe that this service did not make; as in ChangePlanRequest."""
     def __init__(
         self,
         *,
         account_id: _builtins.str = ...,
         timing: Global___Timing.ValueType = ...,
         request_id: _builtins.str = ...,
+        release_foreign_schedule: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "request_id", b"request_id", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "release_foreign_schedule", b"release_foreign_schedule", "request_id", b"request_id", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -683,19 +799,23 @@ class ResumeSubscriptionRequest(_message.Message):
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RELEASE_FOREIGN_SCHEDULE_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """The account, 1 to 128 printable ASCII characters without spaces. Required."""
     request_id: _builtins.str
     """The caller's id for this call, 1 to 255 bytes of printable ASCII, unique within the account. Required."""
+    release_foreign_schedule: _builtins.bool
+    """End a schedule of the subscription at Stripe that this service did not make; as in ChangePlanRequest."""
     def __init__(
         self,
         *,
         account_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        release_foreign_schedule: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "release_foreign_schedule", b"release_foreign_schedule", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,7 @@ from billing_svc.catalog.notation import Duration, Name, Problem
 from billing_svc.platform import money
 
 FreePeriod = Literal["calendar_month", "signup_anniversary"]
+WhilePaused = Literal["keep", "default_plan"]
 Percent = Annotated[int, Field(ge=1, le=1000)]
 NO_PLAN = "none"
 METERS_MAX = 50
@@ -37,6 +38,10 @@ class Catalog(parts.Part):
     """The percentages of the included quantity at which an alert is raised, in rising order."""
     grace_period: Duration = timedelta(hours=24)
     """How long usage is allowed after it first exceeds a limit with beyond: grace. Written as 90s, 30m, 24h or 7d."""
+    while_collection_paused: WhilePaused = "keep"
+    """The plan while the collection of a subscription's invoices is paused. keep: its own plan, without overage."""
+    while_paused: WhilePaused = "default_plan"
+    """The plan while a subscription itself is paused at Stripe. keep: its own plan, without overage."""
     meters: Mapping[Name, parts.Meter] = Field(min_length=1, max_length=METERS_MAX)
     plans: Mapping[Name, parts.Plan] = Field(min_length=1, max_length=PLANS_MAX)
     """In the order in which a pricing page shows them."""

@@ -122,6 +122,11 @@ class Limit(Part):
         """The exact price of a unit; 0 if nothing is charged."""
         return Decimal(0) if self.unit_price is None else money.EXACT.divide(self.unit_price, Decimal(self.per))
 
+    @functools.cached_property
+    def without_overage(self) -> "Limit":
+        """The limit while nothing beyond it can be charged: the same included quantity, as a hard limit."""
+        return self if self.beyond != "charge" else Limit(included=self.included, beyond="deny", per_seat=self.per_seat)
+
 
 class RateLimit(Part):
     """How many checks are admitted in a window, which begins with its first check."""

@@ -27,6 +27,7 @@ from billing_svc.inbox import (
 from billing_svc.platform import clock, errors
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, leases
+from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
 from billing_svc.subscriptions.refusals import gone_customers
 
@@ -79,6 +80,7 @@ class Inbox:
     ) -> None:
         """`livemode` is the mode of our own key: events of the other mode are ignored, also when replayed."""
         self._database = database
+        self._catalogs = catalogs
         self._clock = now
         self._livemode = livemode
         refresher = refresh_subscription.Refresher(database, catalogs, stripe, now)
@@ -193,9 +195,10 @@ class Inbox:
             _log.info("overtaken", object=work.object_id)
         except apply_subscription.NotOurs as finding:
             await self._close(work, "ignored", str(finding))
-        except (apply_subscription.CannotApply, errors.StripeRefused, client.NotReadable) as error:
+        except (errors.StripeObjectUnreadable, errors.StripeRefused, client.NotAtStripe, client.NotReadable) as error:
             _log.warning("event_failed", object=work.object_id, events=work.event_ids, error=str(error))
-            await self._close(work, "failed", str(error))
+            standing = error.standing if isinstance(error, apply_subscription.CannotApply) else None
+            await self._close(work, "failed", str(error), standing)
         except (errors.Unavailable, errors.LostRace) as error:
             await self._postpone(work, error.message)
         except Exception as error:  # noqa: BLE001 - logged and postponed; an event must not stop the others
@@ -223,12 +226,23 @@ class Inbox:
 
         await self._database.run(finish)
 
-    async def _close(self, work: _Work, state: str, note: str) -> None:
+    async def _close(
+        self, work: _Work, state: str, note: str, standing: stripe_subscriptions.Standing | None = None
+    ) -> None:
+        """Close the events; with `standing`, what is known of their subscription without its prices is applied."""
         now = self._clock.now()
 
         async def close(conn: AsyncConnection) -> None:
-            if await leases.end(conn, work.lease, now):
-                await store.close(conn, work.event_ids, state, "", note, now)
+            if not await leases.end(conn, work.lease, now):
+                return
+            account_id, closed_as, why = "", state, note
+            if standing is not None:
+                origin = handler.origin(work.events)
+                try:
+                    account_id = await apply_subscription.apply_standing(conn, self._catalogs, standing, origin, now)
+                except apply_subscription.NotOurs as finding:
+                    closed_as, why = "ignored", finding.message
+            await store.close(conn, work.event_ids, closed_as, account_id, why, now)
 
         await self._database.run(close)
 

@@ -27,8 +27,6 @@ class InvoiceHandler:
             if customer_id is None:
                 raise apply_subscription.CannotApply(f"Stripe has no invoice {invoice_id}") from None
             return lambda conn, now: apply_invoice.remove(conn, invoice_id, customer_id, origin, now)
-        except ValueError as error:
-            raise apply_subscription.CannotApply(str(error)) from error
 
         async def apply(conn: AsyncConnection, now: datetime) -> str:
             return await apply_invoice.apply(conn, fetched, origin, now)

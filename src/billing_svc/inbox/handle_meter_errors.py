@@ -25,8 +25,6 @@ class MeterErrorHandler:
             report = meter_errors.from_stripe(await self._stripe.thin_event(event_id))
         except client.NotAtStripe:
             raise apply_subscription.CannotApply(f"Stripe has no event {event_id} any more") from None
-        except ValueError as error:
-            raise apply_subscription.CannotApply(str(error)) from error
 
         async def apply(conn: AsyncConnection, now: datetime) -> str:
             accounts = await meter_errors.apply(conn, report, handler.origin(events), now)

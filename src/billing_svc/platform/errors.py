@@ -346,3 +346,17 @@ class PaymentActionRequired(StripeRefused):
     """The customer's bank wants the customer to confirm the payment; nothing changed so far."""
 
     reason = "PAYMENT_ACTION_REQUIRED"
+
+
+class StripeObjectUnreadable(BillingError, ValueError):
+    """An object at Stripe has a field that cannot be read, or a price of no catalog; a person has to look at it."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "STRIPE_OBJECT_UNREADABLE"
+
+
+class ForeignSchedule(BillingError):
+    """The subscription has a schedule at Stripe that this service did not make, and the request does not release it."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "FOREIGN_SCHEDULE"

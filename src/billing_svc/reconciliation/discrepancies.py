@@ -25,6 +25,7 @@ class DiscrepancyKind(enum.StrEnum):
     ITEM = "item"  # an invoice item that is missing or has another amount
     UNINVOICED = "uninvoiced"  # an invoice item that is on no invoice, and no invoice will take it
     LINE = "line"  # an invoice charges other units than were sent to its meter
+    UNREADABLE = "unreadable"  # an object at Stripe that the comparison needs cannot be read
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
+from billing_svc.customers import store as customers_store
 from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables, transactions
-from billing_svc.stripe import client, leases
+from billing_svc.stripe import client, leases, parse
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.invoices import apply_invoice, fetch_invoices
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
@@ -91,7 +92,7 @@ class ObjectReconciliation:
                 apply_subscription.NotOurs,
                 apply_subscription.CannotApply,
                 errors.LostRace,
-                ValueError,
+                errors.StripeObjectUnreadable,
             ):
                 continue
 
@@ -104,7 +105,8 @@ class ObjectReconciliation:
         """Return Stripe's objects that belong to our customers; for all accounts, with as few requests as possible."""
         if account_id is None:
             ours = set(customers)
-            return [data for data in await fetch(None) if _customer_of(data) in ours]
+            # An object without a readable customer may be ours too.
+            return [data for data in await fetch(None) if _customer_of(data) in {None, *ours}]
         return [data for customer_id in customers for data in await fetch(customer_id)]
 
     async def _compare_subscriptions(
@@ -112,7 +114,11 @@ class ObjectReconciliation:
     ) -> list[ObjectDiscrepancy]:
         differences = []
         for data in fetched:
-            subscription = stripe_subscriptions.from_stripe(data)
+            try:
+                subscription = stripe_subscriptions.from_stripe(data)
+            except errors.StripeObjectUnreadable as error:
+                differences += await self._unreadable("subscription", data, error)
+                continue
 
             async def apply(
                 conn: AsyncConnection, subscription: stripe_subscriptions.StripeSubscription = subscription
@@ -123,7 +129,7 @@ class ObjectReconciliation:
                 "subscription", tables.subscriptions, subscription.subscription_id, apply
             )
         known = await self._database.read(lambda conn: _living_subscriptions(conn, account_id))
-        there = {data["id"] for data in fetched}
+        there = {parse.nested(data, "id") for data in fetched}
         return differences + [
             ObjectDiscrepancy("subscription", owner, subscription_id, "Stripe does not list it")
             for owner, subscription_id in known
@@ -135,19 +141,40 @@ class ObjectReconciliation:
     ) -> list[ObjectDiscrepancy]:
         differences = []
         for data in fetched:
-            invoice = await fetch_invoices.complete(self._stripe, data)
+            try:
+                invoice = await fetch_invoices.complete(self._stripe, data)
+            except errors.StripeObjectUnreadable as error:
+                differences += await self._unreadable("invoice", data, error)
+                continue
 
             async def apply(conn: AsyncConnection, invoice: Any = invoice) -> str:  # noqa: ANN401 - bound here
                 return await apply_invoice.apply(conn, invoice, _COMPARING, self._clock.now())
 
             differences += await self._difference("invoice", tables.invoices, invoice.invoice_id, apply)
         known = await self._database.read(lambda conn: _invoices_since(conn, account_id, since))
-        there = {data["id"] for data in fetched}
+        there = {parse.nested(data, "id") for data in fetched}
         return differences + [
             ObjectDiscrepancy("invoice", owner, invoice_id, "Stripe does not list it")
             for owner, invoice_id in known
             if invoice_id not in there
         ]
+
+    async def _unreadable(
+        self, kind: str, data: client.Data, error: errors.StripeObjectUnreadable
+    ) -> list[ObjectDiscrepancy]:
+        """Return the row of an object that cannot be read; nothing if it belongs to another product's customer."""
+        customer_id = _customer_of(data)
+        object_id = parse.optional_text(parse.nested(data, "id")) or ""
+        table = tables.subscriptions if kind == "subscription" else tables.invoices
+
+        async def owner(conn: AsyncConnection) -> str | None:
+            if customer_id is not None:
+                return await customers_store.account_of_customer(conn, customer_id)
+            row = await _row(conn, table, object_id)
+            return None if row is None else str(row["account_id"])
+
+        account_id = await self._database.read(owner)
+        return [] if account_id is None else [ObjectDiscrepancy(kind, account_id, object_id, error.message)]
 
     async def _difference(self, kind: str, table: sa.Table, object_id: str, apply: _Apply) -> list[ObjectDiscrepancy]:
         async def work(conn: AsyncConnection) -> None:
@@ -160,7 +187,7 @@ class ObjectReconciliation:
         except _Undone as found:
             detail = _detail(found.before, found.after)
             return [ObjectDiscrepancy(kind, found.account_id, object_id, detail)] if detail else []
-        except (apply_subscription.CannotApply, apply_subscription.NotOurs) as error:
+        except (errors.StripeObjectUnreadable, apply_subscription.NotOurs) as error:
             return [ObjectDiscrepancy(kind, "", object_id, str(error))]
         return []
 
@@ -202,9 +229,9 @@ def _short(value: object) -> str:
     return "other lines" if isinstance(value, list) else str(value)
 
 
-def _customer_of(data: client.Data) -> str:
-    customer = data["customer"]
-    return str(customer if isinstance(customer, str) or customer is None else customer["id"])
+def _customer_of(data: client.Data) -> str | None:
+    """Return an object's customer; None if it cannot be read."""
+    return parse.optional_id(parse.nested(data, "customer"))
 
 
 async def _row(conn: AsyncConnection, table: sa.Table, object_id: str) -> Mapping[str, Any] | None:

@@ -5,13 +5,13 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import versions
-from billing_svc.platform import clock
+from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.reconciliation import discrepancies, repair
@@ -134,17 +134,30 @@ class UsageReconciliation:
         for counter in account_usage.totals:
             own = account_usage.of(counter)
             found += discrepancies.within(counter, own, now)
-            names = list(dict.fromkeys((report.customer_id, report.stripe_event_name) for report in own))
-            for customer_id, name in names:
-                sent = [
-                    report for report in own if (report.customer_id, report.stripe_event_name) == (customer_id, name)
-                ]
-                found += await self._compare_meter(counter, sent, meters.get(name, []))
-                # Usage in a trial is on no invoice.
-                if not account_usage.was_trial(counter) and not account_usage.is_superfluous(sent[0].subscription_id):
-                    found += await self._compare_lines(counter, sent, account_usage, now)
-            found += await self._compare_items(counter, own, account_usage)
+            try:
+                found += await self._compare_with_stripe(counter, own, account_usage, meters, now)
+            except errors.StripeObjectUnreadable as error:
+                found.append(discrepancies.of(discrepancies.DiscrepancyKind.UNREADABLE, counter, 0, 0, error.message))
         return found
+
+    async def _compare_with_stripe(
+        self,
+        counter: counters.UnreportedCounter,
+        own: Sequence[rules.UsageReport],
+        account_usage: _AccountUsage,
+        meters: Mapping[str, Sequence[str]],
+        now: datetime,
+    ) -> list[discrepancies.UsageDiscrepancy]:
+        """Compare a counter's reports with Stripe's meters, invoices and items. Raises StripeObjectUnreadable."""
+        found: list[discrepancies.UsageDiscrepancy] = []
+        names = list(dict.fromkeys((report.customer_id, report.stripe_event_name) for report in own))
+        for customer_id, name in names:
+            sent = [report for report in own if (report.customer_id, report.stripe_event_name) == (customer_id, name)]
+            found += await self._compare_meter(counter, sent, meters.get(name, []))
+            # Usage in a trial is on no invoice.
+            if not account_usage.was_trial(counter) and not account_usage.is_superfluous(sent[0].subscription_id):
+                found += await self._compare_lines(counter, sent, account_usage, now)
+        return found + await self._compare_items(counter, own, account_usage)
 
     async def _compare_meter(
         self, counter: counters.UnreportedCounter, own: Sequence[rules.UsageReport], meter_ids: Sequence[str]
@@ -196,13 +209,13 @@ class UsageReconciliation:
         price_ids = await self._database.read(lambda conn: store.price_ids(conn, name))
         lines: list[discrepancies.DiscrepancyKey] = []
         for invoice in await self._stripe.invoices_of_subscription(subscription_id, counter.period_start):
-            # Such an old draft waits for a person, as drafts of an unpaid subscription do; its lines are counted.
-            if invoice["status"] != "void":
-                lines += [
-                    _line(line)
-                    for line in await self._stripe.all_invoice_lines(invoice)
-                    if parse.price_of_line(line) in price_ids
-                ]
+            # Counted are also the lines of a draft, which waits for a person as those of an unpaid subscription do, and
+            # of a void invoice: whoever took it back forgave them.
+            lines += [
+                _line(line)
+                for line in await self._stripe.all_invoice_lines(invoice)
+                if parse.price_of_line(line) in price_ids
+            ]
         sent = account_usage.sent(subscription_id, name)
         ours, theirs = discrepancies.invoiced(counter, sent, lines, account_usage.is_open_at(subscription_id))
         if theirs == ours:
@@ -224,12 +237,11 @@ class UsageReconciliation:
                 detail = f"Stripe has no invoice item {report.invoice_item_id}"
                 found.append(discrepancies.of(discrepancies.DiscrepancyKind.ITEM, counter, ours, 0, detail, **about))
                 continue
-            if item["amount"] != ours:
+            theirs = parse.StripeFields.of(item, "invoice item").whole("amount")
+            if theirs != ours:
                 detail = f"invoice item {report.invoice_item_id} has another amount"
                 found.append(
-                    discrepancies.of(
-                        discrepancies.DiscrepancyKind.ITEM, counter, ours, int(item["amount"]), detail, **about
-                    )
+                    discrepancies.of(discrepancies.DiscrepancyKind.ITEM, counter, ours, theirs, detail, **about)
                 )
             elif not item.get("invoice") and not store.will_be_invoiced(
                 account_usage.subscriptions, report.customer_id
@@ -242,5 +254,8 @@ class UsageReconciliation:
 
 
 def _line(line: Mapping[str, Any]) -> discrepancies.DiscrepancyKey:
-    start, end = (datetime.fromtimestamp(line["period"][bound], UTC) for bound in ("start", "end"))
-    return discrepancies.DiscrepancyKey(start, end, int(line.get("quantity") or 0))
+    fields = parse.StripeFields.of(line, "invoice line")
+    period = fields.part("period")
+    return discrepancies.DiscrepancyKey(
+        period.instant("start"), period.instant("end"), fields.whole("quantity", otherwise=0)
+    )

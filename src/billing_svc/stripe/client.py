@@ -6,6 +6,8 @@ Never called inside a database transaction.
 import asyncio
 import email.utils
 import functools
+import json
+import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +19,7 @@ import structlog
 
 from billing_svc.platform import errors
 from billing_svc.platform.settings import Settings
-from billing_svc.stripe import refusals
+from billing_svc.stripe import pages, parse, refusals
 
 _log = structlog.get_logger(__name__)
 
@@ -29,10 +31,8 @@ CALL_SECONDS_MAX = 8.0
 NETWORK_RETRIES = 2
 # Stripe accepts at most so many lookup keys in a listing of prices.
 LOOKUP_KEYS_MAX = 10
-PAGE_SIZE = 100
 
-# A Stripe object as plain data.
-Data: TypeAlias = Mapping[str, Any]
+Data: TypeAlias = parse.Data
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,11 @@ class MeterEvent:
     identifier: str
 
 
-class NotAtStripe(Exception):
+class NotAtStripe(errors.BillingError):
     """Stripe has no such object."""
+
+    code = errors.StripeRefused.code
+    reason = errors.StripeRefused.reason
 
 
 class NotReadable(errors.StripeUnavailable):
@@ -118,6 +121,12 @@ class Stripe:
             "billing.meters.create": v1.billing.meters.create_async,
             "invoiceitems.create": v1.invoice_items.create_async,
             "invoices.create": v1.invoices.create_async,
+            "invoices.update": lambda params, options: v1.invoices.update_async(
+                params["invoice"], _but(params, "invoice"), options
+            ),
+            "invoices.add_lines": lambda params, options: v1.invoices.add_lines_async(
+                params["invoice"], _but(params, "invoice"), options
+            ),
         }
 
     @classmethod
@@ -151,8 +160,8 @@ class Stripe:
     async def payment_methods_of(self, customer_id: str) -> list[Data]:
         """Return the first page of a customer's payment methods."""
         list_page = self._client.v1.customers.payment_methods.list_async
-        page = await self._answer(list_page(customer_id, {"limit": PAGE_SIZE}))
-        return list(page["data"])
+        page = await self._answer(list_page(customer_id, {"limit": pages.PAGE_SIZE}))
+        return pages.elements(page, "payment methods")[0]
 
     async def customers_of_account(self, account_id: str, since: datetime, until: datetime) -> list[Data]:
         """Return the customers created in an interval whose metadata has our account.
@@ -161,7 +170,7 @@ class Stripe:
         """
         created = {"gte": int(since.timestamp()), "lte": int(until.timestamp())}
         made = await self._all(self._client.v1.customers.list_async, {"created": created})
-        return [customer for customer in made if (customer.get("metadata") or {}).get("account_id") == account_id]
+        return [customer for customer in made if parse.nested(customer, "metadata", "account_id") == account_id]
 
     async def checkout_session(self, session_id: str) -> Data:
         """Fetch a checkout session, with its customer expanded; raises NotAtStripe."""
@@ -180,8 +189,7 @@ class Stripe:
 
     async def subscription(self, subscription_id: str) -> Data:
         """Fetch a subscription, with its schedule expanded; raises NotAtStripe."""
-        fetch: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.subscriptions.retrieve_async
-        return await self._answer(fetch(subscription_id, {"expand": ["schedule"]}))
+        return await self._get(f"/v1/subscriptions/{_in_path(subscription_id)}", {"expand": ["schedule"]})
 
     async def subscriptions_of(self, customer_id: str) -> list[Data]:
         """Return all subscriptions of a customer, also those that are over."""
@@ -192,7 +200,7 @@ class Stripe:
         params: dict[str, Any] = {"status": "all", "expand": ["data.schedule"]}
         if customer_id is not None:
             params["customer"] = customer_id
-        return await self._all(self._client.v1.subscriptions.list_async, params)
+        return await self._get_all("/v1/subscriptions", params)
 
     async def schedule(self, schedule_id: str) -> Data:
         """Fetch a subscription schedule; raises NotAtStripe."""
@@ -202,20 +210,29 @@ class Stripe:
 
     async def invoice(self, invoice_id: str) -> Data:
         """Fetch an invoice, with its first page of lines; raises NotAtStripe."""
-        return await self._answer(self._client.v1.invoices.retrieve_async(invoice_id))
+        return await self._get(f"/v1/invoices/{_in_path(invoice_id)}", {})
 
     async def invoice_lines(self, invoice_id: str, after: str) -> Data:
-        """Return the page of an invoice's lines that follows the line `after`; raises NotAtStripe."""
-        lines = self._client.v1.invoices.line_items
-        return await self._answer(lines.list_async(invoice_id, {"limit": PAGE_SIZE, "starting_after": after}))
+        """Return the page of an invoice's lines that follows the line `after`. Raises StripeObjectUnreadable."""
+        try:
+            path = f"/v1/invoices/{_in_path(invoice_id)}/lines"
+            return await self._get(path, {"limit": pages.PAGE_SIZE, "starting_after": after})
+        except NotAtStripe as error:
+            # The invoice was just there: a line was removed meanwhile, or Stripe's pages do not fit together.
+            raise errors.StripeObjectUnreadable(
+                f"invoice {invoice_id}: lines: Stripe has no page after the line {after}",
+                {"object": f"invoice {invoice_id}", "field": "lines"},
+            ) from error
 
     async def all_invoice_lines(self, invoice: Data) -> list[Data]:
-        """Return all lines of a fetched invoice, which has only the first page; raises NotAtStripe."""
-        page = invoice["lines"]
-        lines = list(page["data"])
-        while page["has_more"]:
-            page = await self.invoice_lines(str(invoice["id"]), str(lines[-1]["id"]))
-            lines += page["data"]
+        """Return all lines of a fetched invoice, which has only the first page. Raises StripeObjectUnreadable."""
+        about = parse.named(invoice, "invoice")
+        found, more = pages.elements(parse.nested(invoice, "lines"), f"{about}: lines")
+        lines = list(found)
+        while more:
+            page = await self.invoice_lines(str(invoice["id"]), pages.last_id(lines, f"{about}: lines"))
+            found, more = pages.elements(page, f"{about}: lines")
+            lines += found
         return lines
 
     async def every_invoice(self, customer_id: str | None, since: datetime) -> list[Data]:
@@ -223,12 +240,12 @@ class Stripe:
         params: dict[str, Any] = {"created": {"gte": int(since.timestamp())}}
         if customer_id is not None:
             params["customer"] = customer_id
-        return await self._all(self._client.v1.invoices.list_async, params)
+        return await self._get_all("/v1/invoices", params)
 
     async def invoices_of_subscription(self, subscription_id: str, since: datetime) -> list[Data]:
         """Return the invoices of a subscription that were created since an instant, newest first."""
         params = {"subscription": subscription_id, "created": {"gte": int(since.timestamp())}}
-        return await self._all(self._client.v1.invoices.list_async, params)
+        return await self._get_all("/v1/invoices", params)
 
     async def preview_invoice(self, params: Data) -> Data:
         """Return the invoice that a change would create, with its first page of lines; creates nothing."""
@@ -249,10 +266,10 @@ class Stripe:
     async def products(self, ids: Sequence[str]) -> list[Data]:
         """Return the products with these ids; ids that Stripe does not have are left out."""
         found: list[Data] = []
-        for start in range(0, len(ids), PAGE_SIZE):
-            params: Data = {"ids": list(ids[start : start + PAGE_SIZE]), "limit": PAGE_SIZE}
+        for start in range(0, len(ids), pages.PAGE_SIZE):
+            params: Data = {"ids": list(ids[start : start + pages.PAGE_SIZE]), "limit": pages.PAGE_SIZE}
             list_page: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.products.list_async
-            found += (await self._answer(list_page(params)))["data"]
+            found += pages.elements(await self._answer(list_page(params)), "products")[0]
         return found
 
     async def prices(self, lookup_keys: Sequence[str]) -> list[Data]:
@@ -260,19 +277,23 @@ class Stripe:
         found: list[Data] = []
         for start in range(0, len(lookup_keys), LOOKUP_KEYS_MAX):
             keys = list(lookup_keys[start : start + LOOKUP_KEYS_MAX])
-            page = await self._answer(self._client.v1.prices.list_async({"lookup_keys": keys, "limit": PAGE_SIZE}))
-            found += page["data"]
+            params: Data = {"lookup_keys": keys, "limit": pages.PAGE_SIZE}
+            list_page: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.prices.list_async
+            page = await self._answer(list_page(params))
+            found += pages.elements(page, "prices")[0]
         return found
 
     async def meters(self) -> list[Data]:
         """Return all active meters."""
-        return [meter for meter in await self.all_meters() if meter["status"] == "active"]
+        return [meter for meter in await self.all_meters() if parse.nested(meter, "status") == "active"]
 
     async def meter_ids(self) -> dict[str, list[str]]:
         """Return the meters by event name: a deactivated meter keeps its units, and a new meter may get its name."""
         found: dict[str, list[str]] = {}
         for meter in await self.all_meters():
-            found.setdefault(str(meter["event_name"]), []).append(str(meter["id"]))
+            event_name, meter_id = (parse.optional_text(parse.nested(meter, name)) for name in ("event_name", "id"))
+            if event_name and meter_id:  # a meter whose name cannot be read is none of ours
+                found.setdefault(event_name, []).append(meter_id)
         return found
 
     async def all_meters(self) -> list[Data]:
@@ -309,7 +330,7 @@ class Stripe:
         total = 0
         for meter_id in meter_ids:
             list_page = functools.partial(self._client.v1.billing.meters.event_summaries.list_async, meter_id)
-            total += sum(int(summary["aggregated_value"]) for summary in await self._all(list_page, params))
+            total += sum(pages.units(summary) for summary in await self._all(list_page, params))
         return total
 
     # Events, and the time.
@@ -332,32 +353,55 @@ class Stripe:
         return email.utils.parsedate_to_datetime(told[0]) if told else None
 
     async def _all(self, list_page: Callable[..., Awaitable[stripe.StripeObject]], params: Data) -> list[Data]:
-        found: list[Data] = []
-        while True:
-            after = {"starting_after": found[-1]["id"]} if found else {}
-            page = await self._answer(list_page({**params, **after, "limit": PAGE_SIZE}))
-            found += page["data"]
-            if not page["has_more"]:
-                return found
+        return await pages.fetch_all(lambda asked: self._answer(list_page(asked)), params)
 
-    async def _answer(self, call: Awaitable[stripe.StripeObject], params: Data | None = None) -> Data:
+    async def _get_all(self, path: str, params: Data) -> list[Data]:
+        return await pages.fetch_all(lambda asked: self._get(path, asked), params)
+
+    async def _get(self, path: str, params: Data) -> Data:
+        """Return an object as Stripe wrote it.
+
+        The SDK's own classes convert numbers while they read: a single wrong number would hide the whole page.
+        """
+
+        async def ask() -> object:
+            return (await self._client.raw_request_async("get", path, **params)).data
+
+        return await self._answer(ask())
+
+    async def _answer(self, call: Awaitable[object], params: Data | None = None) -> Data:
         """Return the answer of a call; `params` are its parameters, which a refusal names."""
         try:
             async with asyncio.timeout(self._call_seconds_max):
-                return await _translated(call, params or {})
+                return _plain(await _translated(call, params or {}))
         except TimeoutError as error:
             raise errors.StripeUnavailable("Stripe took too long; send the same call again", 2.0) from error
-        except (ArithmeticError, ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ArithmeticError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise NotReadable("Stripe's answer cannot be read", 60.0) from error
 
 
-async def _translated(call: Awaitable[stripe.StripeObject], params: Data) -> Data:
-    """Return the answer as plain data; turn the SDK's errors into our own."""
+def _in_path(object_id: str) -> str:
+    """Return an id for a URL's path: an id from an event may have any characters."""
+    return urllib.parse.quote(object_id, safe="")
+
+
+def _plain(answer: object) -> Data:
+    """Return an answer as plain data."""
+    if isinstance(answer, stripe.StripeObject):
+        return answer.to_dict()
+    if not isinstance(answer, Mapping):
+        raise NotReadable(f"Stripe's answer is {parse.shown(answer)}, not an object", 60.0)
+    return answer
+
+
+async def _translated(call: Awaitable[object], params: Data) -> object:
+    """Return the answer; turn the SDK's errors into our own."""
     try:
-        return (await call).to_dict()
+        return await call
     except stripe.InvalidRequestError as error:
         if error.http_status == HTTPStatus.NOT_FOUND:
-            raise NotAtStripe("Stripe has no such object") from error
+            metadata = {"stripe_code": error.code or "", "stripe_param": ""}
+            raise NotAtStripe("Stripe has no such object", metadata) from error
         raise refusals.translated(_told(error), params) from error
     except stripe.CardError as error:
         raise refusals.translated(_told(error), params) from error
@@ -378,7 +422,7 @@ async def _translated(call: Awaitable[stripe.StripeObject], params: Data) -> Dat
     except stripe.APIError as error:
         if _is_kept(error):
             raise KeySpent("Stripe failed; send the same call again", 2.0) from error
-        raise errors.StripeUnavailable("Stripe is busy with this object; send the same call again", 1.0) from error
+        raise errors.StripeUnavailable(f"{_what_it_was(error)}; send the same call again", 1.0) from error
 
 
 def _but(params: Data, name: str) -> Any:  # noqa: ANN401 - the SDK's own types, one for each call
@@ -397,6 +441,25 @@ def _is_kept(error: stripe.APIError) -> bool:
     return status == HTTPStatus.INTERNAL_SERVER_ERROR or (
         status > HTTPStatus.INTERNAL_SERVER_ERROR and replayed == "true"
     )
+
+
+def _what_it_was(error: stripe.APIError) -> str:
+    """Return what came instead of an answer of the API; the outcome of a write is unknown."""
+    status = error.http_status or 0
+    if status == HTTPStatus.CONFLICT:
+        return "Stripe is busy with this object"
+    if not _is_json(error.http_body):
+        what = "something that is not JSON" if error.http_body else "an empty body"
+        return f"Stripe's address answered with {what} (HTTP status {status})"
+    return f"Stripe failed (HTTP status {status})"
+
+
+def _is_json(body: bytes | str | None) -> bool:
+    try:
+        json.loads(body or "")
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_known_already(error: BaseException | None, identifier: str) -> bool:

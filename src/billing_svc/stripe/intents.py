@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform import clock, errors
 from billing_svc.platform.database import tables, transactions
-from billing_svc.stripe import client
+from billing_svc.stripe import client, parse
 
 # Stripe keeps idempotency keys for at least 24 hours.
 KEY_TRUSTED_FOR = timedelta(hours=23)
@@ -95,6 +95,8 @@ class Requests:
                 return dict(row.result)
         try:
             made = await self._stripe.write(row.operation, row.params, row.idempotency_key)
+            # Without an id the write stays open, and a repeat gets the same answer.
+            parse.StripeFields.of(made, f"answer to {row.operation}").text("id")
         except (errors.StripeRefused, client.NotAtStripe) as error:
             await self._close(intent, row.idempotency_key, {"state": "refused", "error": str(error)})
             if row.params != intent.params:
@@ -132,6 +134,22 @@ async def others_open(conn: AsyncConnection, account_id: str, subscription_id: s
         _REQUESTS.c.purpose != purpose,
         _REQUESTS.c.params["subscription"].astext == subscription_id,
         _REQUESTS.c.state == "open",
+    )
+    return await _exists(conn, query)
+
+
+async def has_made(
+    conn: AsyncConnection, account_id: str, operation: str, object_id: str, params: Mapping[str, str], since: datetime
+) -> bool:
+    """Say whether a write of this service made an object, or may have: one of unknown outcome, stored since `since`.
+
+    `params` are those of the write whose outcome is not known.
+    """
+    may_have = sa.and_(_REQUESTS.c.state == "open", _REQUESTS.c.params == params, _REQUESTS.c.created_at >= since)
+    query = sa.select(_REQUESTS.c.state).where(
+        _REQUESTS.c.account_id == account_id,
+        _REQUESTS.c.operation == operation,
+        sa.or_(_REQUESTS.c.result["id"].astext == object_id, may_have),
     )
     return await _exists(conn, query)
 

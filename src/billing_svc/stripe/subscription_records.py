@@ -50,6 +50,10 @@ class SubscriptionRecord:
     pending_price: str | None = None
     pending_quantity: int | None = None
     pending_at: datetime | None = None
+    collection_pause: str | None = None
+    collection_resumes_at: datetime | None = None
+    pause_reason: str | None = None
+    overage_denied_from: datetime | None = None
 
     @property
     def is_over(self) -> bool:
@@ -73,7 +77,8 @@ class SubscriptionRecord:
     def gives_plan(self, at: datetime) -> bool:
         """Say whether it gives the account its plan at `at`, apart from the account's other subscriptions."""
         in_time = self.effective_from <= at and (self.effective_until is None or at < self.effective_until)
-        return self.is_plan and self.is_giving and in_time
+        # A paused subscription whose plan is suspended has ended in this sense.
+        return self.is_plan and (self.is_giving or self.status == stripe_subscriptions.PAUSED) and in_time
 
     def in_billing_period(self, at: datetime) -> bool:
         """Say whether `at` lies in its billing period of the last fetch."""

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from billing_svc.stripe import parse
 
@@ -11,9 +10,12 @@ from billing_svc.stripe import parse
 GIVING = frozenset({"trialing", "active", "past_due"})
 # Final statuses.
 OVER = frozenset({"canceled", "incomplete_expired"})
+PAUSED = "paused"
 
 # Far above any number of seats; its product with any limit fits an int64.
 QUANTITY_MAX = 10**9
+# The keys of the metadata that this service writes and reads; other keys belong to whoever wrote them.
+METADATA_READ = ("account_id", "checkout_id", "plan", "price", "catalog_version", "purpose")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +37,25 @@ class Phase:
     prices: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class StripeSubscription:
-    """A subscription as fetched, typed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What is known of a subscription without its prices: whether it is alive, will end, or is paused."""
 
     subscription_id: str
     customer_id: str
     status: str
-    items: tuple[Item, ...]
-    metadata: Mapping[str, str]
-    anchor: datetime
-    start_date: datetime
-    trial_end: datetime | None
     cancel_at_period_end: bool
     cancel_at: datetime | None
     canceled_at: datetime | None
     ended_at: datetime | None
     schedule_id: str | None = None
-    # The phase after the schedule's present phase, if the schedule was expanded.
-    next_phase: Phase | None = None
+    # What happens to invoices while their collection is paused (void, keep_as_draft, mark_uncollectible); None: it is
+    # not paused. Stripe leaves the status as it is.
+    collection_pause: str | None = None
+    collection_resumes_at: datetime | None = None
+    # Of the status `paused`: why, in Stripe's words, and since when.
+    pause_reason: str | None = None
+    pause_began_at: datetime | None = None
 
     @property
     def is_over(self) -> bool:
@@ -65,63 +67,119 @@ class StripeSubscription:
         """Say whether its end is scheduled, by either of two fields."""
         return self.cancel_at_period_end or self.cancel_at is not None
 
+    @property
+    def is_paused(self) -> bool:
+        """Say whether it is paused itself, and not only the collection of its invoices."""
+        return self.status == PAUSED
 
-def from_stripe(data: Mapping[str, Any]) -> StripeSubscription:
-    """Parse a subscription of any API version; raises ValueError if it is not a subscription.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StripeSubscription(Standing):
+    """A subscription as fetched, typed."""
+
+    items: tuple[Item, ...]
+    metadata: Mapping[str, str]
+    anchor: datetime
+    start_date: datetime
+    trial_end: datetime | None
+    # The phase after the schedule's present phase, if the schedule was expanded.
+    next_phase: Phase | None = None
+
+
+def from_stripe(data: object) -> StripeSubscription:
+    """Parse a subscription of any API version; raises StripeObjectUnreadable.
 
     Billing periods are on the items since 2025-03-31, on the subscription before, and in a transition on both.
     """
-    try:
-        return StripeSubscription(
-            subscription_id=parse.text(data["id"]),
-            customer_id=parse.id_of(data["customer"]),
-            status=parse.text(data["status"]),
-            items=tuple(_item(item, data) for item in data["items"]["data"]),
-            metadata={str(key): str(value) for key, value in (data.get("metadata") or {}).items()},
-            anchor=parse.instant(data["billing_cycle_anchor"]),
-            start_date=parse.instant(data.get("start_date") or data["created"]),
-            trial_end=parse.optional_instant(data.get("trial_end")),
-            cancel_at_period_end=bool(data.get("cancel_at_period_end")),
-            cancel_at=parse.optional_instant(data.get("cancel_at")),
-            canceled_at=parse.optional_instant(data.get("canceled_at")),
-            ended_at=parse.optional_instant(data.get("ended_at")),
-            schedule_id=parse.id_of(data["schedule"]) if data.get("schedule") else None,
-            next_phase=_next_phase(data.get("schedule")),
-        )
-    except (KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
-        raise ValueError(f"not a subscription: {error!r}") from error
+    fields = parse.StripeFields.of(data, "subscription")
+    pause, details = fields.optional_part("pause_collection"), _pause_details(data)
+    return StripeSubscription(
+        subscription_id=fields.text("id"),
+        customer_id=fields.id("customer"),
+        status=fields.text("status"),
+        items=tuple(_item(item, fields) for item in fields.part("items").each("data")),
+        metadata=_metadata(fields),
+        anchor=fields.instant("billing_cycle_anchor"),
+        start_date=fields.instant(fields.first("start_date", "created")),
+        trial_end=fields.optional_instant("trial_end"),
+        cancel_at_period_end=fields.flag("cancel_at_period_end"),
+        cancel_at=fields.optional_instant("cancel_at"),
+        canceled_at=fields.optional_instant("canceled_at"),
+        ended_at=fields.optional_instant("ended_at"),
+        schedule_id=fields.id("schedule") if fields.get("schedule") else None,
+        collection_pause=None if pause is None else pause.text("behavior"),
+        collection_resumes_at=None if pause is None else pause.optional_instant("resumes_at"),
+        pause_reason=details[0],
+        pause_began_at=details[1],
+        next_phase=_next_phase(fields.get("schedule")),
+    )
+
+
+def standing(data: object) -> Standing:
+    """Parse only what needs no price, from an object whose other fields may not be readable.
+
+    A field that cannot be read counts as missing; only id, customer and status are required. Raises
+    StripeObjectUnreadable.
+    """
+    fields = parse.StripeFields.of(data, "subscription")
+    pause = fields.get("pause_collection")
+    reason, began_at = _pause_details(data)
+    return Standing(
+        subscription_id=fields.text("id"),
+        customer_id=fields.id("customer"),
+        status=fields.text("status"),
+        cancel_at_period_end=fields.get("cancel_at_period_end") in (True, 1),
+        cancel_at=parse.readable_instant(fields.get("cancel_at")),
+        canceled_at=parse.readable_instant(fields.get("canceled_at")),
+        ended_at=parse.readable_instant(fields.get("ended_at")),
+        schedule_id=parse.optional_id(fields.get("schedule")),
+        # A pause whose behavior cannot be read is a pause all the same.
+        collection_pause=None if pause is None else parse.optional_text(parse.nested(pause, "behavior")) or "unknown",
+        collection_resumes_at=parse.readable_instant(parse.nested(pause, "resumes_at")),
+        pause_reason=reason,
+        pause_began_at=began_at,
+    )
+
+
+def _pause_details(data: object) -> tuple[str | None, datetime | None]:
+    """Return why and since when a subscription is paused. It is only shown, so what cannot be read is left out."""
+    paused = parse.nested(data, "status_details", "paused")
+    reason = parse.optional_text(parse.nested(paused, "subscription", "type"))
+    return reason, parse.readable_instant(parse.nested(paused, "transitioned_at"))
+
+
+def _metadata(fields: parse.StripeFields) -> Mapping[str, str]:
+    metadata = fields.optional_part("metadata")
+    if metadata is None:
+        return {}
+    return {key: metadata.text(key) for key in METADATA_READ if metadata.get(key) not in (None, "")}
 
 
 def _next_phase(schedule: object) -> Phase | None:
     """Return the next phase of a schedule; None if there is none, or if the schedule is only an id."""
-    present = schedule.get("current_phase") if isinstance(schedule, Mapping) else None
-    if not isinstance(schedule, Mapping) or present is None:
+    if not isinstance(schedule, Mapping) or schedule.get("current_phase") is None:
         return None
-    coming = [phase for phase in schedule["phases"] if phase["start_date"] >= present["end_date"]]
+    fields = parse.StripeFields.of(schedule, "subscription schedule")
+    ends_at = fields.part("current_phase").instant("end_date")
+    coming = [phase for phase in fields.each("phases") if phase.instant("start_date") >= ends_at]
     if not coming:
         return None
-    phase = min(coming, key=lambda phase: phase["start_date"])
-    prices = {parse.id_of(item["price"]): _quantity(item.get("quantity") or 1) for item in phase["items"]}
-    return Phase(parse.instant(phase["start_date"]), prices)
+    phase = min(coming, key=lambda phase: phase.instant("start_date"))
+    prices = {item.id("price"): item.whole("quantity", 0, QUANTITY_MAX, 1) or 1 for item in phase.each("items")}
+    return Phase(phase.instant("start_date"), prices)
 
 
-def _item(item: Mapping[str, Any], subscription: Mapping[str, Any]) -> Item:
+def _item(item: parse.StripeFields, subscription: parse.StripeFields) -> Item:
     def period(bound: str) -> datetime:
-        return parse.instant(item.get(bound) or subscription[bound])
+        # If neither has it, the error names the item's field, where it should be.
+        holder = subscription if item.get(bound) is None and subscription.get(bound) is not None else item
+        return holder.instant(bound)
 
-    price = item.get("price") or item["plan"]
-    quantity = item.get("quantity")
     return Item(
-        item_id=parse.text(item["id"]),
-        price_id=parse.id_of(price),
+        item_id=item.text("id"),
+        price_id=item.id(item.first("price", "plan")),
         # Metered items have no quantity; null does not mean zero.
-        quantity=1 if quantity is None else _quantity(quantity),
+        quantity=item.whole("quantity", 0, QUANTITY_MAX, 1),
         period_start=period("current_period_start"),
         period_end=period("current_period_end"),
     )
-
-
-def _quantity(value: object) -> int:
-    if not isinstance(value, int) or not 0 <= value <= QUANTITY_MAX:
-        raise TypeError("not a quantity")
-    return value

@@ -7,7 +7,7 @@ arrived and no report that did not arrive, and the meter's total shows which of 
 import enum
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from billing_svc.stripe import parse, subscription_records
@@ -112,7 +112,7 @@ def at_stripe(
     if item is not None and not is_over and item.period_start <= report.reported_for < item.period_end:
         return NextStep(Step.SEND)
     covering = [invoice for invoice in invoices if _covers(invoice, report.reported_for)]
-    if any(invoice["status"] != "draft" for invoice in covering):
+    if any(invoice.get("status") != "draft" for invoice in covering):
         return NextStep(Step.CHARGE_LATE, why="its invoice is final")
     if item is None and not any(_has_line(invoice, price_ids) for invoice in covering):
         return NextStep(Step.CHARGE_LATE, why="its subscription has no such item any more")
@@ -127,26 +127,24 @@ def _without_invoice(since: datetime | None, now: datetime) -> NextStep:
 
 
 def _covers(invoice: Mapping[str, Any], at: datetime) -> bool:
-    if invoice.get("billing_reason") in _OTHER_REASONS:
+    fields = parse.StripeFields.of(invoice, "invoice")
+    if fields.get("billing_reason") in _OTHER_REASONS:
         return False
-    return int(invoice["period_start"]) <= at.timestamp() < int(invoice["period_end"])
+    return fields.instant("period_start") <= at < fields.instant("period_end")
 
 
 def _has_line(invoice: Mapping[str, Any], price_ids: Collection[str]) -> bool:
     """Say whether an invoice has a line with one of the prices; False if Stripe did not include the lines."""
-    return any(parse.price_of_line(line) in price_ids for line in (invoice.get("lines") or {}).get("data", ()))
+    lines = parse.nested(invoice, "lines", "data")
+    return isinstance(lines, list) and any(parse.price_of_line(line) in price_ids for line in lines)
 
 
 def _into_draft(drafts: Sequence[Mapping[str, Any]], now: datetime) -> NextStep:
     for draft in drafts:
-        if not draft.get("auto_advance", True):
+        if draft.get("auto_advance", True) in (False, None):
             continue  # only a person finalises it, not a timer
-        final_at = draft.get("automatically_finalizes_at")
-        final = (
-            datetime.fromtimestamp(final_at, UTC)
-            if final_at
-            else datetime.fromtimestamp(draft["created"], UTC) + DRAFT_LASTS
-        )
+        fields = parse.StripeFields.of(draft, "invoice")
+        final = fields.optional_instant("automatically_finalizes_at") or fields.instant("created") + DRAFT_LASTS
         if now >= final - FINAL_MARGIN:
             return NextStep(Step.WAIT, max(final, now) + ASK_AGAIN)
     return NextStep(Step.SEND)

@@ -52,8 +52,8 @@ class UnbilledUsage:
         since = min(report.reported_for for report in sent)
         charged: list[client.Data] = []
         for invoice in await self._stripe.invoices_of_subscription(subscription_id, since):
-            if invoice["status"] != "void":
-                charged += await self._stripe.all_invoice_lines(invoice)
+            # A void invoice too: a person took it back, or a pause of the collection did, and so forgave its lines.
+            charged += await self._stripe.all_invoice_lines(invoice)
         prices = {
             name: await self._database.read(lambda conn, name=name: store.price_ids(conn, name))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             for name in {report.stripe_event_name for report in sent}
@@ -121,9 +121,12 @@ async def _waiting(conn: AsyncConnection, account_id: str, subscription_id: str)
 
 def _is_charged(report: rules.UsageReport, lines: Sequence[client.Data], price_ids: Collection[str]) -> bool:
     """Say whether a line charges a price of the report's meter for the time of the report's timestamp."""
-    at = report.reported_for.timestamp()
     # `<=` at the end: if a subscription is ended at once, the last event's timestamp can be the second of the end.
     return any(
-        parse.price_of_line(line) in price_ids and line["period"]["start"] <= at <= line["period"]["end"]
-        for line in lines
+        period.instant("start") <= report.reported_for <= period.instant("end")
+        for period in (
+            parse.StripeFields.of(line, "invoice line").part("period")
+            for line in lines
+            if parse.price_of_line(line) in price_ids
+        )
     )

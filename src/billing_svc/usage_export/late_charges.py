@@ -4,8 +4,8 @@ Which reports are charged like this: `billability.py` decides it before a report
 subscription has ended.
 
 The steps: (1) the amount is stored, under the account's lease, and never changes; (2) the invoice item is created; (3)
-if no subscription will invoice it, an invoice is created that takes the customer's pending items. (2) and (3) are
-stored intents, so a repeat has no second effect.
+if no subscription will invoice it, `late_invoices.py` puts it on an invoice of its own. (2) and (3) are stored intents,
+so a repeat has no second effect.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import client, intents, leases, subscription_records
-from billing_svc.usage_export import rules, states, store
+from billing_svc.usage_export import late_invoices, rules, states, store
 
 _log = structlog.get_logger(__name__)
 
@@ -30,8 +30,6 @@ _log = structlog.get_logger(__name__)
 TRY_AGAIN = timedelta(minutes=1)
 # Stripe refused the call: a person has to change something, perhaps at Stripe.
 TRY_REFUSED_AGAIN = timedelta(hours=1)
-# The most that our clock and Stripe's clock may differ.
-CLOCKS_APART_MAX = timedelta(minutes=10)
 
 _ORIGIN = audit_store.Origin("service")
 
@@ -57,6 +55,7 @@ class LateUsage:
         self._stripe = stripe
         self._clock = now
         self._requests = intents.Requests(database, stripe, now)
+        self._invoices = late_invoices.LateInvoices(database, stripe, self._requests)
 
     async def charge(self, account_id: str, lease: leases.Lease) -> int:
         """Charge the account's late reports that are due, and return how many changed their state. Raises Overtaken."""
@@ -113,8 +112,8 @@ class LateUsage:
         }
 
         async def look_up(since: datetime) -> client.Data | None:
-            made = await self._stripe.invoice_items_of(report.customer_id, since - CLOCKS_APART_MAX)
-            return _of_report(made, report)
+            made = await self._stripe.invoice_items_of(report.customer_id, since - late_invoices.CLOCKS_APART_MAX)
+            return late_invoices.of_report(made, report)
 
         intent = intents.Intent(report.account_id, f"usage-item:{report.report_id}", "invoiceitems.create", params)
         item = await self._requests.perform(intent, look_up)
@@ -169,37 +168,14 @@ class LateUsage:
         return 1
 
     async def _invoice(self, lease: leases.Lease, first: rules.UsageReport) -> int:
-        """Create an invoice of all items that wait for it. Stripe finalises and charges it like any other invoice."""
-        params = {
-            "customer": first.customer_id,
-            "auto_advance": True,
-            "collection_method": "charge_automatically",
-            "pending_invoice_items_behavior": "include",
-            "description": "Usage reported late",
-            "metadata": {"account_id": first.account_id, "usage_report": first.report_id},
-        }
-
-        async def look_up(since: datetime) -> client.Data | None:
-            made = await self._stripe.every_invoice(first.customer_id, since - CLOCKS_APART_MAX)
-            return _of_report(made, first)
-
-        intent = intents.Intent(first.account_id, f"usage-invoice:{first.report_id}", "invoices.create", params)
-        refused: errors.StripeRefused | None = None
-        try:
-            await self._requests.perform(intent, look_up)
-        except errors.StripeRefused as error:
-            refused = error  # no item is pending any more: another invoice has taken them
-        moved = 0
-        for report in await self._due(first.account_id, states.ReportState.ITEMISED):
-            if report.customer_id != first.customer_id or report.invoice_item_id is None:
-                continue
-            item = await self._stripe.invoice_item(report.invoice_item_id)
-            if item.get("invoice"):
-                await self._write(lease, report, states.invoiced_alone(self._clock.now()))
-                moved += 1
-            elif report.report_id == first.report_id:
-                raise refused or errors.StripeUnavailable("the invoice does not show its items yet")
-        return moved
+        """Put all items that wait for it, of the first report's customer, on an invoice."""
+        waiting = await self._due(first.account_id, states.ReportState.ITEMISED)
+        invoiced = await self._invoices.invoice(
+            first, [report for report in waiting if report.customer_id == first.customer_id]
+        )
+        for report in invoiced:
+            await self._write(lease, report, states.invoiced_alone(self._clock.now()))
+        return len(invoiced)
 
     async def _write(self, lease: leases.Lease, report: rules.UsageReport, change: states.Change) -> None:
         async def write(conn: AsyncConnection) -> None:
@@ -211,9 +187,3 @@ class LateUsage:
     async def _hold(self, conn: AsyncConnection, lease: leases.Lease) -> None:
         if not await leases.renew(conn, lease, self._clock.now()):
             raise leases.Overtaken
-
-
-def _of_report(objects: list[client.Data], report: rules.UsageReport) -> client.Data | None:
-    return next(
-        (data for data in objects if (data.get("metadata") or {}).get("usage_report") == report.report_id), None
-    )

@@ -1,14 +1,13 @@
 """Stripe's error reports about meter events that it accepted and, hours later, could not count."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.audit import store as audit_store
+from billing_svc.stripe import parse
 from billing_svc.usage_export import states, store
 
 _log = structlog.get_logger(__name__)
@@ -42,28 +41,41 @@ class MeterErrorReport:
     samples: tuple[Sample, ...]
 
 
-def from_stripe(data: Mapping[str, Any]) -> MeterErrorReport:
-    """Parse an event of Stripe's API version 2, with its data. Raises ValueError if it is not an error report."""
-    try:
-        carried = data["data"]
-        reason = carried.get("reason") or {}
-        samples = [
-            Sample(
-                code=str(kind.get("code", "")),
-                message=str(sample.get("error_message", ""))[:TEXT_LENGTH_MAX],
-                identifier=str((sample.get("request") or {}).get("identifier", "")),
-            )
-            for kind in reason.get("error_types") or ()
-            for sample in kind.get("sample_errors") or ()
-        ]
-        return MeterErrorReport(
-            meter_id=str((data.get("related_object") or {}).get("id", "")),
-            summary=str(carried.get("developer_message_summary", ""))[:TEXT_LENGTH_MAX],
-            error_count=int(reason.get("error_count", len(samples))),
-            samples=tuple(samples[:SAMPLES_MAX]),
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"not a meter's error report: {error!r}") from error
+def from_stripe(data: object) -> MeterErrorReport:
+    """Parse an event of Stripe's API version 2, with its data. Raises StripeObjectUnreadable."""
+    event = parse.StripeFields.of(data, "event")
+    carried = event.part("data")
+    reason = carried.optional_part("reason")
+    kinds = [] if reason is None or reason.get("error_types") is None else reason.each("error_types")
+    samples = [
+        _sample(parse.optional_text(kind.get("code")) or "", sample)
+        for kind in kinds
+        if kind.get("sample_errors") is not None
+        for sample in kind.each("sample_errors")
+    ]
+    return MeterErrorReport(
+        meter_id=parse.optional_id(event.get("related_object")) or "",
+        summary=_sentence(carried.get("developer_message_summary")),
+        error_count=len(samples) if reason is None else reason.whole("error_count", 0, otherwise=len(samples)),
+        samples=tuple(samples[:SAMPLES_MAX]),
+    )
+
+
+def _sample(code: str, sample: parse.StripeFields) -> Sample:
+    request = sample.optional_part("request")
+    is_named = request is not None and request.get("identifier") not in (None, "")
+    return Sample(
+        code=code,
+        message=_sentence(sample.get("error_message")),
+        # An identifier that cannot be read may be that of a report that was not counted, so it is not left out.
+        identifier=request.text("identifier") if request is not None and is_named else "",
+    )
+
+
+def _sentence(value: object) -> str:
+    """Return a text for people, without characters that a column cannot hold."""
+    text = value[:TEXT_LENGTH_MAX] if isinstance(value, str) else ""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 async def apply(

@@ -149,8 +149,8 @@ class Sender:
         if found.step is billability.Step.ASK:
             try:
                 found = await self._asking.period(report)
-            except errors.StripeUnavailable as error:
-                return await self._try_later(lease, report, error.message)
+            except (errors.StripeUnavailable, errors.StripeObjectUnreadable) as error:
+                return await self._try_later(lease, report, error)
             if found.step is billability.Step.CHARGE_LATE and report.first_attempt_at is not None:
                 found = billability.unknown(report, now)
         match found.step:
@@ -218,8 +218,8 @@ class Sender:
         """
         try:
             total = await self._asking.meter_total(report, report.minute, report.minute + timedelta(minutes=1))
-        except errors.StripeUnavailable as error:
-            return await self._try_later(lease, report, error.message)
+        except (errors.StripeUnavailable, errors.StripeObjectUnreadable) as error:
+            return await self._try_later(lease, report, error)
         others = await self._database.read(lambda conn: store.sent_in_minute(conn, report))
         now = self._clock.now()
         if total == others + report.units:
@@ -235,11 +235,14 @@ class Sender:
             return await self._advance(lease, await self._read(report))
         return SendOutcome.DONE
 
-    async def _try_later(self, lease: leases.Lease, report: rules.UsageReport, why: str) -> SendOutcome:
+    async def _try_later(
+        self, lease: leases.Lease, report: rules.UsageReport, error: errors.BillingError
+    ) -> SendOutcome:
         now = self._clock.now()
         until = rules.retry_at(max(report.attempts, 1), now, random.random())  # noqa: S311 - a pause is no secret
-        await self._write(lease, report, states.Change({"next_attempt_at": until, "error": why}))
-        return SendOutcome.UNKNOWN
+        await self._write(lease, report, states.Change({"next_attempt_at": until, "error": error.message}))
+        # An object that cannot be read holds up its own reports alone.
+        return SendOutcome.UNKNOWN if isinstance(error, errors.StripeUnavailable) else SendOutcome.HELD
 
     async def _postpone(self, lease: leases.Lease, report: rules.UsageReport, until: datetime) -> None:
         if until > report.next_attempt_at:

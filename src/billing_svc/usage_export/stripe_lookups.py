@@ -38,7 +38,10 @@ class StripeLookups:
         return await self._database.read(lambda conn: self._held(conn, report))
 
     async def period(self, report: rules.UsageReport) -> billability.NextStep:
-        """Ask Stripe whether the report's period can still be billed; return the step. Raises StripeUnavailable."""
+        """Ask Stripe whether the report's period can still be billed; return the step.
+
+        Raises StripeUnavailable and StripeObjectUnreadable.
+        """
         if report.subscription_id is None:
             return billability.NextStep(billability.Step.CHARGE_LATE, why="no subscription bills it")
         await self._pace.wait()

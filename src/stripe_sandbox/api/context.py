@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from stripe_sandbox import errors, settings, state
 from stripe_sandbox.api import forms, rendering
@@ -24,6 +24,13 @@ class Context:
     settings: settings.Settings
     request_id: str | None = None
     idempotency_key: str | None = None
+    fault_seconds: float = 0.0
+    """By how much a fault delays what the request begins, such as the counting of usage."""
+
+    def delay_seconds(self, what: Literal["drafts", "meters", "search"]) -> int:
+        """Return how long Stripe takes for something that it does by itself; see `settings.Delays`."""
+        at_start: int = getattr(self.settings.delays, what)
+        return self.work.fact(f"delay_{what}_seconds", at_start)
 
     def emit(self, event_type: str, subject: Json, previous: Json | None = None) -> None:
         """Store an event about the object `subject`, and queue it for the webhook, in the same transaction.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stripe_sandbox import errors
+from stripe_sandbox.api import forms
 from stripe_sandbox.state import Json, Work
 
 DEPTH_MAX = 4
@@ -21,16 +22,23 @@ ALWAYS = {"subscription": "items.data.price", "subscription_item": "price", "ite
 LISTS = {"subscription": "items", "invoice": "lines"}
 """Fields with a list of objects inside another object; their private fields (`_...`) are hidden too."""
 
+INNER_PAGE = 10
+"""How many objects a list inside another object shows; the list's own route has the others."""
+
 UNLESS_EXPANDED = {"checkout.session": "line_items", "payment_link": "line_items", "invoice": "payments"}
 NEVER = {"checkout.session": ("subscription_data",)}
 
 
-def render(work: Work, stored: Json, expand: Sequence[str] = ()) -> Json:
-    """Return the object as Stripe shows it. Raises InvalidParameter if a path of `expand` cannot be expanded."""
+def render(work: Work, stored: Json, expand: Sequence[str] = (), *, inner_max: int = INNER_PAGE) -> Json:
+    """Return the object as Stripe shows it, with the first page of the list inside it.
+
+    Raises InvalidParameter if a path of `expand` cannot be expanded.
+    """
     shown = _public(copy.deepcopy(stored))
     kind = shown["object"]
     if inner := LISTS.get(kind):
-        shown[inner]["data"] = [_public(each) for each in shown[inner]["data"]]
+        shown[inner]["has_more"] = len(shown[inner]["data"]) > inner_max
+        shown[inner]["data"] = [_public(each) for each in shown[inner]["data"][:inner_max]]
     for private in NEVER.get(kind, ()):
         shown.pop(private, None)
     hidden = UNLESS_EXPANDED.get(kind)
@@ -90,6 +98,22 @@ def render_page(work: Work, found: tuple[list[Json], bool], url: str, expand: Se
             raise errors.InvalidParameter(f"This property cannot be expanded ({path}).", param=f"expand[{index}]")
     inner = [path.removeprefix("data.") for path in expand]
     return {**listed([render(work, each, inner) for each in objects], url), "has_more": has_more}
+
+
+def render_inner(work: Work, stored: Json, url: str, params: forms.Params) -> Json:
+    """Return a page of the list inside an object, in the list's order. Raises InvalidParameter and Refused."""
+    inner = LISTS[stored["object"]]
+    data = stored[inner]["data"]
+    limit = params.get("limit", INNER_PAGE)
+    if not 1 <= limit <= LIMIT_MAX:
+        raise errors.InvalidParameter(f"limit must be between 1 and {LIMIT_MAX}.", param="limit")
+    if params.get("starting_after"):
+        ids = [each["id"] for each in data]
+        if params["starting_after"] not in ids:
+            raise errors.Refused("No such object in this list.", param="starting_after", code="resource_missing")
+        data = data[ids.index(params["starting_after"]) + 1 :]
+    shown = render(work, {**stored, inner: {**stored[inner], "data": data[:limit]}}, inner_max=limit)
+    return {**listed(shown[inner]["data"], url), "has_more": len(data) > limit}
 
 
 def listed(objects: list[Json], url: str) -> Json:

@@ -287,6 +287,8 @@ def _execute(scope: context.Context, call: _Call) -> Reply:
     """
     broken = call.fault is not None and call.fault.kind == "broken"
     told = Reply(errors.Broken.status, errors.Broken("The sandbox was told to fail.").body())
+    if call.fault is not None and call.fault.kind == "meter_lag":
+        scope = dataclasses.replace(scope, fault_seconds=call.fault.seconds or 0.0)
     if broken and call.fault and not call.fault.does_it:
         call.route.check(call.params)
         return told

@@ -17,6 +17,9 @@ RULES_MAX = 100
 SECONDS_MAX = 300.0
 """The longest delay; no caller waits longer for an answer."""
 
+LAG_SECONDS_MAX = 7 * 24 * 3600.0
+"""The longest time until usage counts; nobody waits for it, and the sandbox's clock can be moved."""
+
 Kind = Literal[
     "delay",  # the answer comes late
     "rate_limited",  # 429; the request had no effect
@@ -26,6 +29,7 @@ Kind = Literal[
     "cut",  # the connection is cut; the request had no effect
     "lost_answer",  # the request had its effect, but its answer is lost
     "away",  # every connection is cut, and no event is sent
+    "meter_lag",  # the usage of the request is accepted, but counts only `seconds` of the sandbox's time later
     "webhook_delay",
     "webhook_reorder",  # each event is sent after a random delay
     "webhook_duplicate",  # each event is sent twice
@@ -48,12 +52,18 @@ class Rule(pydantic.BaseModel):
     """How many first matches the fault spares."""
     count: Annotated[int, pydantic.Field(gt=0)] | None = None
     """How often the fault strikes; None: without end."""
-    seconds: Annotated[float, pydantic.Field(ge=0, le=SECONDS_MAX)] | None = None
+    seconds: Annotated[float, pydantic.Field(ge=0, le=LAG_SECONDS_MAX)] | None = None
     """How long an answer or an event is delayed; for `lost_answer`, None: until the caller disconnects."""
     should_retry: bool | None = None
     """The value of the header Stripe-Should-Retry; None: no such header."""
     does_it: bool = False
     never: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _check_seconds(self) -> "Rule":
+        if self.kind != "meter_lag" and (self.seconds or 0) > SECONDS_MAX:
+            raise ValueError(f"seconds: at most {SECONDS_MAX:.0f}")
+        return self
 
 
 RULES = pydantic.TypeAdapter(Annotated[list[Rule], pydantic.Field(max_length=RULES_MAX)])

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from stripe_sandbox import errors, state
 from stripe_sandbox.api import context, requests
 from stripe_sandbox.control import control
-from stripe_sandbox.invoices import discounts, invoicing, totals
+from stripe_sandbox.invoices import discounts, invoice_limits, totals
 from stripe_sandbox.payments import disputes, payments
 
 M = TypeVar("M", bound=pydantic.BaseModel)
@@ -99,7 +99,7 @@ class MoneyControl:
         """Set Stripe's limits; without them a test of something else would have to wait."""
 
         def act(scope: context.Context, asked: Limits) -> state.Json:
-            scope.work.set_fact(invoicing.LIMITED, int(asked.invoices))
+            scope.work.set_fact(invoice_limits.LIMITED, int(asked.invoices))
             self._sandbox.rate_limits.set(asked.per_second)
             return asked.model_dump()
 

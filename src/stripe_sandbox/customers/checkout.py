@@ -227,15 +227,15 @@ def expire(context: Context, params: forms.Params, session_id: str) -> Json:
 def pay(context: Context, session_id: str, card: str = payment_methods.WORKS) -> Json:
     """Pay an open session and return it; a session that is not open is returned unchanged, so a repeat is harmless.
 
-    The card becomes the customer's. Raises CardDeclined; the caller's transaction must then be rolled back.
+    The card becomes the subscription's, and is attached to the customer, whose default does not change. Raises
+    CardDeclined; the caller's transaction must then be rolled back.
     """
     session = current(context, session_id)
     if session["status"] != "open":
         return session
     customer = _customer(context, session)
     needs_card = session["payment_method_collection"] == "always" or session["amount_total"]
-    if needs_card and (payment_methods.can_charge(context, customer["id"]) or card != payment_methods.WORKS):
-        payment_methods.attach(context, customer["id"], card)
+    chosen = _card(context, customer["id"], card) if needs_card else None
     lines = [
         subscription_items.Line(context.work.get("price", item["price"]), item["quantity"])
         for item in session["line_items"]["data"]
@@ -246,6 +246,7 @@ def pay(context: Context, session_id: str, card: str = payment_methods.WORKS) ->
         description=data.get("description"),
         trial_end=_trial_end(context, data),
         without_card=trials.without_card(data) or "create_invoice",
+        default_payment_method=chosen,
         payment_behavior="error_if_incomplete",
         confirmed=True,
     )
@@ -270,6 +271,14 @@ def _payment_status(invoice: Json | None) -> str:
     if invoice is None or not invoice["total"]:
         return "no_payment_required"
     return "unpaid" if invoice["status"] == "open" else "paid"
+
+
+def _card(context: Context, customer_id: str, card: str) -> str:
+    """Return the card that pays: the customer's default card where the page offers it and it works, else a new card."""
+    on_file = payment_methods.default_of(context, customer_id)
+    if on_file and card == payment_methods.WORKS and not payment_methods.can_charge(context, customer_id):
+        return str(on_file["id"])
+    return str(payment_methods.attach(context, customer_id, card)["id"])
 
 
 def _customer(context: Context, session: Json) -> Json:

@@ -5,6 +5,7 @@ import secrets
 from stripe_sandbox import errors, state
 from stripe_sandbox.api import forms, rules
 from stripe_sandbox.api.context import Context
+from stripe_sandbox.customers import payment_methods
 from stripe_sandbox.invoices import invoicing
 from stripe_sandbox.state import Json
 from stripe_sandbox.subscriptions import endings
@@ -63,12 +64,13 @@ def update(context: Context, params: forms.Params, customer_id: str) -> Json:
 
 
 def delete(context: Context, params: forms.Params, customer_id: str) -> Json:
-    """Answer DELETE /v1/customers/{id}: its subscriptions end at once, and its invoices stay as they are."""
+    """Answer DELETE /v1/customers/{id}: its subscriptions end at once, and none of its invoices is charged any more."""
     del params
     customer = existing(context, customer_id)
     for subscription in endings.living(context, customer_id):
         endings.end(context, subscription)
-    invoicing.leave_to_themselves(context, customer_id)
+    invoicing.abandon(context, customer_id)
+    payment_methods.remove(context, customer_id)
     context.emit("customer.deleted", customer)
     return context.work.replace({"id": customer_id, "object": "customer", "deleted": True})
 

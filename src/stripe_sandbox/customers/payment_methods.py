@@ -1,4 +1,8 @@
-"""Cards. A customer has at most one default card, which either works or is declined at every charge."""
+"""Cards, each of which either works or is declined at every charge.
+
+An invoice is charged to the card that it names, else to its subscription's card, else to the customer's default card. A
+card that is only attached is never charged.
+"""
 
 from typing import Literal
 
@@ -6,6 +10,7 @@ from stripe_sandbox import errors, state
 from stripe_sandbox.api import forms
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.state import Json
+from stripe_sandbox.subscriptions import endings
 
 WORKS = "pm_card_visa"
 DECLINES = "pm_card_chargeCustomerFail"
@@ -39,28 +44,41 @@ CARD_YEAR = 2099
 
 
 def attach(context: Context, customer_id: str, card: str = WORKS) -> Json:
-    """Give a customer a new default card."""
-    made = _made(context, card)
-    context.add("payment_method", {**made, "customer": customer_id})
-    context.emit("payment_method.attached", {**made, "customer": customer_id}, {"customer": None})
-    set_default(context, customer_id, made["id"])
-    return context.work.get("payment_method", made["id"])
+    """Attach a new card to a customer; it becomes nobody's default."""
+    made = context.add("payment_method", {**_made(context, card), "customer": customer_id})
+    context.emit("payment_method.attached", made, {"customer": None})
+    return made
 
 
 def change(context: Context, customer_id: str, choice: Choice) -> None:
-    """Change or remove a customer's card. Raises NotFound for an unknown customer."""
-    context.work.get("customer", customer_id)
+    """Change or remove a customer's card, as the portal does. Raises NotFound for an unknown customer.
+
+    The new card becomes the customer's default, and replaces the cards of the customer's subscriptions.
+    """
+    if context.work.get("customer", customer_id).get("deleted"):
+        raise errors.NotFound(f"No such customer: '{customer_id}'", param="id", code="resource_missing")
     if choice == "none":
         remove(context, customer_id)
+        chosen = None
     else:
-        attach(context, customer_id, CHOICES[choice])
+        chosen = attach(context, customer_id, CHOICES[choice])["id"]
+    set_default(context, customer_id, chosen)
+    for subscription in endings.living(context, customer_id):
+        if subscription["default_payment_method"]:
+            context.update(subscription, {"default_payment_method": chosen}, "customer.subscription.updated")
+
+
+def replace(context: Context, subscription_id: str, card: str) -> None:
+    """Charge a new card for one subscription from now on."""
+    subscription = context.work.get("subscription", subscription_id)
+    chosen = attach(context, subscription["customer"], card)
+    context.update(subscription, {"default_payment_method": chosen["id"]}, "customer.subscription.updated")
 
 
 def remove(context: Context, customer_id: str) -> None:
     """Detach all cards of a customer."""
     for card in _cards_of(context, customer_id):
         context.update(card, {"customer": None}, "payment_method.detached")
-    set_default(context, customer_id, None)
 
 
 def set_default(context: Context, customer_id: str, payment_method_id: str | None) -> None:
@@ -70,21 +88,28 @@ def set_default(context: Context, customer_id: str, payment_method_id: str | Non
     context.update(customer, {"invoice_settings": chosen}, "customer.updated")
 
 
-def default_of(context: Context, customer_id: str, subscription: Json | None = None) -> Json | None:
-    """Return the card that is charged: the subscription's own, else the customer's; None if there is none."""
+def default_of(
+    context: Context, customer_id: str, subscription: Json | None = None, named: str | None = None
+) -> Json | None:
+    """Return the card that is charged: `named`, else the subscription's own, else the customer's; None: there is none.
+
+    A card that was detached since is not charged, and none is charged in its place.
+    """
     customer = context.work.get("customer", customer_id)
-    chosen = (subscription or {}).get("default_payment_method")
+    chosen = named or (subscription or {}).get("default_payment_method")
     chosen = chosen or (customer.get("invoice_settings") or {}).get("default_payment_method")
     found = context.work.find("payment_method", chosen) if chosen else None
     return found if found and found["customer"] == customer_id else None
 
 
-def can_charge(context: Context, customer_id: str, subscription: Json | None = None) -> str | None:
+def can_charge(
+    context: Context, customer_id: str, subscription: Json | None = None, named: str | None = None
+) -> str | None:
     """Return None if a charge succeeds at once, else why not.
 
     The reasons: `no_card`, `card_declined`, `authentication_required`, and `processing` for a debit.
     """
-    card = default_of(context, customer_id, subscription)
+    card = default_of(context, customer_id, subscription, named)
     if card is None:
         return "no_card"
     return OUTCOMES.get(last_digits(card))
@@ -93,6 +118,20 @@ def can_charge(context: Context, customer_id: str, subscription: Json | None = N
 def last_digits(method: Json) -> str:
     """Return the last digits of a card or bank account."""
     return str(method[method["type"]]["last4"])
+
+
+def check_owner(context: Context, customer_id: str, given: str | None) -> str | None:
+    """Return the payment method; an empty text names none. Raises Refused if the customer does not have it."""
+    if not given:
+        return None
+    found = context.work.get("payment_method", given, param="default_payment_method")
+    if found["customer"] != customer_id:
+        raise errors.Refused(
+            "The customer does not have a payment method with this ID; attach it first.",
+            param="default_payment_method",
+            code="resource_missing",
+        )
+    return given
 
 
 def retrieve(context: Context, params: forms.Params, payment_method_id: str) -> Json:

@@ -241,7 +241,8 @@ class Visit:
 
     def card(self) -> Json | None:
         """Return the card that is charged; None if there is none."""
-        return payment_methods.default_of(self._context, self.customer_id)
+        named = (each["default_payment_method"] for each in self.subscriptions())
+        return payment_methods.default_of(self._context, self.customer_id, named=next(filter(None, named), None))
 
     def change_card(self, choice: str) -> None:
         """Replace or remove the card. Raises Refused."""

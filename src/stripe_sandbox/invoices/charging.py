@@ -22,7 +22,9 @@ PAUSES_AT_ONCE = "dunning_pauses_at_once"
 
 
 def finalise_and_collect(context: Context, invoice: Json) -> Json:
-    """Finalise and charge a draft whose time has come."""
+    """Finalise and charge a draft whose time has come; a failure leaves it a draft."""
+    if invoicing.cannot_finalise(context, invoice):
+        return invoicing.fail(context, invoice)
     return collect(context, invoicing.finalise(context, invoice))
 
 
@@ -55,7 +57,8 @@ def collect(context: Context, invoice: Json, *, present: bool = False) -> Json:
 
 
 def _outcome(context: Context, invoice: Json) -> str | None:
-    return payment_methods.can_charge(context, invoice["customer"], subscription_of(context, invoice))
+    subscription, named = subscription_of(context, invoice), invoice["default_payment_method"]
+    return payment_methods.can_charge(context, invoice["customer"], subscription, named)
 
 
 def waits_for_customer(invoice: Json) -> bool:
@@ -63,21 +66,23 @@ def waits_for_customer(invoice: Json) -> bool:
     return invoice["status"] == "open" and not debits.on_its_way(invoice)
 
 
-def refusal(context: Context, invoice: Json, subject: str = "subscription") -> errors.ApiError | None:
+def refusal(
+    context: Context, invoice: Json, subject: str = "subscription"
+) -> errors.CardDeclined | errors.NoCard | None:
     """Return the error with which a charge of an invoice fails; None if it succeeds, or a debit begins."""
     match _outcome(context, invoice):
         case None | "processing":
             return None
+        case "no_card":
+            return errors.NoCard()
         case "authentication_required":
             return errors.ActionRequired(subject)
-        case "no_card" if subject == "subscription":
-            return errors.NoPaymentMethod()
         case _:
             return errors.CardDeclined()
 
 
 def pay(context: Context, invoice: Json) -> Json:
-    """Charge an invoice on request. Raises CardDeclined; such a decline does not count as an attempt.
+    """Charge an invoice on request. Raises CardDeclined and NoCard; such a decline does not count as an attempt.
 
     The attempt to pay the invoice of a resumption counts, though: it decides the status of the subscription.
     """
@@ -96,7 +101,8 @@ def settle(context: Context, invoice: Json, *, outside_stripe: bool = False) -> 
     """Mark a finalised invoice as paid, and make its subscription active if it waited for this payment."""
     charged = invoice["amount_remaining"] > 0 and not outside_stripe
     if charged:
-        method = payment_methods.default_of(context, invoice["customer"], subscription_of(context, invoice))
+        subscription, named = subscription_of(context, invoice), invoice["default_payment_method"]
+        method = payment_methods.default_of(context, invoice["customer"], subscription, named)
         payments.succeed(context, invoice, invoice["amount_remaining"], method)
     elif outside_stripe:
         payments.change(context, invoice, "canceled")

@@ -5,12 +5,9 @@ from typing import Any
 from stripe_sandbox import errors, state
 from stripe_sandbox.api import forms, rendering, rules
 from stripe_sandbox.api.context import Context
-from stripe_sandbox.customers import customers
+from stripe_sandbox.customers import customers, payment_methods
 from stripe_sandbox.invoices import charging, invoicing, pending, revisions
 from stripe_sandbox.state import Json
-
-LINES_DEFAULT = 10
-LINES_MAX = 100
 
 
 def create(context: Context, params: forms.Params) -> Json:
@@ -29,9 +26,9 @@ def create(context: Context, params: forms.Params) -> Json:
         raise errors.InvalidParameter(
             "The sandbox charges automatically only.", param="collection_method", code="sandbox_unsupported"
         )
-    # A subscription's invoice always takes its pending items; another invoice only if the request says so.
+    # A subscription's invoice takes that subscription's pending items; another invoice only if the request says so.
     includes = params.get("pending_invoice_items_behavior", "include" if subscription else "exclude") == "include"
-    waiting = pending.waiting(context, customer["id"], subscription["id"] if subscription else None) if includes else []
+    waiting = _waiting(context, customer, subscription) if includes else []
     if includes and not waiting:
         raise errors.Refused("Nothing to invoice for customer", code="invoice_no_customer_line_items")
     about = invoicing.Terms(
@@ -41,9 +38,40 @@ def create(context: Context, params: forms.Params) -> Json:
         auto_advance=params.get("auto_advance", False),
         description=params.get("description"),
         metadata=rules.merged_metadata({}, params.get("metadata")),
+        default_payment_method=payment_methods.check_owner(
+            context, customer["id"], params.get("default_payment_method")
+        ),
+        currency=params["currency"].lower() if "currency" in params else None,
     )
     charges = [pending.charge_of(context, item) for item in waiting]
     return context.show(invoicing.draft(context, customer, charges, about), params)
+
+
+def _waiting(context: Context, customer: Json, subscription: Json | None) -> list[Json]:
+    """Return the pending items that name the subscription; without a subscription, those that name none."""
+    found = pending.waiting(context, customer["id"], subscription["id"] if subscription else None)
+    return [item for item in found if subscription is None or item["parent"]]
+
+
+def add_lines(context: Context, params: forms.Params, invoice_id: str) -> Json:
+    """Answer POST /v1/invoices/{id}/add_lines: puts pending items on a draft; the sandbox takes only these."""
+    invoice = _in(context, invoice_id, "draft", "extended")
+    items = []
+    for index, line in enumerate(params["lines"]):
+        param = f"lines[{index}][invoice_item]"
+        if "invoice_item" not in line:
+            raise errors.InvalidParameter(
+                "The sandbox adds invoice items that exist only.", param=param, code="sandbox_unsupported"
+            )
+        item = context.work.get("invoiceitem", line["invoice_item"], param=param)
+        if item["customer"] != invoice["customer"] or item["invoice"] is not None:
+            raise errors.Refused("The invoice item must be the same customer's, and on no invoice yet.", param=param)
+        if item["currency"] != invoice["currency"]:
+            raise errors.Refused(f"The invoice is in {invoice['currency']}.", param=param)
+        items.append(item)
+    if len({item["id"] for item in items}) < len(items):
+        raise errors.Refused("An invoice item can be added only once.", param="lines")
+    return context.show(invoicing.extend(context, invoice, items), params)
 
 
 def retrieve(context: Context, params: forms.Params, invoice_id: str) -> Json:
@@ -63,16 +91,8 @@ def list_all(context: Context, params: forms.Params) -> Json:
 
 def list_lines(context: Context, params: forms.Params, invoice_id: str) -> Json:
     """Answer GET /v1/invoices/{id}/lines."""
-    data = rendering.render(context.work, context.work.get("invoice", invoice_id))["lines"]["data"]
-    limit = params.get("limit", LINES_DEFAULT)
-    if not 1 <= limit <= LINES_MAX:
-        raise errors.InvalidParameter(f"limit must be between 1 and {LINES_MAX}.", param="limit")
-    ids = [line["id"] for line in data]
-    if params.get("starting_after"):
-        if params["starting_after"] not in ids:
-            raise errors.Refused("No such line item.", param="starting_after", code="resource_missing")
-        data = data[ids.index(params["starting_after"]) + 1 :]
-    return {**rendering.listed(data[:limit], f"/v1/invoices/{invoice_id}/lines"), "has_more": len(data) > limit}
+    invoice = context.work.get("invoice", invoice_id)
+    return rendering.render_inner(context.work, invoice, f"/v1/invoices/{invoice_id}/lines", params)
 
 
 def update(context: Context, params: forms.Params, invoice_id: str) -> Json:
@@ -83,11 +103,15 @@ def update(context: Context, params: forms.Params, invoice_id: str) -> Json:
         if invoice["status"] != "draft":
             raise errors.Refused("A finalized invoice cannot change its description.", param="description")
         changes["description"] = params["description"] or None
+    if "default_payment_method" in params:
+        changes["default_payment_method"] = payment_methods.check_owner(
+            context, invoice["customer"], params["default_payment_method"]
+        )
     if "auto_advance" in params:
         changes["auto_advance"] = params["auto_advance"]
         if invoice["status"] == "draft":
-            at = context.now + invoicing.FINALIZES_SECONDS if params["auto_advance"] else None
-            changes["automatically_finalizes_at"] = invoice["automatically_finalizes_at"] or at
+            at = invoice["automatically_finalizes_at"] or invoicing.final_at(context)
+            changes["automatically_finalizes_at"] = at if params["auto_advance"] else None
     return context.show(context.update(invoice, changes, "invoice.updated"), params)
 
 
@@ -103,7 +127,7 @@ def finalize(context: Context, params: forms.Params, invoice_id: str) -> Json:
 
 
 def pay(context: Context, params: forms.Params, invoice_id: str) -> Json:
-    """Answer POST /v1/invoices/{id}/pay. Raises CardDeclined."""
+    """Answer POST /v1/invoices/{id}/pay. Raises CardDeclined and NoCard."""
     invoice = context.work.get("invoice", invoice_id)
     if invoice["status"] == "paid":
         raise errors.Refused("Invoice is already paid", code="invoice_already_paid")

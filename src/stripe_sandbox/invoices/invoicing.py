@@ -5,23 +5,22 @@ import dataclasses
 from stripe_sandbox import errors, state
 from stripe_sandbox.api import rendering
 from stripe_sandbox.api.context import Context
-from stripe_sandbox.invoices import discounts, lines, pending, totals
+from stripe_sandbox.invoices import discounts, invoice_limits, lines, pending, totals
 from stripe_sandbox.payments import payments
 from stripe_sandbox.state import Json
 
-FINALIZES_SECONDS = 3600
-"""How long an automatic invoice stays a draft, on which new usage still counts."""
+UNPAID_MAX = 500
+"""The most drafts and open invoices of a customer; far more than any test makes."""
 
+FAILS = "drafts_fail"
+"""The fact with 1 while no draft can become final."""
 
-PAGE_MAX = 500
-"""The most waiting invoices of a customer that are stopped when the customer is deleted."""
-
-
-LIMITED = "limits_invoices"
-"""The fact whether the new invoices of a subscription are limited."""
-
-LIMITS = {60: 10, 24 * 3600: 20}
-"""The most new invoices of a subscription, by the seconds in which they are made. Renewals always happen."""
+FINALIZATION_ERROR = {
+    "code": "customer_tax_location_invalid",
+    "message": "The customer's location isn't recognized, so the tax cannot be calculated. Set a valid address.",
+    "type": "invalid_request_error",
+}
+"""The reason why a draft cannot become final: of Stripe's reasons, the one that occurs most often."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +36,19 @@ class Terms:
     from_invoice: Json | None = None
     """The invoice that this invoice revises."""
 
+    default_payment_method: str | None = None
+    currency: str | None = None
+
+
+def final_at(context: Context) -> int:
+    """Return when a draft that is created or released now becomes final; until then new usage still counts on it."""
+    return context.now + context.delay_seconds("drafts")
+
 
 def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: Terms) -> Json:
     """Store a draft; the pending items among the charges belong to it from now on. Raises TooMany."""
-    if terms.subscription and terms.reason != "subscription_cycle" and context.work.fact(LIMITED):
-        _check_limits(context, terms.subscription["id"])
+    if terms.subscription and terms.reason != "subscription_cycle":  # a renewal is never refused
+        invoice_limits.check(context, terms.subscription["id"])
     invoice_id = state.new_id("in")
     auto_advance = terms.auto_advance and _pause_behavior(terms) != "keep_as_draft"
     invoice = {
@@ -61,18 +68,18 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "attempted": False,
         "auto_advance": auto_advance,
         "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None, "status": None},
-        "automatically_finalizes_at": context.now + FINALIZES_SECONDS if auto_advance else None,
+        "automatically_finalizes_at": final_at(context) if auto_advance else None,
         "billing_reason": terms.reason,
         "collection_method": "charge_automatically",
         "created": context.now,
-        "currency": charges[0].currency if charges else _currency(customer, terms.subscription),
+        "currency": charges[0].currency if charges else terms.currency or _currency(customer, terms.subscription),
         "custom_fields": None,
         "customer": customer["id"],
         "customer_account": None,
         "customer_email": customer["email"],
         "customer_name": customer["name"],
         "customer_phone": customer["phone"],
-        "default_payment_method": None,
+        "default_payment_method": terms.default_payment_method,
         "default_source": None,
         "default_tax_rates": [],
         "description": terms.description,
@@ -92,7 +99,7 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         ),
         "livemode": False,
         "metadata": terms.metadata,
-        "next_payment_attempt": context.now + FINALIZES_SECONDS if auto_advance else None,
+        "next_payment_attempt": final_at(context) if auto_advance else None,
         "number": None,
         "on_behalf_of": None,
         "parent": _parent(terms.subscription),
@@ -117,6 +124,7 @@ def draft(context: Context, customer: Json, charges: list[lines.Charge], terms: 
         "total_discount_amounts": [],
         "total_taxes": [],
         "webhooks_delivered_at": None,
+        "_fails": False,
     }
     _take(context, invoice_id, charges)
     invoice |= totals.counted(context.work, invoice, invoice["lines"]["data"])
@@ -129,17 +137,6 @@ def _discounts(context: Context, customer: Json, terms: Terms) -> list[str]:
     """Return the ids of the discounts in force; a manual invoice has those of the customer only."""
     subscription = None if terms.reason == "manual" else terms.subscription
     return [each["id"] for each in discounts.of(context.work, subscription, customer, context.now)]
-
-
-def _check_limits(context: Context, subscription_id: str) -> None:
-    for seconds, most in LIMITS.items():
-        (count,) = context.work.connection.execute(
-            "SELECT count(*) FROM objects WHERE kind = 'invoice' AND created > ?"
-            " AND json_extract(body, '$.parent.subscription_details.subscription') = ?",
-            (context.now - seconds, subscription_id),
-        ).fetchone()
-        if count >= most:
-            raise errors.TooMany("Too many new invoices of this subscription.", code="rate_limit")
 
 
 def _pause_behavior(terms: Terms) -> str | None:
@@ -222,6 +219,8 @@ def finalise(context: Context, invoice: Json) -> Json:
     customer = context.work.get("customer", invoice["customer"])
     if customer.get("deleted"):
         raise errors.Refused("The customer of this invoice was deleted, so it cannot be finalized.")
+    if cannot_finalise(context, invoice):
+        raise errors.Refused(FINALIZATION_ERROR["message"], code=FINALIZATION_ERROR["code"])
     counted = counted_again(context, invoice)
     number = customer["next_invoice_sequence"]
     context.work.replace({**customer, "next_invoice_sequence": number + 1})
@@ -232,6 +231,7 @@ def finalise(context: Context, invoice: Json) -> Json:
         "effective_at": context.now,
         "ending_balance": balance,
         "hosted_invoice_url": address,
+        "last_finalization_error": None,
         "invoice_pdf": f"{address}/pdf",
         "next_payment_attempt": None,
         "number": f"{customer['invoice_prefix']}-{number:04}",
@@ -245,6 +245,33 @@ def finalise(context: Context, invoice: Json) -> Json:
         revised = void(context, context.work.get("invoice", final["from_invoice"]["invoice"]))
         context.update(revised, {"latest_revision": final["id"]}, None)
     return final
+
+
+def cannot_finalise(context: Context, invoice: Json) -> bool:
+    """Say whether a draft was told to fail at its finalisation."""
+    return bool(invoice["_fails"] or context.work.fact(FAILS))
+
+
+def fail(context: Context, invoice: Json) -> Json:
+    """Let the finalisation of a draft fail: it stays a draft until somebody finalises it by hand."""
+    changes = {
+        "automatically_finalizes_at": None,
+        "last_finalization_error": FINALIZATION_ERROR,
+        "next_payment_attempt": None,
+    }
+    failed = context.update(invoice, changes, None)
+    context.emit("invoice.finalization_failed", failed)
+    return failed
+
+
+def schedule(context: Context, invoice: Json, seconds: int | None, *, fails: bool | None) -> Json:
+    """Choose how long after its creation a draft becomes final, and whether that fails; None: as before."""
+    changes: Json = {}
+    if seconds is not None:
+        at = max(invoice["created"] + seconds, context.now)
+        changes = {"automatically_finalizes_at": at, "next_payment_attempt": at}
+    private = {"_fails": invoice["_fails"] if fails is None else fails}
+    return context.update(context.work.replace({**invoice, **private}), changes, "invoice.updated")
 
 
 def move_balance(context: Context, customer_id: str, by: int) -> int:
@@ -285,13 +312,13 @@ def mark_uncollectible(context: Context, invoice: Json) -> Json:
     return marked
 
 
-def leave_to_themselves(context: Context, customer_id: str) -> None:
-    """Stop what the invoices of a deleted customer would do by themselves: drafts stay drafts, nothing is charged."""
+def abandon(context: Context, customer_id: str) -> None:
+    """Let the invoices of a deleted customer stay as they are: drafts never become final, open ones are not charged."""
     found, _ = context.work.select(
-        "invoice", {"customer": customer_id, "status": ["draft", "open"], "auto_advance": True}, state.Page(PAGE_MAX)
+        "invoice", {"customer": customer_id, "status": ["draft", "open"]}, state.Page(UNPAID_MAX)
     )
     for invoice in found:
-        changes = {"auto_advance": False, "automatically_finalizes_at": None, "next_payment_attempt": None}
+        changes: Json = {"auto_advance": False, "automatically_finalizes_at": None, "next_payment_attempt": None}
         context.update(invoice, changes, "invoice.updated")
 
 

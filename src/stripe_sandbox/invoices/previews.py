@@ -6,6 +6,7 @@ import dataclasses
 from stripe_sandbox import errors, state
 from stripe_sandbox.api import forms, rendering
 from stripe_sandbox.api.context import Context
+from stripe_sandbox.invoices import pending
 from stripe_sandbox.state import Json
 from stripe_sandbox.subscriptions import endings, renewals, subscriptions
 from stripe_sandbox.time import moments
@@ -88,7 +89,8 @@ def _shown(context: Context, invoice: Json | None) -> list[Json]:
     if invoice is None:
         return []
     invoice_id = state.new_id("upcoming_in")
-    shown = rendering.render(context.work, invoice)
+    # A preview is not stored, so its lines cannot be fetched later: it shows all of them.
+    shown = rendering.render(context.work, invoice, inner_max=pending.PENDING_MAX)
     lines = [{**line, "id": state.new_id("il_tmp"), "invoice": invoice_id} for line in shown["lines"]["data"]]
     undone = {
         "id": invoice_id,

@@ -22,7 +22,10 @@ WINDOW_SECONDS = {"hour": 3600, "day": 24 * 3600}
 
 
 def create(context: Context, params: forms.Params) -> Json:
-    """Answer POST /v1/billing/meter_events. As with Stripe, an unknown meter or customer is not refused here."""
+    """Answer POST /v1/billing/meter_events. As with Stripe, an unknown meter or customer is not refused here.
+
+    Accepted is not counted: that comes after the delay of the meters.
+    """
     identifier = params.get("identifier") or state.new_id("mtrevt")
     timestamp = params.get("timestamp", context.now)
     _check_bounds(context, identifier, timestamp)
@@ -42,8 +45,9 @@ def create(context: Context, params: forms.Params) -> Json:
     ).fetchone():
         raise errors.Refused(f"An event already exists with identifier {identifier}.")
     context.work.connection.execute(
-        "INSERT INTO meter_events (identifier, event_name, meter, customer, value, timestamp, created, problem)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO meter_events"
+        " (identifier, event_name, meter, customer, value, timestamp, created, counted, problem)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             identifier,
             params["event_name"],
@@ -52,6 +56,7 @@ def create(context: Context, params: forms.Params) -> Json:
             value,
             timestamp,
             context.now,
+            context.now + context.delay_seconds("meters") + int(context.fault_seconds),
             problem,
         ),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from stripe_sandbox import state
 from stripe_sandbox.state import Json, Work
 
 
@@ -24,10 +25,10 @@ def latest(work: Work) -> int:
 
 
 def total(work: Work, meter: Json, customer: str, window: Window) -> int:
-    """Return the aggregate of the events in a window, by the meter's formula."""
+    """Return the aggregate of the events in a window that count by now, by the meter's formula."""
     among = (
         "FROM meter_events WHERE meter = ? AND customer = ? AND timestamp >= ? AND timestamp < ? AND seq > ?"
-        " AND problem IS NULL"
+        f" AND problem IS NULL AND counted <= {state.NOW}"
     )
     match meter["default_aggregation"]["formula"]:
         case "count":

@@ -52,8 +52,8 @@ class CheckoutPages:
             scope = self._sandbox.context(work)
             chosen = payment_methods.CHOICES.get(card, payment_methods.WORKS)
             session = checkout.pay(scope, session_id, chosen)
-            if card == "works_once" and session["customer"]:
-                payment_methods.change(scope, session["customer"], "declines")
+            if card == "works_once" and session["subscription"]:
+                payment_methods.replace(scope, session["subscription"], payment_methods.DECLINES)
             if session["status"] != "complete":
                 return _over(session)
             escaped = urllib.parse.quote(session["id"], safe="")

@@ -10,7 +10,8 @@ from stripe_sandbox.time import moments
 
 def begin(context: Context, invoice: Json, subscription: Json | None) -> Json:
     """Begin the debit of a finalised invoice."""
-    method = payment_methods.default_of(context, invoice["customer"], subscription)
+    named = invoice["default_payment_method"]
+    method = payment_methods.default_of(context, invoice["customer"], subscription, named)
     succeeds = (
         bool(method) and payment_methods.last_digits(method or {}) == payment_methods.CARDS[payment_methods.DEBIT]
     )

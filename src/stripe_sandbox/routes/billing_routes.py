@@ -4,10 +4,11 @@ from stripe import params
 from stripe.params import billing as billing_params
 from stripe.params.v2 import core as core_params
 
+from stripe_sandbox import search
 from stripe_sandbox.api.requests import Route
 from stripe_sandbox.invoices import invoice_items, invoices, previews
 from stripe_sandbox.meters import meter_errors, meter_events
-from stripe_sandbox.subscriptions import pause_requests, schedules, subscriptions
+from stripe_sandbox.subscriptions import pause_requests, schedules, subscription_items, subscriptions
 
 PAGING = "limit starting_after ending_before"
 ENDING = "cancellation_details.comment cancellation_details.feedback"
@@ -30,6 +31,8 @@ PHASE = (
     " phases.metadata phases.proration_behavior phases.discounts"
 )
 
+DRAFT = "metadata description default_payment_method"
+
 SUBSCRIPTIONS = "/v1/subscriptions"
 SUBSCRIPTION = SUBSCRIPTIONS + "/{subscription_id}"
 SCHEDULES = "/v1/subscription_schedules"
@@ -47,6 +50,14 @@ ROUTES = (
         subscriptions.list_all,
         params.SubscriptionListParams,
         f"{PAGING} created customer status",
+    ),
+    Route("GET", SUBSCRIPTIONS + "/search", search.subscriptions, params.SubscriptionSearchParams, "query limit page"),
+    Route(
+        "GET",
+        "/v1/subscription_items",
+        subscription_items.list_all,
+        params.SubscriptionItemListParams,
+        "subscription limit starting_after",
     ),
     Route("GET", SUBSCRIPTION, subscriptions.retrieve, params.SubscriptionRetrieveParams),
     Route("POST", SUBSCRIPTION, subscriptions.update, params.SubscriptionUpdateParams, UPDATE),
@@ -105,7 +116,7 @@ ROUTES = (
         invoices.create,
         params.InvoiceCreateParams,
         "customer subscription auto_advance collection_method currency description metadata"
-        " pending_invoice_items_behavior from_invoice",
+        " pending_invoice_items_behavior default_payment_method from_invoice",
     ),
     Route(
         "GET",
@@ -115,7 +126,8 @@ ROUTES = (
         f"{PAGING} created customer subscription status collection_method",
     ),
     Route("GET", INVOICE, invoices.retrieve, params.InvoiceRetrieveParams),
-    Route("POST", INVOICE, invoices.update, params.InvoiceUpdateParams, "metadata description auto_advance"),
+    Route("POST", INVOICE, invoices.update, params.InvoiceUpdateParams, f"{DRAFT} auto_advance"),
+    Route("POST", INVOICE + "/add_lines", invoices.add_lines, params.InvoiceAddLinesParams, "lines.invoice_item"),
     Route("DELETE", INVOICE, invoices.delete, params.InvoiceDeleteParams),
     Route("GET", INVOICE + "/lines", invoices.list_lines, params.InvoiceLineItemListParams, "limit starting_after"),
     Route("POST", INVOICE + "/finalize", invoices.finalize, params.InvoiceFinalizeInvoiceParams, "auto_advance"),

@@ -22,13 +22,6 @@ ROUTES = (
         params.SubscriptionItemCreateParams,
         f"subscription price quantity metadata {CHANGE}",
     ),
-    Route(
-        "GET",
-        SUBSCRIPTION_ITEMS,
-        item_requests.list_all,
-        params.SubscriptionItemListParams,
-        "subscription limit starting_after",
-    ),
     Route("GET", SUBSCRIPTION_ITEM, item_requests.retrieve, params.SubscriptionItemRetrieveParams),
     Route(
         "POST",

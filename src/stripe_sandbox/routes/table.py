@@ -4,7 +4,7 @@ from stripe import params
 from stripe.params import billing as billing_params
 from stripe.params import checkout as checkout_params
 
-from stripe_sandbox import catalog
+from stripe_sandbox import catalog, search
 from stripe_sandbox.api.requests import Route
 from stripe_sandbox.customers import checkout, customers
 from stripe_sandbox.delivery import events
@@ -31,6 +31,7 @@ ROUTES = (
     *money_routes.ROUTES,
     Route("POST", "/v1/customers", customers.create, params.CustomerCreateParams, CUSTOMER),
     Route("GET", "/v1/customers", customers.list_all, params.CustomerListParams, f"{PAGING} created email"),
+    Route("GET", "/v1/customers/search", search.customers, params.CustomerSearchParams, "query limit page"),
     Route("GET", "/v1/customers/{customer_id}", customers.retrieve, params.CustomerRetrieveParams),
     Route("POST", "/v1/customers/{customer_id}", customers.update, params.CustomerUpdateParams, CUSTOMER),
     Route("DELETE", "/v1/customers/{customer_id}", customers.delete, params.CustomerDeleteParams),

@@ -27,7 +27,10 @@ class Terms:
     default_payment_method: str | None = None
     payment_behavior: str = "allow_incomplete"
     confirmed: bool = False
-    """As in Checkout, the customer is present, and authenticates the payment if the bank wants that."""
+    """As in Checkout, the subscription begins incomplete, and the customer's payment makes it active at once.
+
+    The customer is present, and authenticates the payment if the bank wants that.
+    """
 
     discounts: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
@@ -35,8 +38,8 @@ class Terms:
 def begin(context: Context, customer: Json, chosen: list[subscription_items.Line], terms: Terms) -> Json:
     """Store a new subscription with its first invoice, which is charged at once.
 
-    Lines without an interval are charged only once. If the first invoice is not paid, raises CardDeclined with
-    the `payment_behavior` `error_if_incomplete`; with any other, the subscription is incomplete.
+    Lines without an interval are charged only once. If the first invoice is not paid, raises CardDeclined or NoCard
+    with the `payment_behavior` `error_if_incomplete`; with any other, the subscription is incomplete.
     """
     subscription = _made(context, customer, chosen, terms)
     subscription["discounts"] = discounts.chosen(context, subscription, terms.discounts)
@@ -55,7 +58,7 @@ def begin(context: Context, customer: Json, chosen: list[subscription_items.Line
     context.work.insert("subscription", subscription)
     # With metered items only, there is no first invoice: flexible billing makes no lines of 0 for them.
     if charges:
-        subscription = _invoiced(context, customer, subscription, charges, terms)
+        return _invoiced(context, customer, subscription, charges, terms)
     context.emit("customer.subscription.created", subscription)
     return subscription
 
@@ -63,13 +66,22 @@ def begin(context: Context, customer: Json, chosen: list[subscription_items.Line
 def _invoiced(context: Context, customer: Json, subscription: Json, charges: list[lines.Charge], terms: Terms) -> Json:
     about = invoicing.Terms(reason="subscription_create", period=(context.now, context.now), subscription=subscription)
     invoice = invoicing.finalise(context, invoicing.draft(context, customer, charges, about))
+    subscription = {**subscription, "latest_invoice": invoice["id"]}
+    waits = invoice["amount_due"] > 0 and subscription["status"] == "active"
+    if waits and terms.confirmed:
+        context.work.replace(subscription := {**subscription, "status": "incomplete"})
+        context.emit("customer.subscription.created", subscription)
     if terms.payment_behavior != "default_incomplete" or invoice["amount_due"] == 0:
         invoice = charging.collect(context, invoice, present=terms.confirmed)
-    waits = charging.waits_for_customer(invoice)
-    if waits and terms.payment_behavior == "error_if_incomplete":
+    unpaid = charging.waits_for_customer(invoice)
+    if unpaid and terms.payment_behavior == "error_if_incomplete":
         raise charging.refusal(context, invoice) or errors.CardDeclined()
-    status = "incomplete" if waits else subscription["status"]
-    return context.work.replace({**subscription, "latest_invoice": invoice["id"], "status": status})
+    if waits and terms.confirmed:
+        return context.work.get("subscription", subscription["id"])
+    status = "incomplete" if unpaid else subscription["status"]
+    context.work.replace(subscription := {**subscription, "status": status})
+    context.emit("customer.subscription.created", subscription)
+    return subscription
 
 
 def _first_charge(context: Context, subscription: Json, item: Json, terms: Terms) -> lines.Charge:
@@ -94,20 +106,6 @@ def _once(line: subscription_items.Line, subscription: Json) -> lines.Charge:
         price=line.price,
         subscription=subscription["id"],
     )
-
-
-def check_card(context: Context, customer_id: str, given: str | None) -> str | None:
-    """Return the payment method. Raises Refused if the customer does not have it."""
-    if not given:
-        return None
-    found = context.work.get("payment_method", given, param="default_payment_method")
-    if found["customer"] != customer_id:
-        raise errors.Refused(
-            "The customer does not have a payment method with this ID; attach it first.",
-            param="default_payment_method",
-            code="resource_missing",
-        )
-    return given
 
 
 def has_card(context: Context, subscription: Json) -> bool:

@@ -1,12 +1,11 @@
 """Answers requests about single items of a subscription; each change is an update of the subscription."""
 
 from stripe_sandbox import errors
-from stripe_sandbox.api import forms, rendering
+from stripe_sandbox.api import forms
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.state import Json
 from stripe_sandbox.subscriptions import endings, subscriptions
 
-PAGE_MAX = 100
 ITEM = ("price", "quantity", "metadata")
 CHANGE = ("proration_behavior", "proration_date", "payment_behavior")
 
@@ -28,21 +27,6 @@ def create(context: Context, params: forms.Params) -> Json:
 def retrieve(context: Context, params: forms.Params, item_id: str) -> Json:
     """Answer GET /v1/subscription_items/{id}."""
     return _shown(context, _item(_of(context, item_id), item_id), params)
-
-
-def list_all(context: Context, params: forms.Params) -> Json:
-    """Answer GET /v1/subscription_items: the items of a subscription."""
-    data = context.work.get("subscription", params["subscription"], param="subscription")["items"]["data"]
-    limit = params.get("limit", 10)
-    if not 1 <= limit <= PAGE_MAX:
-        raise errors.InvalidParameter(f"limit must be between 1 and {PAGE_MAX}.", param="limit")
-    ids = [item["id"] for item in data]
-    if "starting_after" in params:
-        if params["starting_after"] not in ids:
-            raise errors.Refused("No such subscription item.", param="starting_after", code="resource_missing")
-        data = data[ids.index(params["starting_after"]) + 1 :]
-    shown = [_shown(context, item, {}) for item in data[:limit]]
-    return {**rendering.listed(shown, "/v1/subscription_items"), "has_more": len(data) > limit}
 
 
 def update(context: Context, params: forms.Params, item_id: str) -> Json:

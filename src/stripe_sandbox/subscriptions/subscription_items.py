@@ -7,7 +7,7 @@ the event up to which usage was billed. Any other item has `_debits`: the amount
 import dataclasses
 
 from stripe_sandbox import errors, state
-from stripe_sandbox.api import forms, rules
+from stripe_sandbox.api import forms, rendering, rules
 from stripe_sandbox.api.context import Context
 from stripe_sandbox.invoices import lines
 from stripe_sandbox.meters import usage
@@ -43,6 +43,13 @@ class Changed:
     whole: list[lines.Charge]
     anchor: int
     reset: bool
+
+
+def list_all(context: Context, params: forms.Params) -> Json:
+    """Answer GET /v1/subscription_items: the items of a subscription."""
+    subscription = context.work.get("subscription", params["subscription"], param="subscription")
+    url = f"/v1/subscription_items?subscription={subscription['id']}"
+    return rendering.render_inner(context.work, subscription, url, params)
 
 
 def metered(item: Json) -> bool:

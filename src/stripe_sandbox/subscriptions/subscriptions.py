@@ -5,7 +5,7 @@ from typing import Any
 from stripe_sandbox import errors
 from stripe_sandbox.api import forms, rules
 from stripe_sandbox.api.context import Context
-from stripe_sandbox.customers import customers
+from stripe_sandbox.customers import customers, payment_methods
 from stripe_sandbox.invoices import charging, discounts, invoicing, lines, pending
 from stripe_sandbox.state import Json
 from stripe_sandbox.subscriptions import (
@@ -19,7 +19,7 @@ from stripe_sandbox.subscriptions import (
     trials,
 )
 
-FINAL_CHANGES = {"metadata", "cancellation_details", "expand"}
+FINAL_CHANGES = {"cancellation_details", "expand"}
 """The parameters that can be changed on a subscription that has ended."""
 
 
@@ -42,7 +42,9 @@ def created(context: Context, params: forms.Params) -> Json:
         without_card=trials.without_card(params) or "create_invoice",
         anchor=_anchor(context, params),
         prorates=params.get("proration_behavior") != "none",
-        default_payment_method=beginnings.check_card(context, customer["id"], params.get("default_payment_method")),
+        default_payment_method=payment_methods.check_owner(
+            context, customer["id"], params.get("default_payment_method")
+        ),
         payment_behavior=_payment_behavior(params),
         discounts=params.get("discounts") or [],
     )
@@ -131,7 +133,7 @@ def updated(context: Context, subscription: Json, params: forms.Params) -> Json:
     """Change a subscription; the cost of the change is on the next invoice, or is charged now."""
     behavior = _payment_behavior(params)
     if subscription["status"] in endings.OVER and params.keys() - FINAL_CHANGES:
-        raise errors.Refused("A canceled subscription can only update its cancellation_details and metadata.")
+        raise errors.Refused("A canceled subscription can only update its cancellation_details.")
     if subscription["status"] == "incomplete" and params.keys() & {"items", "trial_end", "billing_cycle_anchor"}:
         raise errors.Refused("A subscription whose first invoice is not paid cannot change its items or periods.")
     changes = _plain_changes(context, subscription, params)
@@ -208,7 +210,7 @@ def _plain_changes(context: Context, subscription: Json, params: forms.Params) -
     if params.get("discounts") or params.get("discounts") == "":
         changes["discounts"] = discounts.chosen(context, subscription, params["discounts"])
     if "default_payment_method" in params:
-        changes["default_payment_method"] = beginnings.check_card(
+        changes["default_payment_method"] = payment_methods.check_owner(
             context, subscription["customer"], params["default_payment_method"]
         )
     if behavior := trials.without_card(params):

@@ -56,7 +56,7 @@ async def test_one_fetch_serves_all_waiting_events_of_an_object(world: World) ->
     assert len(await audits(world)) == 1
     applied = await world.rows(EVENTS, EVENTS.c.state == "applied")
     assert {row.account_id for row in applied} == {"org_1"}
-    assert len([row for row in applied if row.object_id == subscription_id]) == 3
+    assert len([row for row in applied if row.object_id == subscription_id]) == 4
 
 
 async def test_any_order_and_repetition_ends_in_what_stripe_has(world: World) -> None:
@@ -70,7 +70,9 @@ async def test_any_order_and_repetition_ends_in_what_stripe_has(world: World) ->
                 await world.sandbox.call("DELETE", f"{SUBSCRIPTIONS}/{subscription_id}")
             else:
                 await world.sandbox.call("POST", f"{SUBSCRIPTIONS}/{subscription_id}", cancel_at_period_end="false")
-            events = [one for one in await world.events("customer.subscription.") if one["id"] not in known]
+            found = [one for one in await world.events("customer.subscription.") if one["id"] not in known]
+            # Without the first payment, which makes it active: six orders of three events are enough.
+            events = [one for one in found if one["data"].get("previous_attributes") != {"status": "incomplete"}]
             assert len(events) == 3
             rng = random.Random(n)  # noqa: S311 - a seed
             for index in order:
@@ -139,7 +141,7 @@ async def test_an_unknown_price_fails_and_is_applied_after_a_replay(world: World
     prices = tables.stripe_prices
     hidden = prices.c.meter == "" if which == "base" else sa.true()
     await world.execute(sa.update(prices).where(hidden).values(price_id=sa.func.concat("hidden_", prices.c.price_id)))
-    await world.deliver(*await world.events("customer.subscription."))
+    await world.deliver(*await world.events("customer.subscription.created"))
     await world.apply_all()
     ((state, note),) = (await world.inbox_states()).values()
     assert state == "failed"
@@ -155,7 +157,7 @@ async def test_an_unknown_price_fails_and_is_applied_after_a_replay(world: World
 @pytest.mark.parametrize("status", [500, 503, 429, 409, 401])
 async def test_a_passing_fault_is_retried_with_back_off_until_it_passes(world: World, status: int) -> None:
     await world.subscribe()
-    await world.deliver(*await world.events("customer.subscription."))
+    await world.deliver(*await world.events("customer.subscription.created"))
 
     async def fail(_method: str, _path: str) -> int | None:
         return status
@@ -182,7 +184,7 @@ async def test_a_passing_fault_is_retried_with_back_off_until_it_passes(world: W
 
 async def test_a_new_event_does_not_wait_for_the_back_off_of_older_ones(world: World) -> None:
     subscription_id = await world.subscribe()
-    await world.deliver(*await world.events("customer.subscription."))
+    await world.deliver(*await world.events("customer.subscription.created"))
     await world.execute(sa.update(EVENTS).values(next_attempt_at=clock.Clock().now() + timedelta(minutes=5)))
     assert await world.inbox.apply_due() == 0
     await world.sandbox.call("POST", f"{SUBSCRIPTIONS}/{subscription_id}", cancel_at_period_end="true")
@@ -247,7 +249,7 @@ async def test_a_status_that_is_not_known_keeps_what_was(world: World, expanded:
 
 async def test_one_object_that_cannot_be_read_does_not_stop_the_others(world: World) -> None:
     await world.subscribe()
-    await world.deliver(*await world.events("customer.subscription."))
+    await world.deliver(*await world.events("customer.subscription.created"))
     await world.execute(sa.update(EVENTS).values(event_id="evt_0"))
     good = {"id": "sub_other", "object": "subscription"}
     await world.deliver(event_about(good, "customer.subscription.updated", "evt_1"))
@@ -261,7 +263,7 @@ async def test_one_object_that_cannot_be_read_does_not_stop_the_others(world: Wo
 class TestLeases:
     async def test_while_one_worker_holds_an_object_another_leaves_it(self, world: World) -> None:
         await world.subscribe()
-        await world.deliver(*await world.events("customer.subscription."))
+        await world.deliver(*await world.events("customer.subscription.created"))
         held, released = asyncio.Event(), asyncio.Event()
 
         async def hold(_method: str, _path: str) -> int | None:
@@ -279,7 +281,7 @@ class TestLeases:
 
     async def test_a_worker_that_lost_its_lease_writes_nothing(self, world: World) -> None:
         subscription_id = await world.subscribe()
-        await world.deliver(*await world.events("customer.subscription."))
+        await world.deliver(*await world.events("customer.subscription.created"))
         fetched, overtaken = asyncio.Event(), asyncio.Event()
 
         async def stall(_method: str, path: str) -> int | None:
@@ -306,7 +308,7 @@ class TestLeases:
 
     async def test_the_object_of_a_killed_worker_is_taken_up_when_its_lease_is_over(self, world: World) -> None:
         await world.subscribe()
-        await world.deliver(*await world.events("customer.subscription."))
+        await world.deliver(*await world.events("customer.subscription.created"))
         killed = asyncio.create_task(world.inbox.apply_due())
         world.sandbox.faults.crash(1, after=True, task=lambda: killed)
         await asyncio.wait({killed})
@@ -321,7 +323,7 @@ class TestLeases:
     async def test_an_object_without_waiting_events_is_not_held_up(self, world: World) -> None:
         # Two workers read the same due event, and the second begins after the first has finished.
         await world.subscribe()
-        await world.deliver(*await world.events("customer.subscription."))
+        await world.deliver(*await world.events("customer.subscription.created"))
         (row,) = await world.rows(EVENTS)
         await world.apply_all()
         assert await world.inbox._take(row.object_id) is None  # noqa: SLF001 - the instant between two statements

@@ -20,6 +20,8 @@ class StandIn:
     reads: list[str] = field(default_factory=list)
     # The status of every answer, if set, in place of the object.
     status: int | None = None
+    # The body of every answer, if set.
+    body: bytes | None = None
 
     def put(self, data: Mapping[str, Any]) -> None:
         """Serve an object under its id."""
@@ -41,7 +43,10 @@ class StandIn:
         headers = [(b"content-type", b"application/json"), (b"request-id", b"req_1")]
         status = self.status or (NOT_FOUND if found is None else OK)
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(found if status == OK else missing).encode()})
+        await send({"type": "http.response.body", "body": self._body(found if status == OK else missing)})
+
+    def _body(self, answer: object) -> bytes:
+        return json.dumps(answer).encode() if self.body is None else self.body
 
 
 def _page(rows: list[Any], query: Mapping[str, list[str]]) -> dict[str, Any]:

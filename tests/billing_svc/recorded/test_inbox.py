@@ -184,13 +184,21 @@ async def test_two_kinds_of_one_id_do_not_hold_each_other_up(door: Door) -> None
     assert (states["evt_1"][0], states["evt_2"][0]) == ("waiting", "ignored")
 
 
-async def test_an_answer_that_nobody_can_read_fails(door: Door) -> None:
+async def test_a_number_that_we_do_not_read_is_no_obstacle(door: Door) -> None:
+    """The SDK's own classes would refuse the whole answer."""
     line = shapes.line(0, shapes.PRICE, 1, 1)
     line["pricing"]["unit_amount_decimal"] = "a lot"
     door.stripe.put(shapes.invoice(lines=[line]))
     await door.deliver(shapes.event("invoice.paid", shapes.invoice(), event_id="evt_1"))
     await door.apply_all()
-    assert await door.states() == {"evt_1": ("failed", "Stripe's answer cannot be read")}
+    assert await door.states() == {"evt_1": ("applied", None)}
+
+
+async def test_an_answer_that_is_no_object_fails(door: Door) -> None:
+    door.stripe.objects["/v1/invoices/in_ours"] = "hello"
+    await door.deliver(shapes.event("invoice.paid", shapes.invoice(), event_id="evt_1"))
+    await door.apply_all()
+    assert await door.states() == {"evt_1": ("failed", "Stripe's answer is a text, not an object")}
 
 
 class TestRetention:

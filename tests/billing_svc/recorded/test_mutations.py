@@ -3,7 +3,7 @@
 import copy
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -15,6 +15,7 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.database import tables
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.invoices import rules as invoices_rules
+from billing_svc.usage_export import meter_errors
 from tests.billing_svc.recorded import shapes
 from tests.billing_svc.recorded.conftest import Door
 
@@ -105,18 +106,46 @@ def test_a_mutated_body_is_an_event_or_an_invalid_request(seed: int) -> None:
         return
 
 
+READERS: list[Callable[[object], object]] = [
+    stripe_subscriptions.from_stripe,
+    stripe_subscriptions.standing,
+    invoices_rules.from_stripe,
+    meter_errors.from_stripe,
+]
+METER_ERROR = {
+    "id": "evt_thin",
+    "related_object": {"id": "mtr_1"},
+    "data": {
+        "developer_message_summary": "wrong",
+        "reason": {
+            "error_count": 1,
+            "error_types": [
+                {"code": "x", "sample_errors": [{"error_message": "wrong", "request": {"identifier": "r_1"}}]}
+            ],
+        },
+    },
+}
+
+
 @hypothesis.given(SEEDS)
-@hypothesis.settings(max_examples=600, deadline=None)
-def test_a_mutated_object_is_read_or_a_value_error(seed: int) -> None:
+@hypothesis.settings(max_examples=1500, deadline=None)
+def test_a_mutated_object_is_read_or_refused_with_object_and_field(seed: int) -> None:
     rng = random.Random(seed)  # noqa: S311 - a seed
-    subject = mutated(rng.choice(SUBJECTS), rng)
-    if not isinstance(subject, dict):
-        return
-    for read in (stripe_subscriptions.from_stripe, invoices_rules.from_stripe):
+    subject, refused = mutated(rng.choice([*SUBJECTS, METER_ERROR]), rng), list[errors.StripeObjectUnreadable]()
+    for read in READERS:
         try:
-            read(subject)
-        except ValueError:
-            continue
+            found = read(subject)
+        except errors.StripeObjectUnreadable as error:
+            refused.append(error)
+        else:
+            # Every text of it can be stored.
+            assert "\\x00" not in repr(found)
+            assert "\\ud800" not in repr(found)
+    for refusal in refused:
+        assert refusal.metadata["object"]
+        assert refusal.metadata["field"] or "not an object" in refusal.message
+        assert refusal.message.startswith(refusal.metadata["object"])
+        assert refusal.message.isprintable()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -143,5 +172,7 @@ async def test_no_mutation_crashes_a_handler(door: Door, seed: int) -> None:
     states = await door.states()
     assert not [note for _, note in states.values() if "internal" in str(note)], states
     assert {state for state, _ in states.values()} <= {"applied", "ignored", "failed"}
+    # What failed says of which object; a field is named where it was a field.
+    assert all(note for state, note in states.values() if state == "failed")
     (invoice,) = await door.rows(tables.invoices, tables.invoices.c.invoice_id == "in_ours")
     assert invoice.total == 5000

@@ -160,6 +160,7 @@ async def _buy_again(deal: Dealing, held: dict[str, object], later_seconds: int 
         "/v1/subscriptions",
         **{
             "customer": held["customer"],
+            "default_payment_method": held["default_payment_method"],
             **{f"items[{n}][price]": item["price"]["id"] for n, item in enumerate(items)},
             "metadata[account_id]": "org_1",
             "metadata[checkout_id]": "another",

@@ -99,7 +99,7 @@ async def test_twenty_orders_at_once_make_one_customer_and_leave_one_page_open(w
 
 
 async def test_equal_orders_at_once_get_one_page(world: World) -> None:
-    pages = await asyncio.gather(*(world.checkout() for _ in range(10)))
+    pages = await asyncio.gather(*(refusals.repeated(world.checkout) for _ in range(10)))
     assert len({page.session_id for page in pages}) == 1
     assert len(await world.sandbox.all("/v1/customers")) == 1
     assert await session_statuses(world) == ["open"]

@@ -51,7 +51,7 @@ class Counterpart:
     prices: dict[str, Decimal]
     anchor: datetime
     fate: Callable[[str], Fate] = lambda _call: FINE
-    customer: str = "cus_org_1"
+    customer_id: str = "cus_org_1"
     subscription_id: str = "sub_1"
     ended_at: datetime | None = None
     events: list[Event] = field(default_factory=list)
@@ -144,7 +144,7 @@ class Counterpart:
         names = ["base", *self.prices]
         return {
             "id": self.subscription_id,
-            "customer": self.customer,
+            "customer": self.customer_id,
             "status": "active" if self.ended_at is None else "canceled",
             "items": {"data": [{"id": f"si_{name}", "price": {"id": f"price_{name}"}, **period} for name in names]},
             "billing_cycle_anchor": int(self.anchor.timestamp()),
@@ -179,19 +179,37 @@ class Counterpart:
             if operation == "invoiceitems.create":
                 made = f"ii_{len(self.items)}"
                 self.items[made] = {**params, "id": made, "created": now, "invoice": None}
-            else:
-                assert operation == "invoices.create"
-                pending = [one for one in self.items.values() if one["invoice"] is None]
-                if not pending:
-                    raise errors.StripeRefused("nothing to invoice")
+            elif operation == "invoices.create":
+                assert params["pending_invoice_items_behavior"] == "exclude"
                 made = f"in_{len(self.own_invoices)}"
-                self.own_invoices.append({**params, "id": made, "created": now})
-                for one in pending:
-                    one["invoice"] = made
+                self.own_invoices.append({**params, "id": made, "created": now, "status": "draft"})
+            else:
+                made = params["invoice"]
+                (invoice,) = (one for one in self.own_invoices if one["id"] == made)
+                if operation == "invoices.update":
+                    invoice["auto_advance"] = params["auto_advance"]
+                else:
+                    assert operation == "invoices.add_lines"
+                    assert not invoice["auto_advance"]
+                    for line in params["lines"]:
+                        item = self.items[line["invoice_item"]]
+                        if item["invoice"] is not None:
+                            raise errors.StripeRefused("the item is on an invoice")
+                        item["invoice"] = made
             self.keys[idempotency_key] = (now, made)
             return {"id": made}
 
         return dict(await self._call(operation, make))
+
+    async def customer(self, _customer_id: str) -> client.Data:
+        return dict(await self._call("customer", lambda: {"id": self.customer_id}))
+
+    async def payment_methods_of(self, _customer_id: str) -> list[client.Data]:
+        return list(await self._call("payment_methods", lambda: [{"id": "pm_1"}]))
+
+    async def invoice(self, invoice_id: str) -> client.Data:
+        (found,) = await self._call("invoice", lambda: [one for one in self.own_invoices if one["id"] == invoice_id])
+        return dict(found)
 
     async def invoice_item(self, item_id: str) -> client.Data:
         return dict(await self._call("invoice_item", lambda: self.items[item_id]))

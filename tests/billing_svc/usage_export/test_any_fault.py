@@ -87,7 +87,9 @@ class Story:
         now = self.billing.clock.now()
         async with self.billing.engine.begin() as conn:
             await conn.execute(
-                sa.insert(tables.accounts).values(account_id="org_1", created_at=now, customer_id=self.stripe.customer)
+                sa.insert(tables.accounts).values(
+                    account_id="org_1", created_at=now, customer_id=self.stripe.customer_id
+                )
             )
             for name in PRICES:
                 await conn.execute(
@@ -105,7 +107,7 @@ class Story:
         self.stripe.catch_up()
         cycle, now = self.stripe.cycles[-1], self.billing.clock.now()
         values: dict[str, Any] = {
-            "customer_id": self.stripe.customer,
+            "customer_id": self.stripe.customer_id,
             "status": "active" if self.stripe.ended_at is None else "canceled",
             "plan": "standard",
             "price": "monthly",

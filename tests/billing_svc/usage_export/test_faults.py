@@ -330,7 +330,7 @@ async def test_a_retry_of_what_may_be_at_stripe_looks_again(world: World, worker
 
 @pytest.mark.parametrize("data", [{}, {"data": None}, {"data": []}, {"data": {"reason": [1]}}, []])
 def test_what_is_no_error_report_is_refused(data: Any) -> None:  # noqa: ANN401 - hostile
-    with pytest.raises(ValueError, match="not a meter's error report"):
+    with pytest.raises(errors.StripeObjectUnreadable, match=r"^event without an id"):
         meter_errors.from_stripe(data)
 
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 import stripe
 
-from tests.stripe_sandbox.conftest import Offer, Sandbox, make_offer, running
+from tests.stripe_sandbox.conftest import Offer, Sandbox, activates, make_offer, running
 
 FEATURES: Any = {
     "invoice_history": {"enabled": True},
@@ -36,7 +36,7 @@ class Customer:
 
     async def events(self, prefix: str) -> list[Any]:
         found = (await self.sandbox.stripe.v1.events.list_async({"limit": 100})).data
-        return [event for event in reversed(found) if event.type.startswith(prefix)]
+        return [event for event in reversed(found) if event.type.startswith(prefix) and not activates(event)]
 
 
 async def configured(sandbox: Sandbox, features: Any = FEATURES) -> str:  # noqa: ANN401 - the SDK's many types

@@ -38,12 +38,12 @@ ALL = sorted(
         "price.created",
         "customer.created",
         "payment_method.attached",
-        "customer.updated",
         "invoice.created",
         "invoice.finalized",
         "invoice.paid",
         "invoice.payment_succeeded",
         "customer.subscription.created",
+        "customer.subscription.updated",  # paid, hence active
         "checkout.session.completed",
     ]
 )

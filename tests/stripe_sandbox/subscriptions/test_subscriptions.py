@@ -3,7 +3,7 @@ import time
 import pytest
 import stripe
 
-from tests.stripe_sandbox.conftest import Offer, Sandbox
+from tests.stripe_sandbox.conftest import Offer, Sandbox, activates
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")  # how the SDK calls httpx
 
@@ -22,10 +22,11 @@ async def subscription(sandbox: Sandbox, offer: Offer) -> stripe.Subscription:
 
 
 async def types(sandbox: Sandbox) -> list[str]:
+    """Return the types of the changes and ends, without the payment that made the subscription active."""
     events = await sandbox.stripe.v1.events.list_async(
         {"types": ["customer.subscription.updated", "customer.subscription.deleted"]}
     )
-    return [each.type for each in events.data]
+    return [each.type for each in events.data if not activates(each)]
 
 
 async def test_an_end_at_the_periods_end_can_be_taken_back(sandbox: Sandbox, subscription: stripe.Subscription) -> None:
@@ -64,7 +65,6 @@ async def test_cancelling_now_is_final(sandbox: Sandbox, subscription: stripe.Su
     assert caught.value.http_status == 404
     with pytest.raises(stripe.InvalidRequestError, match="canceled subscription"):
         await subscriptions.update_async(subscription.id, {"cancel_at_period_end": True})
-    assert (await subscriptions.update_async(subscription.id, {"metadata": {"a": "b"}})).metadata["a"] == "b"
 
 
 async def test_price_and_quantity_of_a_subscription_can_be_changed(
@@ -84,7 +84,7 @@ async def test_price_and_quantity_of_a_subscription_can_be_changed(
     (item,) = changed.items.data
     assert (item.id, item.price.id, item.quantity) == (base.id, bigger.id, 5)
     assert item.current_period_end == base.current_period_end
-    (event,) = (await sandbox.stripe.v1.events.list_async({"type": "customer.subscription.updated"})).data
+    (event, _) = (await sandbox.stripe.v1.events.list_async({"type": "customer.subscription.updated"})).data
     previous = event.data.previous_attributes
     assert previous
     assert previous["items"]["data"][0]["price"]["id"] == offer.base

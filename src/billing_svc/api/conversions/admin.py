@@ -105,4 +105,5 @@ def _to_proto_held(row: subscription_records.SubscriptionRecord, now: datetime) 
     )
     if row.effective_until is not None and row.effective_until > now:
         message.cancel_at.FromDatetime(row.effective_until)
+    subscriptions_conversions.add_pauses(message, row)
     return message

@@ -45,6 +45,7 @@ def from_proto_change(request: subscription_pb2.ChangePlanRequest, now: datetime
         quantity=quantity,
         at_period_end=request.timing == subscription_pb2.TIMING_AT_PERIOD_END,
         proration_at=proration_at,
+        release_foreign_schedule=request.release_foreign_schedule,
     )
 
 
@@ -56,16 +57,20 @@ def from_proto_cancel(request: subscription_pb2.CancelSubscriptionRequest) -> ca
     check.identifier("request_id", request.request_id)
     check.done()
     at_period_end = request.timing == subscription_pb2.TIMING_AT_PERIOD_END
-    return cancel_subscription.EndingRequest(request.account_id, request.request_id, at_period_end)
+    return cancel_subscription.EndingRequest(
+        request.account_id, request.request_id, at_period_end, request.release_foreign_schedule
+    )
 
 
-def from_proto_resume(request: subscription_pb2.ResumeSubscriptionRequest) -> tuple[str, str]:
-    """Return the account and the request's id. Raises InvalidRequest."""
+def from_proto_resume(request: subscription_pb2.ResumeSubscriptionRequest) -> cancel_subscription.ResumptionRequest:
+    """Return the requested resumption. Raises InvalidRequest."""
     check = fields.Fields()
     check.account_id(request.account_id)
     check.identifier("request_id", request.request_id)
     check.done()
-    return request.account_id, request.request_id
+    return cancel_subscription.ResumptionRequest(
+        request.account_id, request.request_id, request.release_foreign_schedule
+    )
 
 
 def from_proto_switch(request: subscription_pb2.SetPayAsYouGoRequest) -> toggle.Switch:

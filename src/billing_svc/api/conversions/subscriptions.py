@@ -10,6 +10,18 @@ from billing_svc.metering.quota import terms
 from billing_svc.stripe import subscription_records
 from billing_svc.subscriptions.checkouts import store as checkouts_store
 
+_BEHAVIORS = {
+    "void": subscription_pb2.COLLECTION_BEHAVIOR_VOID,
+    "keep_as_draft": subscription_pb2.COLLECTION_BEHAVIOR_KEEP_AS_DRAFT,
+    "mark_uncollectible": subscription_pb2.COLLECTION_BEHAVIOR_MARK_UNCOLLECTIBLE,
+}
+_PAUSE_REASONS = {
+    "pause_requested": subscription_pb2.PAUSE_REASON_REQUESTED,
+    "trial_end_without_payment_method": subscription_pb2.PAUSE_REASON_TRIAL_ENDED,
+    "first_payment_failure": subscription_pb2.PAUSE_REASON_PAYMENT_FAILED,
+    "final_payment_failure": subscription_pb2.PAUSE_REASON_PAYMENT_FAILED,
+}
+
 
 def from_proto_get(request: subscription_pb2.GetSubscriptionRequest) -> str:
     """Return the requested account's id. Raises InvalidRequest."""
@@ -85,6 +97,7 @@ def to_proto_subscription(
     message.subscription_id = row.subscription_id
     message.price = row.price
     message.quantity = row.quantity
+    add_pauses(message, row)
     if row.trial_end is not None:
         message.trial_end.FromDatetime(row.trial_end)
     if row.ended_at is not None:
@@ -101,6 +114,18 @@ def to_proto_subscription(
             message.pending_change.quantity = row.pending_quantity or 1
             message.pending_change.effective_at.FromDatetime(row.pending_at)
     return message
+
+
+def add_pauses(message: subscription_pb2.Subscription, row: subscription_records.SubscriptionRecord) -> None:
+    """Add to a message whether, and why, a subscription or the collection of its invoices is paused."""
+    if row.collection_pause is not None:
+        message.collection_pause.behavior = _BEHAVIORS.get(
+            row.collection_pause, subscription_pb2.COLLECTION_BEHAVIOR_UNKNOWN
+        )
+        if row.collection_resumes_at is not None:
+            message.collection_pause.resumes_at.FromDatetime(row.collection_resumes_at)
+    if row.pause_reason is not None:
+        message.pause_reason = _PAUSE_REASONS.get(row.pause_reason, subscription_pb2.PAUSE_REASON_UNKNOWN)
 
 
 def _is_pending(

@@ -130,12 +130,12 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         self, request: subscription_pb2.ResumeSubscriptionRequest, context: interceptors.Context
     ) -> subscription_pb2.ResumeSubscriptionResponse:
         """Undo a cancellation that has not taken effect yet."""
-        account_id, request_id = changes_conversions.from_proto_resume(request)
+        resumption = changes_conversions.from_proto_resume(request)
         origin = _origin(context)
         await self._operations.refusals.run(
-            account_id, lambda: self._operations.cancellation.resume(account_id, request_id, origin), origin
+            resumption.account_id, lambda: self._operations.cancellation.resume(resumption, origin), origin
         )
-        return subscription_pb2.ResumeSubscriptionResponse(subscription=await self._subscription(account_id))
+        return subscription_pb2.ResumeSubscriptionResponse(subscription=await self._subscription(resumption.account_id))
 
     async def ListPlans(
         self, request: subscription_pb2.ListPlansRequest, context: interceptors.Context

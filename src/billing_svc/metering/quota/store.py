@@ -44,7 +44,7 @@ _ACCOUNT_STATE_TABLES = """
            ) AS a ON TRUE
       LEFT JOIN LATERAL (
            SELECT subscription_id, status, plan, catalog_version, quantity, anchor, effective_from, effective_until,
-                  is_plan
+                  overage_denied_from, is_plan
              FROM subscriptions
             WHERE account_id = asked.account_id AND (is_plan OR subscription_id = a.pay_as_you_go_under)
               AND (effective_until IS NULL OR effective_until > :horizon) OFFSET 0

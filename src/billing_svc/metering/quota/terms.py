@@ -18,7 +18,7 @@ from billing_svc.platform.accounts import rules as accounts_rules
 class PlanSubscription:
     """A plan subscription, as far as a decision needs it; in force in [effective_from, effective_until).
 
-    Not a `SubscriptionRecord`: every decision reads this and makes an object of it, so it has only the eight columns
+    Not a `SubscriptionRecord`: every decision reads this and makes an object of it, so it has only the nine columns
     that a decision needs, in the order in which the statement in `store.py` names them.
     """
 
@@ -30,6 +30,8 @@ class PlanSubscription:
     anchor: datetime
     effective_from: datetime
     effective_until: datetime | None
+    # Since when no invoice charges overage, because of a pause at Stripe; None: it is charged.
+    overage_denied_from: datetime | None = None
 
     def covers(self, at: datetime) -> bool:
         """Say whether it gives the plan at `at`."""
@@ -125,6 +127,8 @@ class EffectiveTerms:
     def allowance(self, meter: str, override: Override | None, at: datetime) -> Allowance:
         """Return the allowance of a meter at `at`. An override is for the whole account, not for each seat."""
         limit = self.plan.limit(meter, pay_as_you_go=self.pay_as_you_go)
+        if limit is not None and self._is_overage_denied(at):
+            limit = limit.without_overage
         if override is not None and override.holds(at):
             return Allowance(
                 limit or _NOTHING_BEYOND,
@@ -137,6 +141,10 @@ class EffectiveTerms:
         return Allowance(
             limit, included=limit.included_for(self.quantity), charged_units_max=self._charged_units_max(limit)
         )
+
+    def _is_overage_denied(self, at: datetime) -> bool:
+        billing = self.subscription or self.metered_only
+        return billing is not None and billing.overage_denied_from is not None and at >= billing.overage_denied_from
 
     def _charged_units_max(self, limit: parts.Limit | None) -> int | None:
         """Return how many units the overlay's cap on the overage leaves room for."""

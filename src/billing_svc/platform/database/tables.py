@@ -95,6 +95,14 @@ subscriptions = sa.Table(
     sa.Column("pending_price", sa.Text),
     sa.Column("pending_quantity", sa.BigInteger),
     sa.Column("pending_at", _INSTANT),
+    # What Stripe does with the invoices while their collection is paused (void, keep_as_draft, mark_uncollectible), and
+    # when it resumes by itself. Null: not paused. The status does not show this pause.
+    sa.Column("collection_pause", sa.Text),
+    sa.Column("collection_resumes_at", _INSTANT),
+    # Why the subscription itself is paused, in Stripe's words.
+    sa.Column("pause_reason", sa.Text),
+    # Since when, because of either pause, no invoice charges overage, so that it is denied. Null: it is charged.
+    sa.Column("overage_denied_from", _INSTANT),
     sa.Column("updated_at", _INSTANT, nullable=False),
     sa.CheckConstraint("quantity >= 0", name="quantity"),
     sa.CheckConstraint("effective_until IS NULL OR effective_until >= effective_from", name="effective"),

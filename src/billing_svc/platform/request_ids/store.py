@@ -100,6 +100,18 @@ async def judge_again(conn: AsyncConnection, asked: CallerRequest) -> None:
     )
 
 
+async def judge(conn: AsyncConnection, asked: CallerRequest, target: Mapping[str, object], now: datetime) -> bool:
+    """Store a change's target, unless a target is stored; returns whether it did."""
+    known = await find(conn, asked)
+    if known is not None and known.is_judged:
+        return False
+    if known is None:
+        await remember(conn, asked, target, now)
+    else:
+        await set_target(conn, asked, target)
+    return True
+
+
 async def set_target(conn: AsyncConnection, asked: CallerRequest, target: Mapping[str, object]) -> None:
     """Store the target of a request that is judged again."""
     await conn.execute(

@@ -72,7 +72,7 @@ def show_account(account: _Account, *, as_json: common.AsJson = False) -> None:
                 one.plan,
                 one.price,
                 str(one.quantity),
-                shown.status(one.status),
+                shown.status(one.status) + (", collection paused" if one.HasField("collection_pause") else ""),
                 f"{shown.instant(one.period_start)} to {shown.instant(one.period_end)}",
                 shown.instant(one.ended_at if one.HasField("ended_at") else one.cancel_at),
             )

@@ -21,6 +21,18 @@ class EndingRequest:
     account_id: str
     request_id: str
     at_period_end: bool
+    # May end a schedule at Stripe that this service did not make. Not a part of the request's content: the same request
+    # is repeated with it after FOREIGN_SCHEDULE.
+    release_foreign_schedule: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResumptionRequest:
+    """A caller's request to remove the scheduled end; `release_foreign_schedule` as above."""
+
+    account_id: str
+    request_id: str
+    release_foreign_schedule: bool = False
 
 
 class Cancellation:
@@ -32,42 +44,49 @@ class Cancellation:
     async def cancel(self, ending: EndingRequest, origin: audit_store.Origin) -> None:
         """End the account's plan subscription; if it is scheduled to end that way already, nothing changes.
 
-        Raises NotSubscribed, RequestIdReused, UsageNotReported, StripeUnavailable, StripeRefused and LostRace.
+        Raises NotSubscribed, RequestIdReused, ForeignSchedule, UsageNotReported, StripeUnavailable, StripeRefused,
+        StripeObjectUnreadable and LostRace.
         """
         asked = request_ids.CallerRequest(
             ending.account_id, ending.request_id, "cancel", {"at_period_end": ending.at_period_end}
         )
         now = self._carrier.clock.now()
 
-        async def begin(conn: AsyncConnection) -> request_ids.RememberedRequest:
+        async def look(conn: AsyncConnection) -> tuple[str, bool]:
             known = await request_ids.find(conn, asked)
             if known is not None and known.is_judged:
-                return known
-            row = await stripe_change.held(conn, ending.account_id, now)
-            target = {"subscription_id": row.subscription_id}
-            if known is None:
-                await request_ids.remember(conn, asked, target, now)
-            else:
-                await request_ids.set_target(conn, asked, target)
-            changes = {"subscription": row.subscription_id, "at_period_end": ending.at_period_end}
-            await audit_store.append(conn, origin, ending.account_id, "subscription.cancel_requested", changes, now)
-            return request_ids.RememberedRequest(target, None, is_closed=False)
+                return str(known.target["subscription_id"]), known.is_closed
+            return (await stripe_change.held(conn, ending.account_id, now)).subscription_id, False
 
-        known = await self._carrier.database.run(begin)
-        if known.is_closed:
+        subscription_id, is_closed = await self._carrier.database.read(look)
+        if is_closed:
             return
-        subscription_id = str(known.target["subscription_id"])
-        fetched = await self._carrier.fetch(subscription_id)
+        fetched = await self._carrier.fetch_standing(subscription_id)
+        if fetched is not None and not (ending.at_period_end and fetched.will_end):
+            # Before the request is stored: after the refusal it can be repeated with another answer to this question.
+            await self._carrier.require_own_schedule(
+                ending.account_id, fetched, may_release_foreign=ending.release_foreign_schedule
+            )
+
+        async def begin(conn: AsyncConnection) -> None:
+            if not await request_ids.judge(conn, asked, {"subscription_id": subscription_id}, now):
+                return
+            changes = {"subscription": subscription_id, "at_period_end": ending.at_period_end}
+            await audit_store.append(conn, origin, ending.account_id, "subscription.cancel_requested", changes, now)
+
+        await self._carrier.database.run(begin)
         if fetched is not None:
             try:
-                await self._end(ending, fetched)
+                await self._end(ending, fetched, origin)
             except (errors.StripeRefused, client.NotAtStripe):
                 # Nothing was changed, and a repeat may find another subscription.
                 await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked))
                 raise
         await self._carrier.finish(asked, subscription_id, origin)
 
-    async def _end(self, ending: EndingRequest, fetched: stripe_subscriptions.StripeSubscription) -> None:
+    async def _end(
+        self, ending: EndingRequest, fetched: stripe_subscriptions.Standing, origin: audit_store.Origin
+    ) -> None:
         account_id, purpose = ending.account_id, f"cancel:{ending.request_id}"
         params: dict[str, object] = {"subscription": fetched.subscription_id}
         if ending.at_period_end:
@@ -75,32 +94,39 @@ class Cancellation:
                 return
             operation = "subscriptions.update"
             # The customer portal sets the same field; it works in both of Stripe's billing modes.
-            params["cancel_at"] = int(min(item.period_end for item in fetched.items).timestamp())
+            items = (await refresh_subscription.fetch(self._carrier.stripe, fetched.subscription_id)).items
+            params["cancel_at"] = int(min(item.period_end for item in items).timestamp())
         else:
             # All usage must be at Stripe before the last invoice, which this call creates immediately.
             await self._carrier.flush.flush(account_id)
             operation = "subscriptions.cancel"
             params |= {"invoice_now": True, "prorate": False}
-        await self._carrier.release_schedule(account_id, fetched.schedule_id, purpose)
+        await self._carrier.release_schedule(account_id, fetched, purpose, origin)
 
         async def look_up(_since: datetime) -> client.Data | None:
             data = await self._carrier.stripe.subscription(fetched.subscription_id)
-            found = refresh_subscription.read(data)
+            found = stripe_subscriptions.standing(data)
             return data if found.is_over or (ending.at_period_end and found.will_end) else None
 
         try:
             await self._carrier.requests.perform(intents.Intent(account_id, purpose, operation, params), look_up)
-        except (client.NotAtStripe, errors.StripeRefused):
+        except (client.NotAtStripe, errors.StripeRefused) as error:
             # Stripe answers so if the subscription has ended already: by a call whose answer was lost, or by someone
             # else.
-            if await self._carrier.fetch(fetched.subscription_id) is not None:
+            if await self._carrier.fetch_standing(fetched.subscription_id) is not None:
+                way_out = await self._carrier.way_out(account_id, fetched.subscription_id)
+                if way_out.text:  # Stripe refuses many changes of a subscription that is incomplete or paused
+                    metadata = {**error.metadata, **way_out.metadata}
+                    raise errors.StripeRefused(f"{error.message}{way_out.text}", metadata) from error
                 raise
 
-    async def resume(self, account_id: str, request_id: str, origin: audit_store.Origin) -> None:
+    async def resume(self, resumption: ResumptionRequest, origin: audit_store.Origin) -> None:
         """Remove the scheduled end of a subscription.
 
-        Raises NotSubscribed, NotCanceling, RequestIdReused, StripeUnavailable, StripeRefused and LostRace.
+        Raises NotSubscribed, NotCanceling, RequestIdReused, ForeignSchedule, StripeUnavailable, StripeRefused,
+        StripeObjectUnreadable and LostRace.
         """
+        account_id, request_id = resumption.account_id, resumption.request_id
         asked = request_ids.CallerRequest(account_id, request_id, "resume", {})
         now = self._carrier.clock.now()
 
@@ -113,15 +139,19 @@ class Cancellation:
         subscription_id, known = await self._carrier.database.read(look)
         if known is not None and known.is_closed:
             return
-        fetched = await self._carrier.fetch(subscription_id)
+        fetched = await self._carrier.fetch_standing(subscription_id)
         if fetched is None:
             raise stripe_change.not_subscribed(account_id)
+        if fetched.will_end:
+            await self._carrier.require_own_schedule(
+                account_id, fetched, may_release_foreign=resumption.release_foreign_schedule
+            )
         if known is None:
             await self._remember_resume(asked, fetched, origin, now)
         purpose = f"resume:{request_id}"
         if fetched.will_end:
             try:
-                await self._carrier.release_schedule(account_id, fetched.schedule_id, purpose)
+                await self._carrier.release_schedule(account_id, fetched, purpose, origin)
                 await self._carrier.keep(account_id, fetched, purpose)
             except (errors.StripeRefused, client.NotAtStripe):
                 await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked))
@@ -131,22 +161,18 @@ class Cancellation:
     async def _remember_resume(
         self,
         asked: request_ids.CallerRequest,
-        fetched: stripe_subscriptions.StripeSubscription,
+        fetched: stripe_subscriptions.Standing,
         origin: audit_store.Origin,
         now: datetime,
     ) -> None:
         if not fetched.will_end:
-            message = "the subscription is not going to end, so there is nothing to resume"
-            raise errors.NotCanceling(message, {"account_id": asked.account_id})
+            way_out = await self._carrier.way_out(asked.account_id, fetched.subscription_id)
+            message = f"the subscription is not going to end, so there is nothing to resume{way_out.text}"
+            raise errors.NotCanceling(message, {"account_id": asked.account_id, **way_out.metadata})
 
         async def remember(conn: AsyncConnection) -> None:
-            known, target = await request_ids.find(conn, asked), {"subscription_id": fetched.subscription_id}
-            if known is not None and known.is_judged:
+            if not await request_ids.judge(conn, asked, {"subscription_id": fetched.subscription_id}, now):
                 return
-            if known is None:
-                await request_ids.remember(conn, asked, target, now)
-            else:
-                await request_ids.set_target(conn, asked, target)
             changes = {"subscription": fetched.subscription_id}
             await audit_store.append(conn, origin, asked.account_id, "subscription.resume_requested", changes, now)
 

@@ -22,6 +22,7 @@ from billing_svc.stripe import client, intents, parse, prices
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.changes import costs, customer_confirmation, rules, stripe_change
 from billing_svc.subscriptions.invoices import rules as invoices_rules
+from billing_svc.subscriptions.invoices import way_out
 from billing_svc.subscriptions.records import refresh_subscription
 
 # A request is judged at most so often in a call: as an earlier call did, then as this call does. More rounds mean that
@@ -40,7 +41,7 @@ class PlanChanges:
         """Return what a change would cost, without changing anything.
 
         Raises NotSubscribed, PlanNotFound, PlanNotSold, PriceNotFound, PlanNotApplied, PlanUnchanged, InvalidRequest,
-        StripeUnavailable and StripeRefused.
+        ForeignSchedule, StripeUnavailable, StripeRefused and StripeObjectUnreadable.
         """
         now = self._carrier.clock.now()
         target = await self._carrier.database.read(lambda conn: self._choose(conn, order, now))
@@ -54,11 +55,17 @@ class PlanChanges:
         asked = request_ids.CallerRequest(order.account_id, order.request_id, "change_plan", order.content)
         for _ in range(ROUNDS_MAX):
             now = self._carrier.clock.now()
-            known = await self._carrier.database.run(lambda conn: self._begin(conn, order, asked, origin, now))  # noqa: B023 - awaited at once
+            known, fetched = await self._carrier.database.read(lambda conn: request_ids.find(conn, asked)), None
+            if known is None or not known.is_judged:
+                # A change that is refused because of the subscription's schedule is not stored, so that it can be
+                # repeated.
+                target = await self._carrier.database.read(lambda conn: self._choose(conn, order, now))  # noqa: B023 - awaited at once
+                fetched = await self._fetch(order, target)
+                known = await self._carrier.database.run(lambda conn: self._begin(conn, order, asked, origin, now))  # noqa: B023 - as above
             if known.is_closed and known.answer is not None:
                 return costs.from_kept(known.answer)
             try:
-                return await self._make(order, asked, known, origin)
+                return await self._make(order, asked, known, fetched, origin)
             except errors.PaymentActionRequired:
                 raise  # the change waits at Stripe for the customer
             except (errors.StripeRefused, client.NotAtStripe):
@@ -74,18 +81,20 @@ class PlanChanges:
         order: rules.ChangeOrder,
         asked: request_ids.CallerRequest,
         known: request_ids.RememberedRequest,
+        fetched: stripe_subscriptions.StripeSubscription | None,
         origin: audit_store.Origin,
     ) -> costs.ChangeOutcome:
-        """Make the change at Stripe, as it was judged."""
+        """Make the change at Stripe, as it was judged; `fetched` is a subscription that was just fetched."""
         target = _from_kept(known.target)
-        fetched = await self._fetch(order, target)
+        if fetched is None or fetched.subscription_id != target.subscription_id:
+            fetched = await self._fetch(order, target)
         if self._is_outdated(target, fetched):
             raise errors.StripeRefused("the change was not made within a day, so it is judged again")
         if order.at_period_end:
             answer = known.answer or await self._keep_cost(order, asked, target, fetched)
-            await self._schedule(order, target, fetched)
+            await self._schedule(order, target, fetched, origin)
         else:
-            answer = await self._change_now(order, asked, target, fetched, known.answer)
+            answer = await self._change_now(order, asked, target, fetched, known.answer, origin)
         await self._carrier.finish(asked, target.subscription_id, origin)
         return costs.from_kept(answer)
 
@@ -131,8 +140,9 @@ class PlanChanges:
         rules.require_fresh_preview(order, now)
         row = await stripe_change.held(conn, order.account_id, now)
         if not row.is_giving:
-            message = f"the subscription is {row.status}, so its plan cannot be changed before it is paid"
-            raise errors.NotSubscribed(message, {"account_id": order.account_id})
+            found = await way_out.read(conn, row)
+            message = f"the subscription is {row.status}, so its plan cannot be changed{found.text}"
+            raise errors.NotSubscribed(message, {"account_id": order.account_id, **found.metadata})
         version = await versions.newest_published(conn)
         sold = await self._catalogs.get(conn, row.catalog_version)
         held = rules.Held(row.plan, row.price, row.quantity, row.catalog_version, sold)
@@ -160,6 +170,9 @@ class PlanChanges:
         fetched = await self._carrier.fetch(target.subscription_id)
         if fetched is None:
             raise stripe_change.not_subscribed(order.account_id)
+        await self._carrier.require_own_schedule(
+            order.account_id, fetched, may_release_foreign=order.release_foreign_schedule
+        )
         return fetched
 
     async def _change_now(
@@ -169,11 +182,12 @@ class PlanChanges:
         target: rules.ChangeTarget,
         fetched: stripe_subscriptions.StripeSubscription,
         answer: Mapping[str, Any] | None,
+        origin: audit_store.Origin,
     ) -> Mapping[str, Any]:
         # Units used before the change must be charged on the terms of that time.
         await self._carrier.flush.flush(order.account_id)
         purpose = f"change:{order.request_id}"
-        await self._carrier.release_schedule(order.account_id, fetched.schedule_id, purpose)
+        await self._carrier.release_schedule(order.account_id, fetched, purpose, origin)
         # Must run before the change: afterwards Stripe can no longer preview its cost.
         answer = answer or await self._keep_cost(order, asked, target, fetched)
 
@@ -203,25 +217,29 @@ class PlanChanges:
         return answer
 
     async def _schedule(
-        self, order: rules.ChangeOrder, target: rules.ChangeTarget, fetched: stripe_subscriptions.StripeSubscription
+        self,
+        order: rules.ChangeOrder,
+        target: rules.ChangeTarget,
+        fetched: stripe_subscriptions.StripeSubscription,
+        origin: audit_store.Origin,
     ) -> None:
         """Schedule the change for the end of the subscription's period, in place of any pending change."""
         account_id, writes, purpose = order.account_id, self._carrier.requests, f"change:{order.request_id}"
         if not await writes.is_known(account_id, f"{purpose}:schedule"):
-            await self._carrier.release_schedule(account_id, fetched.schedule_id, purpose)
+            await self._carrier.release_schedule(account_id, fetched, purpose, origin)
             if target.is_in(fetched):
                 return
             # A change at the period's end means that the subscription continues, so a scheduled end is removed.
             await self._carrier.keep(account_id, fetched, f"{purpose}:keep")
 
         async def attached(_since: datetime) -> client.Data | None:
-            schedule: client.Data | None = (await self._carrier.stripe.subscription(target.subscription_id))["schedule"]
-            return schedule
+            schedule = (await self._carrier.stripe.subscription(target.subscription_id)).get("schedule")
+            return schedule if isinstance(schedule, Mapping) else None
 
         made = intents.Intent(
             account_id,
             f"{purpose}:schedule",
-            "subscription_schedules.create",
+            stripe_change.MAKE_SCHEDULE,
             {"from_subscription": target.subscription_id},
         )
         try:
@@ -232,14 +250,15 @@ class PlanChanges:
             message = "another change of this subscription was scheduled at the same time; send the same call again"
             raise errors.LostRace(message) from None
         schedule = await self._carrier.stripe.schedule(schedule_id)
-        if len(schedule["phases"]) > 1:
+        if _phases_of(schedule) > 1:
             return  # an earlier attempt has set the phases already
 
         async def planned(_since: datetime) -> client.Data | None:
             found = await self._carrier.stripe.schedule(schedule_id)
-            return found if len(found["phases"]) > 1 else None
+            return found if _phases_of(found) > 1 else None
 
-        ours = await self._ours([parse.id_of(item["price"]) for item in schedule["phases"][0]["items"]])
+        present = parse.StripeFields.of(schedule, "subscription schedule").each("phases")[0]
+        ours = await self._ours([item.id("price") for item in present.each("items")])
         params = {
             "schedule": schedule_id,
             "end_behavior": "release",
@@ -271,15 +290,16 @@ class PlanChanges:
             details |= {"proration_behavior": "always_invoice", "proration_date": target.proration_at}
             effective_at = datetime.fromtimestamp(target.proration_at or 0, UTC)
         invoice = await self._carrier.stripe.preview_invoice(params)
-        found, _ = invoices_rules.lines_from_stripe(invoice.get("lines"), effective_at)
+        fields = parse.StripeFields.of(invoice, "preview of an invoice")
+        found, _ = invoices_rules.lines_from_stripe(fields.get("lines"), effective_at, fields.about)
         # At a period's end there are no prorations for a part of a period.
         lines = [line for line in found if not (order.at_period_end and line.is_proration)]
         sold = await self._carrier.database.read(
             lambda conn: prices.sold_prices(conn, {line.price_id for line in lines})
         )
         meters = {price_id: price.meter for price_id, price in sold.items()}
-        totals = costs.totals(invoice) if len(lines) == len(found) else None
-        return costs.kept(effective_at, target.proration_at, str(invoice["currency"]), lines, meters, totals)
+        totals = costs.totals(fields) if len(lines) == len(found) else None
+        return costs.kept(effective_at, target.proration_at, fields.text("currency"), lines, meters, totals)
 
     async def _items(
         self, target: rules.ChangeTarget, fetched: stripe_subscriptions.StripeSubscription
@@ -305,6 +325,10 @@ async def _price_ids(conn: AsyncConnection, choice: rules.ChosenPrice) -> tuple[
             {"plan": plan.key, "price": choice.price},
         )
     return ids[base], tuple(ids[key] for key in metered)
+
+
+def _phases_of(schedule: client.Data) -> int:
+    return len(parse.StripeFields.of(schedule, "subscription schedule").each("phases"))
 
 
 def _from_kept(kept: Mapping[str, Any]) -> rules.ChangeTarget:

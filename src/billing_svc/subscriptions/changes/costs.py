@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from billing_svc.stripe import parse
 from billing_svc.subscriptions.invoices import rules as invoices_rules
 
 
@@ -50,27 +51,23 @@ class ChangeOutcome:
         return sum(line.amount for line in self.lines) if self.totals is None else self.totals.total
 
 
-def totals(invoice: Mapping[str, Any]) -> InvoiceTotals:
-    """Return the totals of a previewed invoice, of any API version; a part that Stripe left out is 0."""
-    total = _amount(invoice.get("total"))
-    due = _amount(invoice.get("amount_due", max(0, total)))
-    taxes = invoice.get("total_taxes")
+def totals(invoice: parse.StripeFields) -> InvoiceTotals:
+    """Return the totals of a previewed invoice; a part that Stripe left out is 0. Raises StripeObjectUnreadable."""
+    total = invoice.whole("total")
+    due = invoice.whole("amount_due", otherwise=max(0, total))
     return InvoiceTotals(
-        subtotal=_amount(invoice.get("subtotal", total)),
-        discount=_sum(invoice.get("total_discount_amounts")),
-        tax=_amount(invoice.get("tax")) if taxes is None else _sum(taxes),
+        subtotal=invoice.whole("subtotal", otherwise=total),
+        discount=_sum(invoice, "total_discount_amounts"),
+        # Older API versions have only the sum.
+        tax=invoice.whole("tax", otherwise=0) if invoice.get("total_taxes") is None else _sum(invoice, "total_taxes"),
         total=total,
         credit=max(0, total) - due,
         amount_due=due,
     )
 
 
-def _sum(parts: object) -> int:
-    return sum(_amount(part.get("amount")) for part in parts) if isinstance(parts, list) else 0
-
-
-def _amount(value: object) -> int:
-    return value if isinstance(value, int) else 0
+def _sum(invoice: parse.StripeFields, name: str) -> int:
+    return 0 if invoice.get(name) is None else sum(part.whole("amount") for part in invoice.each(name))
 
 
 def kept(

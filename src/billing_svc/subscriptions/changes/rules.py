@@ -26,10 +26,15 @@ class ChangeOrder:
     quantity: int | None
     at_period_end: bool
     proration_at: datetime | None
+    # May end a schedule at Stripe that this service did not make.
+    release_foreign_schedule: bool = False
 
     @property
     def content(self) -> Mapping[str, object]:
-        """The fields that must be equal in a repeat with the same request id."""
+        """The fields that must be equal in a repeat with the same request id.
+
+        `release_foreign_schedule` is left out: the same request is repeated with it after FOREIGN_SCHEDULE.
+        """
         return {
             "plan": self.plan,
             "price": self.price,
@@ -158,7 +163,11 @@ def phases(schedule: Mapping[str, Any], ours: Collection[str], target: ChangeTar
         raise errors.LostRace("someone else changed the subscription's schedule; send the same call again")
     present = schedule["phases"][0]
     discounts = _discounts(present)
-    kept = [item for item in present["items"] if parse.id_of(item["price"]) not in ours]
+    kept = [
+        item
+        for item in present["items"]
+        if parse.id_of(item.get("price"), "the price of a schedule's item") not in ours
+    ]
     return [
         {
             "items": [_phase_item(item) for item in present["items"]],
@@ -183,13 +192,16 @@ def phases(schedule: Mapping[str, Any], ours: Collection[str], target: ChangeTar
 
 def _phase_item(item: Mapping[str, Any]) -> dict[str, Any]:
     quantity = item.get("quantity")
-    return {"price": parse.id_of(item["price"]), **({} if quantity is None else {"quantity": quantity})}
+    return {
+        "price": parse.id_of(item.get("price"), "the price of a schedule's item"),
+        **({} if quantity is None else {"quantity": quantity}),
+    }
 
 
 def _discounts(phase: Mapping[str, Any]) -> dict[str, Any]:
     """Return a phase's discounts, to pass them on: a phase without discounts would remove the subscription's."""
     found = [
-        {kind: parse.id_of(discount[kind])}
+        {kind: parse.id_of(discount[kind], "the discount of a schedule's phase")}
         for discount in phase.get("discounts") or ()
         for kind in ("discount", "coupon", "promotion_code")
         if discount.get(kind)

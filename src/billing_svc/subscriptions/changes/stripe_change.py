@@ -11,8 +11,12 @@ from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.stripe import client, intents, same_account, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
+from billing_svc.subscriptions.invoices import way_out
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
 from billing_svc.usage_export import export_now
+
+# The operation that makes this service's schedules.
+MAKE_SCHEDULE = "subscription_schedules.create"
 
 
 class StripeChange:
@@ -36,26 +40,72 @@ class StripeChange:
     async def fetch(self, subscription_id: str) -> stripe_subscriptions.StripeSubscription | None:
         """Return a subscription as Stripe has it now; None if it is over, which is then stored here too.
 
-        Raises StripeAccountMismatch if Stripe has none of our objects.
+        Raises CannotApply, and StripeAccountMismatch if Stripe has none of our objects.
         """
         try:
             fetched = await refresh_subscription.fetch(self.stripe, subscription_id)
         except client.NotAtStripe:
             await same_account.require(self.database, self.stripe, subscription_id)
             return None
-        if not fetched.is_over:
-            return fetched
-        await self.refresher.refresh(subscription_id, audit_store.Origin("service"))
-        return None
+        return None if await self._is_over(fetched) else fetched
 
-    async def release_schedule(self, account_id: str, schedule_id: str | None, purpose: str) -> None:
-        """Release a subscription's schedule, if it has one, so that its pending change is not made."""
+    async def fetch_standing(self, subscription_id: str) -> stripe_subscriptions.Standing | None:
+        """Return the same without the prices, also if the subscription's other fields cannot be read."""
+        try:
+            return await self.fetch(subscription_id)
+        except apply_subscription.CannotApply as error:
+            if error.standing is None:
+                raise
+            return None if await self._is_over(error.standing) else error.standing
+
+    async def _is_over(self, fetched: stripe_subscriptions.Standing) -> bool:
+        if fetched.is_over:
+            # If it cannot be applied as a whole, its end is applied all the same.
+            with contextlib.suppress(apply_subscription.CannotApply):
+                await self.refresher.refresh(fetched.subscription_id, audit_store.Origin("service"))
+        return fetched.is_over
+
+    async def is_foreign(self, account_id: str, fetched: stripe_subscriptions.Standing) -> bool:
+        """Say whether a subscription has a schedule that this service did not make."""
+        schedule_id = fetched.schedule_id
+        if schedule_id is None:
+            return False
+        made_from, since = {"from_subscription": fetched.subscription_id}, self.clock.now() - intents.KEY_TRUSTED_FOR
+        return not await self.database.read(
+            lambda conn: intents.has_made(conn, account_id, MAKE_SCHEDULE, schedule_id, made_from, since)
+        )
+
+    async def require_own_schedule(
+        self, account_id: str, fetched: stripe_subscriptions.Standing, *, may_release_foreign: bool
+    ) -> None:
+        """Raise ForeignSchedule if the change would end a schedule of someone else, and the request does not say so."""
+        if may_release_foreign or not await self.is_foreign(account_id, fetched):
+            return
+        schedule_id = fetched.schedule_id or ""
+        raise errors.ForeignSchedule(
+            f"the subscription has a schedule at Stripe that this service did not make ({schedule_id}); the change "
+            "would end it, with its later phases and discounts; repeat with release_foreign_schedule to allow that",
+            {"account_id": account_id, "subscription_id": fetched.subscription_id, "schedule_id": schedule_id},
+        )
+
+    async def release_schedule(
+        self, account_id: str, fetched: stripe_subscriptions.Standing, purpose: str, origin: audit_store.Origin
+    ) -> None:
+        """Release a subscription's schedule, if it has one, so that its pending change is not made.
+
+        Call `require_own_schedule` before. The release of someone else's schedule has an audit entry.
+        """
+        schedule_id = fetched.schedule_id
         if schedule_id is None:
             return
+        if await self.is_foreign(account_id, fetched):
+            now, changes = self.clock.now(), {"subscription": fetched.subscription_id, "schedule": schedule_id}
+            action = "subscription.foreign_schedule_released"
+            await self.database.run(lambda conn: audit_store.append(conn, origin, account_id, action, changes, now))
 
         async def look_up(_since: datetime) -> client.Data | None:
             schedule = await self.stripe.schedule(schedule_id)
-            return schedule if schedule["status"] in {"released", "canceled", "completed"} else None
+            return schedule if schedule.get("status") in {"released", "canceled", "completed"} else None
 
         intent = intents.Intent(
             account_id, f"{purpose}:release:{schedule_id}", "subscription_schedules.release", {"schedule": schedule_id}
@@ -64,14 +114,23 @@ class StripeChange:
         with contextlib.suppress(errors.StripeRefused, client.NotAtStripe):
             await self.requests.perform(intent, look_up)
 
-    async def keep(self, account_id: str, fetched: stripe_subscriptions.StripeSubscription, purpose: str) -> None:
+    async def way_out(self, account_id: str, subscription_id: str) -> way_out.WayOut:
+        """Return what a caller can do about a subscription that is unpaid, incomplete or paused."""
+
+        async def read(conn: AsyncConnection) -> way_out.WayOut:
+            row = await subscription_records.find(conn, account_id, subscription_id)
+            return way_out.NONE if row is None else await way_out.read(conn, row)
+
+        return await self.database.read(read)
+
+    async def keep(self, account_id: str, fetched: stripe_subscriptions.Standing, purpose: str) -> None:
         """Remove a subscription's scheduled end, if it has one."""
         if not fetched.will_end:
             return
 
         async def look_up(_since: datetime) -> client.Data | None:
             data = await self.stripe.subscription(fetched.subscription_id)
-            return None if refresh_subscription.read(data).will_end else data
+            return None if stripe_subscriptions.standing(data).will_end else data
 
         # Stripe clears both fields if `cancel_at_period_end` was used, and accepts only one of the two in a call.
         kept = {"cancel_at_period_end": False} if fetched.cancel_at_period_end else {"cancel_at": ""}
@@ -81,8 +140,8 @@ class StripeChange:
     async def finish(self, asked: request_ids.CallerRequest, subscription_id: str, origin: audit_store.Origin) -> None:
         """Update the stored row from Stripe, and close the request.
 
-        What Stripe was asked for is done, so nothing that cannot be read here is an error of the request; the worker's
-        event reports it.
+        What Stripe was asked for is done. If the subscription cannot be applied as a whole, what needs no price is; the
+        worker's event and the comparison report the rest.
         """
         with contextlib.suppress(client.NotAtStripe, apply_subscription.CannotApply, apply_subscription.NotOurs):
             await self.refresher.refresh(subscription_id, origin)

@@ -13,7 +13,7 @@ import contextlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -26,9 +26,10 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.pricing import rules as pricing_rules
-from billing_svc.stripe import client, intents, prices, same_account, subscription_records
+from billing_svc.stripe import client, intents, parse, prices, same_account, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.checkouts import close_checkout, store
+from billing_svc.subscriptions.invoices import way_out
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
 from billing_svc.subscriptions.records import rules as records_rules
 
@@ -120,9 +121,11 @@ class Checkout:
         known = await request_ids.find(conn, asked) if order.request_id else None
         held = await _held(conn, order.account_id)
         if held is not None:
+            found_out = await way_out.read(conn, held)
+            advice = found_out.text or "; use ChangePlan"
             raise errors.AlreadySubscribed(
-                f"the account is subscribed to {held.plan} ({held.status}); use ChangePlan, or cancel it first",
-                {"plan": held.plan, "status": held.status},
+                f"the account is subscribed to {held.plan} ({held.status}){advice}; or cancel it first",
+                {"plan": held.plan, "status": held.status, **found_out.metadata},
             )
         if order.request_id and known is None:
             await request_ids.remember(conn, asked, {}, now)
@@ -162,7 +165,7 @@ class Checkout:
         async def look_up(_since: datetime) -> client.Data | None:
             sessions = await self._stripe.checkout_sessions_of(customer_id)
             return next(
-                (session for session in sessions if session["metadata"].get("checkout_id") == page.checkout_id), None
+                (one for one in sessions if parse.nested(one, "metadata", "checkout_id") == page.checkout_id), None
             )
 
         intent = intents.Intent(order.account_id, f"checkout:{page.checkout_id}", "checkout.sessions.create", params)
@@ -173,10 +176,12 @@ class Checkout:
             if page.is_new:
                 raise
             return None
-        if session["url"] is None:
-            return replace(page, session_id=session["id"])
-        expires_at = datetime.fromtimestamp(session["expires_at"], UTC)
-        opened = replace(page, session_id=session["id"], url=session["url"], expires_at=expires_at)
+        fields = parse.StripeFields.of(session, "checkout session")
+        if fields.get("url") is None:
+            return replace(page, session_id=fields.text("id"))
+        opened = replace(
+            page, session_id=fields.text("id"), url=fields.text("url"), expires_at=fields.instant("expires_at")
+        )
         await self._database.run(lambda conn: store.open_session(conn, order.account_id, opened))
         return opened
 
@@ -218,12 +223,11 @@ class Checkout:
         except client.NotAtStripe:
             await same_account.require(self._database, self._stripe, str(page.session_id))
             session = {"status": "expired"}
-        if session["status"] == "open":
-            customer = session.get("customer")
-            if isinstance(customer, Mapping) and customer.get("deleted"):
-                raise errors.CustomerMissing(str(customer["id"]))
+        if session.get("status") == "open":
+            if parse.nested(session, "customer", "deleted") is True:
+                raise errors.CustomerMissing(parse.id_of(session.get("customer"), "the customer of a checkout"))
             return True
-        if session["status"] == "complete":
+        if session.get("status") == "complete":
             status = await self._status_of(session)
             if status is not None and status not in stripe_subscriptions.OVER:
                 # The page stays open here until the worker has applied the subscription; the worker then closes it.
@@ -231,17 +235,17 @@ class Checkout:
                     "the account has just paid for a checkout; its subscription is about to appear",
                     {"plan": page.plan, "status": status},
                 )
-        state = "complete" if session["status"] == "complete" else "expired"
+        state = "complete" if session.get("status") == "complete" else "expired"
         await self._close(account_id, page.checkout_id, state, origin)
         return False
 
     async def _status_of(self, session: client.Data) -> str | None:
         """Return the status of the subscription that a paid session created; None if it no longer exists."""
-        subscription_id = session["subscription"]
+        subscription_id = parse.optional_id(session.get("subscription"))
         if subscription_id is None:
             return None
         try:
-            return str((await self._stripe.subscription(subscription_id))["status"])
+            return stripe_subscriptions.standing(await self._stripe.subscription(subscription_id)).status
         except client.NotAtStripe:
             return None
 

@@ -88,12 +88,12 @@ class FollowUps:
             return False
         try:
             await self.do(account_id, subscription_id)
+        except errors.StripeObjectUnreadable as error:
+            note = error.message
+            _log.warning("duty_postponed", subscription=subscription_id, error=note)
         except errors.BillingError as error:
             note = error.message
             _log.info("duty_postponed", subscription=subscription_id, error=note)
-        except apply_subscription.CannotApply as error:
-            note = str(error)
-            _log.warning("duty_postponed", subscription=subscription_id, error=note)
         else:
             return True
         follow_up = await self._database.read(lambda conn: follow_up_queue.find(conn, account_id, subscription_id))
@@ -113,6 +113,11 @@ class FollowUps:
                 await self._refresher.refresh(subscription_id, ORIGIN)
             except (client.NotAtStripe, apply_subscription.NotOurs):
                 _log.warning("duty_without_subscription", subscription=subscription_id)
+            except apply_subscription.CannotApply as error:
+                if error.standing is None:
+                    raise
+                # The row has now what a follow-up decides by: whether the subscription has ended or will end.
+                _log.warning("duty_with_unreadable_subscription", subscription=subscription_id, error=error.message)
             now = self._clock.now()
             case = await self._database.read(lambda conn: _read(conn, account_id, subscription_id, now))  # noqa: B023 - awaited at once
             if case is None:

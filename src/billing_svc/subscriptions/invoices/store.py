@@ -137,6 +137,34 @@ async def list_invoices(
     return [InvoiceRecord(*row) for row in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class OwedInvoices:
+    """What is owed for a subscription: the sum in minor units, and the invoice that must be paid first."""
+
+    amount: int
+    currency: str
+    invoice_id: str
+    page_url: str | None
+
+
+async def owed(conn: AsyncConnection, account_id: str, subscription_id: str) -> OwedInvoices | None:
+    """Return what is owed for a subscription by its stored invoices; None if none is open.
+
+    Stripe makes a subscription active again when its latest finalised invoice is paid.
+    """
+    query = (
+        sa.select(_INVOICES)
+        .where(_INVOICES.c.account_id == account_id, _INVOICES.c.subscription_id == subscription_id)
+        .where(_INVOICES.c.status == "open")
+        .order_by(_INVOICES.c.created_at.desc(), _INVOICES.c.invoice_id)
+    )
+    rows = list(await conn.execute(query))
+    if not rows:
+        return None
+    amount = sum(max(0, row.amount_due - row.amount_paid) for row in rows if row.currency == rows[0].currency)
+    return OwedInvoices(amount, rows[0].currency, rows[0].invoice_id, rows[0].hosted_url)
+
+
 def _to_json(line: rules.InvoiceLine, meters: Mapping[str, str]) -> dict[str, object]:
     return {
         "description": line.description,

@@ -16,14 +16,14 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.catalog import parts, versions
-from billing_svc.customers import create_customer
+from billing_svc.customers import create_customer, payment_methods
 from billing_svc.metering.gauges import store as gauges_store
 from billing_svc.metering.quota import lookup, terms
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.request_ids import store as request_ids
-from billing_svc.stripe import client, intents, prices, subscription_records
+from billing_svc.stripe import client, intents, parse, prices, subscription_records
 from billing_svc.subscriptions.changes import stripe_change
 from billing_svc.subscriptions.follow_ups import run_follow_ups
 from billing_svc.subscriptions.records import follow_up_queue
@@ -54,6 +54,8 @@ class _Needed:
     price_ids: tuple[str, ...]
     anchor: datetime
     purpose: str
+    # The account's last subscription, whose payment method is preferred; None if it had none.
+    last_subscription_id: str | None
 
 
 class PayAsYouGoToggle:
@@ -83,7 +85,8 @@ class PayAsYouGoToggle:
             subscription_id = await self._make(switch.account_id, needed, origin)
             await self._carrier.database.run(lambda conn: self._set(conn, switch, subscription_id, origin, now))
             # If this fails, Stripe's events bring the same update.
-            with contextlib.suppress(errors.LostRace, errors.StripeUnavailable, client.NotAtStripe):
+            expected = (errors.LostRace, errors.StripeUnavailable, errors.StripeObjectUnreadable, client.NotAtStripe)
+            with contextlib.suppress(*expected):
                 await self._carrier.refresher.refresh(subscription_id, origin)
         await self._run_follow_ups(switch.account_id)
 
@@ -108,12 +111,13 @@ class PayAsYouGoToggle:
         if under.subscription is not None:
             await self._set(conn, switch, under.subscription.subscription_id, origin, now)
             return None
-        rows = [row for row in await subscription_records.of_account(conn, switch.account_id) if not row.is_plan]
+        held = await subscription_records.of_account(conn, switch.account_id)
+        rows = [row for row in held if not row.is_plan]
         living = next((row for row in rows if row.goes_on(now) and row.plan == under.plan.key), None)
         if living is not None:
             await self._set(conn, switch, living.subscription_id, origin, now)
             return None
-        return await _needed(conn, under, rows)
+        return await _needed(conn, under, rows, held[0].subscription_id if held else None)
 
     async def _set(
         self, conn: AsyncConnection, switch: Switch, under: str | None, origin: audit_store.Origin, now: datetime
@@ -137,7 +141,11 @@ class PayAsYouGoToggle:
     async def _make(self, account_id: str, needed: _Needed, origin: audit_store.Origin) -> str:
         """Create the metered-only subscription; concurrent calls create a single subscription."""
         customer_id = await self._customers.ensure(account_id, "", origin)
+        payer = await payment_methods.payer(self._carrier.stripe, customer_id, needed.last_subscription_id)
         overlay = needed.plan.pay_as_you_go
+        if payer is None and overlay is not None and overlay.require_payment_method:
+            message = "the customer has no payment method; it can be added on the page of CreatePortalSession"
+            raise errors.PaymentMethodRequired(message, {"account_id": account_id})
         params: dict[str, Any] = {
             "customer": customer_id,
             "items": [{"price": price_id} for price_id in needed.price_ids],
@@ -151,33 +159,18 @@ class PayAsYouGoToggle:
                 "catalog_version": str(needed.catalog_version),
                 "purpose": needed.purpose,
             },
+            **(payer or {}),
         }
-        if overlay is not None and overlay.require_payment_method:
-            params |= await self._payment_method(account_id, customer_id)
 
         async def look_up(_since: datetime) -> client.Data | None:
             found = await self._carrier.stripe.subscriptions_of(customer_id)
             return next(
-                (subscription for subscription in found if subscription["metadata"].get("purpose") == needed.purpose),
+                (one for one in found if parse.nested(one, "metadata", "purpose") == needed.purpose),
                 None,
             )
 
         intent = intents.Intent(account_id, needed.purpose, "subscriptions.create", params)
         return str((await self._carrier.requests.perform(intent, look_up))["id"])
-
-    async def _payment_method(self, account_id: str, customer_id: str) -> dict[str, str]:
-        """Return the payment method parameter, if Stripe needs it. Raises PaymentMethodRequired."""
-        customer = await self._carrier.stripe.customer(customer_id)
-        if customer.get("deleted"):
-            raise errors.CustomerMissing(customer_id)
-        settings = customer.get("invoice_settings") or {}
-        if settings.get("default_payment_method") or customer.get("default_source"):
-            return {}
-        on_file = await self._carrier.stripe.payment_methods_of(customer_id)
-        if not on_file:
-            message = "the customer has no payment method; it can be added on the page of CreatePortalSession"
-            raise errors.PaymentMethodRequired(message, {"account_id": account_id})
-        return {"default_payment_method": str(on_file[0]["id"])}
 
     async def _run_follow_ups(self, account_id: str) -> None:
         """Run the account's follow-ups now; the worker runs those that fail."""
@@ -191,7 +184,10 @@ class PayAsYouGoToggle:
 
 
 async def _needed(
-    conn: AsyncConnection, under: terms.EffectiveTerms, rows: list[subscription_records.SubscriptionRecord]
+    conn: AsyncConnection,
+    under: terms.EffectiveTerms,
+    rows: list[subscription_records.SubscriptionRecord],
+    last_subscription_id: str | None,
 ) -> _Needed:
     """Return what must be created. Raises PlanNotApplied."""
     keys = [price.lookup_key for price in under.plan.charged(pay_as_you_go=True)]
@@ -209,4 +205,5 @@ async def _needed(
         price_ids=tuple(ids[key] for key in keys),
         anchor=under.period.end,
         purpose=f"pay_as_you_go:{last}",
+        last_subscription_id=last_subscription_id,
     )

@@ -27,7 +27,7 @@ class NextInvoices:
     async def of_account(self, account_id: str) -> NextInvoice | None:
         """Return the next invoice of the account's subscription; None if Stripe will make none.
 
-        Raises StripeUnavailable and StripeRefused.
+        Raises StripeUnavailable, StripeRefused and StripeObjectUnreadable.
         """
         subscription_id = await self._database.read(lambda conn: _living(conn, account_id))
         if subscription_id is None:
@@ -36,7 +36,8 @@ class NextInvoices:
             invoice = await self._stripe.preview_invoice({"subscription": subscription_id})
         except client.NotAtStripe:
             return None
-        return NextInvoice(parse.text(invoice["currency"]), costs.totals(invoice))
+        fields = parse.StripeFields.of(invoice, "preview of an invoice")
+        return NextInvoice(fields.text("currency"), costs.totals(fields))
 
 
 async def _living(conn: AsyncConnection, account_id: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -42,7 +43,7 @@ class Refresher:
 
         Its waiting events stay, and later find nothing to change. Raises LostRace if others hold the subscription's
         lease until the wait ends, StripeUnavailable, NotAtStripe, NotOurs and CannotApply; then the worker updates the
-        row when the event arrives.
+        row when the event arrives. Before CannotApply, what needs no price is applied.
         """
         give_up_at = asyncio.get_running_loop().time() + self._wait_seconds_max
         while asyncio.get_running_loop().time() < give_up_at:
@@ -67,13 +68,25 @@ class Refresher:
         return await self._database.run(lambda conn: leases.take(conn, subscription_id, now))
 
     async def _apply(self, lease: leases.Lease, origin: audit_store.Origin) -> str:
-        fetched = await fetch(self._stripe, lease.object_id)
-        now = self._clock.now()
+        try:
+            fetched = await fetch(self._stripe, lease.object_id)
+            now = self._clock.now()
+            return await self._finish(
+                lease, lambda conn: apply_subscription.apply(conn, self._catalogs, fetched, origin, now)
+            )
+        except apply_subscription.CannotApply as error:
+            standing, now = error.standing, self._clock.now()
+            if standing is not None:
+                await self._finish(
+                    lease, lambda conn: apply_subscription.apply_standing(conn, self._catalogs, standing, origin, now)
+                )
+            raise
 
+    async def _finish(self, lease: leases.Lease, apply: Callable[[AsyncConnection], Awaitable[str]]) -> str:
         async def finish(conn: AsyncConnection) -> str:
-            if not await leases.end(conn, lease, now):
+            if not await leases.end(conn, lease, self._clock.now()):
                 raise leases.Overtaken
-            return await apply_subscription.apply(conn, self._catalogs, fetched, origin, now)
+            return await apply(conn)
 
         return await self._database.run(finish)
 
@@ -90,8 +103,15 @@ async def fetch(stripe: client.Stripe, subscription_id: str) -> stripe_subscript
 
 
 def read(data: client.Data) -> stripe_subscriptions.StripeSubscription:
-    """Parse Stripe's subscription. Raises CannotApply."""
+    """Parse Stripe's subscription. Raises CannotApply, with what needs no price if that can be parsed."""
     try:
         return stripe_subscriptions.from_stripe(data)
-    except ValueError as error:
-        raise apply_subscription.CannotApply(str(error)) from error
+    except errors.StripeObjectUnreadable as error:
+        raise apply_subscription.CannotApply(error.message, _standing(data), error.metadata["field"]) from error
+
+
+def _standing(data: client.Data) -> stripe_subscriptions.Standing | None:
+    try:
+        return stripe_subscriptions.standing(data)
+    except errors.StripeObjectUnreadable:
+        return None

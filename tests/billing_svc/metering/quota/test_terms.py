@@ -137,3 +137,18 @@ def test_periods_of_subscriptions_that_overlap_tile_it_too(
 ) -> None:
     """Going from one subscription to another ends the old period at that instant."""
     _assert_tiled(_standing(*subscriptions), at + offset, NYQST)
+
+
+def test_from_a_pause_on_charging_is_denying_and_before_it_is_not() -> None:
+    since, paused_at = _at("2026-03-01"), _at("2026-03-10")
+    paused = terms.PlanSubscription("sub_1", "active", "pro", 1, 1, since, since, None, paused_at)
+    under = terms.effective_terms(_standing(paused), {1: NYQST}, paused_at)
+    before, after = under.allowance("runs", None, paused_at - TICK), under.allowance("runs", None, paused_at)
+    assert (before.charges, before.included) == (True, 200)
+    assert (after.charges, after.included) == (False, 200)
+    assert after.limit is not None
+    assert after.limit.beyond == "deny"
+    override = terms.Override(300, None, "", "", since)
+    assert under.allowance("runs", override, paused_at) == terms.Allowance(after.limit, 300, overridden=True)
+    unlimited = under.allowance("reports", None, paused_at)
+    assert unlimited.included is None

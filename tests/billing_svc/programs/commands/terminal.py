@@ -1,8 +1,14 @@
 """Commands as people run them: processes with an environment, an output and an exit status."""
 
+import functools
+import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 
 from tests import ports
@@ -34,14 +40,43 @@ def complete(database_url: str, **more: str) -> dict[str, str]:
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "billing_svc", *arguments],
+    """Run `billing-svc`, in a fork of a process that has imported its modules."""
+    command = ["billing-svc", *arguments]
+    with tempfile.NamedTemporaryFile("r+") as out, tempfile.NamedTemporaryFile("r+") as err, _ONE_AT_A_TIME:
+        server = _forking()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        asked = {
+            "arguments": arguments,
+            "cwd": str(ROOT),
+            "env": environment() if env is None else env,
+            "stdout": out.name,
+            "stderr": err.name,
+        }
+        print(json.dumps(asked), file=server.stdin, flush=True)
+        if not select.select([server.stdout], [], [], SECONDS_MAX)[0]:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+            _forking.cache_clear()
+            raise subprocess.TimeoutExpired(command, SECONDS_MAX)
+        return subprocess.CompletedProcess(command, int(server.stdout.readline()), out.read(), err.read())
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@functools.cache
+def _forking() -> subprocess.Popen[str]:
+    """Start the process that forks; it ends with this process, which holds its standard input."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.billing_svc.programs.commands.forks"],
         cwd=ROOT,
-        env=environment() if env is None else env,
-        capture_output=True,
+        # The commands' log sets this before they import gRPC, which here is imported already.
+        env=environment(GRPC_VERBOSITY="NONE"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=SECONDS_MAX,
-        check=False,
+        start_new_session=True,
     )
 
 

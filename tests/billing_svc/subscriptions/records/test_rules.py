@@ -2,6 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from billing_svc.platform import errors
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import rules
 
@@ -73,6 +74,38 @@ def test_a_status_that_gives_no_plan_ends_the_interval(
     status: str, previous: rules.Interval | None, end: datetime | None
 ) -> None:
     assert rules.interval_in_force(subscription(status), previous, PERIOD_END, NOW) == rules.Interval(START, end)
+
+
+KEEP = rules.PausePolicy(keeps_while_collection_paused=True, keeps_while_paused=True)
+DEFAULT = rules.PausePolicy(keeps_while_collection_paused=False, keeps_while_paused=False)
+
+
+@pytest.mark.parametrize("policy", [KEEP, DEFAULT])
+@pytest.mark.parametrize(
+    "fields", [{"status": "paused"}, {"status": "active", "collection_pause": "void"}], ids=["paused", "collection"]
+)
+def test_the_catalog_says_whether_a_pause_takes_the_plan(policy: rules.PausePolicy, fields: dict[str, object]) -> None:
+    paused = subscription(**{"status": "", **fields})  # type: ignore[arg-type]  # a table of fields
+    found = rules.interval_in_force(paused, GAVE, PERIOD_END, NOW, policy)
+    assert found == (GAVE if policy is KEEP else rules.Interval(START, NOW))
+    # Seen again later, a suspension keeps its beginning; what is resumed gives its plan again.
+    assert rules.interval_in_force(paused, found, PERIOD_END, LATER, policy) == found
+    assert rules.interval_in_force(subscription("active"), found, PERIOD_END, LATER, policy) == GAVE
+
+
+def test_a_pause_never_keeps_what_is_unpaid_or_over() -> None:
+    for status in ("unpaid", "canceled", "incomplete"):
+        found = rules.interval_in_force(subscription(status, collection_pause="void"), GAVE, PERIOD_END, NOW, KEEP)
+        assert found.end is not None
+
+
+def test_overage_is_denied_from_the_pause_on() -> None:
+    paused = subscription("active", collection_pause="keep_as_draft")
+    assert rules.overage_denied_from(paused, None, NOW) == NOW
+    assert rules.overage_denied_from(paused, EARLIER, NOW) == EARLIER
+    assert rules.overage_denied_from(subscription("active"), EARLIER, NOW) is None
+    assert rules.overage_denied_from(subscription("paused", pause_began_at=EARLIER), None, NOW) == EARLIER
+    assert rules.overage_denied_from(subscription("canceled", collection_pause="void"), None, NOW) is None
 
 
 @pytest.mark.parametrize(
@@ -149,9 +182,32 @@ def test_a_metered_item_counts_as_one_and_zero_stays_zero(quantity: int | None, 
         {"billing_cycle_anchor": "soon"},
         {"cancel_at": 10**15},
         {"metadata": "none"},
+        {"metadata": {"checkout_id": "a\0"}},
+        {"billing_cycle_anchor": True},
+        {"cancel_at_period_end": "no"},
+        {"items": {"data": [{"id": "si_1", "price": "price_1", "quantity": True, **PERIOD}]}},
+        {"pause_collection": {"behavior": None}},
+        {"schedule": {"id": "sub_sched_1", "current_phase": 5}},
     ],
     ids=repr,
 )
-def test_what_is_no_subscription_is_a_value_error(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"not a subscription|out of range|year"):
+def test_what_cannot_be_read_is_refused_with_object_and_field(wrong: dict[str, object]) -> None:
+    with pytest.raises(errors.StripeObjectUnreadable) as caught:
         stripe_subscriptions.from_stripe(data(**wrong))
+    (field,) = wrong
+    about = caught.value.metadata["object"]
+    assert about in {"subscription sub_1", "subscription without an id", "subscription schedule sub_sched_1"}
+    assert caught.value.message.startswith(f"{about}: {caught.value.metadata['field']} is ")
+    assert field == "schedule" or caught.value.metadata["field"].startswith(field)
+
+
+def test_what_needs_no_price_is_read_whatever_else_is_wrong() -> None:
+    wrong = data(items=None, metadata="none", billing_cycle_anchor="soon", cancel_at=10**15, status="canceled")
+    standing = stripe_subscriptions.standing({**wrong, "ended_at": 1_790_000_000, "pause_collection": {"behavior": 7}})
+    assert (standing.status, standing.cancel_at, standing.collection_pause) == ("canceled", None, "unknown")
+    assert standing.ended_at == datetime.fromtimestamp(1_790_000_000, UTC)
+
+
+def test_a_stranger_s_metadata_and_a_flag_as_a_number_are_no_obstacle() -> None:
+    read = stripe_subscriptions.from_stripe(data(metadata={"note": "a\0\n"}, cancel_at_period_end=1))
+    assert (read.metadata, read.cancel_at_period_end) == ({}, True)
