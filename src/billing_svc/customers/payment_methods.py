@@ -12,9 +12,12 @@ async def payer(stripe: client.Stripe, customer_id: str, subscription_id: str | 
     """Return the parameter that names who pays; empty if Stripe finds it, None if the customer has no payment method.
 
     In this order: the payment method of the subscription, the customer's default, any that is attached. Raises
-    CustomerMissing if the customer was deleted, NotAtStripe if Stripe has no such customer, and StripeUnavailable.
+    CustomerMissing if the customer was deleted or Stripe has no such customer, and StripeUnavailable.
     """
-    customer = await stripe.customer(customer_id)
+    try:
+        customer = await stripe.customer(customer_id)
+    except client.NotAtStripe as error:
+        raise errors.CustomerMissing(customer_id) from error
     if customer.get("deleted"):
         raise errors.CustomerMissing(customer_id)
     attached = [str(found["id"]) for found in await stripe.payment_methods_of(customer_id)]
