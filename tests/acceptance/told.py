@@ -64,7 +64,9 @@ class Told:
         else:
             keys = [metered.lookup_key for metered in plan.charged(pay_as_you_go=True)]
         items = tuple(
-            stripe_subscriptions.Item(f"si_{n}", f"price_{key}", self.quantity if n == 0 else 1, start, end)
+            stripe_subscriptions.Item(
+                f"si_{n}", stripe_subscriptions.ItemPrice(f"price_{key}"), self.quantity if n == 0 else 1, start, end
+            )
             for n, key in enumerate(keys)
         )
         fetched = stripe_subscriptions.StripeSubscription(

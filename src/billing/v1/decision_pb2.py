@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62illing/v1/decision.proto\x12\nbilling.v1*O\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45\x43ISION_ALLOWED\x10\x01\x12\x13\n\x0f\x44\x45\x43ISION_DENIED\x10\x02*\xbc\x02\n\x0e\x44\x65\x63isionReason\x12\x1f\n\x1b\x44\x45\x43ISION_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45\x43ISION_REASON_OVERAGE\x10\x01\x12\x1e\n\x1a\x44\x45\x43ISION_REASON_SOFT_LIMIT\x10\x02\x12\x19\n\x15\x44\x45\x43ISION_REASON_GRACE\x10\x03\x12#\n\x1f\x44\x45\x43ISION_REASON_QUOTA_EXHAUSTED\x10\x04\x12!\n\x1d\x44\x45\x43ISION_REASON_GRACE_EXPIRED\x10\x05\x12 \n\x1c\x44\x45\x43ISION_REASON_RATE_LIMITED\x10\x06\x12\x1f\n\x1b\x44\x45\x43ISION_REASON_NOT_IN_PLAN\x10\x07\x12&\n\"DECISION_REASON_RESERVATION_CLOSED\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62illing/v1/decision.proto\x12\nbilling.v1*O\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45\x43ISION_ALLOWED\x10\x01\x12\x13\n\x0f\x44\x45\x43ISION_DENIED\x10\x02*\xe0\x02\n\x0e\x44\x65\x63isionReason\x12\x1f\n\x1b\x44\x45\x43ISION_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45\x43ISION_REASON_OVERAGE\x10\x01\x12\x1e\n\x1a\x44\x45\x43ISION_REASON_SOFT_LIMIT\x10\x02\x12\x19\n\x15\x44\x45\x43ISION_REASON_GRACE\x10\x03\x12#\n\x1f\x44\x45\x43ISION_REASON_QUOTA_EXHAUSTED\x10\x04\x12!\n\x1d\x44\x45\x43ISION_REASON_GRACE_EXPIRED\x10\x05\x12 \n\x1c\x44\x45\x43ISION_REASON_RATE_LIMITED\x10\x06\x12\x1f\n\x1b\x44\x45\x43ISION_REASON_NOT_IN_PLAN\x10\x07\x12&\n\"DECISION_REASON_RESERVATION_CLOSED\x10\x08\x12\"\n\x1e\x44\x45\x43ISION_REASON_NOT_CHARGEABLE\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECISION']._serialized_start=41
   _globals['_DECISION']._serialized_end=120
   _globals['_DECISIONREASON']._serialized_start=123
-  _globals['_DECISIONREASON']._serialized_end=439
+  _globals['_DECISIONREASON']._serialized_end=475
 # @@protoc_insertion_point(module_scope)

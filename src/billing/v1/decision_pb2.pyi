@@ -68,6 +68,10 @@ class _DecisionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decisi
     """
     DECISION_REASON_RESERVATION_CLOSED: _DecisionReason.ValueType  # 8
     """DENIED: the reservation of this request_id was settled, released or has expired; new work needs a new request_id."""
+    DECISION_REASON_NOT_CHARGEABLE: _DecisionReason.ValueType  # 9
+    """DENIED: beyond the included quantity. The plan charges for more, but the subscription at Stripe has no item that
+    could charge it; an operator has to add the item. Usage that already happened is still recorded and charged.
+    """
 
 class DecisionReason(_DecisionReason, metaclass=_DecisionReasonEnumTypeWrapper):
     """The reason of a decision. Accept values that you do not know: only the decision matters."""
@@ -94,4 +98,8 @@ still recorded, and is not charged.
 """
 DECISION_REASON_RESERVATION_CLOSED: DecisionReason.ValueType  # 8
 """DENIED: the reservation of this request_id was settled, released or has expired; new work needs a new request_id."""
+DECISION_REASON_NOT_CHARGEABLE: DecisionReason.ValueType  # 9
+"""DENIED: beyond the included quantity. The plan charges for more, but the subscription at Stripe has no item that
+could charge it; an operator has to add the item. Usage that already happened is still recorded and charged.
+"""
 Global___DecisionReason: _TypeAlias = DecisionReason  # noqa: Y015

@@ -107,6 +107,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_LEVEL_BELOW_ZERO: _ErrorReason.ValueType  # 29
     """FAILED_PRECONDITION. The change would set a gauge's level below 0. Metadata: meter, level (units)."""
+    ERROR_REASON_PRICE_ARCHIVED: _ErrorReason.ValueType  # 52
+    """FAILED_PRECONDITION. The price is no longer sold. With newest_catalog_version in the metadata: it belongs to the
+    older catalog version that the account has, and ChangePlan with newest_catalog changes to the newest version's price
+    and terms. With stripe_object: the price, or its product, is archived at Stripe; an operator activates it there, or
+    runs `billing-svc catalog apply`, which makes a new price, and then the same call succeeds. Metadata: plan, price
+    (empty for a meter's price); and catalog_version and newest_catalog_version, or stripe_object (the price's id) and,
+    for a meter's price, meter.
+    """
+    ERROR_REASON_ITEMS_MISSING: _ErrorReason.ValueType  # 53
+    """FAILED_PRECONDITION. The subscription at Stripe lacks metered items of its plan, so that overage could not be
+    charged; ChangePlan to the account's present plan adds them. Metadata: subscription_id, missing (event names).
+    """
     ERROR_REASON_EVENT_ID_REUSED: _ErrorReason.ValueType  # 30
     """ALREADY_EXISTS. The event_id or correction_id was used before with different content. Metadata: event_id. Do not
     repeat: the caller makes its ids in a wrong way.
@@ -168,12 +180,6 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     for that: send the customer's browser to payment_url. After the payment Stripe makes the change, and the same call
     returns its answer; a payment that has not come at expires_at leaves everything as it was. Metadata: account_id;
     payment_url, invoice_id and expires_at (RFC 3339), if Stripe has such a page.
-    """
-    ERROR_REASON_PRICE_ARCHIVED: _ErrorReason.ValueType  # 61
-    """FAILED_PRECONDITION. A price that the call would sell, or the price's product, is archived at Stripe. An operator
-    activates it in Stripe's dashboard, or runs `billing-svc catalog apply`, which makes a new price; then the same call
-    succeeds. Metadata: plan, price (as in ListPlans; empty for a meter's price), meter (only for a meter's price), and
-    stripe_object (the price's id, "price_..."); plan and price are empty if the price is of no catalog.
     """
     ERROR_REASON_STRIPE_ACCOUNT_MISMATCH: _ErrorReason.ValueType  # 62
     """FAILED_PRECONDITION. Stripe has neither an object of the account nor any price of the catalog: the service's key
@@ -273,6 +279,18 @@ ERROR_REASON_CORRECTION_TOO_LARGE: ErrorReason.ValueType  # 28
 """
 ERROR_REASON_LEVEL_BELOW_ZERO: ErrorReason.ValueType  # 29
 """FAILED_PRECONDITION. The change would set a gauge's level below 0. Metadata: meter, level (units)."""
+ERROR_REASON_PRICE_ARCHIVED: ErrorReason.ValueType  # 52
+"""FAILED_PRECONDITION. The price is no longer sold. With newest_catalog_version in the metadata: it belongs to the
+older catalog version that the account has, and ChangePlan with newest_catalog changes to the newest version's price
+and terms. With stripe_object: the price, or its product, is archived at Stripe; an operator activates it there, or
+runs `billing-svc catalog apply`, which makes a new price, and then the same call succeeds. Metadata: plan, price
+(empty for a meter's price); and catalog_version and newest_catalog_version, or stripe_object (the price's id) and,
+for a meter's price, meter.
+"""
+ERROR_REASON_ITEMS_MISSING: ErrorReason.ValueType  # 53
+"""FAILED_PRECONDITION. The subscription at Stripe lacks metered items of its plan, so that overage could not be
+charged; ChangePlan to the account's present plan adds them. Metadata: subscription_id, missing (event names).
+"""
 ERROR_REASON_EVENT_ID_REUSED: ErrorReason.ValueType  # 30
 """ALREADY_EXISTS. The event_id or correction_id was used before with different content. Metadata: event_id. Do not
 repeat: the caller makes its ids in a wrong way.
@@ -334,12 +352,6 @@ ERROR_REASON_PAYMENT_ACTION_REQUIRED: ErrorReason.ValueType  # 60
 for that: send the customer's browser to payment_url. After the payment Stripe makes the change, and the same call
 returns its answer; a payment that has not come at expires_at leaves everything as it was. Metadata: account_id;
 payment_url, invoice_id and expires_at (RFC 3339), if Stripe has such a page.
-"""
-ERROR_REASON_PRICE_ARCHIVED: ErrorReason.ValueType  # 61
-"""FAILED_PRECONDITION. A price that the call would sell, or the price's product, is archived at Stripe. An operator
-activates it in Stripe's dashboard, or runs `billing-svc catalog apply`, which makes a new price; then the same call
-succeeds. Metadata: plan, price (as in ListPlans; empty for a meter's price), meter (only for a meter's price), and
-stripe_object (the price's id, "price_..."); plan and price are empty if the price is of no catalog.
 """
 ERROR_REASON_STRIPE_ACCOUNT_MISMATCH: ErrorReason.ValueType  # 62
 """FAILED_PRECONDITION. Stripe has neither an object of the account nor any price of the catalog: the service's key

@@ -198,6 +198,7 @@ class Subscription(_message.Message):
     ENDED_AT_FIELD_NUMBER: _builtins.int
     COLLECTION_PAUSE_FIELD_NUMBER: _builtins.int
     PAUSE_REASON_FIELD_NUMBER: _builtins.int
+    CUSTOM_PRICE_FIELD_NUMBER: _builtins.int
     plan: _builtins.str
     """The plan in force, as in ListPlans."""
     status: Global___Status.ValueType
@@ -211,9 +212,12 @@ class Subscription(_message.Message):
     past_due: _builtins.bool
     """A payment is overdue."""
     quantity: _builtins.int
-    """The number of seats, 1 or more; 0 without a subscription."""
+    """The number of seats; 0 without a subscription. Also 0 if somebody set the quantity to 0 at Stripe: the plan is in
+    force, its price is charged 0 times, and limits per seat include nothing. ChangePlan keeps 0 while plan and price
+    stay and no quantity is named; otherwise it needs the number of seats.
+    """
     price: _builtins.str
-    """The bought price of the plan, as in ListPlans; empty without a subscription."""
+    """The bought price of the plan, as in ListPlans; empty without a subscription, and with a custom_price."""
     catalog_version: _builtins.int
     """The catalog version of the terms: the version of the sale, or the newest version for the default plan."""
     subscription_id: _builtins.str
@@ -266,6 +270,12 @@ class Subscription(_message.Message):
         pause. Whether the plan stays in force, the catalog's while_collection_paused says; overage is denied.
         """
 
+    @_builtins.property
+    def custom_price(self) -> Global___CustomPrice:
+        """The plan's price if somebody made it at Stripe for this subscription; absent with a price of the catalog. The
+        plan's other terms hold.
+        """
+
     def __init__(
         self,
         *,
@@ -291,10 +301,11 @@ class Subscription(_message.Message):
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         collection_pause: Global___CollectionPause | None = ...,
         pause_reason: Global___PauseReason.ValueType = ...,
+        custom_price: Global___CustomPrice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_at", b"cancel_at", "collection_pause", b"collection_pause", "ended_at", b"ended_at", "pending_change", b"pending_change", "period_end", b"period_end", "period_start", b"period_start", "quota_period_end", b"quota_period_end", "quota_period_start", b"quota_period_start", "trial_end", b"trial_end"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_at", b"cancel_at", "collection_pause", b"collection_pause", "custom_price", b"custom_price", "ended_at", b"ended_at", "pending_change", b"pending_change", "period_end", b"period_end", "period_start", b"period_start", "quota_period_end", b"quota_period_end", "quota_period_start", b"quota_period_start", "trial_end", b"trial_end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_at", b"cancel_at", "cancel_at_period_end", b"cancel_at_period_end", "catalog_version", b"catalog_version", "collection_pause", b"collection_pause", "ended_at", b"ended_at", "past_due", b"past_due", "pause_reason", b"pause_reason", "pay_as_you_go", b"pay_as_you_go", "pay_as_you_go_offered", b"pay_as_you_go_offered", "pay_as_you_go_pending", b"pay_as_you_go_pending", "pending_change", b"pending_change", "period_end", b"period_end", "period_start", b"period_start", "plan", b"plan", "plan_name", b"plan_name", "price", b"price", "quantity", b"quantity", "quota_period_end", b"quota_period_end", "quota_period_start", b"quota_period_start", "status", b"status", "subscription_id", b"subscription_id", "trial_end", b"trial_end"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_at", b"cancel_at", "cancel_at_period_end", b"cancel_at_period_end", "catalog_version", b"catalog_version", "collection_pause", b"collection_pause", "custom_price", b"custom_price", "ended_at", b"ended_at", "past_due", b"past_due", "pause_reason", b"pause_reason", "pay_as_you_go", b"pay_as_you_go", "pay_as_you_go_offered", b"pay_as_you_go_offered", "pay_as_you_go_pending", b"pay_as_you_go_pending", "pending_change", b"pending_change", "period_end", b"period_end", "period_start", b"period_start", "plan", b"plan", "plan_name", b"plan_name", "price", b"price", "quantity", b"quantity", "quota_period_end", b"quota_period_end", "quota_period_start", b"quota_period_start", "status", b"status", "subscription_id", b"subscription_id", "trial_end", b"trial_end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -329,6 +340,42 @@ class CollectionPause(_message.Message):
 Global___CollectionPause: _TypeAlias = CollectionPause  # noqa: Y015
 
 @_typing.final
+class CustomPrice(_message.Message):
+    """A price for a plan that somebody made at Stripe, such as a negotiated price."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRICE_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    INTERVAL_COUNT_FIELD_NUMBER: _builtins.int
+    price_id: _builtins.str
+    """Stripe's id of the price ("price_...")."""
+    interval: _builtins.str
+    """The unit of the billing interval, in Stripe's words: day, week, month or year."""
+    interval_count: _builtins.int
+    """The number of these units between two invoices, 1 or more."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """The amount, for each seat if the plan is sold by the seat; absent if the price has tiers."""
+
+    def __init__(
+        self,
+        *,
+        price_id: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        interval: _builtins.str = ...,
+        interval_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "interval", b"interval", "interval_count", b"interval_count", "price_id", b"price_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustomPrice: _TypeAlias = CustomPrice  # noqa: Y015
+
+@_typing.final
 class PendingChange(_message.Message):
     """A change of plan that has not taken effect yet."""
 
@@ -341,9 +388,9 @@ class PendingChange(_message.Message):
     plan: _builtins.str
     """The new plan, as in ListPlans."""
     price: _builtins.str
-    """The new plan's price."""
+    """The new plan's price; empty if a price that somebody made at Stripe stays."""
     quantity: _builtins.int
-    """The new number of seats, 1 or more."""
+    """The new number of seats; 0 as in Subscription."""
     @_builtins.property
     def effective_at(self) -> _timestamp_pb2.Timestamp:
         """When it takes effect."""
@@ -627,6 +674,7 @@ class ChangePlanRequest(_message.Message):
     PRORATION_AT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     RELEASE_FOREIGN_SCHEDULE_FIELD_NUMBER: _builtins.int
+    NEWEST_CATALOG_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """The account, 1 to 128 printable ASCII characters without spaces. Required."""
     plan: _builtins.str
@@ -636,7 +684,9 @@ class ChangePlanRequest(_message.Message):
     the plan's first price.
     """
     quantity: _builtins.int
-    """Seats, 1 to 100,000; default: the current number if the plan is sold by the seat, else 1."""
+    """Seats, 1 to 100,000; default: the current number if plan and price stay or the plan is sold by the seat, else 1.
+    Required if the subscription has 0 seats and plan or price change to one that is sold by the seat.
+    """
     timing: Global___Timing.ValueType
     """When the change takes effect. Required."""
     preview: _builtins.bool
@@ -648,6 +698,10 @@ class ChangePlanRequest(_message.Message):
     release_foreign_schedule: _builtins.bool
     """End a schedule of the subscription at Stripe that this service did not make, with its later phases and discounts.
     Without this, the change is then refused with FOREIGN_SCHEDULE. The request_id may be the refused one's.
+    """
+    newest_catalog: _builtins.bool
+    """Take the prices and terms of the newest catalog version, also if the plan stays. Default: an account that keeps its
+    plan keeps the version that it was sold under; PRICE_ARCHIVED tells that a price of it is no longer sold.
     """
     @_builtins.property
     def proration_at(self) -> _timestamp_pb2.Timestamp:
@@ -668,10 +722,11 @@ class ChangePlanRequest(_message.Message):
         proration_at: _timestamp_pb2.Timestamp | None = ...,
         request_id: _builtins.str = ...,
         release_foreign_schedule: _builtins.bool = ...,
+        newest_catalog: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_quantity", b"_quantity", "proration_at", b"proration_at", "quantity", b"quantity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quantity", b"_quantity", "account_id", b"account_id", "plan", b"plan", "preview", b"preview", "price", b"price", "proration_at", b"proration_at", "quantity", b"quantity", "release_foreign_schedule", b"release_foreign_schedule", "request_id", b"request_id", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quantity", b"_quantity", "account_id", b"account_id", "newest_catalog", b"newest_catalog", "plan", b"plan", "preview", b"preview", "price", b"price", "proration_at", b"proration_at", "quantity", b"quantity", "release_foreign_schedule", b"release_foreign_schedule", "request_id", b"request_id", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__quantity: _TypeAlias = _typing.Literal["quantity"]  # noqa: Y015
     _WhichOneofArgType__quantity: _TypeAlias = _typing.Literal["_quantity", b"_quantity"]  # noqa: Y015

@@ -152,7 +152,8 @@ class SubscriptionServiceServicer:
         On a paid plan it is in force with the answer. For an account without a subscription, switching on creates a
         subscription with metered items only at Stripe, and pay-as-you-go is in force when that exists. Switching off
         denies overage at once, and ends that subscription at the period's end; switching on before then keeps it. Charged
-        usage stays charged, and switching does not renew the included quantity.
+        usage stays charged, and switching does not renew the included quantity. Refused with ITEMS_MISSING if the
+        subscription at Stripe lacks the items that would charge the overage.
 
         Retry: safe with the same request_id; setting the current value again changes nothing.
         Depends on: Postgres; and Stripe for accounts without a subscription.

@@ -1,6 +1,6 @@
 """Accounts as operators see them, read by the same functions as decisions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,7 +15,7 @@ from billing_svc.metering.usage_summary import rules as summary_rules
 from billing_svc.metering.usage_summary import summarize_usage
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
-from billing_svc.stripe import subscription_records
+from billing_svc.stripe import prices, subscription_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Summary:
     account_state: terms.AccountState
     statement: summary_rules.UsageSummary
     subscriptions: Sequence[subscription_records.SubscriptionRecord]
+    # Those of the subscriptions' prices that were made by hand.
+    custom_prices: Mapping[str, prices.CustomPrice]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,14 @@ async def summaries(
         if not isinstance(one, errors.BillingError):
             known.setdefault(one.asked.account_id, []).append(one)
     subscriptions = await subscription_records.plan_subscriptions_of(conn, ids)
+    custom = await prices.custom_prices(conn, [row.custom_price_id for rows in subscriptions.values() for row in rows])
     return [
         Summary(
             account,
             known[account.account_id][0].facts.account_state,
             summarize_usage.present(known[account.account_id], now),
             subscriptions.get(account.account_id, ()),
+            custom,
         )
         for account in accounts
     ]

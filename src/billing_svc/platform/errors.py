@@ -134,6 +134,20 @@ class PlanNotApplied(BillingError):
     reason = "PLAN_NOT_APPLIED"
 
 
+class PriceArchived(BillingError):
+    """The price belongs to an older catalog version, and is no longer sold."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "PRICE_ARCHIVED"
+
+
+class ItemsMissing(BillingError):
+    """The subscription at Stripe lacks metered items of its plan, so that usage could not be charged."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "ITEMS_MISSING"
+
+
 class NotSubscribed(BillingError):
     """The account has no plan subscription that could be changed."""
 

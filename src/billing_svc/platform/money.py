@@ -72,6 +72,11 @@ def major_units(minor_units: int, currency: str) -> Decimal:
     return EXACT.scaleb(Decimal(minor_units), -written_places(currency))
 
 
+def in_major_units(minor_units: Decimal, currency: str) -> Decimal:
+    """Return minor units, which may have a fraction, in major units, exact."""
+    return EXACT.scaleb(minor_units, -EXPONENTS[currency])
+
+
 def decimal_places(number: Decimal) -> int:
     """Return how many decimal places a number needs."""
     exponent = number.normalize(EXACT).as_tuple().exponent

@@ -58,8 +58,11 @@ def base_line(plan: parts.Plan, price_name: str, seats: int, currency: str) -> B
 
 def quantity_problem(plan: parts.Plan, price_name: str, quantity: int, currency: str) -> str:
     """Return why a quantity cannot be sold at a price; empty if it can."""
-    if quantity > 1 and not plan.prices[price_name].per_seat:
+    price = plan.prices.get(price_name)
+    if quantity > 1 and not (plan.per_seat if price is None else price.per_seat):
         return f"is {quantity}; plan {plan.key} is not sold by the seat at this price"
+    if price is None:
+        return ""  # a price that was made by hand; Stripe checks its amount
     amount = base_line(plan, price_name, quantity, currency).amount
     if money.in_minor_units(amount, currency) > money.MINOR_UNITS_MAX:
         most = money.major_units(money.MINOR_UNITS_MAX, currency)

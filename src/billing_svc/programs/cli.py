@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from billing_svc.programs.commands import accounts, catalog, common, doctor, events, reconcile
+from billing_svc.programs.commands import accounts, catalog, common, doctor, events, findings, reconcile
 
 if TYPE_CHECKING:
     from billing_svc.platform.settings import DatabaseSettings
@@ -34,6 +34,7 @@ app.add_typer(catalog.app, name="catalog")
 app.add_typer(accounts.account_app, name="account")
 app.add_typer(accounts.usage_app, name="usage")
 app.add_typer(events.app, name="events")
+app.add_typer(findings.app, name="findings")
 app.command("audit")(accounts.show_audit)
 app.command("reconcile")(reconcile.reconcile)
 app.command("doctor")(doctor.doctor)

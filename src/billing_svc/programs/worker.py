@@ -14,6 +14,7 @@ from billing_svc.metering.gauges import open_periods
 from billing_svc.metering.reservations import hold_units
 from billing_svc.platform import clock, errors, processes
 from billing_svc.platform.database import engine, transactions
+from billing_svc.platform.findings import store as findings_store
 from billing_svc.platform.monitoring import http_port, metrics, readiness
 from billing_svc.platform.monitoring import store as monitoring_store
 from billing_svc.platform.settings import Settings
@@ -63,9 +64,15 @@ async def work(settings: Settings) -> None:
 
     sealer = accrual.Accrual(database, catalogs, now, settings.usage_seal_interval, settings.usage_send_interval)
     refresher = refresh_subscription.Refresher(database, catalogs, stripe, now)
-    gone = gone_customers.GoneCustomers(database, stripe, refresher, now)
     pace = pacing.Pace(settings.stripe_calls_per_second)
-    sender = sending.Sender(database, catalogs, stripe, now, pace, gone.unlink_if_deleted)
+    sender = sending.Sender(
+        database,
+        catalogs,
+        stripe,
+        now,
+        pace,
+        gone_customers.GoneCustomers(database, stripe, refresher, now).unlink_if_deleted,
+    )
 
     follow_ups = run_follow_ups.FollowUps(
         database,
@@ -90,6 +97,8 @@ async def work(settings: Settings) -> None:
         for backlog in await database.read(monitoring_store.backlogs):
             lag_seconds = backlog.lag_seconds(now.now())
             counted.backlog(backlog.queue, waiting=backlog.waiting, failed=backlog.failed, lag_seconds=lag_seconds)
+        for kind, number in (await database.read(findings_store.count_open)).items():
+            counted.found(kind, number)
         reconciled = await database.read(monitoring_store.last_reconciliation)
         if reconciled is not None:
             drift, at = reconciled

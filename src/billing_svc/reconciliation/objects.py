@@ -16,6 +16,7 @@ from billing_svc.customers import store as customers_store
 from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables, transactions
+from billing_svc.platform.findings import store as findings_store
 from billing_svc.stripe import client, leases, parse
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.invoices import apply_invoice, fetch_invoices
@@ -187,7 +188,9 @@ class ObjectReconciliation:
         except _Undone as found:
             detail = _detail(found.before, found.after)
             return [ObjectDiscrepancy(kind, found.account_id, object_id, detail)] if detail else []
-        except (errors.StripeObjectUnreadable, apply_subscription.NotOurs) as error:
+        except apply_subscription.NotOurs:
+            return []  # another product's subscription or invoice of our customer
+        except errors.StripeObjectUnreadable as error:
             return [ObjectDiscrepancy(kind, "", object_id, str(error))]
         return []
 
@@ -215,7 +218,7 @@ class ObjectReconciliation:
 
 def _detail(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
     if before is None or after is None:
-        return "" if before is after else "is not stored here"
+        return "" if before is after else "is not stored here" if before is None else "is not ours"
     return ", ".join(
         f"{name}: {_short(before[name])} is {_short(after[name])} at Stripe"
         for name in after
@@ -226,7 +229,7 @@ def _detail(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -
 def _short(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat(timespec="seconds")
-    return "other lines" if isinstance(value, list) else str(value)
+    return "other" if isinstance(value, list) else str(value)
 
 
 def _customer_of(data: client.Data) -> str | None:
@@ -237,7 +240,10 @@ def _customer_of(data: client.Data) -> str | None:
 async def _row(conn: AsyncConnection, table: sa.Table, object_id: str) -> Mapping[str, Any] | None:
     column = table.c.subscription_id if table is tables.subscriptions else table.c.invoice_id
     row = (await conn.execute(sa.select(table).where(column == object_id))).mappings().one_or_none()
-    return None if row is None else dict(row)
+    if row is None:
+        return None
+    found = await findings_store.open_about(conn, row["account_id"], object_id)
+    return {**row, "findings": sorted((kind, one.detail) for kind, one in found.items())}
 
 
 async def _customers(conn: AsyncConnection, account_id: str | None) -> list[str]:

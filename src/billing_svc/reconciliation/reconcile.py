@@ -1,4 +1,7 @@
-"""Compares all records, and writes the result to the audit log, from which the worker's metrics read it."""
+"""Compares all records, and writes the result to the audit log, from which the worker's metrics read it.
+
+Open findings, which the service noted while it applied Stripe's objects, are listed with the differences.
+"""
 
 from dataclasses import dataclass
 
@@ -6,6 +9,7 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
+from billing_svc.platform.findings import store as findings_store
 from billing_svc.reconciliation import customers, discrepancies, objects, usage
 from billing_svc.stripe import client
 
@@ -62,11 +66,20 @@ class Comparison:
             for difference in ([] if fix else deleted) + differing
         ]
         findings += [_of_usage(discrepancy) for discrepancy in usage_discrepancies]
+        stored = await self._database.read(lambda conn: findings_store.list_open(conn, account_id))
+        findings += [_of_stored(finding) for finding in stored]
+        found += len(stored)
         if account_id is None:
             changes = {"found": found, "left": len(findings), "fix": fix}
             now = self._clock.now()
             await self._database.run(lambda conn: audit_store.append(conn, origin, _NO_ACCOUNT, ACTION, changes, now))
         return findings
+
+
+def _of_stored(finding: findings_store.OpenFinding) -> Finding:
+    money = "" if finding.amount is None else f" ({finding.amount} minor units of {finding.currency})"
+    detail = f"{finding.detail}{money}; since {finding.since:%Y-%m-%d}; {finding.settled_by}"
+    return Finding(finding.kind, finding.account_id, finding.object_id, detail)
 
 
 def _of_usage(discrepancy: discrepancies.UsageDiscrepancy) -> Finding:

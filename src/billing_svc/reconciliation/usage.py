@@ -37,9 +37,10 @@ class _AccountUsage:
 
     def was_trial(self, counter: counters.UnreportedCounter) -> bool:
         return any(
-            record.trial_end is not None
-            and record.effective_from < counter.period_end
-            and counter.period_start < record.trial_end
+            record.had_trial_between(
+                counter.period_start,
+                min(counter.period_end, record.stretch_end(counter.period_start) or counter.period_end),
+            )
             for record in self.subscriptions
         )
 
@@ -244,13 +245,22 @@ class UsageReconciliation:
                     discrepancies.of(discrepancies.DiscrepancyKind.ITEM, counter, ours, theirs, detail, **about)
                 )
             elif not item.get("invoice") and not store.will_be_invoiced(
-                account_usage.subscriptions, report.customer_id
+                _invoicing(item, account_usage.subscriptions), report.customer_id
             ):
                 detail = f"invoice item {report.invoice_item_id} is on no invoice, and no invoice will take it"
                 found.append(
                     discrepancies.of(discrepancies.DiscrepancyKind.UNINVOICED, counter, ours, 0, detail, **about)
                 )
         return found
+
+
+def _invoicing(
+    item: Mapping[str, Any], held: Sequence[subscription_records.SubscriptionRecord]
+) -> Sequence[subscription_records.SubscriptionRecord]:
+    """Return the subscriptions whose invoices may take an item: all, or the single one that the item names."""
+    named = parse.nested(item, "parent", "subscription_details", "subscription") or item.get("subscription")
+    subscription_id = parse.optional_id(named)
+    return [record for record in held if subscription_id in {None, record.subscription_id}]
 
 
 def _line(line: Mapping[str, Any]) -> discrepancies.DiscrepancyKey:

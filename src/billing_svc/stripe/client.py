@@ -189,7 +189,8 @@ class Stripe:
 
     async def subscription(self, subscription_id: str) -> Data:
         """Fetch a subscription, with its schedule expanded; raises NotAtStripe."""
-        return await self._get(f"/v1/subscriptions/{_in_path(subscription_id)}", {"expand": ["schedule"]})
+        found = await self._get(f"/v1/subscriptions/{_in_path(subscription_id)}", {"expand": ["schedule"]})
+        return await self._with_all_items(found)
 
     async def subscriptions_of(self, customer_id: str) -> list[Data]:
         """Return all subscriptions of a customer, also those that are over."""
@@ -200,7 +201,16 @@ class Stripe:
         params: dict[str, Any] = {"status": "all", "expand": ["data.schedule"]}
         if customer_id is not None:
             params["customer"] = customer_id
-        return await self._get_all("/v1/subscriptions", params)
+        found = await self._get_all("/v1/subscriptions", params)
+        return [await self._with_all_items(subscription) for subscription in found]
+
+    async def _with_all_items(self, subscription: Data) -> Data:
+        """Return a subscription with the items of all pages; Stripe includes only the first page."""
+        items = subscription.get("items")
+        if not isinstance(items, dict) or not items.get("has_more"):
+            return subscription
+        every = await self._get_all("/v1/subscription_items", {"subscription": subscription["id"]})
+        return {**subscription, "items": {**items, "data": every, "has_more": False}}
 
     async def schedule(self, schedule_id: str) -> Data:
         """Fetch a subscription schedule; raises NotAtStripe."""

@@ -4,16 +4,21 @@
 query (a single statement) and the reconciliation's comparison select from the table directly.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.database import select_list, tables
+from billing_svc.stripe import subscription_history
 from billing_svc.stripe import subscriptions as stripe_subscriptions
+
+# Stripe's times are whole seconds.
+SECOND = timedelta(seconds=1)
 
 _SUBSCRIPTIONS = tables.subscriptions
 
@@ -21,6 +26,8 @@ _SUBSCRIPTIONS = tables.subscriptions
 @dataclass(frozen=True, slots=True)
 class SubscriptionRecord:
     """A subscription as stored: every column but `updated_at`; `platform/database/tables.py` explains the columns.
+
+    `past` are its stretches before its periods were moved, the oldest first.
 
     Of the items, only the base item is stored. `PlanSubscription` has the fewer columns that a decision needs.
     """
@@ -54,6 +61,16 @@ class SubscriptionRecord:
     collection_resumes_at: datetime | None = None
     pause_reason: str | None = None
     overage_denied_from: datetime | None = None
+    moved_at: datetime | None = None
+    custom_price_id: str | None = None
+    missing_meters: str = ""
+    extra_meters: str = ""
+    past: tuple[subscription_history.PastStretch, ...] = ()
+
+    @property
+    def since(self) -> datetime:
+        """Return the beginning of the present stretch."""
+        return self.effective_from if self.moved_at is None else self.moved_at
 
     @property
     def is_over(self) -> bool:
@@ -85,19 +102,53 @@ class SubscriptionRecord:
         return self.billing_period_start <= at < self.billing_period_end
 
     def was_trial(self, at: datetime) -> bool:
-        """Say whether it was in its trial at `at`: usage in a trial is free."""
-        return self.trial_end is not None and self.effective_from <= at < self.trial_end
+        """Say whether it was in a trial at `at`: usage in a trial is free."""
+        return any(start <= at < end for start, end in self._trials())
+
+    def had_trial_between(self, start: datetime, end: datetime) -> bool:
+        """Say whether it was in a trial at any time in [start, end)."""
+        return any(begun < end and start < ended and begun < ended for begun, ended in self._trials())
+
+    def _trials(self) -> Iterator[tuple[datetime, datetime]]:
+        yield self.since, self.trial_end or self.since
+        yield from (stretch.trial for stretch in self.past)
+
+    def stretch_end(self, at: datetime) -> datetime | None:
+        """Return the end of the past stretch that contains `at`; None if that is the present stretch, or none."""
+        return next((stretch.effective_until for stretch in self.past if stretch.covers(at)), None)
+
+    def moved_between(self, start: datetime, end: datetime) -> bool:
+        """Say whether its periods were moved in (start, end]."""
+        return any(start < moved_at <= end for moved_at in self._moves())
+
+    def billed_at(self, timestamp: datetime, period_start: datetime) -> datetime:
+        """Return the instant at which the usage of a quota period that has a timestamp is to be billed.
+
+        A move ends the quota period of a plan, so the usage of an earlier period is billed as before the move, also if
+        its timestamp is later: it was counted before the move was noticed. A metered-only subscription moves no quota
+        period; there, only a timestamp in the second of the move is ambiguous.
+        """
+        for moved_at in sorted(self._moves()):
+            if period_start < moved_at <= timestamp and (self.is_plan or timestamp < moved_at + SECOND):
+                return moved_at - SECOND
+        return timestamp
+
+    def _moves(self) -> Iterator[datetime]:
+        if self.moved_at is not None:
+            yield self.moved_at
+            yield from (stretch.since for stretch in self.past if stretch.since > self.effective_from)
 
 
-_COLUMNS = select_list.columns(SubscriptionRecord, _SUBSCRIPTIONS)
+_COLUMNS = select_list.columns(SubscriptionRecord, _SUBSCRIPTIONS, without=("past",))
 _KEY = (_SUBSCRIPTIONS.c.account_id, _SUBSCRIPTIONS.c.subscription_id)
-_LATEST_FIRST = (_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id)
+# Of two that began together, the one that decides (`metering/quota/terms.py`) comes first.
+_LATEST_FIRST = (_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id.desc())
 
 
 async def of_account(conn: AsyncConnection, account_id: str) -> list[SubscriptionRecord]:
     """Return all of the account's subscriptions, latest first, also metered-only and ended subscriptions."""
     query = sa.select(*_COLUMNS).where(_SUBSCRIPTIONS.c.account_id == account_id).order_by(*_LATEST_FIRST)
-    return [SubscriptionRecord(*row) for row in await conn.execute(query)]
+    return await _records(conn, query)
 
 
 async def plan_subscriptions(conn: AsyncConnection, account_id: str) -> list[SubscriptionRecord]:
@@ -109,14 +160,14 @@ async def plan_subscriptions_of(
     conn: AsyncConnection, account_ids: Collection[str]
 ) -> dict[str, list[SubscriptionRecord]]:
     """Return the plan subscriptions of many accounts, latest first; accounts without any are left out."""
-    rows = await conn.execute(
+    query = (
         sa.select(*_COLUMNS)
         .where(_SUBSCRIPTIONS.c.account_id.in_(account_ids), _SUBSCRIPTIONS.c.is_plan)
         .order_by(*_LATEST_FIRST)
     )
     found: dict[str, list[SubscriptionRecord]] = {}
-    for row in rows:
-        found.setdefault(row.account_id, []).append(SubscriptionRecord(*row))
+    for record in await _records(conn, query):
+        found.setdefault(record.account_id, []).append(record)
     return found
 
 
@@ -145,13 +196,12 @@ async def outdated(
     )
     if account_id is not None:
         query = query.where(_SUBSCRIPTIONS.c.account_id == account_id)
-    return [SubscriptionRecord(*row) for row in await conn.execute(query.order_by(*_KEY).limit(most))]
+    return await _records(conn, query.order_by(*_KEY).limit(most))
 
 
 async def find(conn: AsyncConnection, account_id: str, subscription_id: str) -> SubscriptionRecord | None:
     """Return a subscription; None if it is not stored."""
-    row = (await conn.execute(sa.select(*_COLUMNS).where(*_is(account_id, subscription_id)))).one_or_none()
-    return None if row is None else SubscriptionRecord(*row)
+    return next(iter(await _records(conn, sa.select(*_COLUMNS).where(*_is(account_id, subscription_id)))), None)
 
 
 async def save(conn: AsyncConnection, record: SubscriptionRecord, now: datetime) -> bool:
@@ -172,6 +222,13 @@ async def mark_superfluous(conn: AsyncConnection, account_id: str, subscription_
     """Mark a subscription as superfluous: it counts as if it had never given its plan."""
     values = {"superfluous": True, "effective_until": _SUBSCRIPTIONS.c.effective_from, "updated_at": now}
     await conn.execute(sa.update(_SUBSCRIPTIONS).where(*_is(account_id, subscription_id)).values(values))
+
+
+async def _records(conn: AsyncConnection, query: sa.Select[Any]) -> list[SubscriptionRecord]:
+    records = [SubscriptionRecord(*row) for row in await conn.execute(query)]
+    moved = [(record.account_id, record.subscription_id) for record in records if record.moved_at is not None]
+    past = await subscription_history.of_subscriptions(conn, moved)
+    return [replace(record, past=past.get((record.account_id, record.subscription_id), ())) for record in records]
 
 
 def _is(account_id: str, subscription_id: str) -> tuple[sa.ColumnElement[bool], ...]:

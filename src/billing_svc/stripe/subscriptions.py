@@ -1,8 +1,10 @@
 """Parses Stripe's subscriptions of every API version; the meaning of their statuses. Pure."""
 
+import decimal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 
 from billing_svc.stripe import parse
 
@@ -19,14 +21,35 @@ METADATA_READ = ("account_id", "checkout_id", "plan", "price", "catalog_version"
 
 
 @dataclass(frozen=True, slots=True)
+class ItemPrice:
+    """The price of an item. Empty or None: Stripe's object does not say it, as that of an old version may not."""
+
+    price_id: str
+    product_id: str = ""
+    is_metered: bool = False
+    meter_id: str = ""
+    # In minor units; None for a price with tiers.
+    unit_amount: Decimal | None = None
+    currency: str = ""
+    interval: str = ""
+    interval_count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
-    """An item of a subscription: a price, and its present billing period."""
+    """An item of a subscription: a price, and its present billing period. `created` is in Unix time, or 0."""
 
     item_id: str
-    price_id: str
+    price: ItemPrice
     quantity: int
     period_start: datetime
     period_end: datetime
+    created: int = 0
+
+    @property
+    def price_id(self) -> str:
+        """The id of its price."""
+        return self.price.price_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +107,11 @@ class StripeSubscription(Standing):
     trial_end: datetime | None
     # The phase after the schedule's present phase, if the schedule was expanded.
     next_phase: Phase | None = None
+
+    @property
+    def earliest_period_end(self) -> datetime | None:
+        """Return when `cancel_at_period_end` ends it: of items with several intervals, the earliest counts."""
+        return min((item.period_end for item in self.items), default=None)
 
 
 def from_stripe(data: object) -> StripeSubscription:
@@ -165,7 +193,7 @@ def _next_phase(schedule: object) -> Phase | None:
     if not coming:
         return None
     phase = min(coming, key=lambda phase: phase.instant("start_date"))
-    prices = {item.id("price"): item.whole("quantity", 0, QUANTITY_MAX, 1) or 1 for item in phase.each("items")}
+    prices = {item.id("price"): _quantity_of(item) for item in phase.each("items")}
     return Phase(phase.instant("start_date"), prices)
 
 
@@ -175,11 +203,54 @@ def _item(item: parse.StripeFields, subscription: parse.StripeFields) -> Item:
         holder = subscription if item.get(bound) is None and subscription.get(bound) is not None else item
         return holder.instant(bound)
 
+    created = item.get("created")
     return Item(
         item_id=item.text("id"),
-        price_id=item.id(item.first("price", "plan")),
-        # Metered items have no quantity; null does not mean zero.
-        quantity=item.whole("quantity", 0, QUANTITY_MAX, 1),
+        price=_price(item, item.first("price", "plan")),
+        quantity=_quantity_of(item),
         period_start=period("current_period_start"),
         period_end=period("current_period_end"),
+        created=created if isinstance(created, int) else 0,
     )
+
+
+def _price(item: parse.StripeFields, name: str) -> ItemPrice:
+    """Return a price, or an old `plan`, which has the fields of `recurring` itself."""
+    price_id, price = item.id(name), item.get(name)
+    if not isinstance(price, Mapping):
+        return ItemPrice(price_id)
+    recurring = price.get("recurring") if isinstance(price.get("recurring"), Mapping) else price
+    count = parse.nested(recurring, "interval_count")
+    amount = next((price[name] for name in _AMOUNTS if price.get(name) is not None), None)
+    return ItemPrice(
+        price_id=price_id,
+        product_id=parse.optional_id(price.get("product")) or "",
+        is_metered=parse.nested(recurring, "usage_type") == "metered",
+        meter_id=parse.optional_id(parse.nested(recurring, "meter")) or "",
+        unit_amount=_decimal(amount) if price.get("billing_scheme", "per_unit") == "per_unit" else None,
+        currency=parse.optional_text(price.get("currency")) or "",
+        interval=parse.optional_text(parse.nested(recurring, "interval")) or "",
+        interval_count=count if isinstance(count, int) and 1 <= count <= _INTERVAL_COUNT_MAX else 1,
+    )
+
+
+# Of a price, and of an old `plan`.
+_AMOUNTS = ("unit_amount_decimal", "unit_amount", "amount_decimal", "amount")
+# Stripe's longest interval is three years, in days.
+_INTERVAL_COUNT_MAX = 1_096
+# Above Stripe's amounts, which have eight digits of minor units and twelve decimal places.
+_UNIT_AMOUNT_MAX = Decimal(10) ** 12
+
+
+def _decimal(value: object) -> Decimal | None:
+    """Return the amount of a price; None if it cannot be read: it is only shown."""
+    try:
+        found = Decimal(str(value))
+    except decimal.InvalidOperation:
+        return None
+    return found if found.is_finite() and abs(found) < _UNIT_AMOUNT_MAX else None
+
+
+def _quantity_of(item: parse.StripeFields) -> int:
+    # Metered items have no quantity; null does not mean zero.
+    return item.whole("quantity", 0, QUANTITY_MAX, 1)

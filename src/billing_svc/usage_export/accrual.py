@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import structlog
@@ -26,13 +26,21 @@ PAGE_SIZE = 200
 class _Billed:
     """The present charge of a counter, and the interval in which the timestamps of its usage reports must lie.
 
-    `owed` are units that are not in a report yet and were recorded under earlier terms.
+    `subscription` bills it; None if an invoice item does. `owed` are units that are not in a report yet and were
+    recorded under earlier terms.
     """
 
     charge: rules.ChargeTerms
     start: datetime
     end: datetime
+    subscription: subscription_records.SubscriptionRecord | None
     owed: Sequence[rules.AccruedUnits]
+
+    def grows(self, report: rules.UsageReport, piece: rules.Piece, reported_for: datetime) -> bool:
+        """Say whether a piece may be added to a report: if it was never sent, and no move lies between the two."""
+        if not report.is_growing or report.charge != piece.charge:
+            return False
+        return self.subscription is None or not self.subscription.moved_between(report.reported_for, reported_for)
 
 
 class Accrual:
@@ -101,10 +109,12 @@ async def seal(
     account_id: str,
     send_interval: timedelta,
     now: datetime,
+    until: datetime | None = None,
 ) -> int:
     """Accrue the account's counters and return how many reports were written.
 
-    A counter that cannot be charged (no customer, or no price) is left as it is; the reconciliation reports it.
+    Timestamps of the reports lie before `until`, if it is given. A counter that cannot be charged (no customer, or no
+    price) is left as it is; the reconciliation reports it.
     """
     locked = await counters.lock_unsealed(conn, account_id)
     if not locked:
@@ -118,6 +128,8 @@ async def seal(
         if billed is None:
             _log.warning("usage_without_price", account=account_id, meter=counter.meter, plan=counter.plan)
             continue
+        if until is not None and billed.start < until:
+            billed = replace(billed, end=min(billed.end, until))
         written += await _write(conn, counter, last, billed, send_interval, now)
         await counters.mark_sealed(conn, counter)
     return written
@@ -147,6 +159,9 @@ async def _billed(
         start = max(start, subscription.effective_from)
         if subscription.effective_until is not None and subscription.effective_until > start:
             end = min(end, subscription.effective_until)
+        moved_at = subscription.stretch_end(counter.period_start)
+        if moved_at is not None and subscription.is_plan:
+            end = min(end, moved_at)  # the move ended the quota period too: plans that charge count billing months
     owed: list[rules.AccruedUnits] = []
     # A slow call may have written older terms to the counter after other calls wrote the present terms.
     left = subscription is not None and (subscription.plan, subscription.catalog_version) != charge.terms
@@ -155,7 +170,7 @@ async def _billed(
             charged = await _charge(conn, catalogs, counter, earlier, held, customer_id)
             if charged is not None:
                 owed.append(rules.AccruedUnits(charged, units))
-    return _Billed(charge, start, end, owed)
+    return _Billed(charge, start, end, subscription, owed)
 
 
 async def _charge(
@@ -225,7 +240,7 @@ async def _write(
     reported_for = rules.stamp(now, billed.start, billed.end)
     next_attempt_at = now if now >= billed.end else min(now + send_interval, billed.end)
     for piece in pieces:
-        growing = last if last is not None and last.is_growing and last.charge == piece.charge else None
+        growing = last if last is not None and billed.grows(last, piece, reported_for) else None
         at = reported_for
         if piece.units + (0 if growing is None else growing.units) < 0:
             # Take the units back in the billing period that charged them: Stripe bills nothing for a negative sum of a

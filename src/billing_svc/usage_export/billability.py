@@ -58,10 +58,16 @@ class ReportBilling:
 
     subscription: subscription_records.SubscriptionRecord
     event_names: Collection[str]
+    # Several live items bill the report's meter, so each of their invoices would charge it.
+    is_shared: bool = False
     # What the meter's line of the period comes to with this report, in minor units.
     line_amount: int = 0
     # A change of the subscription is not completed: Stripe may have made it already, and the stored row is older.
     is_changing: bool = False
+
+    def at(self, report: rules.UsageReport) -> datetime:
+        """Return the instant in which Stripe bills a report."""
+        return self.subscription.billed_at(report.reported_for, report.period_start)
 
 
 def next_step(report: rules.UsageReport, billing: ReportBilling | None, now: datetime) -> NextStep:
@@ -80,38 +86,43 @@ def unknown(report: rules.UsageReport, now: datetime) -> NextStep:
 
 
 def _meter_open(report: rules.UsageReport, billing: ReportBilling | None, now: datetime) -> NextStep:
-    if billing is None:
-        return NextStep(Step.CHARGE_LATE, why="no subscription bills it")
+    if billing is None or billing.is_shared:
+        why = "no subscription bills it" if billing is None else "several live items bill its meter"
+        return NextStep(Step.CHARGE_LATE, why=why)
     subscription = billing.subscription
     if now - report.reported_for > AGE_MAX:
         return NextStep(Step.CHARGE_LATE, why="too old for its meter")
-    current = subscription.in_billing_period(report.reported_for)
+    at = billing.at(report)
+    current = subscription.in_billing_period(at)
     ended_early = subscription.ended_at is None or subscription.ended_at < subscription.billing_period_end
     if subscription.is_over and current and ended_early:
         return NextStep(Step.CHARGE_LATE, why="its subscription has ended")
     if current and report.stripe_event_name not in billing.event_names:
         return NextStep(Step.CHARGE_LATE, why="its subscription has no such item any more")
-    if report.reported_for < subscription.billing_period_start:
+    if at < subscription.billing_period_start:
         return NextStep(Step.ASK)  # may still be billed: quota and billing periods can differ
     end = subscription.billing_period_end if current else report.period_end
     return NextStep(Step.ASK if now >= end or subscription.is_over or billing.is_changing else Step.SEND)
 
 
 def at_stripe(
-    report: rules.UsageReport,
+    at: datetime,
     price_ids: Collection[str],
     fetched: stripe_subscriptions.StripeSubscription | None,
     invoices: Sequence[Mapping[str, Any]],
     now: datetime,
 ) -> NextStep:
-    """Return the next step for a report of a past period, from its subscription and that subscription's invoices."""
+    """Return the next step for a report of a past period, from its subscription and that subscription's invoices.
+
+    `at` is the instant in which Stripe bills the report.
+    """
     if fetched is None:
         return NextStep(Step.CHARGE_LATE, why="Stripe has no such subscription")
     is_over = fetched.status in stripe_subscriptions.OVER
     item = next((item for item in fetched.items if item.price_id in price_ids), None)
-    if item is not None and not is_over and item.period_start <= report.reported_for < item.period_end:
+    if item is not None and not is_over and item.period_start <= at < item.period_end:
         return NextStep(Step.SEND)
-    covering = [invoice for invoice in invoices if _covers(invoice, report.reported_for)]
+    covering = [invoice for invoice in invoices if _covers(invoice, at)]
     if any(invoice.get("status") != "draft" for invoice in covering):
         return NextStep(Step.CHARGE_LATE, why="its invoice is final")
     if item is None and not any(_has_line(invoice, price_ids) for invoice in covering):

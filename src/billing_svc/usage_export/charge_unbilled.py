@@ -3,19 +3,22 @@
 The last invoice includes the usage if the subscription ends as scheduled, or if it is cancelled with a final invoice.
 It does not if Stripe gives up on a payment, or if a person cancels in the dashboard without a final invoice. The same
 is true for invoice items of late usage that waited for the subscription's next invoice.
+
+A billing period that a move has closed early (ADR 0019) is settled too: if a person adds a trial, for example, no
+invoice has to charge the usage before it.
 """
 
 import contextlib
 from collections.abc import Collection, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing_svc.platform import clock
+from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
-from billing_svc.stripe import client, parse, subscription_records
+from billing_svc.stripe import client, parse, subscription_history, subscription_records
 from billing_svc.usage_export import rules, states, store
 
 _log = structlog.get_logger(__name__)
@@ -24,6 +27,9 @@ _log = structlog.get_logger(__name__)
 SETTLED_AFTER = timedelta(hours=2)
 # A quota period may begin before the billing period that charges its usage.
 _PERIODS_APART_MAX = timedelta(days=32)
+# How many closed billing periods one round of the worker settles, and when it tries again after a failure.
+CLOSED_MAX = 20
+TRY_AGAIN = timedelta(minutes=5)
 
 _ORIGIN = audit_store.Origin("service")
 
@@ -45,6 +51,27 @@ class UnbilledUsage:
             account_id, subscription_id
         )
 
+    async def settle_closed(self) -> int:
+        """Settle the billing periods that moves have closed, once that can be known; returns how many were settled.
+
+        A period whose settlement fails is tried again later. Raises Unavailable.
+        """
+        now = self._clock.now()
+        closed = await self._database.read(lambda conn: subscription_history.to_settle(conn, CLOSED_MAX, now))
+        for stretch in closed:
+            again = None
+            try:
+                await self._settle_slices(stretch.account_id, stretch.subscription_id)
+            except client.NotAtStripe:
+                _log.warning("settlement_without_subscription", subscription=stretch.subscription_id)
+            except errors.BillingError as error:
+                _log.info("settlement_postponed", subscription=stretch.subscription_id, error=error.message)
+                again = now + TRY_AGAIN
+            await self._database.run(
+                lambda conn, stretch=stretch, again=again: subscription_history.settle_again(conn, stretch, again)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            )
+        return len(closed)
+
     async def _settle_slices(self, account_id: str, subscription_id: str) -> int:
         sent = await self._database.read(lambda conn: _sent(conn, account_id, subscription_id))
         if not sent:
@@ -58,6 +85,10 @@ class UnbilledUsage:
             name: await self._database.read(lambda conn, name=name: store.price_ids(conn, name))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             for name in {report.stripe_event_name for report in sent}
         }
+        # Usage of a billing period that a move has closed may be on an item that waits for the next invoice.
+        charged += [
+            item for item in await self._stripe.invoice_items_of(sent[0].customer_id, since) if not item.get("invoice")
+        ]
         unbilled = [report for report in sent if not _is_charged(report, charged, prices[report.stripe_event_name])]
         if unbilled:
             _log.warning(
@@ -94,19 +125,32 @@ class UnbilledUsage:
 
 
 async def _sent(conn: AsyncConnection, account_id: str, subscription_id: str) -> list[rules.UsageReport]:
-    """Return the reports that were sent for the subscription's last billing period; usage in a trial is free."""
-    held = await subscription_records.of_account(conn, account_id)
-    row = next((record for record in held if record.subscription_id == subscription_id), None)
+    """Return the reports that were sent for billing periods that are to be settled; usage in a trial is free.
+
+    These are the periods that moves have closed, and the last period of a subscription that has ended. A report of a
+    closed period with a later timestamp is on the invoice of the next period, unless that is a trial.
+    """
+    row = await subscription_records.find(conn, account_id, subscription_id)
     if row is None:
         return []
-    since = row.billing_period_start if row.trial_end is None else max(row.billing_period_start, row.trial_end)
-    return [
-        report
-        for report in await store.all_of_account(conn, account_id, row.billing_period_start - _PERIODS_APART_MAX)
-        if report.subscription_id == subscription_id
-        and report.state is states.ReportState.SENT
-        and report.reported_for >= since
-    ]
+    closed = [(past.billing_period_start, past.effective_until) for past in row.past if past.settle_at is not None]
+    if row.is_over:
+        closed.append((row.billing_period_start, datetime.max.replace(tzinfo=UTC)))
+    if not closed:
+        return []
+    since = min(start for start, _ in closed) - _PERIODS_APART_MAX
+    sent = []
+    for report in await store.all_of_account(conn, account_id, since):
+        at = row.billed_at(report.reported_for, report.period_start)
+        if (
+            report.subscription_id == subscription_id
+            and report.state is states.ReportState.SENT
+            and any(start <= at < end for start, end in closed)
+            and not row.was_trial(at)
+            and (report.reported_for < at + 2 * subscription_records.SECOND or row.was_trial(report.reported_for))
+        ):
+            sent.append(report)
+    return sent
 
 
 async def _waiting(conn: AsyncConnection, account_id: str, subscription_id: str) -> list[rules.UsageReport]:

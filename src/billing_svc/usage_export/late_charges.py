@@ -22,7 +22,7 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import client, intents, leases, subscription_records
-from billing_svc.usage_export import late_invoices, rules, states, store
+from billing_svc.usage_export import late_invoices, rules, shared_meters, states, store
 
 _log = structlog.get_logger(__name__)
 
@@ -93,7 +93,7 @@ class LateUsage:
         return 0
 
     async def _itemise(self, lease: leases.Lease, report: rules.UsageReport) -> int:
-        amount, currency, unit = await self._priced(lease, report)
+        amount, currency, unit, billed_with = await self._priced(lease, report)
         if amount == 0:
             # The amount is too small to charge, or rounding has charged it with earlier units.
             return await self._invoiced(lease, report, amount, None)
@@ -109,6 +109,7 @@ class LateUsage:
             "description": f"{unit}: {report.units} beyond included, reported late",
             "period": period,
             "metadata": {"account_id": report.account_id, "usage_report": report.report_id},
+            **({} if billed_with is None else {"subscription": billed_with}),
         }
 
         async def look_up(since: datetime) -> client.Data | None:
@@ -119,19 +120,26 @@ class LateUsage:
         item = await self._requests.perform(intent, look_up)
         return await self._invoiced(lease, report, amount, str(item["id"]))
 
-    async def _priced(self, lease: leases.Lease, report: rules.UsageReport) -> tuple[int, str, str]:
-        """Return the amount (computed once and then stored), its currency, and the name of the unit."""
+    async def _priced(self, lease: leases.Lease, report: rules.UsageReport) -> tuple[int, str, str, str | None]:
+        """Return the amount (computed once and then stored), its currency, the unit's name, and the subscription.
 
-        async def fix(conn: AsyncConnection) -> tuple[int, str, str]:
+        The subscription is that whose next invoice takes the item; None: that of any.
+        """
+
+        async def fix(conn: AsyncConnection) -> tuple[int, str, str, str | None]:
             await self._hold(conn, lease)
             catalog = await self._catalogs.get(conn, report.catalog_version)
             unit = catalog.meters[report.meter].display_name or report.meter
+            held = await subscription_records.of_account(conn, report.account_id)
+            billers = await shared_meters.billers(
+                conn, self._catalogs, held, report.customer_id, report.stripe_event_name
+            )
+            billed_with = billers[0].subscription_id if len(billers) > 1 else None
             if report.amount is not None:
-                return report.amount, catalog.currency, unit
+                return report.amount, catalog.currency, unit, billed_with
             price = pricing_rules.metered_price(catalog, report.plan, report.meter)
             if price is None:  # cannot happen: accrual found this price before
                 raise LookupError(f"plan {report.plan} of version {report.catalog_version} has no price for its usage")
-            held = await subscription_records.of_account(conn, report.account_id)
             bills = next((record for record in held if record.subscription_id == report.subscription_id), None)
             so_far = await store.charged(conn, report)
             amount = pricing_rules.late_amount(
@@ -141,10 +149,10 @@ class LateUsage:
                 so_far.by_items,
                 report.units,
             )
-            if bills is not None and bills.was_trial(report.reported_for):
+            if bills is not None and bills.was_trial(bills.billed_at(report.reported_for, report.period_start)):
                 amount = 0  # usage in a trial is free, as it is on the meter
             await store.write(conn, report, states.Change({"amount": amount}))
-            return amount, catalog.currency, unit
+            return amount, catalog.currency, unit, billed_with
 
         return await self._database.run(fix)
 

@@ -21,7 +21,16 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock, errors, money
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, leases
-from billing_svc.usage_export import billability, late_charges, pacing, rules, states, store, stripe_lookups
+from billing_svc.usage_export import (
+    billability,
+    late_charges,
+    pacing,
+    rules,
+    shared_meters,
+    states,
+    store,
+    stripe_lookups,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -64,6 +73,7 @@ class Sender:
     ) -> None:
         """`notice_missing` unlinks a customer that Stripe refused as missing, if it was deleted there."""
         self._database = database
+        self._catalogs = catalogs
         self._stripe = stripe
         self._clock = now
         self._pace = pace
@@ -148,7 +158,7 @@ class Sender:
         found = billability.next_step(report, held, now)
         if found.step is billability.Step.ASK:
             try:
-                found = await self._asking.period(report)
+                found = await self._asking.period(report, held)
             except (errors.StripeUnavailable, errors.StripeObjectUnreadable) as error:
                 return await self._try_later(lease, report, error)
             if found.step is billability.Step.CHARGE_LATE and report.first_attempt_at is not None:
@@ -191,7 +201,7 @@ class Sender:
             _log.info("report_outcome_unknown", account=begun.account_id, report=begun.report_id, error=error.message)
             await self._write(lease, begun, states.Change({"error": error.message}))
             return SendOutcome.UNKNOWN
-        await self._write(lease, begun, states.sent(self._clock.now()))
+        await self._write_sent(lease, begun)
         return SendOutcome.DONE
 
     async def _refused(
@@ -223,7 +233,7 @@ class Sender:
         others = await self._database.read(lambda conn: store.sent_in_minute(conn, report))
         now = self._clock.now()
         if total == others + report.units:
-            await self._write(lease, report, states.sent(now))
+            await self._write_sent(lease, report)
         elif total != others:
             why = f"its meter has {total} units in that minute; {others} or {others + report.units} were expected"
             _log.error("report_failed", account=report.account_id, report=report.report_id, error=why)
@@ -247,6 +257,16 @@ class Sender:
     async def _postpone(self, lease: leases.Lease, report: rules.UsageReport, until: datetime) -> None:
         if until > report.next_attempt_at:
             await self._write(lease, report, states.Change({"next_attempt_at": until}))
+
+    async def _write_sent(self, lease: leases.Lease, report: rules.UsageReport) -> None:
+        """Note that a report is at Stripe; several items may have begun to bill its meter during the call."""
+        now = self._clock.now()
+
+        async def write(conn: AsyncConnection) -> None:
+            await store.write(conn, report, states.sent(now))
+            await shared_meters.note(conn, self._catalogs, report.account_id, {}, now)
+
+        await self._fenced(lease, write)
 
     async def _write(self, lease: leases.Lease, report: rules.UsageReport, change: states.Change) -> None:
         await self._fenced(lease, lambda conn: store.write(conn, report, change))

@@ -10,7 +10,7 @@ from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import client, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.usage_export import billability, pacing, rules, store
+from billing_svc.usage_export import billability, pacing, rules, shared_meters, store
 
 # Stripe sends the event of a change within three days, also if no caller completes the request.
 CHANGES_LAST = timedelta(days=3)
@@ -37,12 +37,14 @@ class StripeLookups:
         """Return the stored subscription that bills a report; None if no subscription does."""
         return await self._database.read(lambda conn: self._held(conn, report))
 
-    async def period(self, report: rules.UsageReport) -> billability.NextStep:
+    async def period(
+        self, report: rules.UsageReport, billing: billability.ReportBilling | None
+    ) -> billability.NextStep:
         """Ask Stripe whether the report's period can still be billed; return the step.
 
         Raises StripeUnavailable and StripeObjectUnreadable.
         """
-        if report.subscription_id is None:
+        if report.subscription_id is None or billing is None:
             return billability.NextStep(billability.Step.CHARGE_LATE, why="no subscription bills it")
         await self._pace.wait()
         price_ids = await self._database.read(lambda conn: store.price_ids(conn, report.stripe_event_name))
@@ -50,10 +52,10 @@ class StripeLookups:
             fetched = stripe_subscriptions.from_stripe(await self._stripe.subscription(report.subscription_id))
         except client.NotAtStripe:
             fetched = None
-        invoices = []
+        invoices, at = [], billing.at(report)
         if fetched is not None:
-            invoices = await self._stripe.invoices_of_subscription(report.subscription_id, report.reported_for)
-        return billability.at_stripe(report, price_ids, fetched, invoices, self._clock.now())
+            invoices = await self._stripe.invoices_of_subscription(report.subscription_id, at)
+        return billability.at_stripe(at, price_ids, fetched, invoices, self._clock.now())
 
     async def meter_total(self, report: rules.UsageReport, start: datetime, end: datetime) -> int:
         """Return the units that a report's meter has for its customer in [start, end); 0 if the meter does not exist.
@@ -67,14 +69,16 @@ class StripeLookups:
     async def _held(self, conn: AsyncConnection, report: rules.UsageReport) -> billability.ReportBilling | None:
         if report.subscription_id is None:
             return None
-        found = await subscription_records.find(conn, report.account_id, report.subscription_id)
+        held = await subscription_records.of_account(conn, report.account_id)
+        found = next((record for record in held if record.subscription_id == report.subscription_id), None)
         if found is None:
             return None
-        catalog = await self._catalogs.get(conn, found.catalog_version)
-        prices = catalog.plan(found.plan).metered_prices
+        event_name, customer_id = report.stripe_event_name, report.customer_id
+        billers = await shared_meters.billers(conn, self._catalogs, held, customer_id, event_name)
         return billability.ReportBilling(
             found,
-            event_names={price.lookup_key for price in prices},
+            event_names=set(await shared_meters.events_of(conn, self._catalogs, found)),
+            is_shared=len(billers) > 1,
             line_amount=await self._line_amount(conn, report),
             is_changing=await store.is_changing(conn, report.account_id, self._clock.now() - CHANGES_LAST),
         )

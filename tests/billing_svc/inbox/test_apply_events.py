@@ -140,14 +140,19 @@ async def test_an_unknown_price_fails_and_is_applied_after_a_replay(world: World
     await world.subscribe()
     prices = tables.stripe_prices
     hidden = prices.c.meter == "" if which == "base" else sa.true()
-    await world.execute(sa.update(prices).where(hidden).values(price_id=sa.func.concat("hidden_", prices.c.price_id)))
+    columns = (prices.c.price_id, prices.c.product_id)
+    await world.execute(
+        sa.update(prices).where(hidden).values({column: sa.func.concat("hidden_", column) for column in columns})
+    )
     await world.deliver(*await world.events("customer.subscription.created"))
     await world.apply_all()
     ((state, note),) = (await world.inbox_states()).values()
     assert state == "failed"
     assert "price" in str(note)
     assert await world.rows(tables.subscriptions) == []
-    await world.execute(sa.update(prices).values(price_id=sa.func.replace(prices.c.price_id, "hidden_", "")))
+    await world.execute(
+        sa.update(prices).values({column: sa.func.replace(column, "hidden_", "") for column in columns})
+    )
     await replay(world)
     await world.apply_all()
     assert [state for state, _ in (await world.inbox_states()).values()] == ["applied"]

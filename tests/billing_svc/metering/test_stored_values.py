@@ -32,8 +32,20 @@ SUBSCRIPTION = terms.PlanSubscription(
     catalog_version=1,
     quantity=2,
     anchor=_at(14),
-    effective_from=_at(13),
+    effective_from=_at(16),
+    since=_at(13),
     effective_until=NOW + timedelta(days=9),
+)
+PAST_STRETCH = terms.PlanSubscription(
+    subscription_id="sub_1",
+    status="active",
+    plan="starter",
+    catalog_version=1,
+    quantity=3,
+    anchor=_at(17),
+    effective_from=_at(16),
+    since=_at(15),
+    effective_until=_at(13),
 )
 OVERRIDE = terms.Override(included=31, expires_at=NOW + timedelta(days=8), note="why", set_by="who", set_at=_at(12))
 COUNTER = quota_rules.Counter(used=41, reserved=0, billable=17, exceeded_at=_at(3), level=23)
@@ -176,9 +188,17 @@ async def test_events_and_counters_are_written_to_their_columns_and_read_from_th
 
 
 async def test_a_decision_reads_each_fact_from_its_column(engine: AsyncEngine, published_catalog: int) -> None:
-    account = {"account_id": "org_1", "created_at": _at(30), "pay_as_you_go_under": "sub_1"}
+    account = {
+        "account_id": "org_1",
+        "created_at": _at(30),
+        "pay_as_you_go_under": "sub_1",
+        "history_until": PAST_STRETCH.effective_until,
+    }
+    columns = dataclasses.asdict(SUBSCRIPTION)
+    moved_at = columns.pop("since")
     subscription = {
-        **dataclasses.asdict(SUBSCRIPTION),
+        **columns,
+        "moved_at": moved_at,
         "account_id": "org_1",
         "customer_id": "cus_1",
         "price": "monthly",
@@ -205,6 +225,9 @@ async def test_a_decision_reads_each_fact_from_its_column(engine: AsyncEngine, p
     async with engine.begin() as conn:
         await conn.execute(sa.insert(tables.accounts).values(account))
         await conn.execute(sa.insert(tables.subscriptions).values(subscription))
+        past = {"account_id": "org_1", "is_plan": True, "billing_period_start": _at(15)}
+        past |= dataclasses.asdict(PAST_STRETCH)
+        await conn.execute(sa.insert(tables.subscription_history).values(past))
         await conn.execute(
             sa.insert(tables.account_overrides).values(account_id="org_1", meter="runs", **dataclasses.asdict(OVERRIDE))
         )
@@ -218,7 +241,7 @@ async def test_a_decision_reads_each_fact_from_its_column(engine: AsyncEngine, p
             newest_catalog=published_catalog,
             created_at=_at(30),
             pay_as_you_go_under="sub_1",
-            subscriptions=(SUBSCRIPTION,),
+            subscriptions=(SUBSCRIPTION, PAST_STRETCH),
         ),
         override=OVERRIDE,
         level=23,

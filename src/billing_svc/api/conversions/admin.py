@@ -1,6 +1,6 @@
 """Converts accounts to AdminService's messages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,7 +10,7 @@ from billing_svc.api.conversions import catalog as catalog_conversions
 from billing_svc.api.conversions import quota as quota_conversions
 from billing_svc.api.conversions import subscriptions as subscriptions_conversions
 from billing_svc.api.conversions import usage_summary
-from billing_svc.stripe import subscription_records
+from billing_svc.stripe import prices, subscription_records
 
 # How many subscriptions an answer lists; further subscriptions of an account are only in the database.
 SUBSCRIPTIONS_MAX = 100
@@ -68,7 +68,7 @@ def to_proto_summary(summary: account_overview.Summary, now: datetime) -> admin_
         account_id=summary.account.account_id,
         created_at=fields.to_proto_instant(summary.account.created_at),
         subscription=subscriptions_conversions.to_proto_subscription(
-            statement.under, summary.account_state, summary.subscriptions, now
+            statement.under, summary.account_state, summary.subscriptions, summary.custom_prices, now
         ),
         usage=[usage_summary.to_proto_meter_usage(line) for line in statement.lines if line.matters],
     )
@@ -80,14 +80,18 @@ def to_proto_details(details: account_overview.Details, now: datetime) -> admin_
     return admin_pb2.GetAccountResponse(
         account=to_proto_summary(summary, now),
         stripe_customer_id=summary.account.customer_id or "",
-        subscriptions=[_to_proto_held(row, now) for row in summary.subscriptions[:SUBSCRIPTIONS_MAX]],
+        subscriptions=[
+            _to_proto_held(row, summary.custom_prices, now) for row in summary.subscriptions[:SUBSCRIPTIONS_MAX]
+        ],
         overrides=[quota_conversions.to_proto_override(meter, override) for meter, override in details.overrides],
         open_alerts=details.open_alerts,
         held_reservations=details.held_reservations,
     )
 
 
-def _to_proto_held(row: subscription_records.SubscriptionRecord, now: datetime) -> subscription_pb2.Subscription:
+def _to_proto_held(
+    row: subscription_records.SubscriptionRecord, custom_prices: Mapping[str, prices.CustomPrice], now: datetime
+) -> subscription_pb2.Subscription:
     """Return a subscription with its own plan and period, whether or not it is in force."""
     message = subscription_pb2.Subscription(
         plan=row.plan,
@@ -106,4 +110,7 @@ def _to_proto_held(row: subscription_records.SubscriptionRecord, now: datetime) 
     if row.effective_until is not None and row.effective_until > now:
         message.cancel_at.FromDatetime(row.effective_until)
     subscriptions_conversions.add_pauses(message, row)
+    custom = custom_prices.get(row.custom_price_id or "")
+    if custom is not None:
+        message.custom_price.CopyFrom(subscriptions_conversions.to_proto_custom_price(custom))
     return message

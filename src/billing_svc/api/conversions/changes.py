@@ -46,6 +46,7 @@ def from_proto_change(request: subscription_pb2.ChangePlanRequest, now: datetime
         at_period_end=request.timing == subscription_pb2.TIMING_AT_PERIOD_END,
         proration_at=proration_at,
         release_foreign_schedule=request.release_foreign_schedule,
+        newest_catalog=request.newest_catalog,
     )
 
 

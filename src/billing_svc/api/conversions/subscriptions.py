@@ -1,13 +1,14 @@
 """Converts subscription and checkout messages to and from the types of `subscriptions`."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from billing.v1 import subscription_pb2
 from billing_svc.api import fields
 from billing_svc.api.conversions import catalog as catalog_conversions
 from billing_svc.metering.quota import terms
-from billing_svc.stripe import subscription_records
+from billing_svc.platform import money
+from billing_svc.stripe import prices, subscription_records
 from billing_svc.subscriptions.checkouts import store as checkouts_store
 
 _BEHAVIORS = {
@@ -71,9 +72,13 @@ def to_proto_subscription(
     under: terms.EffectiveTerms,
     account_state: terms.AccountState,
     rows: Sequence[subscription_records.SubscriptionRecord],
+    custom_prices: Mapping[str, prices.CustomPrice],
     now: datetime,
 ) -> subscription_pb2.Subscription:
-    """Return the plan in force, and the subscription that gives it, or else the latest plan subscription."""
+    """Return the plan in force, and the subscription that gives it, or else the latest plan subscription.
+
+    `custom_prices` has those of the subscriptions' prices that were made by hand.
+    """
     in_force = under.subscription.subscription_id if under.subscription else None
     bought = [row for row in rows if not row.superfluous] or rows
     row = next((row for row in bought if row.subscription_id == in_force), bought[0] if bought else None)
@@ -98,6 +103,9 @@ def to_proto_subscription(
     message.price = row.price
     message.quantity = row.quantity
     add_pauses(message, row)
+    custom = custom_prices.get(row.custom_price_id or "")
+    if custom is not None:
+        message.custom_price.CopyFrom(to_proto_custom_price(custom))
     if row.trial_end is not None:
         message.trial_end.FromDatetime(row.trial_end)
     if row.ended_at is not None:
@@ -111,7 +119,7 @@ def to_proto_subscription(
         if row.pending_at is not None:
             message.pending_change.plan = row.pending_plan or ""
             message.pending_change.price = row.pending_price or ""
-            message.pending_change.quantity = row.pending_quantity or 1
+            message.pending_change.quantity = row.pending_quantity or 0
             message.pending_change.effective_at.FromDatetime(row.pending_at)
     return message
 
@@ -126,6 +134,17 @@ def add_pauses(message: subscription_pb2.Subscription, row: subscription_records
             message.collection_pause.resumes_at.FromDatetime(row.collection_resumes_at)
     if row.pause_reason is not None:
         message.pause_reason = _PAUSE_REASONS.get(row.pause_reason, subscription_pb2.PAUSE_REASON_UNKNOWN)
+
+
+def to_proto_custom_price(custom: prices.CustomPrice) -> subscription_pb2.CustomPrice:
+    """Return a price that was made by hand, without its amount if that has tiers."""
+    message = subscription_pb2.CustomPrice(
+        price_id=custom.price_id, interval=custom.interval, interval_count=custom.interval_count
+    )
+    if custom.unit_amount is not None and custom.currency in money.EXPONENTS:
+        amount = money.in_major_units(custom.unit_amount, custom.currency)
+        message.amount.CopyFrom(fields.to_proto_money(amount, custom.currency))
+    return message
 
 
 def _is_pending(

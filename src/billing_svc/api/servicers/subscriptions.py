@@ -1,5 +1,6 @@
 """SubscriptionService: RPCs use the database and Stripe, never Stripe inside of a transaction."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,7 +20,7 @@ from billing_svc.metering.quota import lookup
 from billing_svc.platform import clock, settings
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
-from billing_svc.stripe import subscription_records
+from billing_svc.stripe import prices, subscription_records
 from billing_svc.subscriptions.changes import cancel_subscription, change_plan
 from billing_svc.subscriptions.checkouts import open_checkout
 from billing_svc.subscriptions.invoices import store as invoices_store
@@ -206,12 +207,13 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
 
         async def work(
             conn: AsyncConnection,
-        ) -> tuple[lookup.MeterState, list[subscription_records.SubscriptionRecord]]:
+        ) -> tuple[lookup.MeterState, list[subscription_records.SubscriptionRecord], Mapping[str, prices.CustomPrice]]:
             known = await lookup.read_account_state(conn, self._catalogs, account_id, now)
-            return known, await subscription_records.plan_subscriptions(conn, account_id)
+            rows = await subscription_records.plan_subscriptions(conn, account_id)
+            return known, rows, await prices.custom_prices(conn, [row.custom_price_id for row in rows])
 
-        known, rows = await self._database.read(work)
-        return subscriptions.to_proto_subscription(known.terms_at(now), known.facts.account_state, rows, now)
+        known, rows, custom = await self._database.read(work)
+        return subscriptions.to_proto_subscription(known.terms_at(now), known.facts.account_state, rows, custom, now)
 
 
 def _origin(context: interceptors.Context) -> audit_store.Origin:

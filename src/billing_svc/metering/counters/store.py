@@ -159,6 +159,24 @@ async def update_totals(conn: AsyncConnection, key: CounterKey, after: quota_rul
     )
 
 
+async def end_periods(conn: AsyncConnection, account_id: str, subscription_id: str, at: datetime) -> None:
+    """End at `at` the periods of a subscription's counters that contain it; the caller has locked the account."""
+    await conn.execute(
+        sa.text("""
+            UPDATE usage_counters c
+               SET period_end = :at
+              FROM (SELECT account_id, meter, period_start
+                      FROM usage_counters
+                     WHERE account_id = :account_id AND subscription_id = :subscription_id
+                       AND period_start < :at AND period_end > :at
+                     ORDER BY meter, period_start
+                       FOR UPDATE) AS open
+             WHERE (c.account_id, c.meter, c.period_start) = (open.account_id, open.meter, open.period_start)
+        """),
+        {"account_id": account_id, "subscription_id": subscription_id, "at": at},
+    )
+
+
 def insertions(
     opened: Mapping[CounterKey, CounterUpdate], unknown: Collection[str], now: datetime
 ) -> list[direct.Call]:

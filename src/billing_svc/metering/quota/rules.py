@@ -30,6 +30,7 @@ class Reason(enum.StrEnum):
     RATE_LIMITED = "RATE_LIMITED"
     NOT_IN_PLAN = "NOT_IN_PLAN"
     RESERVATION_CLOSED = "RESERVATION_CLOSED"
+    NOT_CHARGEABLE = "NOT_CHARGEABLE"
 
 
 @values.value
@@ -220,6 +221,8 @@ def allowing_plans(catalog: model.Catalog, current: terms.EffectiveTerms, meter:
 def _decide_charge(
     allowance: terms.Allowance, limit: parts.Limit, included: int, counter: Counter, units: int, beyond: int
 ) -> Decision:
+    if allowance.is_uncharged:
+        return Decision(allowed=False, reason=Reason.NOT_CHARGEABLE, units_beyond=beyond)
     if allowance.charged_units_max is not None:
         held_beyond = max(0, counter.reserved - counter.free(included))
         if counter.billable + held_beyond + beyond > allowance.charged_units_max:

@@ -32,32 +32,67 @@ _ACCOUNT = _ACCOUNT_STATE.add_fields(
 )
 _NEWEST_CATALOG = _ACCOUNT_STATE.index("(SELECT max(version) FROM catalog_versions)")
 _SUBSCRIPTION = _ACCOUNT_STATE.add_fields(terms.PlanSubscription, "s")
+_SINCE = _ACCOUNT_STATE.index("s.since")
 _IS_PLAN = _ACCOUNT_STATE.add("s.is_plan")
+_HISTORY_UNTIL = _ACCOUNT_STATE.add("a.history_until")
 _OVERRIDE = _ACCOUNT_STATE.add_fields(terms.Override, "o")
 _SUBSCRIPTION_ID, _OVERRIDE_SET_AT = (_ACCOUNT_STATE.index(name) for name in ("s.subscription_id", "o.set_at"))
 
-# Each table is read by key for each question; without OFFSET 0 the planner might read the whole table. Only the needed
-# columns are named: preparing a whole row takes longer than finding it.
-_ACCOUNT_STATE_TABLES = """
+# Past stretches are read only if a move lies within the horizon: by another statement, because this table alone would
+# add a fifth to the time of every decision.
+_HISTORY = """
+            UNION ALL
+           SELECT subscription_id, status, plan, catalog_version, quantity, anchor, effective_from,
+                  since, effective_until, overage_denied_from, '' AS missing_meters, is_plan
+             FROM subscription_history
+            WHERE account_id = asked.account_id AND is_plan AND effective_until > :horizon
+"""
+
+
+def _account_state_tables(history: str) -> str:
+    """Return the tables of an account's state.
+
+    Each table is read by key for each question; without OFFSET 0 the planner might read the whole table. Only the
+    needed columns are named: preparing a whole row takes longer than finding it.
+    """
+    return f"""
       LEFT JOIN LATERAL (
-           SELECT created_at, pay_as_you_go_under FROM accounts WHERE account_id = asked.account_id OFFSET 0
+           SELECT created_at, pay_as_you_go_under, history_until
+             FROM accounts
+            WHERE account_id = asked.account_id OFFSET 0
            ) AS a ON TRUE
       LEFT JOIN LATERAL (
-           SELECT subscription_id, status, plan, catalog_version, quantity, anchor, effective_from, effective_until,
-                  overage_denied_from, is_plan
+           SELECT subscription_id, status, plan, catalog_version, quantity, anchor, effective_from,
+                  coalesce(moved_at, effective_from) AS since, effective_until, overage_denied_from, missing_meters,
+                  is_plan
              FROM subscriptions
             WHERE account_id = asked.account_id AND (is_plan OR subscription_id = a.pay_as_you_go_under)
-              AND (effective_until IS NULL OR effective_until > :horizon) OFFSET 0
+              AND (effective_until IS NULL OR effective_until > :horizon)
+            {history}
+           OFFSET 0
            ) AS s ON TRUE
       LEFT JOIN LATERAL (
            SELECT included, expires_at, note, set_by, set_at
              FROM account_overrides
             WHERE account_id = asked.account_id AND meter = asked.meter OFFSET 0
            ) AS o ON TRUE
-"""
-# A single question is read without an array, which takes nine tenths of the time.
-_SELECT_ACCOUNT_STATES = direct.PreparedStatement(f"SELECT {_ACCOUNT_STATE} FROM {_ASKED} {_ACCOUNT_STATE_TABLES}")  # noqa: S608 - as above
-_SELECT_ACCOUNT_STATE = direct.PreparedStatement(f"SELECT {_ACCOUNT_STATE} FROM {_ASKED_ALONE} {_ACCOUNT_STATE_TABLES}")  # noqa: S608
+    """  # noqa: S608 - constants of this file
+
+
+_ACCOUNT_STATE_TABLES = _account_state_tables("")
+_ACCOUNT_STATE_WITH_HISTORY_TABLES = _account_state_tables(_HISTORY)
+
+
+@functools.cache
+def _select_account_states(*, is_alone: bool, history: bool) -> direct.PreparedStatement:
+    """Return the statement that reads states; without an array, a single question takes nine tenths of the time."""
+    return direct.PreparedStatement(f"""
+        SELECT {_ACCOUNT_STATE}
+          FROM {_ASKED_ALONE if is_alone else _ASKED}
+               {_ACCOUNT_STATE_WITH_HISTORY_TABLES if history else _ACCOUNT_STATE_TABLES}
+    """)  # noqa: S608 - constants of this file
+
+
 _LEVELS = """
       LEFT JOIN LATERAL (
            SELECT level FROM gauge_levels WHERE account_id = asked.account_id AND meter = asked.meter OFFSET 0
@@ -93,11 +128,12 @@ _WINDOW_START = _FACTS.index("w.window_start")
 
 
 @functools.cache
-def _select_facts(*, is_alone: bool, levels: bool, windows: bool) -> direct.PreparedStatement:
+def _select_facts(*, is_alone: bool, levels: bool, windows: bool, history: bool) -> direct.PreparedStatement:
     """Return the statement that reads facts, with levels and windows if asked: each adds a tenth to its time."""
     return direct.PreparedStatement(f"""
         SELECT {_FACTS}
-          FROM {_ASKED_ALONE if is_alone else _ASKED} {_ACCOUNT_STATE_TABLES}
+          FROM {_ASKED_ALONE if is_alone else _ASKED}
+               {_ACCOUNT_STATE_WITH_HISTORY_TABLES if history else _ACCOUNT_STATE_TABLES}
                {_LEVELS if levels else _NO_LEVELS}
                {_WINDOWS if windows else _NO_WINDOWS}
           LEFT JOIN LATERAL (
@@ -165,8 +201,12 @@ async def read_facts(
     transaction changes these facts until the end of this transaction. Without `levels` the level of a gauge is 0,
     without `windows` no rate window is returned. Raises LookupError if no catalog was ever published.
     """
-    statement = _select_facts(is_alone=len(asked) == 1, levels=levels, windows=windows)
-    *others, found = await direct.fetch_each(conn, *before, (statement, _parameters(asked, now)))
+    is_alone, parameters = len(asked) == 1, _parameters(asked, now)
+    statement = _select_facts(is_alone=is_alone, levels=levels, windows=windows, history=False)
+    *others, found = await direct.fetch_each(conn, *before, (statement, parameters))
+    if _has_history(found, now):
+        statement = _select_facts(is_alone=is_alone, levels=levels, windows=windows, history=True)
+        found = await direct.fetch(conn, statement, parameters)
     return _each(len(asked), found), others
 
 
@@ -174,9 +214,18 @@ async def read_account_states(
     conn: AsyncConnection, asked: Sequence[tuple[str, str]], now: datetime, *beside: direct.Call
 ) -> tuple[list[MeterFacts], list[list[direct.Row]]]:
     """Return facts without counters, levels and windows, and the rows of other statements of the same round trip."""
-    statement = _SELECT_ACCOUNT_STATE if len(asked) == 1 else _SELECT_ACCOUNT_STATES
-    found, *others = await direct.fetch_each(conn, (statement, _parameters(asked, now)), *beside)
+    is_alone, parameters = len(asked) == 1, _parameters(asked, now)
+    statement = _select_account_states(is_alone=is_alone, history=False)
+    found, *others = await direct.fetch_each(conn, (statement, parameters), *beside)
+    if _has_history(found, now):
+        found = await direct.fetch(conn, _select_account_states(is_alone=is_alone, history=True), parameters)
     return _each(len(asked), found), others
+
+
+def _has_history(rows: Sequence[direct.Row], now: datetime) -> bool:
+    """Say whether a past stretch of an account lies within the horizon: then all is read again, with the history."""
+    horizon = now - HORIZON
+    return any(row[_HISTORY_UNTIL] is not None and row[_HISTORY_UNTIL] > horizon for row in rows)
 
 
 def _parameters(asked: Sequence[tuple[str, str]], now: datetime) -> dict[str, direct.Value]:
@@ -197,7 +246,7 @@ def _each(number: int, rows: Sequence[direct.Row]) -> list[MeterFacts]:
 
 
 def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
-    """Return the facts in a question's rows: a row for each pair of a subscription and a counter."""
+    """Return the facts in a question's rows: a row for each pair of a subscription (or past stretch) and a counter."""
     first = rows[0]
     if first[_NEWEST_CATALOG] is None:
         raise LookupError("no catalog was published")
@@ -205,7 +254,7 @@ def _facts(rows: Sequence[direct.Row]) -> MeterFacts:
     if len(rows) == 1 and first[_IS_PLAN]:  # the usual case
         subscriptions: tuple[terms.PlanSubscription, ...] = (terms.PlanSubscription(*first[_SUBSCRIPTION]),)
     else:
-        plans = {row[_SUBSCRIPTION_ID]: row[_SUBSCRIPTION] for row in rows if row[_IS_PLAN]}
+        plans = {(row[_SUBSCRIPTION_ID], row[_SINCE]): row[_SUBSCRIPTION] for row in rows if row[_IS_PLAN]}
         subscriptions = tuple([terms.PlanSubscription(*columns) for columns in plans.values()])
         metered_only = next(
             (terms.PlanSubscription(*row[_SUBSCRIPTION]) for row in rows if row[_IS_PLAN] is False), None

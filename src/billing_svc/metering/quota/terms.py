@@ -16,9 +16,12 @@ from billing_svc.platform.accounts import rules as accounts_rules
 
 @values.value
 class PlanSubscription:
-    """A plan subscription, as far as a decision needs it; in force in [effective_from, effective_until).
+    """A stretch of a plan subscription, as far as a decision needs it; in force in [since, effective_until).
 
-    Not a `SubscriptionRecord`: every decision reads this and makes an object of it, so it has only the nine columns
+    A subscription whose periods were never moved is a single stretch, from `effective_from`. Each move ends a stretch
+    (ADR 0019).
+
+    Not a `SubscriptionRecord`: every decision reads this and makes an object of it, so it has only the columns
     that a decision needs, in the order in which the statement in `store.py` names them.
     """
 
@@ -28,14 +31,18 @@ class PlanSubscription:
     catalog_version: int
     quantity: int
     anchor: datetime
+    # When the subscription began.
     effective_from: datetime
+    since: datetime
     effective_until: datetime | None
     # Since when no invoice charges overage, because of a pause at Stripe; None: it is charged.
     overage_denied_from: datetime | None = None
+    # The event names of the plan's meters that no item of it bills, separated by spaces; nearly always empty.
+    missing_meters: str = ""
 
     def covers(self, at: datetime) -> bool:
         """Say whether it gives the plan at `at`."""
-        return self.effective_from <= at and (self.effective_until is None or at < self.effective_until)
+        return self.since <= at and (self.effective_until is None or at < self.effective_until)
 
 
 @values.value
@@ -46,7 +53,7 @@ class AccountState:
     created_at: datetime | None
     # The subscription under which pay-as-you-go was switched on; None: off.
     pay_as_you_go_under: str | None
-    # Plan subscriptions alone.
+    # Plan subscriptions alone, also their past stretches.
     subscriptions: tuple[PlanSubscription, ...]
     # The metered-only subscription that `pay_as_you_go_under` names, if any. It never sets a period.
     metered_only: PlanSubscription | None = None
@@ -81,6 +88,8 @@ class Allowance:
     overridden: bool = False
     # The most units that may be charged in a period; None without a cap.
     charged_units_max: int | None = None
+    # Nothing at Stripe can charge units beyond the included quantity, so that they are not promised.
+    is_uncharged: bool = False
 
     @property
     def charges(self) -> bool:
@@ -135,16 +144,33 @@ class EffectiveTerms:
                 included=override.included,
                 overridden=True,
                 charged_units_max=self._charged_units_max(limit),
+                is_uncharged=self._is_uncharged(meter),
             )
         if limit is None:
             return Allowance(None, included=0)
         return Allowance(
-            limit, included=limit.included_for(self.quantity), charged_units_max=self._charged_units_max(limit)
+            limit,
+            included=limit.included_for(self.quantity),
+            charged_units_max=self._charged_units_max(limit),
+            is_uncharged=self._is_uncharged(meter),
         )
 
     def _is_overage_denied(self, at: datetime) -> bool:
         billing = self.subscription or self.metered_only
         return billing is not None and billing.overage_denied_from is not None and at >= billing.overage_denied_from
+
+    @property
+    def missing_meters(self) -> str:
+        """Return the event names that no item of the subscription bills, as `PlanSubscription` has them."""
+        billing = self.subscription or self.metered_only
+        return "" if billing is None else billing.missing_meters
+
+    def _is_uncharged(self, meter: str) -> bool:
+        """Say whether the subscription lacks the item that would charge a meter."""
+        missing = self.missing_meters
+        if not missing:  # as nearly always
+            return False
+        return any(price.meter == meter and price.lookup_key in missing.split() for price in self.plan.metered_prices)
 
     def _charged_units_max(self, limit: parts.Limit | None) -> int | None:
         """Return how many units the overlay's cap on the overage leaves room for."""
@@ -158,7 +184,8 @@ def effective_terms(account_state: AccountState, catalogs: Mapping[int, model.Ca
     """Return the terms of an account at `at`.
 
     The latest of several subscriptions in force decides; without a subscription, the default plan of the newest
-    catalog. When another subscription begins to decide, or none is left, the old period ends at that instant.
+    catalog. When another subscription or stretch begins to decide, or none is left, the old period ends at that
+    instant; but a stretch ends no calendar month.
     """
     subscription = _deciding(account_state, at)
     version = account_state.newest_catalog if subscription is None else subscription.catalog_version
@@ -173,7 +200,7 @@ def effective_terms(account_state: AccountState, catalogs: Mapping[int, model.Ca
         quantity=1 if subscription is None else subscription.quantity,
         pay_as_you_go=carrier is not None,
         period=_month(account_state, catalog, plan, subscription, at).clipped(
-            *_tenure(account_state, subscription, at)
+            *_tenure(account_state, catalogs, subscription, at)
         ),
         metered_only=None if carrier is subscription else carrier,
     )
@@ -207,25 +234,44 @@ def _deciding(account_state: AccountState, at: datetime) -> PlanSubscription | N
 
 
 def _tenure(
-    account_state: AccountState, deciding_now: PlanSubscription | None, at: datetime
+    account_state: AccountState,
+    catalogs: Mapping[int, model.Catalog],
+    deciding_now: PlanSubscription | None,
+    at: datetime,
 ) -> tuple[datetime | None, datetime | None]:
-    """Return since when and until when the subscription of `at` decides; None: the bound is not known."""
+    """Return since when and until when what decides at `at` decides; None: the bound is not known."""
     if not account_state.subscriptions:
         return None, None
     if deciding_now is not None and len(account_state.subscriptions) == 1:  # as nearly always
-        return deciding_now.effective_from, deciding_now.effective_until
-    bounds = {one.effective_from for one in account_state.subscriptions}
-    bounds |= {one.effective_until for one in account_state.subscriptions if one.effective_until is not None}
-    before, changes = None, []
-    for bound in sorted(bounds):
-        deciding = _deciding(account_state, bound)
-        if deciding is not before:
-            changes.append(bound)
-        before = deciding
+        return deciding_now.since, deciding_now.effective_until
+    bounds = breaks(account_state, catalogs)
     return (
-        max((change for change in changes if change <= at), default=None),
-        min((change for change in changes if change > at), default=None),
+        max((bound for bound in bounds if bound <= at), default=None),
+        min((bound for bound in bounds if bound > at), default=None),
     )
+
+
+def breaks(account_state: AccountState, catalogs: Mapping[int, model.Catalog]) -> list[datetime]:
+    """Return the instants, in order, at which a period ends because something else begins to count the periods."""
+    bounds = {one.since for one in account_state.subscriptions}
+    bounds |= {one.effective_until for one in account_state.subscriptions if one.effective_until is not None}
+    before, found = None, []
+    for bound in sorted(bounds):
+        counting = _counting(_deciding(account_state, bound), catalogs)
+        if counting != before:
+            found.append(bound)
+        before = counting
+    return found
+
+
+def _counting(
+    deciding: PlanSubscription | None, catalogs: Mapping[int, model.Catalog]
+) -> tuple[str, datetime | None] | None:
+    """Return what counts the periods: a stretch; of calendar months the subscription, whose stretches share them."""
+    if deciding is None:
+        return None
+    plan = catalogs[deciding.catalog_version].plan(deciding.plan)
+    return deciding.subscription_id, None if plan.quota_period == "calendar_month" else deciding.since
 
 
 def _month(
@@ -238,6 +284,9 @@ def _month(
     if subscription is not None:
         if plan.quota_period == "calendar_month":
             return periods.calendar_month(at)
+        if at < subscription.anchor:
+            # Before the anchor (in a trial), months are counted from the beginning, because the anchor may still move.
+            return periods.anchored_month(subscription.since, at).clipped(None, subscription.anchor)
         return periods.anchored_month(subscription.anchor, at)
     if catalog.free_period == "calendar_month":
         return periods.calendar_month(at)

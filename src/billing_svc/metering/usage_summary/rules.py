@@ -69,22 +69,14 @@ class UsageSummary:
 
 
 def past_period(
-    kept: Sequence[KeptCounter],
-    account_state: terms.AccountState,
-    derived: periods.Period,
-    current: periods.Period,
-    at: datetime,
+    kept: Sequence[KeptCounter], breaks: Sequence[datetime], derived: periods.Period, at: datetime
 ) -> periods.Period:
-    """Return the period before `current` that contains `at`.
+    """Return the past period that contains `at`; `breaks` are those of its terms, and the present period's start.
 
     The stored counters decide, because the terms of today may differ from those of then. A counter keeps the end that
-    was expected when it was last written; if a subscription began or ended before that, the period ended there too. If
-    no counter covers the instant, the period follows from today's terms.
+    was expected when it was last written; if a subscription began, ended or was moved before that, the period ended
+    there too. If no counter covers the instant, the period follows from today's terms.
     """
-    breaks = [current.start]
-    for subscription in account_state.subscriptions:
-        if subscription.effective_from != subscription.effective_until:
-            breaks += [one for one in (subscription.effective_from, subscription.effective_until) if one is not None]
     covering = [one for one in kept if one.period.start <= at < _ended(one.period, breaks).end]
     if not covering:
         return _ended(derived, breaks)

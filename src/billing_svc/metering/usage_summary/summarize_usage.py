@@ -98,7 +98,8 @@ async def _past(
     derived = first.terms_at(at)
     # Counters of all meters, even if few are asked for, because the period is the account's.
     kept = await store.kept_counters(conn, account_id, first.newest.meters, at)
-    period = rules.past_period(kept, first.facts.account_state, derived.period, current.period, at)
+    breaks = [*terms.breaks(first.facts.account_state, first.catalogs), current.period.start]
+    period = rules.past_period(kept, breaks, derived.period, at)
     rows = sorted((one for one in kept if one.period.start == period.start), key=lambda one: one.updated_at)
     loaded = {row.catalog_version: await catalogs.get(conn, row.catalog_version) for row in rows}
     derived = replace(derived, period=period)

@@ -128,3 +128,9 @@ async def lock(conn: AsyncConnection, account_id: str) -> None:
     """Lock the account's row until the end of the transaction: changes of its subscriptions run one after another."""
     query = sa.select(_ACCOUNTS.c.account_id).where(_ACCOUNTS.c.account_id == account_id)
     await conn.execute(query.with_for_update())
+
+
+async def extend_history(conn: AsyncConnection, account_id: str, until: datetime) -> None:
+    """Note that a past stretch of one of the account's subscriptions ended at `until`."""
+    latest = sa.func.greatest(_ACCOUNTS.c.history_until, until)  # ignores null
+    await conn.execute(sa.update(_ACCOUNTS).where(_ACCOUNTS.c.account_id == account_id).values(history_until=latest))

@@ -37,6 +37,9 @@ accounts = sa.Table(
     sa.Column("customer_id", sa.Text),
     # The subscription under which pay-as-you-go was switched on; pay-as-you-go ends when it ends. Null: off.
     sa.Column("pay_as_you_go_under", sa.Text),
+    # The latest end of the account's rows in subscription_history; null: it has none. A decision reads that table only
+    # if this end lies within its horizon.
+    sa.Column("history_until", _INSTANT),
     sa.CheckConstraint("account_id <> ''", name="named"),
     # In byte order: finds the accounts below an account in any locale of the database (readers, ADR 0014).
     sa.Index("ix_accounts_prefix", "account_id", postgresql_ops={"account_id": "text_pattern_ops"}),
@@ -103,6 +106,15 @@ subscriptions = sa.Table(
     sa.Column("pause_reason", sa.Text),
     # Since when, because of either pause, no invoice charges overage, so that it is denied. Null: it is charged.
     sa.Column("overage_denied_from", _INSTANT),
+    # When Stripe last opened a billing period out of turn: `anchor` and `trial_end` hold from then on. Null: never, so
+    # from `effective_from` on.
+    sa.Column("moved_at", _INSTANT),
+    # The base item's price if somebody made it at Stripe; `price` is empty then. Null: a price of the catalog.
+    sa.Column("custom_price_id", sa.Text),
+    # How the items differ from the plan as sold, as event names of Stripe's meters, separated by spaces: meters that
+    # no item bills, and meters that a further item bills. Empty, as nearly always: the items are as sold.
+    sa.Column("missing_meters", sa.Text, nullable=False, server_default=""),
+    sa.Column("extra_meters", sa.Text, nullable=False, server_default=""),
     sa.Column("updated_at", _INSTANT, nullable=False),
     sa.CheckConstraint("quantity >= 0", name="quantity"),
     sa.CheckConstraint("effective_until IS NULL OR effective_until >= effective_from", name="effective"),
@@ -112,6 +124,36 @@ subscriptions = sa.Table(
     ),
     # A decision reads the subscriptions in force and those that ended within its horizon, and no older rows.
     sa.Index("ix_subscriptions_effective", "account_id", "effective_until"),
+)
+
+# The stretches of a subscription before its periods were moved: anchor, trial and terms as they were (ADR 0019). A row
+# is written when a move ends its stretch; only `settle_at` changes later.
+subscription_history = sa.Table(
+    "subscription_history",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("subscription_id", sa.Text, primary_key=True),
+    sa.Column("since", _INSTANT, primary_key=True),
+    sa.Column("effective_until", _INSTANT, nullable=False),
+    # When the subscription began, as in its row.
+    sa.Column("effective_from", _INSTANT, nullable=False),
+    # Quota months were counted from this instant; before it, from `since`.
+    sa.Column("anchor", _INSTANT, nullable=False),
+    # A trial covered the time from `since` until here.
+    sa.Column("trial_end", _INSTANT),
+    # The start of the billing period that the move closed.
+    sa.Column("billing_period_start", _INSTANT, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("is_plan", sa.Boolean, nullable=False),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("catalog_version", sa.Integer, nullable=False),
+    sa.Column("quantity", sa.BigInteger, nullable=False),
+    # Since when, because of a pause, no invoice charged overage; as in the subscription's row.
+    sa.Column("overage_denied_from", _INSTANT),
+    # When the worker checks that invoices charge the usage of the closed billing period; null: it has.
+    sa.Column("settle_at", _INSTANT),
+    sa.CheckConstraint("since < effective_until", name="stretch"),
+    sa.Index("ix_subscription_history_settle_at", "settle_at", postgresql_where=sa.text("settle_at IS NOT NULL")),
 )
 
 # The totals of an account, meter and quota period. Every mutation of a counter locks its row first.
@@ -449,6 +491,7 @@ stripe_customers = sa.Table(
 )
 
 # Every price ever created, never deleted: a subscription may use a price whose lookup key now belongs to a newer price.
+# Also each price that somebody made at Stripe for a plan's product or for a meter of ours, once a subscription has it.
 stripe_prices = sa.Table(
     "stripe_prices",
     metadata,
@@ -457,15 +500,29 @@ stripe_prices = sa.Table(
     sa.Column("product_id", sa.Text, nullable=False),
     sa.Column("catalog_version", sa.Integer, nullable=False),
     sa.Column("plan", sa.Text, nullable=False),
-    # The plan's price for a base item. Empty for a metered item, which has `meter` instead.
+    # The plan's price for a base item. Empty for a metered item, which has `meter` instead; both are empty for a base
+    # price that was made by hand.
     sa.Column("price", sa.Text, nullable=False),
     sa.Column("meter", sa.Text, nullable=False),
     sa.Column("pay_as_you_go", sa.Boolean, nullable=False),
     sa.Column("stripe_event_name", sa.Text),
-    # False after a newer price took its lookup key.
+    # Of a metered price: the id of its meter at Stripe. Null until an item with the price was seen.
+    sa.Column("stripe_meter_id", sa.Text),
+    # False after a newer price took its lookup key, and for a price made by hand, which has no lookup key.
     sa.Column("is_current", sa.Boolean, nullable=False),
+    sa.Column("by_hand", sa.Boolean, nullable=False, server_default=sa.false()),
+    # Of a price made by hand: the amount in minor units (null: it has tiers), the currency and the interval.
+    sa.Column("unit_amount", sa.Numeric),
+    sa.Column("currency", sa.Text),
+    sa.Column("interval", sa.Text),
+    sa.Column("interval_count", sa.Integer),
     sa.Column("created_at", _INSTANT, nullable=False),
-    sa.CheckConstraint("(price = '') <> (meter = '')", name="base_or_metered"),
+    sa.CheckConstraint(
+        "CASE WHEN by_hand THEN price = '' ELSE (price = '') <> (meter = '') END", name="base_or_metered"
+    ),
+    # Finds the plan of a product, and the meter of an id.
+    sa.Index("ix_stripe_prices_product", "product_id"),
+    sa.Index("ix_stripe_prices_meter", "stripe_meter_id"),
     sa.Index("uq_stripe_prices_current", "lookup_key", unique=True, postgresql_where=sa.text("is_current")),
 )
 
@@ -588,6 +645,38 @@ stripe_events = sa.Table(
         "ix_stripe_events_bodies",
         "closed_at",
         postgresql_where=sa.text("body IS NOT NULL AND state IN ('applied', 'ignored')"),
+    ),
+)
+
+# What is wrong at Stripe, or between Stripe and us, and needs a person. A row is opened and closed by whatever notices.
+findings = sa.Table(
+    "findings",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("finding_id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    # The id of the object at Stripe that it is about.
+    sa.Column("object_id", sa.Text, nullable=False),
+    # What is wrong, and what settles it; sentences for an operator.
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("settled_by", sa.Text, nullable=False),
+    # The money that is wrong, in minor units; null if no amount is known.
+    sa.Column("amount", sa.BigInteger),
+    sa.Column("currency", sa.Text),
+    sa.Column("since", _INSTANT, nullable=False),
+    sa.Column("updated_at", _INSTANT, nullable=False),
+    sa.Column("closed_at", _INSTANT),
+    # Why it was closed, if a person did.
+    sa.Column("note", sa.Text),
+    sa.CheckConstraint("(amount IS NULL) = (currency IS NULL)", name="money"),
+    # An object has a single open finding of a kind.
+    sa.Index(
+        "uq_findings_open",
+        "account_id",
+        "kind",
+        "object_id",
+        unique=True,
+        postgresql_where=sa.text("closed_at IS NULL"),
     ),
 )
 

@@ -157,6 +157,10 @@ class Worker:
             registry=self.registry,
         )
 
+        self._findings = prometheus_client.Gauge(
+            "billing_findings", "Open findings, which need a person.", ["kind"], registry=self.registry
+        )
+
     def failed(self, loop: str) -> None:
         """Count a step that failed."""
         self._failures.labels(loop).inc()
@@ -170,6 +174,10 @@ class Worker:
         self._backlog.labels(queue, "waiting").set(waiting)
         self._backlog.labels(queue, "failed").set(failed)
         self._lag.labels(queue).set(lag_seconds)
+
+    def found(self, kind: str, number: int) -> None:
+        """Show the open findings of a kind."""
+        self._findings.labels(kind).set(number)
 
     def reconciled(self, drift: int, at_timestamp: float) -> None:
         """Show what the last reconciliation found."""

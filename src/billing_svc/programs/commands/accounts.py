@@ -70,7 +70,7 @@ def show_account(account: _Account, *, as_json: common.AsJson = False) -> None:
             (
                 one.subscription_id,
                 one.plan,
-                one.price,
+                one.price or one.custom_price.price_id,
                 str(one.quantity),
                 shown.status(one.status) + (", collection paused" if one.HasField("collection_pause") else ""),
                 f"{shown.instant(one.period_start)} to {shown.instant(one.period_end)}",
@@ -94,6 +94,26 @@ def show_account(account: _Account, *, as_json: common.AsJson = False) -> None:
             for one in told.overrides
         ],
     )
+
+
+@account_app.command("end-subscription")
+def end_subscription(
+    account: _Account,
+    subscription: Annotated[str, typer.Argument(metavar="SUBSCRIPTION", help="Its id at Stripe.")],
+) -> None:
+    """End one of several live plan subscriptions of an account, and credit the unused part of its price.
+
+    The worker removes its metered items first, so that its last invoice does not charge usage a second time.
+    """
+    from billing_svc.platform.audit import store as audit_store
+    from billing_svc.subscriptions.records import end_duplicate
+
+    async def work(database: "Transactions", clock: "Clock") -> str:
+        origin, now = audit_store.Origin(common.actor()), clock.now()
+        return await database.run(lambda conn: end_duplicate.end(conn, account, subscription, origin, now))
+
+    if problem := common.on_database(work):
+        common.refuse(problem)
 
 
 @usage_app.command("show")

@@ -173,6 +173,7 @@ def _clock(name: str, apart: timedelta) -> Check:
 async def _work(database: "Transactions", stripe: "Stripe") -> AsyncIterator[Check]:
     from billing_svc.catalog import versions
     from billing_svc.platform import clock
+    from billing_svc.platform.findings import store as findings_store
     from billing_svc.platform.monitoring import store
     from billing_svc.stripe import catalog_sync
 
@@ -188,6 +189,14 @@ async def _work(database: "Transactions", stripe: "Stripe") -> AsyncIterator[Che
             else Check("catalog at Stripe", "ok", "all its objects exist")
         )
     now = clock.Clock().now()
+    findings = await database.read(findings_store.list_open)
+    yield (
+        Check(
+            "findings", "warning", f"{len(findings)} open", "see `billing-svc findings list`; each says what settles it"
+        )
+        if findings
+        else Check("findings", "ok", "none open")
+    )
     for backlog in await database.read(store.backlogs):
         name = backlog.queue.replace("_", " ")
         if backlog.failed:

@@ -119,6 +119,8 @@ async def _move(
     sold, newest = await catalogs.get(conn, row.catalog_version), await catalogs.get(conn, version)
     refusals = _refusals(sold, newest, row.plan, row.price)
     refusal = next(refusals, "")
+    if refusal and row.plan in newest.plans:
+        refusal += "; ChangePlan with newest_catalog moves it, with the new prices"
     over, holds = ((), ()) if refusal else await _consequences(conn, catalogs, row, newest, version, now)
     return Move(
         account_id=row.account_id,
@@ -140,7 +142,9 @@ def _refusals(sold: model.Catalog, newest: model.Catalog, plan_key: str, price_k
         yield f"plan {plan_key} is gone"
         return
     old, new = sold.plan(plan_key), newest.plans[plan_key]
-    if price_key not in new.prices:
+    if not price_key:
+        pass  # a price that was made by hand is in no version
+    elif price_key not in new.prices:
         yield f"price {price_key} is gone"
     elif old.prices[price_key] != new.prices[price_key]:
         yield f"price {price_key} differs: {_price(old.prices[price_key])} as sold, {_price(new.prices[price_key])} now"

@@ -94,8 +94,9 @@ class Cancellation:
                 return
             operation = "subscriptions.update"
             # The customer portal sets the same field; it works in both of Stripe's billing modes.
-            items = (await refresh_subscription.fetch(self._carrier.stripe, fetched.subscription_id)).items
-            params["cancel_at"] = int(min(item.period_end for item in items).timestamp())
+            whole = await refresh_subscription.fetch(self._carrier.stripe, fetched.subscription_id)
+            items = await self._carrier.sold_items(whole)
+            params["cancel_at"] = int(items.period_end(whole).timestamp())
         else:
             # All usage must be at Stripe before the last invoice, which this call creates immediately.
             await self._carrier.flush.flush(account_id)

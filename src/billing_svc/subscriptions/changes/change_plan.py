@@ -17,8 +17,9 @@ from billing_svc.catalog import parts, versions
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.findings import store as findings_store
 from billing_svc.platform.request_ids import store as request_ids
-from billing_svc.stripe import client, intents, parse, prices
+from billing_svc.stripe import client, intents, parse, prices, sold_items, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.changes import costs, customer_confirmation, rules, stripe_change
 from billing_svc.subscriptions.invoices import rules as invoices_rules
@@ -40,8 +41,8 @@ class PlanChanges:
     async def preview(self, order: rules.ChangeOrder) -> costs.ChangeOutcome:
         """Return what a change would cost, without changing anything.
 
-        Raises NotSubscribed, PlanNotFound, PlanNotSold, PriceNotFound, PlanNotApplied, PlanUnchanged, InvalidRequest,
-        ForeignSchedule, StripeUnavailable, StripeRefused and StripeObjectUnreadable.
+        Raises NotSubscribed, PlanNotFound, PlanNotSold, PriceNotFound, PriceArchived, PlanNotApplied, PlanUnchanged,
+        InvalidRequest, ForeignSchedule, StripeUnavailable, StripeRefused and StripeObjectUnreadable.
         """
         now = self._carrier.clock.now()
         target = await self._carrier.database.read(lambda conn: self._choose(conn, order, now))
@@ -88,7 +89,7 @@ class PlanChanges:
         target = _from_kept(known.target)
         if fetched is None or fetched.subscription_id != target.subscription_id:
             fetched = await self._fetch(order, target)
-        if self._is_outdated(target, fetched):
+        if await self._is_outdated(target, fetched):
             raise errors.StripeRefused("the change was not made within a day, so it is judged again")
         if order.at_period_end:
             answer = known.answer or await self._keep_cost(order, asked, target, fetched)
@@ -127,14 +128,15 @@ class PlanChanges:
         await audit_store.append(conn, origin, order.account_id, "plan.change_requested", changes, now)
         return request_ids.RememberedRequest(kept, None, is_closed=False, is_new=True)
 
-    def _is_outdated(self, target: rules.ChangeTarget, fetched: stripe_subscriptions.StripeSubscription) -> bool:
+    async def _is_outdated(self, target: rules.ChangeTarget, fetched: stripe_subscriptions.StripeSubscription) -> bool:
         """Say whether a change whose outcome was unknown was not made, and its instant is too long ago to make it.
 
         Stripe has forgotten the key of that time, and the present state decides.
         """
-        if target.proration_at is None or target.is_in(fetched):
+        age_seconds = self._carrier.clock.now().timestamp() - (target.proration_at or 0)
+        if target.proration_at is None or age_seconds < intents.KEY_TRUSTED_FOR.total_seconds():
             return False
-        return self._carrier.clock.now().timestamp() - target.proration_at >= intents.KEY_TRUSTED_FOR.total_seconds()
+        return not target.is_in(fetched, (await self._sold(fetched)).price_ids)
 
     async def _choose(self, conn: AsyncConnection, order: rules.ChangeOrder, now: datetime) -> rules.ChangeTarget:
         rules.require_fresh_preview(order, now)
@@ -145,13 +147,17 @@ class PlanChanges:
             raise errors.NotSubscribed(message, {"account_id": order.account_id, **found.metadata})
         version = await versions.newest_published(conn)
         sold = await self._catalogs.get(conn, row.catalog_version)
-        held = rules.Held(row.plan, row.price, row.quantity, row.catalog_version, sold)
+        held = rules.Held(row.plan, row.price, row.quantity, row.catalog_version, sold, row.custom_price_id)
         choice = rules.choose(order, held, await self._catalogs.get(conn, version), version)
-        # With a pending change, the present choice is valid: it cancels the pending change.
-        if choice.is_of(held) and not (order.at_period_end and row.pending_plan is not None):
+        # The present choice is valid if there is something to undo: a pending change, or items that are not as sold.
+        is_as_sold = not await findings_store.open_about(conn, row.account_id, row.subscription_id)
+        if choice.is_of(held) and is_as_sold and not (order.at_period_end and row.pending_plan is not None):
             message = f"the account has {row.plan} at this price and quantity already"
             raise errors.PlanUnchanged(message, {"plan": row.plan, "price": row.price})
-        base, metered = await _price_ids(conn, choice)
+        custom = None if choice.price else row.custom_price_id
+        base, metered, interval = await _price_ids(conn, choice, custom)
+        if choice.plan.key == row.plan and choice.catalog_version == row.catalog_version:
+            await _require_sold(conn, choice, row, {base} if choice.price != row.price else set(), version)
         return rules.ChangeTarget(
             subscription_id=row.subscription_id,
             plan=choice.plan.key,
@@ -160,7 +166,7 @@ class PlanChanges:
             catalog_version=choice.catalog_version,
             base_price_id=base,
             metered_price_ids=metered,
-            interval=choice.plan.prices[choice.price].interval,
+            interval=interval,
             proration_at=None if order.at_period_end else int((order.proration_at or now).timestamp()),
         )
 
@@ -193,7 +199,8 @@ class PlanChanges:
 
         async def look_up(_since: datetime) -> client.Data | None:
             data = await self._carrier.stripe.subscription(target.subscription_id)
-            return data if target.is_in(refresh_subscription.read(data)) else None
+            found = refresh_subscription.read(data)
+            return data if target.is_in(found, (await self._sold(found)).price_ids) else None
 
         confirmation = customer_confirmation.Confirmation(self._carrier, order.account_id, purpose, target)
         if await confirmation.has_begun():
@@ -201,7 +208,7 @@ class PlanChanges:
             return answer
         params = {
             "subscription": target.subscription_id,
-            "items": await self._items(target, fetched),
+            "items": rules.item_changes(*(await self._sold(fetched)).split, target),
             "proration_behavior": "always_invoice",
             "proration_date": target.proration_at,
             # If the payment fails, Stripe does not make the change.
@@ -225,9 +232,10 @@ class PlanChanges:
     ) -> None:
         """Schedule the change for the end of the subscription's period, in place of any pending change."""
         account_id, writes, purpose = order.account_id, self._carrier.requests, f"change:{order.request_id}"
+        items = await self._sold(fetched)
         if not await writes.is_known(account_id, f"{purpose}:schedule"):
             await self._carrier.release_schedule(account_id, fetched, purpose, origin)
-            if target.is_in(fetched):
+            if target.is_in(fetched, items.price_ids):
                 return
             # A change at the period's end means that the subscription continues, so a scheduled end is removed.
             await self._carrier.keep(account_id, fetched, f"{purpose}:keep")
@@ -257,12 +265,10 @@ class PlanChanges:
             found = await self._carrier.stripe.schedule(schedule_id)
             return found if _phases_of(found) > 1 else None
 
-        present = parse.StripeFields.of(schedule, "subscription schedule").each("phases")[0]
-        ours = await self._ours([item.id("price") for item in present.each("items")])
         params = {
             "schedule": schedule_id,
             "end_behavior": "release",
-            "phases": rules.phases(schedule, ours.keys(), target),
+            "phases": rules.phases(schedule, items.price_ids, target),
         }
         await writes.perform(intents.Intent(account_id, purpose, "subscription_schedules.update", params), planned)
 
@@ -280,12 +286,13 @@ class PlanChanges:
         self, order: rules.ChangeOrder, target: rules.ChangeTarget, fetched: stripe_subscriptions.StripeSubscription
     ) -> Mapping[str, Any]:
         """Return the cost that Stripe's preview gives, in the stored form."""
-        details: dict[str, Any] = {"items": await self._items(target, fetched)}
+        items = await self._sold(fetched)
+        details: dict[str, Any] = {"items": rules.item_changes(*items.split, target)}
         params: dict[str, Any] = {"subscription": target.subscription_id, "subscription_details": details}
         if order.at_period_end:
             params["preview_mode"] = "recurring"
             details["proration_behavior"] = "none"
-            effective_at = min(item.period_end for item in fetched.items)
+            effective_at = items.period_end(fetched)
         else:
             details |= {"proration_behavior": "always_invoice", "proration_date": target.proration_at}
             effective_at = datetime.fromtimestamp(target.proration_at or 0, UTC)
@@ -301,30 +308,58 @@ class PlanChanges:
         totals = costs.totals(fields) if len(lines) == len(found) else None
         return costs.kept(effective_at, target.proration_at, fields.text("currency"), lines, meters, totals)
 
-    async def _items(
-        self, target: rules.ChangeTarget, fetched: stripe_subscriptions.StripeSubscription
-    ) -> list[dict[str, Any]]:
-        ours = await self._ours([item.price_id for item in fetched.items])
-        return rules.item_changes(fetched.items, ours, target)
-
-    async def _ours(self, price_ids: list[str]) -> Mapping[str, bool]:
-        """Return, for those of these prices that are from our catalog, whether they are metered."""
-        sold = await self._carrier.database.read(lambda conn: prices.sold_prices(conn, price_ids))
-        return {price_id: bool(price.meter) for price_id, price in sold.items()}
+    async def _sold(self, fetched: stripe_subscriptions.StripeSubscription) -> sold_items.SoldItems:
+        """Return a subscription's items by what they are to us."""
+        return await self._carrier.sold_items(fetched)
 
 
-async def _price_ids(conn: AsyncConnection, choice: rules.ChosenPrice) -> tuple[str, tuple[str, ...]]:
-    """Return a choice's base price and its metered prices, also those of pay-as-you-go. Raises PlanNotApplied."""
+async def _price_ids(
+    conn: AsyncConnection, choice: rules.ChosenPrice, custom_price_id: str | None
+) -> tuple[str, tuple[str, ...], str]:
+    """Return a choice's base price, its metered prices, also those of pay-as-you-go, and the base price's interval.
+
+    `custom_price_id` is a price made by hand that stays. Raises PlanNotApplied.
+    """
     plan: parts.Plan = choice.plan
-    base = plan.base_lookup_key(choice.price)
+    base = [] if custom_price_id else [plan.base_lookup_key(choice.price)]
     metered = [price.lookup_key for price in plan.metered_prices]
-    ids = await prices.prices_of_version(conn, [base, *metered], choice.catalog_version)
-    if {base, *metered} - ids.keys():
+    ids = await prices.prices_of_version(conn, [*base, *metered], choice.catalog_version)
+    if {*base, *metered} - ids.keys():
         raise errors.PlanNotApplied(
             f"plan {plan.key} has no prices at Stripe yet; `billing-svc catalog apply` creates them",
             {"plan": plan.key, "price": choice.price},
         )
-    return ids[base], tuple(ids[key] for key in metered)
+    metered_ids = tuple(ids[key] for key in metered)
+    if custom_price_id is None:
+        return ids[base[0]], metered_ids, plan.prices[choice.price].interval
+    custom = (await prices.custom_prices(conn, [custom_price_id]))[custom_price_id]
+    return custom_price_id, metered_ids, custom.interval
+
+
+async def _require_sold(
+    conn: AsyncConnection,
+    choice: rules.ChosenPrice,
+    row: subscription_records.SubscriptionRecord,
+    base: set[str],
+    newest: int,
+) -> None:
+    """Refuse prices of an older version that the subscription does not have yet and that are no longer sold.
+
+    Raises PriceArchived.
+    """
+    missing = await prices.prices_of_version(conn, row.missing_meters.split(), row.catalog_version)
+    if await prices.archived(conn, base | set(missing.values())):
+        message = (
+            f"price {choice.price} of plan {row.plan} in catalog version {row.catalog_version} is no longer sold;"
+            f" newest_catalog=true changes to the prices and terms of version {newest}"
+        )
+        metadata = {
+            "plan": row.plan,
+            "price": choice.price,
+            "catalog_version": str(row.catalog_version),
+            "newest_catalog_version": str(newest),
+        }
+        raise errors.PriceArchived(message, metadata)
 
 
 def _phases_of(schedule: client.Data) -> int:

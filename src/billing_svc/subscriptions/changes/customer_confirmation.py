@@ -38,8 +38,7 @@ class Confirmation:
 
         async def look_up(_since: datetime) -> client.Data | None:
             data = await self._carrier.stripe.subscription(self._target.subscription_id)
-            is_made = self._target.is_in(refresh_subscription.read(data))
-            return data if is_made or data.get("pending_update") else None
+            return data if await self._is_made(refresh_subscription.read(data)) or data.get("pending_update") else None
 
         held = {**params, "payment_behavior": "pending_if_incomplete"}
         await self._carrier.requests.perform(
@@ -55,8 +54,11 @@ class Confirmation:
         """
         await self._require(fetched, await self._carrier.stripe.subscription(fetched.subscription_id))
 
+    async def _is_made(self, fetched: stripe_subscriptions.StripeSubscription) -> bool:
+        return self._target.is_in(fetched, (await self._carrier.sold_items(fetched)).price_ids)
+
     async def _require(self, fetched: stripe_subscriptions.StripeSubscription, data: client.Data) -> None:
-        if self._target.is_in(fetched):
+        if await self._is_made(fetched):
             return
         pending = data.get("pending_update")
         if not pending:

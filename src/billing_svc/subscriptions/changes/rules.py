@@ -28,6 +28,8 @@ class ChangeOrder:
     proration_at: datetime | None
     # May end a schedule at Stripe that this service did not make.
     release_foreign_schedule: bool = False
+    # Take the newest catalog's prices and terms, also if the plan stays.
+    newest_catalog: bool = False
 
     @property
     def content(self) -> Mapping[str, object]:
@@ -41,6 +43,8 @@ class ChangeOrder:
             "quantity": self.quantity,
             "at_period_end": self.at_period_end,
             "proration_at": None if self.proration_at is None else self.proration_at.isoformat(),
+            # Left out where it is not set, as in requests that an earlier release stored.
+            **({"newest_catalog": True} if self.newest_catalog else {}),
         }
 
 
@@ -60,11 +64,13 @@ class Held:
     quantity: int
     catalog_version: int
     catalog: model.Catalog
+    # The price if somebody made it at Stripe; `price` is empty then.
+    custom_price_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenPrice:
-    """What the account will have after the change."""
+    """What the account will have after the change; `price` is empty if a price made by hand stays."""
 
     plan: parts.Plan
     price: str
@@ -73,7 +79,8 @@ class ChosenPrice:
 
     def is_of(self, held: Held) -> bool:
         """Say whether the account has this already."""
-        return (self.plan.key, self.price, self.quantity) == (held.plan, held.price, held.quantity)
+        chosen = (self.plan.key, self.price, self.quantity, self.catalog_version)
+        return chosen == (held.plan, held.price, held.quantity, held.catalog_version)
 
 
 def choose(order: ChangeOrder, held: Held, newest: model.Catalog, newest_version: int) -> ChosenPrice:
@@ -81,24 +88,38 @@ def choose(order: ChangeOrder, held: Held, newest: model.Catalog, newest_version
 
     Raises PlanNotFound, PlanNotSold, PriceNotFound, and InvalidRequest on the quantity.
     """
-    stays = order.plan in {"", held.plan}
+    stays = order.plan in {"", held.plan} and not order.newest_catalog
     catalog = held.catalog if stays else newest
     plan = catalog.plans.get(order.plan or held.plan)
     if plan is None:
-        raise errors.PlanNotFound(f"plan: the catalog has no plan {order.plan!r}", {"plan": order.plan})
+        key = order.plan or held.plan
+        raise errors.PlanNotFound(f"plan: the catalog has no plan {key!r}", {"plan": key})
     if not stays and (not plan.prices or not plan.sold):
         raise errors.PlanNotSold(f"plan: {plan.key} is not for sale", {"plan": plan.key})
-    price = order.price or (held.price if stays else next(iter(plan.prices)))
-    if price not in plan.prices:
+    same_plan = plan.key == held.plan and held.price in plan.prices
+    price = order.price or (held.price if stays or same_plan else next(iter(plan.prices)))
+    keeps_custom = stays and not price and held.custom_price_id is not None
+    if price not in plan.prices and not keeps_custom:
         metadata = {"plan": plan.key, "price": price}
         raise errors.PriceNotFound(f"price: plan {plan.key} has no price {price!r}", metadata)
-    per_seat = plan.prices[price].per_seat
     quantity = order.quantity
     if quantity is None:
-        quantity = max(1, held.quantity) if per_seat else 1
-    if problem := pricing_rules.quantity_problem(plan, price, quantity, catalog.currency):
+        quantity = _quantity(plan, price, held, stays=stays and price == held.price)
+    elif problem := pricing_rules.quantity_problem(plan, price, quantity, catalog.currency):
         raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
     return ChosenPrice(plan, price, quantity, held.catalog_version if stays else newest_version)
+
+
+def _quantity(plan: parts.Plan, price: str, held: Held, *, stays: bool) -> int:
+    """Return the quantity of an order that names none. Raises InvalidRequest if no seats would be bought."""
+    if stays:
+        return held.quantity
+    if not plan.prices[price].per_seat:
+        return 1
+    if held.quantity == 0:
+        problem = "is left out, and the subscription has no seats; name how many to buy"
+        raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
+    return held.quantity
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +142,23 @@ class ChangeTarget:
         """The subscription's metadata after the change."""
         return {"plan": self.plan, "price": self.price, "catalog_version": str(self.catalog_version)}
 
-    def is_in(self, subscription: stripe_subscriptions.StripeSubscription) -> bool:
-        """Say whether the subscription has the target's prices and quantity already."""
+    def is_in(self, subscription: stripe_subscriptions.StripeSubscription, ours: Collection[str]) -> bool:
+        """Say whether the subscription has the target's prices and quantity already, and no other price of ours."""
         there = {item.price_id: item.quantity for item in subscription.items}
-        return there.get(self.base_price_id) == self.quantity and set(self.metered_price_ids) <= there.keys()
+        wanted = {self.base_price_id, *self.metered_price_ids}
+        return there.get(self.base_price_id) == self.quantity and set(ours) == wanted
 
 
 def item_changes(
-    items: Sequence[stripe_subscriptions.Item], ours: Mapping[str, bool], target: ChangeTarget
+    bases: Sequence[stripe_subscriptions.Item], metered: Sequence[stripe_subscriptions.Item], target: ChangeTarget
 ) -> list[dict[str, Any]]:
-    """Return Stripe's item changes for the target; `ours`: for each price of our catalog, whether it is metered.
+    """Return Stripe's item changes for the target, which replaces every base item. Items that are not ours stay.
 
-    Items that someone added at Stripe stay.
+    `bases` and `metered` are the items of ours; the first base item gives the plan.
     """
     changes: list[dict[str, Any]] = []
-    base = next((item for item in items if ours.get(item.price_id) is False), None)
+    # Stripe does not accept a price twice: if an item has the target's price already, that item stays.
+    base = next((item for item in bases if item.price_id == target.base_price_id), bases[0] if bases else None)
     changes.append(
         {
             **({} if base is None else {"id": base.item_id}),
@@ -143,7 +166,8 @@ def item_changes(
             "quantity": target.quantity,
         }
     )
-    there = {item.price_id: item.item_id for item in items if ours.get(item.price_id) is True}
+    changes += [{"id": item.item_id, "deleted": True} for item in bases if item is not base]
+    there = {item.price_id: item.item_id for item in metered}
     changes += [
         {"id": item_id, "deleted": True}
         for price_id, item_id in there.items()

@@ -9,7 +9,7 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
-from billing_svc.stripe import client, intents, same_account, subscription_records
+from billing_svc.stripe import client, intents, same_account, sold_items, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.invoices import way_out
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
@@ -48,6 +48,11 @@ class StripeChange:
             await same_account.require(self.database, self.stripe, subscription_id)
             return None
         return None if await self._is_over(fetched) else fetched
+
+    async def sold_items(self, fetched: stripe_subscriptions.StripeSubscription) -> sold_items.SoldItems:
+        """Return a fetched subscription's items by what they are to us."""
+        now = self.clock.now()
+        return await self.database.run(lambda conn: sold_items.read(conn, fetched, now))
 
     async def fetch_standing(self, subscription_id: str) -> stripe_subscriptions.Standing | None:
         """Return the same without the prices, also if the subscription's other fields cannot be read."""

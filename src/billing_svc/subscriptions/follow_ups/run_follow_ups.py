@@ -73,9 +73,12 @@ class FollowUps:
         self._clock = now
 
     async def do_due(self) -> int:
-        """Run the due follow-ups; returns how many were taken. A follow-up that fails is tried again later."""
+        """Run the due follow-ups; returns how many were taken. A follow-up that fails is tried again later.
+
+        The billing periods that moves have closed are settled too.
+        """
         now = self._clock.now()
-        taken = 0
+        taken = await self._unbilled_usage.settle_closed()
         for account_id, subscription_id in await self._database.read(
             lambda conn: follow_up_queue.due(conn, FOLLOW_UPS_MAX, now)
         ):

@@ -7,14 +7,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.customers import store as customers_store
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
-from billing_svc.stripe import prices
+from billing_svc.stripe import prices, subscription_records
 from billing_svc.subscriptions.invoices import rules, store
 from billing_svc.subscriptions.records import apply_subscription
 
 
 async def apply(conn: AsyncConnection, fetched: rules.StripeInvoice, origin: audit_store.Origin, now: datetime) -> str:
-    """Write a fetched invoice and its audit entry; returns the account. Raises NotOurs."""
+    """Write a fetched invoice and its audit entry; returns the account. Raises NotOurs.
+
+    An invoice of another product's subscription is not ours. If an earlier release stored it, it is deleted.
+    """
     account_id = await owner(conn, fetched.customer_id)
+    if not await _is_ours(conn, account_id, fetched):
+        if not await store.delete(conn, account_id, fetched.invoice_id):
+            raise apply_subscription.NotOurs(f"invoice {fetched.invoice_id} charges nothing of a catalog of ours")
+        removed = {"invoice": fetched.invoice_id}
+        await audit_store.append(conn, origin, account_id, "invoice.removed", removed, now)
+        return account_id
     await accounts_store.insert_missing(conn, {account_id}, now)
     sold = await prices.sold_prices(conn, {line.price_id for line in fetched.lines if line.price_id})
     meters = {price_id: price.meter for price_id, price in sold.items()}
@@ -29,6 +38,21 @@ async def apply(conn: AsyncConnection, fetched: rules.StripeInvoice, origin: aud
         }
         await audit_store.append(conn, origin, account_id, "invoice.applied", changes, now)
     return account_id
+
+
+async def _is_ours(conn: AsyncConnection, account_id: str, fetched: rules.StripeInvoice) -> bool:
+    """Say whether an invoice is of no subscription, of one that we know, or charges a price or product of ours.
+
+    The subscription may not be known yet: its event may come after that of its first invoice.
+    """
+    if fetched.subscription_id is None:
+        return True
+    if await subscription_records.find(conn, account_id, fetched.subscription_id) is not None:
+        return True
+    price_ids = {line.price_id for line in fetched.lines if line.price_id}
+    if await prices.sold_prices(conn, price_ids):
+        return True
+    return await prices.is_product_of_ours(conn, {line.product_id for line in fetched.lines if line.product_id})
 
 
 async def remove(

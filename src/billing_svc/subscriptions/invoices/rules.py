@@ -24,6 +24,7 @@ class InvoiceLine:
     period_start: datetime
     period_end: datetime
     is_proration: bool
+    product_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ def _line(line: parse.StripeFields, invoiced_at: datetime) -> InvoiceLine:
                 parse.nested(parent, "invoice_item_details", "proration"),
             )
         ),
+        product_id=_product_id(line),
     )
 
 
@@ -140,6 +142,15 @@ def _price_ids(line: parse.StripeFields) -> Iterator[str]:
         found = parse.optional_id(value)
         if found is not None:
             yield found
+
+
+def _product_id(line: parse.StripeFields) -> str:
+    """Return the product of a line's price, from the places where the price is; empty if there is none."""
+    for holder in (parse.nested(line.get("pricing"), "price_details"), line.get("price"), line.get("plan")):
+        found = parse.optional_id(parse.nested(holder, "product"))
+        if found is not None:
+            return found
+    return ""
 
 
 def _sentence(value: object) -> str:

@@ -76,8 +76,8 @@ class PayAsYouGoToggle:
     async def switch(self, switch: Switch, origin: audit_store.Origin) -> None:
         """Switch it; if it is in the requested state already, nothing changes.
 
-        Raises PayAsYouGoNotOffered, PlanNotApplied, PaymentMethodRequired, RequestIdReused, StripeUnavailable,
-        StripeRefused and LostRace.
+        Raises PayAsYouGoNotOffered, ItemsMissing, PlanNotApplied, PaymentMethodRequired, RequestIdReused,
+        StripeUnavailable, StripeRefused and LostRace.
         """
         now = self._carrier.clock.now()
         needed = await self._carrier.database.run(lambda conn: self._begin(conn, switch, origin, now))
@@ -108,6 +108,7 @@ class PayAsYouGoToggle:
         if under.plan.pay_as_you_go is None:
             message = f"plan {under.plan.key} has no pay-as-you-go"
             raise errors.PayAsYouGoNotOffered(message, {"plan": under.plan.key})
+        _require_items(under)
         if under.subscription is not None:
             await self._set(conn, switch, under.subscription.subscription_id, origin, now)
             return None
@@ -115,6 +116,7 @@ class PayAsYouGoToggle:
         rows = [row for row in held if not row.is_plan]
         living = next((row for row in rows if row.goes_on(now) and row.plan == under.plan.key), None)
         if living is not None:
+            _refuse_missing(living.subscription_id, under.plan, living.missing_meters)
             await self._set(conn, switch, living.subscription_id, origin, now)
             return None
         return await _needed(conn, under, rows, held[0].subscription_id if held else None)
@@ -181,6 +183,20 @@ class PayAsYouGoToggle:
                 await self._follow_ups.do(account_id, subscription_id)
         except errors.BillingError as error:
             _log.info("duty_left_to_worker", account=account_id, error=error.message)
+
+
+def _require_items(under: terms.EffectiveTerms) -> None:
+    """Refuse to switch on what the plan's subscription has no items for. Raises ItemsMissing."""
+    if under.subscription is not None:
+        _refuse_missing(under.subscription.subscription_id, under.plan, under.missing_meters)
+
+
+def _refuse_missing(subscription_id: str, plan: parts.Plan, missing_meters: str) -> None:
+    needed = {price.lookup_key for price in plan.charged(pay_as_you_go=True)}
+    missing = " ".join(sorted(needed & set(missing_meters.split())))
+    if missing:
+        message = f"subscription {subscription_id} has no items at Stripe that charge {missing}"
+        raise errors.ItemsMissing(message, {"subscription_id": subscription_id, "missing": missing})
 
 
 async def _needed(

@@ -10,9 +10,9 @@ from billing_svc.catalog import model, parts, versions
 from billing_svc.metering.quota import periods, terms
 from billing_svc.metering.usage_summary import rules as summary_rules
 from billing_svc.metering.usage_summary import summarize_usage
-from billing_svc.platform import errors
+from billing_svc.platform import errors, money
 from billing_svc.pricing import rules
-from billing_svc.stripe import subscription_records
+from billing_svc.stripe import prices, subscription_records
 from billing_svc.subscriptions.previews import rules as preview_rules
 
 
@@ -36,6 +36,8 @@ class _Basis:
     newest: model.Catalog
     statement: summary_rules.UsageSummary | None
     own_price: str
+    # The account's price if it was made by hand.
+    own_custom: prices.CustomPrice | None = None
 
     @property
     def own(self) -> terms.EffectiveTerms | None:
@@ -59,7 +61,7 @@ async def preview(
     return preview_rules.Bill(
         under=under,
         catalog=catalog,
-        base=rules.base_line(under.plan, price_name, under.quantity, catalog.currency) if price_name else None,
+        base=_base(request, basis, under, price_name, catalog),
         lines=_meter_lines(request, basis, under, catalog, now),
         of_account=basis.own is not None,
     )
@@ -74,11 +76,14 @@ async def _basis(
         return _Basis(newest_version, newest, statement=None, own_price="")
     statement = await summarize_usage.summarize(conn, catalogs, summarize_usage.SummaryQuery(request.account_id), now)
     subscription = statement.under.subscription
-    own_price = ""
+    own_price, own_custom = "", None
     if subscription is not None:
         rows = await subscription_records.plan_subscriptions(conn, request.account_id)
-        own_price = next((row.price for row in rows if row.subscription_id == subscription.subscription_id), "")
-    return _Basis(newest_version, newest, statement, own_price)
+        row = next((row for row in rows if row.subscription_id == subscription.subscription_id), None)
+        if row is not None:
+            own_price = row.price
+            own_custom = (await prices.custom_prices(conn, [row.custom_price_id])).get(row.custom_price_id or "")
+    return _Basis(newest_version, newest, statement, own_price, own_custom)
 
 
 async def _terms(
@@ -104,6 +109,29 @@ async def _terms(
         under, catalog_version=basis.newest_version, catalog=basis.newest, plan=plan, pay_as_you_go=pay_as_you_go
     )
     return under, basis.newest
+
+
+def _base(
+    request: PreviewRequest, basis: _Basis, under: terms.EffectiveTerms, price_name: str, catalog: model.Catalog
+) -> rules.BaseLine | None:
+    """Return the line of the plan's price; None if it has none, or if the account's own price has tiers."""
+    custom = basis.own_custom
+    if custom is not None and not request.plan and not request.price:
+        if (
+            custom.unit_amount is None
+            or custom.currency != catalog.currency
+            or custom.interval not in {"month", "year"}
+        ):
+            return None
+        amount = money.in_major_units(custom.unit_amount, custom.currency)
+        price = parts.Price.model_construct(
+            amount=amount,
+            interval=custom.interval,
+            per_seat=under.plan.per_seat,
+        )
+        seats = under.quantity if price.per_seat else 1
+        return rules.BaseLine(under.plan, price, "", seats, rules.rounded(amount * seats, catalog.currency))
+    return rules.base_line(under.plan, price_name, under.quantity, catalog.currency) if price_name else None
 
 
 def _price(request: PreviewRequest, plan: parts.Plan, own_price: str) -> str:

@@ -1,6 +1,6 @@
 """Updates a subscription's row from Stripe's object. Events and RPCs both use it; nothing else writes these fields."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -13,9 +13,16 @@ from billing_svc.metering.gauges import store as gauges_store
 from billing_svc.platform import errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
-from billing_svc.stripe import prices, subscription_records
+from billing_svc.stripe import prices, sold_items, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.subscriptions.records import consequences, follow_up_queue, rules
+from billing_svc.subscriptions.records import (
+    consequences,
+    follow_up_queue,
+    items_as_sold,
+    keep_history,
+    note_findings,
+    rules,
+)
 from billing_svc.usage_export import charge_unbilled
 
 _log = structlog.get_logger(__name__)
@@ -24,7 +31,7 @@ _KNOWN_STATUSES = stripe_subscriptions.GIVING | rules.SUSPENDED | rules.STILLBOR
 
 
 class NotOurs(errors.BillingError):
-    """The object belongs to a customer that this service did not create."""
+    """The object belongs to a customer that this service did not create, or sells nothing of a catalog of ours."""
 
     code = errors.StripeObjectUnreadable.code
     reason = errors.StripeObjectUnreadable.reason
@@ -53,45 +60,39 @@ async def apply(
     account_id = await customers_store.account_of_customer(conn, fetched.customer_id)
     if account_id is None:
         raise NotOurs(f"customer {fetched.customer_id} is not ours")
-    sold = await prices.sold_prices(conn, [item.price_id for item in fetched.items])
-    ours = [(item, sold[item.price_id]) for item in fetched.items if item.price_id in sold]
-    if not ours:
-        raise CannotApply(f"no price of subscription {fetched.subscription_id} is from a catalog of ours", fetched)
-    # A plan subscription has exactly one base price; a metered-only subscription has only pay-as-you-go's prices.
-    item, price = next(((item, price) for item, price in ours if price.price), ours[0])
-    unknown = [item.price_id for item in fetched.items if item.price_id not in sold]
-    if unknown and not price.price:
-        # The unknown price may be its base price; treated as metered-only, the subscription would lose its plan.
-        message = f"price {unknown[0]} of subscription {fetched.subscription_id} is from no catalog of ours"
-        raise CannotApply(message, fetched)
+    items = await sold_items.read(conn, fetched, now)
+    if not items.is_ours and await subscription_records.find(conn, account_id, fetched.subscription_id) is None:
+        if "catalog_version" in fetched.metadata:  # this service sold it
+            raise CannotApply(f"no price of subscription {fetched.subscription_id} is from a catalog of ours", fetched)
+        raise NotOurs(f"subscription {fetched.subscription_id} sells nothing of a catalog of ours")
     if fetched.status not in _KNOWN_STATUSES:
         _log.warning("unknown_subscription_status", status=fetched.status, subscription=fetched.subscription_id)
     await accounts_store.insert_missing(conn, {account_id}, now)
     await accounts_store.lock(conn, account_id)
     previous = await subscription_records.find(conn, account_id, fetched.subscription_id)
+    offer = await _offer(conn, catalogs, fetched, items, previous)
     given = None if previous is None else rules.Interval(previous.effective_from, previous.effective_until)
-    version = await _sold_version(conn, catalogs, fetched, price)
-    if previous is not None and (previous.plan, previous.price) == (price.plan, price.price):
-        # It may have been moved to a newer catalog version, which Stripe does not know.
-        version = max(version, previous.catalog_version)
-    policy = rules.PausePolicy.of(await catalogs.get(conn, version))
-    interval = rules.interval_in_force(fetched, given, item.period_end, now, policy)
+    catalog = await catalogs.get(conn, offer.catalog_version)
+    period_end = fetched.earliest_period_end or offer.period_end
+    interval = rules.interval_in_force(fetched, given, period_end, now, rules.PausePolicy.of(catalog))
     superfluous = previous is not None and previous.superfluous
     if superfluous:
         interval = rules.Interval(interval.start, interval.start)
+    check = items_as_sold.compare(items, catalog, catalog.plan(offer.plan), is_plan=offer.is_plan)
+    moved_at = await keep_history.keep(conn, catalogs, origin, previous, fetched.anchor, offer.period_start, now)
     record = subscription_records.SubscriptionRecord(
         account_id=account_id,
         subscription_id=fetched.subscription_id,
         customer_id=fetched.customer_id,
         status=fetched.status,
-        is_plan=bool(price.price),
-        plan=price.plan,
-        price=price.price,
-        catalog_version=version,
-        quantity=item.quantity,
+        is_plan=offer.is_plan,
+        plan=offer.plan,
+        price=offer.price,
+        catalog_version=offer.catalog_version,
+        quantity=offer.quantity,
         anchor=fetched.anchor,
-        billing_period_start=item.period_start,
-        billing_period_end=item.period_end,
+        billing_period_start=offer.period_start,
+        billing_period_end=offer.period_end,
         trial_end=fetched.trial_end,
         cancel_at_period_end=fetched.cancel_at_period_end,
         cancel_at=fetched.cancel_at,
@@ -101,9 +102,14 @@ async def apply(
         checkout_id=fetched.metadata.get("checkout_id"),
         superfluous=superfluous,
         schedule_id=fetched.schedule_id,
+        moved_at=moved_at,
+        custom_price_id=offer.custom_price_id,
+        missing_meters=" ".join(check.missing),
+        extra_meters=" ".join(check.extra),
         **_pauses(fetched, previous, now),
     )
     await _save(conn, await _with_pending_change(conn, record, fetched.next_phase), origin, now)
+    await note_findings.note(conn, catalogs, record, items, check, now)
     return account_id
 
 
@@ -182,12 +188,72 @@ async def _save(
     await consequences.apply(conn, origin, record.account_id, now)
 
 
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What a subscription sells, and the billing period of the item that sells it."""
+
+    is_plan: bool
+    plan: str
+    price: str
+    custom_price_id: str | None
+    catalog_version: int
+    quantity: int
+    period_start: datetime
+    period_end: datetime
+
+
+async def _offer(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    fetched: stripe_subscriptions.StripeSubscription,
+    items: sold_items.SoldItems,
+    previous: subscription_records.SubscriptionRecord | None,
+) -> _Offer:
+    """Return what a subscription sells: the plan of its base item, else the metered prices of pay-as-you-go.
+
+    Raises CannotApply.
+    """
+    is_metered_only = bool(items.metered) and all(item.price.is_metered for item in items.strangers)
+    if not items.bases and not is_metered_only:
+        # The base item was replaced by an item that is not ours. Treated as metered-only, it would lose its plan.
+        if previous is None:
+            unknown = items.strangers[0].price_id
+            message = f"price {unknown} of subscription {fetched.subscription_id} is from no catalog of ours"
+            raise CannotApply(message, fetched)
+        return _Offer(
+            previous.is_plan,
+            previous.plan,
+            previous.price,
+            previous.custom_price_id,
+            previous.catalog_version,
+            previous.quantity,
+            previous.billing_period_start,
+            previous.billing_period_end,
+        )
+    sold = items.bases[0] if items.bases else items.metered[0]
+    price, item = sold.price, sold.item
+    version = await _sold_version(conn, catalogs, fetched, price, previous)
+    if previous is not None and previous.plan == price.plan:
+        # It may have been moved to a newer catalog version, which Stripe does not know.
+        version = max(version, previous.catalog_version)
+    return _Offer(
+        price.is_base,
+        price.plan,
+        price.price,
+        price.price_id if price.is_base and price.by_hand else None,
+        version,
+        item.quantity,
+        item.period_start,
+        item.period_end,
+    )
+
+
 async def _with_pending_change(
     conn: AsyncConnection, record: subscription_records.SubscriptionRecord, phase: stripe_subscriptions.Phase | None
 ) -> subscription_records.SubscriptionRecord:
     """Return a record with the pending change of the subscription's schedule, if that has a price of our catalog."""
     sold = await prices.sold_prices(conn, list(phase.prices)) if phase is not None and not record.is_over else {}
-    base = next((price for price in sold.values() if price.price), None)
+    base = next((price for price in sold.values() if price.is_base), None)
     if phase is None or base is None:
         return record
     coming = phase.prices[base.price_id]
@@ -207,8 +273,12 @@ async def _sold_version(
     catalogs: versions.CatalogCache,
     fetched: stripe_subscriptions.StripeSubscription,
     price: prices.SoldPrice,
+    previous: subscription_records.SubscriptionRecord | None,
 ) -> int:
-    """Return the catalog version of the sale: from our checkout's metadata, else the first version of its price."""
+    """Return the catalog version of the sale: from our checkout's metadata, else the first version of its price.
+
+    A price made by hand was in no version: it is sold on the terms that are the newest when it is first seen.
+    """
     noted = fetched.metadata.get("catalog_version", "")
     if noted.isdecimal() and len(noted) < 10:  # noqa: PLR2004 - the digits of an int32
         try:
@@ -217,4 +287,8 @@ async def _sold_version(
             return price.catalog_version
         if price.plan in catalog.plans:
             return int(noted)
+    if price.by_hand and (previous is None or previous.plan != price.plan):
+        newest = await versions.newest_published(conn)
+        if price.plan in (await catalogs.get(conn, newest)).plans:
+            return newest
     return price.catalog_version

@@ -51,7 +51,10 @@ async def apply(conn: AsyncConnection, origin: audit_store.Origin, account_id: s
 def _bought_twice(
     rows: Sequence[subscription_records.SubscriptionRecord],
 ) -> list[subscription_records.SubscriptionRecord]:
-    """Return subscriptions whose checkout began while an earlier subscription, still in force, gave its plan."""
-    giving = [row for row in rows if row.is_plan and row.is_giving and not row.superfluous]
+    """Return subscriptions of checkouts that were paid while that of an earlier checkout was in force.
+
+    A subscription that was made in another way ends no other, and is not ended: a person decides.
+    """
+    giving = [row for row in rows if row.is_plan and row.is_giving and not row.superfluous and row.checkout_id]
     first = min(giving, key=lambda row: (row.effective_from, row.subscription_id), default=None)
-    return [row for row in giving if row is not first and row.checkout_id is not None]
+    return [row for row in giving if row is not first]

@@ -42,7 +42,7 @@ class RefusalHandling:
         sold = (await self._database.read(lambda conn: prices.sold_prices(conn, [price_id]))).get(price_id)
         if sold is None:
             return error
-        what = f"price {sold.price}" if sold.price else f"the price of meter {sold.meter}"
+        what = f"the price of meter {sold.meter}" if sold.meter else f"price {sold.price}"
         return errors.PriceArchivedAtStripe(
             f"{what} of plan {sold.plan} ({price_id}), or its product, is archived at Stripe; activate it there, or "
             "run `billing-svc catalog apply`, which makes a new price",

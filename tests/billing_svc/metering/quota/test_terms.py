@@ -28,7 +28,7 @@ def _subscription(
     plan: str = "pro",
     anchor: datetime | None = None,
 ) -> terms.PlanSubscription:
-    return terms.PlanSubscription(name, "active", plan, 1, 1, anchor or since, since, until)
+    return terms.PlanSubscription(name, "active", plan, 1, 1, anchor or since, since, since, until)
 
 
 def _standing(*subscriptions: terms.PlanSubscription, created_at: datetime | None = None) -> terms.AccountState:
@@ -141,7 +141,7 @@ def test_periods_of_subscriptions_that_overlap_tile_it_too(
 
 def test_from_a_pause_on_charging_is_denying_and_before_it_is_not() -> None:
     since, paused_at = _at("2026-03-01"), _at("2026-03-10")
-    paused = terms.PlanSubscription("sub_1", "active", "pro", 1, 1, since, since, None, paused_at)
+    paused = terms.PlanSubscription("sub_1", "active", "pro", 1, 1, since, since, since, None, paused_at)
     under = terms.effective_terms(_standing(paused), {1: NYQST}, paused_at)
     before, after = under.allowance("runs", None, paused_at - TICK), under.allowance("runs", None, paused_at)
     assert (before.charges, before.included) == (True, 200)
@@ -152,3 +152,42 @@ def test_from_a_pause_on_charging_is_denying_and_before_it_is_not() -> None:
     assert under.allowance("runs", override, paused_at) == terms.Allowance(after.limit, 300, overridden=True)
     unlimited = under.allowance("reports", None, paused_at)
     assert unlimited.included is None
+
+
+def _stretches(moves: list[datetime], plans: list[str]) -> tuple[terms.PlanSubscription, ...]:
+    """A subscription whose periods were moved; every other stretch begins with a trial of five days."""
+    starts, ends = moves, [*moves[1:], None]
+    return tuple(
+        terms.PlanSubscription("sub_1", "active", plan, 1, 1, start + timedelta(days=5 * (n % 2)), moves[0], start, end)
+        for n, (start, end, plan) in enumerate(zip(starts, ends, plans, strict=False))
+    )
+
+
+@pytest.mark.parametrize("catalog", [NYQST, AUTOMATION], ids=["billing months", "calendar months"])
+@given(moves=BOUNDS.filter(bool), at=INSTANTS)
+def test_periods_of_moved_stretches_tile_the_time_line(
+    catalog: model.Catalog, moves: list[datetime], at: datetime
+) -> None:
+    plan = "pro" if catalog is NYQST else "basic"
+    _assert_tiled(_standing(*_stretches(moves, [plan] * len(moves))), at, catalog)
+
+
+def test_a_move_ends_a_billing_month_but_no_calendar_month() -> None:
+    moved_at = _at("2026-03-20")
+    billing = _standing(*_stretches([_at("2026-03-10"), moved_at], ["pro", "pro"]))
+    assert _period(billing, _at("2026-03-19"))[1] == periods.Period(_at("2026-03-10"), moved_at)
+    assert _period(billing, moved_at)[1] == periods.Period(moved_at, _at("2026-03-25"))  # in its trial
+    assert _period(billing, _at("2026-03-25"))[1] == periods.Period(_at("2026-03-25"), _at("2026-04-25"))
+    calendar = _standing(*_stretches([_at("2026-03-10"), moved_at], ["basic", "basic"]))
+    for at in ("2026-03-19", "2026-03-20"):
+        assert _period(calendar, _at(at), AUTOMATION)[1] == periods.Period(_at("2026-03-10"), _at("2026-04-01"))
+
+
+def test_months_before_an_anchor_are_counted_from_the_beginning() -> None:
+    """A long trial may be extended; what it has had stays."""
+    since = _at("2026-01-10")
+    for anchor in (_at("2026-02-25"), _at("2026-03-07")):
+        account_state = _standing(_subscription(since, anchor=anchor))
+        assert _period(account_state, since)[1] == periods.Period(since, _at("2026-02-10"))
+        assert _period(account_state, _at("2026-02-20"))[1] == periods.Period(_at("2026-02-10"), anchor)
+        assert _period(account_state, anchor)[1].start == anchor

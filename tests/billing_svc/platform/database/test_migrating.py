@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import alembic.autogenerate
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from billing_svc.platform.database import embedded, engine, migrating, tables
 from tests import ports
 
-_HEAD = "0008"
+_HEAD = "0010"
 
 
 def _connect(url: str) -> sa.Connection:
@@ -123,3 +123,41 @@ def test_the_file_of_each_migration_begins_with_its_revision() -> None:
     revisions = [script.revision for script in scripts.walk_revisions()]
     assert sorted(revisions, reverse=True) == revisions
     assert {path.name.partition("_")[0] for path in (folder / "versions").glob("*.py")} == set(revisions)
+
+
+def test_a_quota_period_under_way_before_its_anchor_stays(database_url: str) -> None:
+    """Its months were counted back from the anchor before there was a history (ADR 0019)."""
+    folder = Path(migrating.__file__).parent / "migrations"
+    scripts = alembic.script.ScriptDirectory(str(folder)).walk_revisions()
+    (migration,) = (one.module for one in scripts if one.path.endswith("_subscription_history.py"))
+    now = datetime.now(UTC).replace(microsecond=0)
+    row = {
+        "customer_id": "cus_1",
+        "status": "trialing",
+        "is_plan": True,
+        "plan": "pro",
+        "price": "monthly",
+        "catalog_version": 1,
+        "quantity": 1,
+        "cancel_at_period_end": False,
+        "updated_at": now,
+    }
+    rows = []
+    for account_id, days, ahead in (("long", 20, 25), ("short", 4, 6), ("paid", 50, -40)):
+        since, anchor = now - timedelta(days=days), now + timedelta(days=ahead)
+        periods = {"anchor": anchor, "effective_from": since, "billing_period_start": since}
+        periods |= {"billing_period_end": anchor, "trial_end": anchor}
+        rows.append({**row, **periods, "account_id": account_id, "subscription_id": "sub_1"})
+    subscriptions, history = tables.subscriptions.c, tables.subscription_history.c
+    with _connect(database_url) as connection, connection.begin():
+        for account_id in ("long", "short", "paid"):
+            connection.execute(sa.insert(tables.accounts).values(account_id=account_id, created_at=now))
+        connection.execute(sa.insert(tables.subscriptions), rows)
+        connection.execute(sa.text(migration.KEEP_PERIODS_BEFORE_ANCHORS))
+        moved = dict(connection.execute(sa.select(subscriptions.account_id, subscriptions.moved_at)).all())
+        kept = connection.execute(sa.select(history.account_id, history.since, history.effective_until)).all()
+        until = dict(connection.execute(sa.select(tables.accounts.c.account_id, tables.accounts.c.history_until)).all())
+    began = moved["long"]
+    assert now - timedelta(days=7) < began < now  # a month before the anchor
+    assert moved == {"long": began, "short": None, "paid": None} == until
+    assert kept == [("long", now - timedelta(days=20), began)]

@@ -30,6 +30,7 @@ def exposed() -> set[str]:
     worker.failed("a")
     worker.succeeded("a")
     worker.backlog("a", waiting=0, failed=0, lag_seconds=0)
+    worker.found("a", 0)
     gateway.answered(200, "stored", 0.1)
     texts = (prometheus_client.generate_latest(one.registry).decode() for one in (server, worker, gateway))
     return {match for text in texts for match in re.findall(r"^(billing_\w+)", text, re.MULTILINE)}
