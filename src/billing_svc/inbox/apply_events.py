@@ -33,8 +33,9 @@ from billing_svc.subscriptions.refusals import gone_customers
 
 _log = structlog.get_logger(__name__)
 
-# How many objects a round takes, and how many at the same time: Stripe's sandbox admits 25 calls a second.
-OBJECTS_MAX = 50
+# How many objects a round takes, and how many at the same time. A purchase, which comes first, waits for the end of the
+# round under way: some seconds while all of Stripe's limit is used.
+OBJECTS_MAX = 20
 OBJECTS_AT_ONCE = 4
 
 

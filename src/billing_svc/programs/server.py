@@ -182,8 +182,8 @@ async def serve(settings: Settings, *, shared_port: bool = False) -> None:
     url = settings.database_url.get_secret_value()
     pool = engine.create_engine(url, pool_size=settings.database_pool_size)
     probed = engine.create_engine(url, pool_size=1)
-    stripe = client.Stripe.from_settings(settings)
     counted = metrics.ServerMetrics()
+    stripe = client.Stripe.from_settings(settings, metrics.StripeRequests(counted.registry))
     metrics.watch_pool(counted.registry, lambda: processes.connections_in_use(pool), settings.database_pool_size)
     try:
         followed = callers.Followed(settings)

@@ -18,8 +18,10 @@ import stripe
 import structlog
 
 from billing_svc.platform import errors
+from billing_svc.platform.database import transactions
+from billing_svc.platform.monitoring import metrics
 from billing_svc.platform.settings import Settings
-from billing_svc.stripe import pages, parse, refusals
+from billing_svc.stripe import call_limits, pages, parse, refusals, requests_made
 
 _log = structlog.get_logger(__name__)
 
@@ -61,14 +63,38 @@ class KeySpent(errors.StripeUnavailable):
     """A call with this idempotency key will always fail: Stripe stored a 5xx as the key's answer."""
 
 
+class _HTTPClient(stripe.HTTPXClient):
+    """The SDK's HTTP client, with each request passing through `RequestsMade`."""
+
+    def __init__(self, requests: requests_made.RequestsMade) -> None:
+        super().__init__(timeout=ATTEMPT_SECONDS_MAX)
+        self._requests = requests
+
+    async def request_async(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        post_data: Any = None,  # noqa: ANN401 - the SDK's own
+    ) -> requests_made.Answer:
+        send = functools.partial(super().request_async, method, url, headers, post_data)
+        return await self._requests.make(method, url, send)
+
+
 class Stripe:
     """An account at Stripe, or the sandbox in its place."""
 
-    def __init__(self, api_key: str, api_base: str | None, call_seconds_max: float = CALL_SECONDS_MAX) -> None:
+    def __init__(
+        self,
+        api_key: str,
+        api_base: str | None,
+        call_seconds_max: float = CALL_SECONDS_MAX,
+        requests: requests_made.RequestsMade | None = None,
+    ) -> None:
         """`api_base` is the address of a stand-in; None means Stripe itself."""
         self._call_seconds_max = call_seconds_max
         stripe.enable_telemetry = False  # the SDK would write into the home directory
-        self._http = stripe.HTTPXClient(timeout=ATTEMPT_SECONDS_MAX)
+        self._http = _HTTPClient(requests or requests_made.RequestsMade())
         self._client = stripe.StripeClient(
             api_key,
             base_addresses={"api": api_base, "meter_events": api_base} if api_base else {},
@@ -130,9 +156,26 @@ class Stripe:
         }
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> "Stripe":
-        """Return a client for the settings."""
-        return cls(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base)
+    def from_settings(cls, settings: Settings, counted: metrics.StripeRequests | None = None) -> "Stripe":
+        """Return a client for calls that somebody waits for: they are made at once."""
+        requests = requests_made.RequestsMade(counted)
+        return cls(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base, requests=requests)
+
+    @classmethod
+    def paced(
+        cls,
+        settings: Settings,
+        database: transactions.Transactions,
+        counted: metrics.StripeRequests | None = None,
+    ) -> "Stripe":
+        """Return a client for work in the background: its calls keep to BILLING_STRIPE_CALLS_PER_SECOND.
+
+        All such clients share the limit, in all processes.
+        """
+        limits = call_limits.CallLimits(database, settings.stripe_calls_per_second)
+        requests = requests_made.RequestsMade(counted, limits)
+        call_seconds_max = CALL_SECONDS_MAX + call_limits.WAIT_SECONDS_MAX
+        return cls(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base, call_seconds_max, requests)
 
     async def close(self) -> None:
         """Close the connections."""

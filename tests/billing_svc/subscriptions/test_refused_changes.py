@@ -56,13 +56,13 @@ async def test_a_preview_says_what_the_invoice_will_say(deal: Dealing) -> None:
     """With a discount, a tax and credit of the customer's, which are not in the lines."""
     sandbox = deal.world.sandbox
     subscription_id = await deal.buy(plan="big")
-    await deal.advance(days=25)
+    await deal.advance(days=5)
     credit = await deal.change(plan="small")
     assert cents(credit.total) < 0
     await sandbox.call("POST", "/v1/coupons", id="fifth", percent_off=20, duration="forever")
     await sandbox.call("POST", f"/v1/subscriptions/{subscription_id}", **{"discounts[0][coupon]": "fifth"})
     await sandbox.control("POST", "tax", {"percent": 10})
-    await deal.advance(days=7)
+    await deal.advance(days=5)
     preview = await deal.change(plan="big", preview=True, request_id="")
     changed = await deal.change(plan="big", proration_at=preview.proration_at)
     invoice = await latest_invoice(deal)

@@ -13,7 +13,7 @@ from billing_svc.reconciliation import usage
 from billing_svc.reconciliation.discrepancies import UsageDiscrepancy
 from billing_svc.subscriptions.records import refresh_subscription
 from billing_svc.subscriptions.refusals import gone_customers
-from billing_svc.usage_export import accrual, pacing, sending
+from billing_svc.usage_export import accrual, sending
 from tests.billing_svc.sandboxed import World
 
 ORIGIN = audit_store.Origin("operator:test")
@@ -59,9 +59,7 @@ def worker_of(world: World) -> Worker:
     return Worker(
         world,
         accrual.Accrual(billing.transactions, catalogs, billing.clock, minute, five),
-        sending.Sender(
-            billing.transactions, catalogs, world.stripe, billing.clock, pacing.Pace(1000), gone.unlink_if_deleted
-        ),
+        sending.Sender(billing.transactions, catalogs, world.stripe, billing.clock, gone.unlink_if_deleted),
     )
 
 
