@@ -285,8 +285,8 @@ PROTECTIONS = (
     Protection(
         "the idempotency key of writes at Stripe",
         f"{_SVC}/stripe/client.py",
-        '(method(dict(params), {"idempotency_key": idempotency_key}))',
-        "(method(dict(params), {}))",
+        '(method(dict(params), {"idempotency_key": idempotency_key}), params)',
+        "(method(dict(params), {}), params)",
         (f"{_CHECKOUT_FAULTS}::test_a_first_checkout_that_crashed_is_carried_on",),
     ),
     Protection(

@@ -29,6 +29,7 @@ from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, leases
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
+from billing_svc.subscriptions.refusals import gone_customers
 
 _log = structlog.get_logger(__name__)
 
@@ -88,7 +89,9 @@ class Inbox:
             rules.ObjectKind.SUBSCRIPTION: handle_subscriptions.SubscriptionHandler(catalogs, stripe),
             rules.ObjectKind.CHECKOUT: handle_checkouts.CheckoutHandler(),
             rules.ObjectKind.INVOICE: handle_invoices.InvoiceHandler(stripe),
-            rules.ObjectKind.CUSTOMER: handle_customers.CustomerHandler(database, refresher),
+            rules.ObjectKind.CUSTOMER: handle_customers.CustomerHandler(
+                gone_customers.GoneCustomers(database, stripe, refresher, now)
+            ),
             rules.ObjectKind.METER_ERROR: handle_meter_errors.MeterErrorHandler(stripe),
         }
 

@@ -22,6 +22,7 @@ from billing_svc.platform.settings import Settings
 from billing_svc.stripe import client, intents
 from billing_svc.subscriptions.follow_ups import run_follow_ups
 from billing_svc.subscriptions.records import refresh_subscription
+from billing_svc.subscriptions.refusals import gone_customers
 from billing_svc.usage_export import accrual, billability, charge_unbilled, export_now, sending
 
 _log = structlog.get_logger("worker")
@@ -67,12 +68,19 @@ async def work(settings: Settings) -> None:
     inbox = apply_events.Inbox(database, catalogs, stripe, now, livemode=settings.livemode)
 
     sealer = accrual.Accrual(database, catalogs, now, settings.usage_seal_interval, settings.usage_send_interval)
-    sender = sending.Sender(database, catalogs, stripe, now)
+    refresher = refresh_subscription.Refresher(database, catalogs, stripe, now)
+    sender = sending.Sender(
+        database,
+        catalogs,
+        stripe,
+        now,
+        gone_customers.GoneCustomers(database, stripe, refresher, now).unlink_if_deleted,
+    )
 
     follow_ups = run_follow_ups.FollowUps(
         database,
         intents.Requests(database, stripe, now),
-        refresh_subscription.Refresher(database, catalogs, stripe, now),
+        refresher,
         export_now.ExportNow(database, catalogs, stripe, now),
         charge_unbilled.UnbilledUsage(database, stripe, now),
         now,

@@ -67,13 +67,15 @@ class Sender:
         catalogs: versions.CatalogCache,
         stripe: client.Stripe,
         now: clock.Clock,
+        notice_missing: late_charges.NoticeMissing | None = None,
     ) -> None:
+        """`notice_missing` unlinks a customer that Stripe refused as missing, if it was deleted there."""
         self._database = database
         self._catalogs = catalogs
         self._stripe = stripe
         self._clock = now
         self._asking = stripe_lookups.StripeLookups(database, catalogs, stripe, now)
-        self._late = late_charges.LateUsage(database, catalogs, stripe, now)
+        self._late = late_charges.LateUsage(database, catalogs, stripe, now, notice_missing)
 
     async def send_due(self) -> int:
         """Send the reports that are due, and return how many advanced.
