@@ -40,7 +40,7 @@ class RememberedRequest:
 
     @property
     def is_judged(self) -> bool:
-        """Say whether it is stored what the request of a change means."""
+        """Say whether the request was judged: its target is stored, or it is done."""
         return self.is_closed or bool(self.target)
 
 
@@ -107,7 +107,7 @@ async def close(
 
 
 async def judge_again(conn: AsyncConnection, asked: CallerRequest, refused: Mapping[str, object]) -> None:
-    """Forget the target and the answer of a request that Stripe refused, so that nothing of them holds in a repeat.
+    """Forget the target and the answer of a request that Stripe refused, so that a repeat is judged without them.
 
     If the stored target is not the refused target any more, a concurrent call has judged the request again already.
     """
