@@ -4,11 +4,15 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import pytest
+
 from billing.v1 import subscription_pb2, usage_pb2
 from billing_svc.platform.database import tables
 from tests.billing_svc.money import ledger as ledgers
 from tests.billing_svc.money.ledger import Ledger
 from tests.billing_svc.subscriptions.dealing import AT_PERIOD_END, NOW
+
+pytestmark = pytest.mark.usefixtures("each_meter_lag")
 
 
 def upgrade_costs(answer: subscription_pb2.ChangePlanResponse, since: datetime, until: datetime) -> Decimal:
