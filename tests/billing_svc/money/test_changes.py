@@ -52,6 +52,7 @@ async def test_an_upgrade_and_a_cancellation_charge_each_unit_once(tiers: Ledger
     await tiers.use("runs", 2)
     assert (await tiers.cancel(NOW)).plan == "free"
     await tiers.advance(days=40)
+    await tiers.advance(hours=2)
     # 100 of Big's 200 units were consumed on Small, so 3 units are beyond.
     meters = 20 * Decimal("0.10") + 3 * Decimal("0.05")
     assert await tiers.charged_by_meters() == meters
