@@ -121,7 +121,9 @@ class UnbilledUsage:
             )
             change = states.unbilled(now, "no invoice of its subscription charges it")
             await self._reopen(unbilled, change, "usage.report_unbilled")
-        return now + DRAFT_AGAIN if any(charge.waiting for _, charge in charges) else None
+        waiting = [report.reported_for for report, charge in charges if charge.waiting]
+        # A draft may wait for a person for months; the older it is, the less often it is read.
+        return now + max(DRAFT_AGAIN, (now - max(waiting)) / 10) if waiting else None
 
     async def _items(self, row: subscription_records.SubscriptionRecord) -> Sequence[stripe_subscriptions.Item]:
         """Return the items that still bill usage; none after the subscription's end."""
