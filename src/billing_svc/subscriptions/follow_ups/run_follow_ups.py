@@ -76,10 +76,10 @@ class FollowUps:
     async def do_due(self) -> int:
         """Run the due follow-ups; returns how many were taken. A follow-up that fails is tried again later.
 
-        The billing periods that moves have closed are settled too.
+        Subscriptions that have changed or ended are settled too.
         """
         now = self._clock.now()
-        taken = await self._unbilled_usage.settle_closed()
+        taken = await self._unbilled_usage.settle_due()
         for account_id, subscription_id in await self._database.read(
             lambda conn: follow_up_queue.due(conn, FOLLOW_UPS_MAX, now)
         ):
@@ -133,8 +133,6 @@ class FollowUps:
                 written.clear()
                 continue
             row = case.row
-            if row is not None and row.is_over and not await self._has_settled(case.follow_up, row):
-                return
             if row is None or rules.is_so(case.wanted, is_over=row.is_over, will_end=row.will_end):
                 await self._close(case)
                 return
@@ -153,19 +151,6 @@ class FollowUps:
             await self._database.run(lambda conn: follow_up_queue.look_again(conn, case.follow_up, landed_at))
         else:
             await self._database.run(lambda conn: follow_up_queue.close(conn, case.follow_up))
-
-    async def _has_settled(
-        self, follow_up: follow_up_queue.FollowUp, row: subscription_records.SubscriptionRecord
-    ) -> bool:
-        """Charge usage that no invoice charges, once that can be known; False while it is too early."""
-        if row.superfluous or row.ended_at is None:
-            return True  # the usage is charged by the subscription that stays
-        at = row.ended_at + charge_unbilled.SETTLED_AFTER
-        if self._clock.now() < at:
-            await self._database.run(lambda conn: follow_up_queue.defer(conn, follow_up, at))
-            return False
-        await self._unbilled_usage.settle(follow_up.account_id, row.subscription_id)
-        return True
 
     async def _write(self, case: _Case, row: subscription_records.SubscriptionRecord) -> None:
         if case.wanted in {rules.WantedState.ENDED, rules.WantedState.CREDITED}:
