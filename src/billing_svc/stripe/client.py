@@ -61,6 +61,24 @@ class KeySpent(errors.StripeUnavailable):
     """A call with this idempotency key will always fail: Stripe stored a 5xx as the key's answer."""
 
 
+class _HTTPClient(stripe.HTTPXClient):
+    """The SDK's HTTP client, which counts the reads: Stripe rations them."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=ATTEMPT_SECONDS_MAX)
+        self.reads = 0
+
+    async def request_async(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        post_data: Any = None,  # noqa: ANN401 - the SDK's own
+    ) -> tuple[bytes, int, Mapping[str, str]]:
+        self.reads += method.upper() == "GET"
+        return await super().request_async(method, url, headers, post_data)
+
+
 class Stripe:
     """An account at Stripe, or the sandbox in its place."""
 
@@ -68,7 +86,7 @@ class Stripe:
         """`api_base` is the address of a stand-in; None means Stripe itself."""
         self._call_seconds_max = call_seconds_max
         stripe.enable_telemetry = False  # the SDK would write into the home directory
-        self._http = stripe.HTTPXClient(timeout=ATTEMPT_SECONDS_MAX)
+        self._http = _HTTPClient()
         self._client = stripe.StripeClient(
             api_key,
             base_addresses={"api": api_base, "meter_events": api_base} if api_base else {},
@@ -133,6 +151,11 @@ class Stripe:
     def from_settings(cls, settings: Settings) -> "Stripe":
         """Return a client for the settings."""
         return cls(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base)
+
+    @property
+    def reads(self) -> int:
+        """Return how many reads this client has made, with the SDK's repeats."""
+        return self._http.reads
 
     async def close(self) -> None:
         """Close the connections."""

@@ -1,0 +1,82 @@
+"""What decides how far back a comparison looks, and what it leaves out."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from billing_svc.platform.database import tables
+from billing_svc.platform.findings import store as findings_store
+from billing_svc.reconciliation import discrepancies
+from billing_svc.usage_export import states
+
+_COUNTERS = tables.usage_counters
+_REPORTS = tables.usage_reports
+_FINDINGS = tables.findings
+_INVOICES = tables.invoices
+# Their money can still change, whatever their age.
+_UNFINISHED_INVOICES = ("draft", "open")
+# Literals, so that Postgres can use the partial indexes.
+_IS_UNSETTLED = sa.or_(
+    _REPORTS.c.state.in_([sa.literal_column(f"'{state}'") for state in states.OPEN]),
+    _REPORTS.c.state == sa.text("'failed'"),
+)
+_IS_UNSEALED = _COUNTERS.c.billable != _COUNTERS.c.sealed
+_IS_FOUND = (_FINDINGS.c.closed_at.is_(None), _FINDINGS.c.kind.in_(findings_store.COMPARED_USAGE))
+
+
+async def unsettled_accounts(conn: AsyncConnection) -> list[str]:
+    """Return the accounts with usage of any age that is not settled: not sealed, not sent, refused, or a finding."""
+    query = sa.union(
+        sa.select(_REPORTS.c.account_id).where(_IS_UNSETTLED),
+        sa.select(_COUNTERS.c.account_id).where(_IS_UNSEALED),
+        sa.select(_FINDINGS.c.account_id).where(*_IS_FOUND),
+    )
+    return list((await conn.execute(query)).scalars())
+
+
+async def compared_since(conn: AsyncConnection, account_id: str, since: datetime) -> datetime:
+    """Return from which quota period on an account is compared: `since`, or earlier if usage is not settled."""
+    query = sa.union_all(
+        sa.select(sa.func.min(_REPORTS.c.period_start)).where(_REPORTS.c.account_id == account_id, _IS_UNSETTLED),
+        sa.select(sa.func.min(_COUNTERS.c.period_start)).where(_COUNTERS.c.account_id == account_id, _IS_UNSEALED),
+    )
+    starts: list[datetime] = [start for start in (await conn.execute(query)).scalars() if start is not None]
+    found = sa.select(_FINDINGS.c.object_id).where(_FINDINGS.c.account_id == account_id, *_IS_FOUND)
+    starts += [discrepancies.period_of(object_id) for object_id in (await conn.execute(found)).scalars()]
+    return min([since, *starts])
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """How many older quota periods with usage to charge, and how many older invoices, a comparison does not look at."""
+
+    periods: int
+    invoices: int
+
+
+async def left_out(
+    conn: AsyncConnection, account_id: str | None, usage_since: datetime, invoices_since: datetime
+) -> LeftOut:
+    """Return what lies before two instants; of invoices, those that were final here."""
+    periods = sa.select(sa.func.count()).where(
+        _COUNTERS.c.period_start < usage_since, sa.or_(_COUNTERS.c.billable > 0, _COUNTERS.c.sealed > 0)
+    )
+    invoices = sa.select(sa.func.count()).where(
+        _INVOICES.c.created_at < invoices_since, _INVOICES.c.status.not_in(_UNFINISHED_INVOICES)
+    )
+    if account_id is not None:
+        periods = periods.where(_COUNTERS.c.account_id == account_id)
+        invoices = invoices.where(_INVOICES.c.account_id == account_id)
+    return LeftOut((await conn.execute(periods)).scalar_one(), (await conn.execute(invoices)).scalar_one())
+
+
+async def unfinished_invoices(conn: AsyncConnection, account_id: str | None, before: datetime) -> list[tuple[str, str]]:
+    """Return (account, invoice) of the invoices, created before an instant, that are draft or open here."""
+    query = sa.select(_INVOICES.c.account_id, _INVOICES.c.invoice_id).where(
+        _INVOICES.c.created_at < before, _INVOICES.c.status.in_(_UNFINISHED_INVOICES)
+    )
+    if account_id is not None:
+        query = query.where(_INVOICES.c.account_id == account_id)
+    return [(row[0], row[1]) for row in await conn.execute(query.order_by(_INVOICES.c.created_at))]
