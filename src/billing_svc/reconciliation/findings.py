@@ -66,21 +66,16 @@ def of_objects(found: Sequence[discrepancies.ObjectDiscrepancy]) -> list[Finding
 
 
 async def of_usage(
-    conn: AsyncConnection, catalogs: versions.CatalogCache, found: discrepancies.UsageDiscrepancy
-) -> Finding:
-    """Return the finding of a discrepancy of usage, with its money."""
-    amount, currency = await money_of.discrepancy(conn, catalogs, found)
-    kind = Kind(f"usage: {found.kind}")
-    return Finding(
-        kind,
-        found.account_id,
-        found.object_id,
-        found.detail,
-        _SETTLED_BY[kind],
-        amount,
-        currency,
-        is_repairable=found.is_repairable,
-    )
+    conn: AsyncConnection, catalogs: versions.CatalogCache, found: Sequence[discrepancies.UsageDiscrepancy]
+) -> list[Finding]:
+    """Return the findings of discrepancies of usage, with their money."""
+    made = []
+    for one in found:
+        kind = Kind(f"usage: {one.kind}")
+        money = await money_of.discrepancy(conn, catalogs, one)
+        told = (kind, one.account_id, one.object_id, one.detail, _SETTLED_BY[kind])
+        made.append(Finding(*told, *money, is_repairable=one.is_repairable))
+    return made
 
 
 def of_stored(stored: store.OpenFinding) -> Finding:

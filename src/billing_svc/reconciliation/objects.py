@@ -3,7 +3,7 @@
 A fetched object is applied in a transaction that is rolled back; what the row would have changed is the discrepancy.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -79,21 +79,24 @@ class ObjectReconciliation:
             customers, account_id, lambda customer_id: self._stripe.every_invoice(customer_id, since)
         )
         invoices = [data for data in invoices if _customer_of(data) in {None, *ours}]
-        older, missing = await self._unfinished_invoices(account_id, since)
+        older, missing = await self._older_invoices(account_id, since, {parse.nested(data, "id") for data in invoices})
         return differences + missing + await self._compare_invoices(invoices + older, account_id, since)
 
-    async def _unfinished_invoices(
-        self, account_id: str | None, before: datetime
+    async def _older_invoices(
+        self, account_id: str | None, before: datetime, listed: Collection[object]
     ) -> tuple[list[client.Data], list[discrepancies.ObjectDiscrepancy]]:
-        """Return Stripe's invoices that are older than the list and not final here, and those that Stripe lacks."""
+        """Return Stripe's invoices that are older than the list and may be wrong, and those that Stripe lacks."""
         fetched, missing = list[client.Data](), list[discrepancies.ObjectDiscrepancy]()
-        for owner, invoice_id in await self._database.read(
-            lambda conn: store.unfinished_invoices(conn, account_id, before)
-        ):
+        older = await self._database.read(lambda conn: store.older_invoices(conn, account_id, before))
+        for invoice_id, owner in older.items():
+            if invoice_id in listed:
+                continue
             try:
                 fetched.append(await self._stripe.invoice(invoice_id))
             except client.NotAtStripe:
-                missing.append(discrepancies.ObjectDiscrepancy("invoice", owner, invoice_id, "Stripe does not have it"))
+                if await self._database.read(lambda conn, at=invoice_id: _row(conn, tables.invoices, at)) is not None:  # type: ignore[misc]
+                    detail = "Stripe does not have it"
+                    missing.append(discrepancies.ObjectDiscrepancy("invoice", owner, invoice_id, detail))
         return fetched, missing
 
     async def fix(self, differences: Sequence[discrepancies.ObjectDiscrepancy], origin: audit_store.Origin) -> None:

@@ -8,19 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from billing_svc.catalog import versions
 from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.findings import store as findings_store
-from billing_svc.reconciliation import discrepancies, findings, objects, repair, store, usage
+from billing_svc.reconciliation import customers, discrepancies, findings, objects, repair, store, usage
 from billing_svc.stripe import client
 
 ACTION = "reconciled"
 # A comparison of all accounts has an audit entry without an account.
-_NO_ACCOUNT = ""
+NO_ACCOUNT = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class Options:
 
 
 class Comparison:
-    """Compares subscriptions, invoices and usage with Stripe."""
+    """Compares customers, subscriptions, invoices and usage with Stripe."""
 
     def __init__(
         self,
@@ -71,23 +69,17 @@ class Comparison:
         self._database = database
         self._catalogs = catalogs
         self._clock = now
+        self._customers = customers.CustomerReconciliation(database, catalogs, stripe, now)
         self._objects = objects.ObjectReconciliation(database, catalogs, stripe, now)
         self._usage = usage.UsageReconciliation(database, catalogs, stripe, now)
 
     async def run(self, origin: audit_store.Origin, scope: Scope, options: Options) -> Outcome:
-        """Compare, and repair if told to. Raises StripeUnavailable and Unavailable."""
+        """Compare, and repair if told to. Raises StripeUnavailable, StripeAccountMismatch and Unavailable."""
         now = self._clock.now()
         usage_since = scope.since or now - discrepancies.LOOKED_BACK
         invoices_since = scope.since or now - objects.INVOICES_SINCE
-        differing = await self._objects.compare(scope.account_id, invoices_since)
-        found = len(differing)
-        if options.fix and differing:
-            before = differing
-            await self._objects.fix(before, origin)
-            differing = await self._objects.compare(scope.account_id, invoices_since)
-            for one in _mended(before, differing):
-                options.did(one)
-        # The comparison of usage reads subscriptions, so these are repaired first.
+        # These first: a deleted customer has ended subscriptions, and the comparison of usage reads subscriptions.
+        differing, found = await self._compare_objects(origin, scope.account_id, invoices_since, options)
         accounts = [scope.account_id] if scope.account_id else await self._usage.accounts(usage_since)
         counted = _Counted(len(accounts), options.progress)
         wrong = await self._usage.compare(accounts, usage_since, counted.one_more)
@@ -105,21 +97,35 @@ class Comparison:
         if scope.account_id is None and options.keep:
             changes = {"found": found, "left": len(differences) + len(noted), "fix": options.fix}
             await self._database.run(
-                lambda conn: audit_store.append(conn, origin, _NO_ACCOUNT, ACTION, changes, self._clock.now())
+                lambda conn: audit_store.append(conn, origin, NO_ACCOUNT, ACTION, changes, self._clock.now())
             )
         left_out = await self._database.read(
             lambda conn: store.left_out(conn, scope.account_id, usage_since, invoices_since)
         )
         return Outcome([*differences, *noted], left_out, usage_since, invoices_since, len(accounts))
 
+    async def _compare_objects(
+        self, origin: audit_store.Origin, account_id: str | None, since: datetime, options: Options
+    ) -> tuple[list[discrepancies.ObjectDiscrepancy], int]:
+        """Return the objects that (still) differ, and how many differed before the repair."""
+        deleted = await self._customers.compare(account_id)
+        if options.fix and deleted:
+            await self._customers.fix(deleted, origin)
+            before, deleted = deleted, await self._customers.compare(account_id)
+            _tell(before, deleted, "unlinked", options.did)
+        differing = await self._objects.compare(account_id, since)
+        found = len(deleted) + len(differing)
+        if options.fix and differing:
+            await self._objects.fix(differing, origin)
+            before, differing = differing, await self._objects.compare(account_id, since)
+            _tell(before, differing, "taken from Stripe", options.did)
+        return deleted + differing, found
+
     async def _charges(self, wrong: Sequence[discrepancies.UsageDiscrepancy]) -> list[findings.Finding]:
         return [one for one in await self._of_usage(wrong) if one.is_repairable]
 
     async def _of_usage(self, wrong: Sequence[discrepancies.UsageDiscrepancy]) -> list[findings.Finding]:
-        async def read(conn: AsyncConnection) -> list[findings.Finding]:
-            return [await findings.of_usage(conn, self._catalogs, one) for one in wrong]
-
-        return await self._database.read(read)
+        return await self._database.read(lambda conn: findings.of_usage(conn, self._catalogs, wrong))
 
 
 class _Counted:
@@ -134,13 +140,14 @@ class _Counted:
         self._progress(self._done, self._total)
 
 
-def _mended(
-    before: Sequence[discrepancies.ObjectDiscrepancy], after: Sequence[discrepancies.ObjectDiscrepancy]
-) -> list[repair.Done]:
-    """Return the objects that do not differ any more."""
+def _tell(
+    before: Sequence[discrepancies.ObjectDiscrepancy],
+    after: Sequence[discrepancies.ObjectDiscrepancy],
+    what: str,
+    did: Callable[[repair.Done], None],
+) -> None:
+    """Tell which objects do not differ any more."""
     left = {(one.kind, one.object_id) for one in after}
-    return [
-        repair.Done(one.kind, one.account_id, one.object_id, f"taken from Stripe: {one.detail}")
-        for one in before
-        if (one.kind, one.object_id) not in left
-    ]
+    for one in before:
+        if (one.kind, one.object_id) not in left:
+            did(repair.Done(one.kind, one.account_id, one.object_id, f"{what}: {one.detail}"))

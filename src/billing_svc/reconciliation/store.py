@@ -72,11 +72,24 @@ async def left_out(
     return LeftOut((await conn.execute(periods)).scalar_one(), (await conn.execute(invoices)).scalar_one())
 
 
-async def unfinished_invoices(conn: AsyncConnection, account_id: str | None, before: datetime) -> list[tuple[str, str]]:
-    """Return (account, invoice) of the invoices, created before an instant, that are draft or open here."""
-    query = sa.select(_INVOICES.c.account_id, _INVOICES.c.invoice_id).where(
+async def older_invoices(conn: AsyncConnection, account_id: str | None, before: datetime) -> dict[str, str]:
+    """Return the account by invoice of invoices created before an instant whose money may still be wrong.
+
+    They are draft or open here, or they differed when they were last compared.
+    """
+    found = sa.select(_FINDINGS.c.account_id, _FINDINGS.c.object_id).where(
+        _FINDINGS.c.closed_at.is_(None),
+        _FINDINGS.c.kind == findings_store.Kind.INVOICE,
+        ~sa.exists().where(
+            _INVOICES.c.account_id == _FINDINGS.c.account_id,
+            _INVOICES.c.invoice_id == _FINDINGS.c.object_id,
+            _INVOICES.c.created_at >= before,
+        ),
+    )
+    unfinished = sa.select(_INVOICES.c.account_id, _INVOICES.c.invoice_id).where(
         _INVOICES.c.created_at < before, _INVOICES.c.status.in_(_UNFINISHED_INVOICES)
     )
     if account_id is not None:
-        query = query.where(_INVOICES.c.account_id == account_id)
-    return [(row[0], row[1]) for row in await conn.execute(query.order_by(_INVOICES.c.created_at))]
+        found = found.where(_FINDINGS.c.account_id == account_id)
+        unfinished = unfinished.where(_INVOICES.c.account_id == account_id)
+    return {row[1]: row[0] for row in await conn.execute(sa.union(found, unfinished))}

@@ -235,6 +235,20 @@ async def test_an_old_invoice_that_is_not_final_here_is_compared(ledger: Ledger)
     assert "status: open is paid at Stripe" in found[0].detail
 
 
+async def test_an_invoice_that_differs_is_not_forgotten(ledger: Ledger) -> None:
+    """It is paid here, and its total was changed at Stripe's side of the record."""
+    world = ledger.world
+    await ledger.buy()
+    (row,) = await world.rows(tables.invoices)
+    await world.execute(sa.update(tables.invoices).values(total=1))
+    assert [one.about for one in (await compared(world)).findings] == [row.invoice_id]
+    world.billing.clock.advance(timedelta(days=150))
+    found = [one.about for one in (await compared(world)).findings if one.kind == "invoice"]
+    assert found == [row.invoice_id]
+    await compared(world, fix=True)
+    assert [one for one in await stored(world) if one.kind == "invoice"] == []
+
+
 async def test_units_that_wait_are_told_with_their_money(world: World) -> None:
     await world.subscribe()
     await world.deliver_new()

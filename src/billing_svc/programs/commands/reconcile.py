@@ -77,10 +77,11 @@ def _compare(
 
     async def run() -> "tuple[Outcome, int]":
         pool = engine.create_engine(common.database_url(chosen), pool_size=2)
-        stripe = client.Stripe.from_settings(chosen)
+        database = transactions.Transactions(pool)
+        stripe = client.Stripe.paced(chosen, database)
         try:
             comparison = reconciliation.Comparison(
-                transactions.Transactions(pool), versions.CatalogCache(), stripe, clock.from_settings(chosen)
+                database, versions.CatalogCache(), stripe, clock.from_settings(chosen)
             )
             with common.progress_bar("comparing with Stripe", "accounts' usage") as bar:
 
