@@ -100,8 +100,8 @@ RPCS = {
     "UsageService": "RecordUsage BatchRecordUsage GetUsage CorrectUsage",
     "SubscriptionService": "GetSubscription CreateCheckout CreatePortalSession SetPayAsYouGo ChangePlan "
     "CancelSubscription ResumeSubscription ListPlans PreviewCost ListInvoices ListAlerts AcknowledgeAlert",
-    "AdminService": "ListAccounts GetAccount SetOverride RemoveOverride ListAllInvoices ListAuditEntries "
-    "ListStripeEvents ReplayStripeEvents",
+    "AdminService": "ListAccounts GetAccount SetOverride RemoveOverride ListAllInvoices ListFindings "
+    "ListAuditEntries ListStripeEvents ReplayStripeEvents",
     "StripeEventService": "AcceptStripeEvent",
 }
 

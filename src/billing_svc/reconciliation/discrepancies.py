@@ -47,7 +47,8 @@ class UsageDiscrepancy:
     detail: str
     event_name: str = ""
     report_id: str = ""
-    # The terms of the counter's last write.
+    # The end of the counter's period, and the terms of its last write.
+    period_end: datetime | None = None
     plan: str = ""
     catalog_version: int = 0
 
@@ -56,6 +57,14 @@ class UsageDiscrepancy:
         """Return what the discrepancy is about: meter, quota period, and report or meter at Stripe."""
         about = (self.meter, self.period_start.astimezone(UTC).isoformat(), self.report_id or self.event_name)
         return " ".join(part for part in about if part)
+
+    def is_under_way(self, now: datetime) -> bool:
+        """Say whether the worker is about to settle it: it seals units of an open period every minute or so."""
+        return (
+            self.kind is DiscrepancyKind.UNSEALED
+            and self.period_end is not None
+            and now < self.period_end + SETTLED_AFTER
+        )
 
     @property
     def is_repairable(self) -> bool:
@@ -114,6 +123,7 @@ def of(
         detail,
         event_name,
         report_id,
+        counter.period_end,
         counter.plan,
         counter.catalog_version,
     )

@@ -1,6 +1,6 @@
 """Turns discrepancies into findings: rows that stay open until a comparison finds agreement."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -92,26 +92,19 @@ def of_stored(stored: store.OpenFinding) -> Finding:
     )
 
 
-async def keep(conn: AsyncConnection, found: Sequence[Finding], account_id: str | None, now: datetime) -> list[Finding]:
-    """Store what a comparison of an account, or of all, found, and close what it found before and not any more.
+async def keep(
+    conn: AsyncConnection,
+    found: Sequence[Finding],
+    kinds: Collection[Kind],
+    account_ids: Collection[str] | None,
+    now: datetime,
+) -> list[Finding]:
+    """Store what a comparison of some accounts, or of all, found; close what it found before and not any more.
 
-    Returns the findings with the instant since when each is open.
+    `kinds` are those that it compares. Returns the findings with the instant since when each is open.
     """
-    accounts = None if account_id is None else [account_id]
-    await store.settle_others(conn, COMPARED, accounts, _keys(found), now)
+    await store.settle_others(conn, kinds, account_ids, _keys(found), now)
     return await _stored(conn, found, now)
-
-
-async def keep_objects(conn: AsyncConnection, found: Sequence[Finding], now: datetime) -> None:
-    """Do so after a comparison of the objects of all accounts, without their usage."""
-    await store.settle_others(conn, store.COMPARED_OBJECTS, None, _keys(found), now)
-    await _stored(conn, found, now)
-
-
-async def keep_usage(conn: AsyncConnection, found: Sequence[Finding], account_id: str, now: datetime) -> None:
-    """Do so after a comparison of an account's usage."""
-    await store.settle_others(conn, store.COMPARED_USAGE, [account_id], _keys(found), now)
-    await _stored(conn, found, now)
 
 
 def _keys(found: Sequence[Finding]) -> set[tuple[str, str, str]]:

@@ -88,8 +88,10 @@ class Comparison:
             wrong = await self._usage.fix(wrong, origin, usage_since, options.did)
         differences = findings.of_objects(differing) + await self._of_usage(wrong)
         if options.keep:
+            kinds = findings.COMPARED
+            only = None if scope.account_id is None else [scope.account_id]
             differences = await self._database.run(
-                lambda conn: findings.keep(conn, differences, scope.account_id, self._clock.now())
+                lambda conn: findings.keep(conn, differences, kinds, only, self._clock.now())
             )
         listed = await self._database.read(lambda conn: findings_store.list_open(conn, scope.account_id))
         noted = [findings.of_stored(one) for one in listed if one.kind not in findings.COMPARED]

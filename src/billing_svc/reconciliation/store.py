@@ -36,6 +36,25 @@ async def unsettled_accounts(conn: AsyncConnection) -> list[str]:
     return list((await conn.execute(query)).scalars())
 
 
+async def changed_accounts(conn: AsyncConnection, since: datetime, until: datetime) -> list[str]:
+    """Return the accounts to compare again, sorted.
+
+    Their usage, subscriptions or invoices changed, a period ended, or usage of any age is not settled. Whole tables are
+    scanned, a few times a day: an index on `updated_at` would cost every record of usage.
+    """
+    counters, subscriptions = _COUNTERS.c, tables.subscriptions.c
+    has_ended = sa.and_(counters.period_end >= since, counters.period_end <= until)
+    is_billed = sa.or_(counters.billable > 0, counters.sealed > 0)
+    query = sa.union(
+        sa.select(counters.account_id).where(is_billed, sa.or_(counters.updated_at >= since, has_ended)),
+        sa.select(_REPORTS.c.account_id).where(sa.or_(_REPORTS.c.sealed_at >= since, _REPORTS.c.closed_at >= since)),
+        sa.select(subscriptions.account_id).where(subscriptions.updated_at >= since),
+        sa.select(_INVOICES.c.account_id).where(_INVOICES.c.updated_at >= since),
+    )
+    changed = set((await conn.execute(query)).scalars())
+    return sorted(changed.union(await unsettled_accounts(conn)))
+
+
 async def compared_since(conn: AsyncConnection, account_id: str, since: datetime) -> datetime:
     """Return from which quota period on an account is compared: `since`, or earlier if usage is not settled."""
     query = sa.union_all(
