@@ -132,7 +132,7 @@ class Schedule:
 
     async def _end(self, held: passes.Pass, progress: dict[str, object], now: datetime) -> None:
         """End a pass, with the entry in the audit log from which the metrics read it."""
-        progress |= {"ended_at": now, "due_at": max(now, held.began_at + passes.PASS_EVERY)}
+        progress |= {"ended_at": now, "due_at": now + passes.PASS_EVERY}
         if held.is_full:
             progress["full_began_at"] = held.began_at
 

@@ -173,6 +173,7 @@ async def test_reconcile_gives_a_row_to_what_it_cannot_read_and_compares_the_res
     assert found["in_new"] == ("org_1", "is not stored here")
     assert set(found) == {"sub_wrong", "sub_ours", "in_wrong", "in_new"}
     door.stripe.objects["/v1/billing/meters"] = [{"id": "mtr_1"}]
+    door.stripe.objects["/v1/customers"] = [{"id": shapes.CUSTOMER}]
     outcome = await reconcile.Comparison(
         door.billing.transactions, versions.CatalogCache(), stripe, door.billing.clock
     ).run(ORIGIN, reconcile.Scope(), reconcile.Options(fix=True))

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import sys
 from typing import Any
 
 import pytest
@@ -84,6 +86,37 @@ async def test_it_charges_nothing_without_yes_where_nobody_can_be_asked(
     assert code == 0
     assert "16.00 usd" in shown
     assert "32 units: sent to the meter" in shown
+    assert len(await world.sandbox.requests("POST", "/v1/billing/meter_events")) == 1
+    assert buyer
+
+
+async def asked(env: dict[str, str], answer: str) -> tuple[int, str, str]:
+    """Run `--fix` for somebody at a terminal, who answers its question."""
+    keyboard, terminal_end = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "billing_svc", "reconcile", "--fix"),
+        cwd=terminal.ROOT,
+        env=env,
+        stdin=terminal_end,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(terminal_end)
+    os.write(keyboard, f"{answer}\n".encode())
+    async with asyncio.timeout(terminal.SECONDS_MAX):
+        shown, told = await process.communicate()
+    os.close(keyboard)
+    return process.returncode or 0, shown.decode(), told.decode()
+
+
+async def test_it_asks_before_it_charges(world: World, env: dict[str, str], buyer: str) -> None:
+    await use(world, 232)
+    code, shown, told = await asked(env, "n")
+    assert (code, "charge 16.00 usd?" in told) == (1, True)
+    assert "what --fix would charge" in shown
+    assert await world.sandbox.requests("POST", "/v1/billing/meter_events") == []
+    code, shown, _ = await asked(env, "y")
+    assert (code, "what was done" in shown) == (0, True)
     assert len(await world.sandbox.requests("POST", "/v1/billing/meter_events")) == 1
     assert buyer
 
