@@ -140,7 +140,7 @@ class World:
             database = transactions.Transactions(service)
             comparison = reconcile.Comparison(database, versions.CatalogCache(), stripe, self.clock)
             origin = audit_store.Origin("operator:test")
-            found = await comparison.run(origin, reconcile.Scope(), reconcile.Options())
+            found = await comparison.run(origin, reconcile.Scope(), reconcile.RunOptions())
         await service.dispose()
         return list(found.findings)
 

@@ -41,7 +41,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class RunOptions:
     """How to act on what is found.
 
     `agree` is asked before a repair charges something, and gets what it will charge; `did` is told each thing that a
@@ -73,7 +73,7 @@ class Comparison:
         self._objects = objects.ObjectReconciliation(database, catalogs, stripe, now)
         self._usage = usage.UsageReconciliation(database, catalogs, stripe, now)
 
-    async def run(self, origin: audit_store.Origin, scope: Scope, options: Options) -> Outcome:
+    async def run(self, origin: audit_store.Origin, scope: Scope, options: RunOptions) -> Outcome:
         """Compare, and repair if told to. Raises StripeUnavailable, StripeAccountMismatch and Unavailable."""
         now = self._clock.now()
         usage_since = scope.since or now - discrepancies.LOOKED_BACK
@@ -107,7 +107,7 @@ class Comparison:
         return Outcome([*differences, *noted], left_out, usage_since, invoices_since, len(accounts))
 
     async def _compare_objects(
-        self, origin: audit_store.Origin, account_id: str | None, since: datetime, options: Options
+        self, origin: audit_store.Origin, account_id: str | None, since: datetime, options: RunOptions
     ) -> tuple[list[discrepancies.ObjectDiscrepancy], int]:
         """Return the objects that (still) differ, and how many differed before the repair."""
         deleted = await self._customers.compare(account_id)

@@ -9,19 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.platform.database import tables
 from billing_svc.platform.findings import store as findings_store
 from billing_svc.reconciliation import discrepancies
-from billing_svc.usage_export import states
+from billing_svc.usage_export import store as reports_store
 
 _COUNTERS = tables.usage_counters
-_REPORTS = tables.usage_reports
 _FINDINGS = tables.findings
 _INVOICES = tables.invoices
 # Their money can still change, whatever their age.
 _UNFINISHED_INVOICES = ("draft", "open")
-# Literals, so that Postgres can use the partial indexes.
-_IS_UNSETTLED = sa.or_(
-    _REPORTS.c.state.in_([sa.literal_column(f"'{state}'") for state in states.OPEN]),
-    _REPORTS.c.state == sa.text("'failed'"),
-)
 _IS_UNSEALED = _COUNTERS.c.billable != _COUNTERS.c.sealed
 _IS_FOUND = (_FINDINGS.c.closed_at.is_(None), _FINDINGS.c.kind.in_(findings_store.COMPARED_USAGE))
 
@@ -29,11 +23,9 @@ _IS_FOUND = (_FINDINGS.c.closed_at.is_(None), _FINDINGS.c.kind.in_(findings_stor
 async def unsettled_accounts(conn: AsyncConnection) -> list[str]:
     """Return the accounts with usage of any age that is not settled: not sealed, not sent, refused, or a finding."""
     query = sa.union(
-        sa.select(_REPORTS.c.account_id).where(_IS_UNSETTLED),
-        sa.select(_COUNTERS.c.account_id).where(_IS_UNSEALED),
-        sa.select(_FINDINGS.c.account_id).where(*_IS_FOUND),
+        sa.select(_COUNTERS.c.account_id).where(_IS_UNSEALED), sa.select(_FINDINGS.c.account_id).where(*_IS_FOUND)
     )
-    return list((await conn.execute(query)).scalars())
+    return [*await reports_store.unsettled_accounts(conn), *(await conn.execute(query)).scalars()]
 
 
 async def changed_accounts(conn: AsyncConnection, since: datetime, until: datetime) -> list[str]:
@@ -47,24 +39,23 @@ async def changed_accounts(conn: AsyncConnection, since: datetime, until: dateti
     is_billed = sa.or_(counters.billable > 0, counters.sealed > 0)
     query = sa.union(
         sa.select(counters.account_id).where(is_billed, sa.or_(counters.updated_at >= since, has_ended)),
-        sa.select(_REPORTS.c.account_id).where(sa.or_(_REPORTS.c.sealed_at >= since, _REPORTS.c.closed_at >= since)),
         sa.select(subscriptions.account_id).where(subscriptions.updated_at >= since),
         sa.select(_INVOICES.c.account_id).where(_INVOICES.c.updated_at >= since),
     )
     changed = set((await conn.execute(query)).scalars())
-    return sorted(changed.union(await unsettled_accounts(conn)))
+    reported = await reports_store.changed_accounts(conn, since)
+    return sorted(changed.union(reported, await unsettled_accounts(conn)))
 
 
 async def compared_since(conn: AsyncConnection, account_id: str, since: datetime) -> datetime:
     """Return from which quota period on an account is compared: `since`, or earlier if usage is not settled."""
-    query = sa.union_all(
-        sa.select(sa.func.min(_REPORTS.c.period_start)).where(_REPORTS.c.account_id == account_id, _IS_UNSETTLED),
-        sa.select(sa.func.min(_COUNTERS.c.period_start)).where(_COUNTERS.c.account_id == account_id, _IS_UNSEALED),
+    unsealed = sa.select(sa.func.min(_COUNTERS.c.period_start)).where(
+        _COUNTERS.c.account_id == account_id, _IS_UNSEALED
     )
-    starts: list[datetime] = [start for start in (await conn.execute(query)).scalars() if start is not None]
+    starts = [await conn.scalar(unsealed), await reports_store.unsettled_since(conn, account_id)]
     found = sa.select(_FINDINGS.c.object_id).where(_FINDINGS.c.account_id == account_id, *_IS_FOUND)
     starts += [discrepancies.period_of(object_id) for object_id in (await conn.execute(found)).scalars()]
-    return min([since, *starts])
+    return min([since, *(start for start in starts if start is not None)])
 
 
 @dataclass(frozen=True, slots=True)

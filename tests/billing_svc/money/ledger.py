@@ -145,7 +145,7 @@ class Ledger(dealing.Dealing):
         """Return what `billing-svc reconcile` would print; with `fix`, what remains after `--fix`."""
         billing = self.world.billing
         comparison = reconcile.Comparison(billing.transactions, self.catalogs, self.world.stripe, billing.clock)
-        outcome = await comparison.run(ORIGIN, reconcile.Scope(self.account_id), reconcile.Options(fix=fix))
+        outcome = await comparison.run(ORIGIN, reconcile.Scope(self.account_id), reconcile.RunOptions(fix=fix))
         return [(one.kind, one.detail) for one in outcome.findings]
 
     async def as_told(self) -> tuple[object, ...]:

@@ -63,7 +63,7 @@ async def test_every_base_item_is_found_on_whichever_page(tiers: Ledger) -> None
     await tiers.work()
     assert (await tiers.told()).plan == "big"
     comparison = reconcile.Comparison(world.billing.transactions, tiers.catalogs, world.stripe, world.billing.clock)
-    outcome = await comparison.run(ORIGIN, reconcile.Scope(), reconcile.Options())
+    outcome = await comparison.run(ORIGIN, reconcile.Scope(), reconcile.RunOptions())
     assert [one.kind for one in outcome.findings] == ["items_differ", "two_plans"]
     await tiers.change(plan="small")
     assert (await tiers.told()).plan == "small"

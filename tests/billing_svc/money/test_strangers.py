@@ -32,7 +32,7 @@ async def differences(world: World) -> list[tuple[str, str]]:
     comparison = reconcile.Comparison(
         world.billing.transactions, versions.CatalogCache(), world.stripe, world.billing.clock
     )
-    outcome = await comparison.run(ORIGIN, reconcile.Scope(), reconcile.Options())
+    outcome = await comparison.run(ORIGIN, reconcile.Scope(), reconcile.RunOptions())
     return [(one.kind, one.detail) for one in outcome.findings]
 
 

@@ -31,7 +31,7 @@ async def compared(world: World, account_id: str | None = None, **options: Any) 
     comparison = reconcile.Comparison(
         world.billing.transactions, versions.CatalogCache(), world.stripe, world.billing.clock
     )
-    return await comparison.run(ORIGIN, reconcile.Scope(account_id), reconcile.Options(**options))
+    return await comparison.run(ORIGIN, reconcile.Scope(account_id), reconcile.RunOptions(**options))
 
 
 async def stored(world: World) -> list[findings_store.OpenFinding]:
@@ -218,7 +218,7 @@ async def test_what_is_too_old_to_be_compared_is_counted_and_can_be_asked_for(le
         world.billing.transactions, versions.CatalogCache(), world.stripe, world.billing.clock
     )
     since = world.billing.clock.now() - timedelta(days=400)
-    all_of_it = await comparison.run(ORIGIN, reconcile.Scope(None, since), reconcile.Options())
+    all_of_it = await comparison.run(ORIGIN, reconcile.Scope(None, since), reconcile.RunOptions())
     assert (all_of_it.left_out.periods, all_of_it.left_out.invoices) == (0, 0)
     assert all_of_it.accounts == 1
 

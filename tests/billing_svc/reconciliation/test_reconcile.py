@@ -37,7 +37,7 @@ async def outcome(
     fix: bool = False,
     **more: Any,  # noqa: ANN401 - of its own types
 ) -> reconcile.Outcome:
-    return await comparison(world).run(ORIGIN, reconcile.Scope(account_id), reconcile.Options(fix=fix, **more))
+    return await comparison(world).run(ORIGIN, reconcile.Scope(account_id), reconcile.RunOptions(fix=fix, **more))
 
 
 async def subscribed(world: World, *accounts: str) -> None:

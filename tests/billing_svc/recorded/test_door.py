@@ -176,6 +176,6 @@ async def test_reconcile_gives_a_row_to_what_it_cannot_read_and_compares_the_res
     door.stripe.objects["/v1/customers"] = [{"id": shapes.CUSTOMER}]
     outcome = await reconcile.Comparison(
         door.billing.transactions, versions.CatalogCache(), stripe, door.billing.clock
-    ).run(ORIGIN, reconcile.Scope(), reconcile.Options(fix=True))
+    ).run(ORIGIN, reconcile.Scope(), reconcile.RunOptions(fix=True))
     assert {"sub_wrong", "in_wrong"} <= {row.about for row in outcome.findings}
     await stripe.close()

@@ -134,7 +134,7 @@ async def test_the_comparison_lists_a_deleted_customer_and_the_repair_unlinks_it
     )
 
     async def compared(account_id: str | None = None, *, fix: bool = False) -> set[tuple[str, str, str]]:
-        outcome = await comparison.run(OPERATOR, reconcile.Scope(account_id), reconcile.Options(fix=fix))
+        outcome = await comparison.run(OPERATOR, reconcile.Scope(account_id), reconcile.RunOptions(fix=fix))
         return {(one.kind, one.account_id, one.about) for one in outcome.findings}
 
     assert await compared() == set()

@@ -89,7 +89,7 @@ def _compare(
                     bar.pause()
                     return yes or not charges or _agreed(charges)
 
-                options = reconciliation.Options(fix=fix, keep=keep, agree=agree, did=done.append, progress=bar.show)
+                options = reconciliation.RunOptions(fix=fix, keep=keep, agree=agree, did=done.append, progress=bar.show)
                 origin = audit_store.Origin(common.actor())
                 outcome = await comparison.run(origin, reconciliation.Scope(account, since), options)
             return outcome, stripe.reads
