@@ -52,7 +52,7 @@ async def compared_since(conn: AsyncConnection, account_id: str, since: datetime
     unsealed = sa.select(sa.func.min(_COUNTERS.c.period_start)).where(
         _COUNTERS.c.account_id == account_id, _IS_UNSEALED
     )
-    starts = [await conn.scalar(unsealed), await reports_store.unsettled_since(conn, account_id)]
+    starts: list[datetime | None] = [await conn.scalar(unsealed), await reports_store.unsettled_since(conn, account_id)]
     found = sa.select(_FINDINGS.c.object_id).where(_FINDINGS.c.account_id == account_id, *_IS_FOUND)
     starts += [discrepancies.period_of(object_id) for object_id in (await conn.execute(found)).scalars()]
     return min([since, *(start for start in starts if start is not None)])
