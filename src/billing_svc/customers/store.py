@@ -55,6 +55,12 @@ async def account_of_customer(conn: AsyncConnection, customer_id: str) -> str | 
     return (await conn.execute(query)).scalar_one_or_none()
 
 
+async def is_deleted(conn: AsyncConnection, customer_id: str) -> bool:
+    """Say whether it is known here that a customer was deleted at Stripe."""
+    query = sa.select(_CUSTOMERS.c.deleted_at).where(_CUSTOMERS.c.customer_id == customer_id)
+    return (await conn.execute(query)).scalar_one_or_none() is not None
+
+
 async def link_customer(conn: AsyncConnection, account_id: str, customer_id: str, now: datetime) -> bool:
     """Store the account's customer, in both directions; returns whether the account had no customer before.
 
