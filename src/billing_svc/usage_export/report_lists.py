@@ -22,7 +22,6 @@ class ReportFilter:
 
     account_id: str
     state: ReportState | None = None
-    period_start: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +46,6 @@ async def listed(
     )
     if choice.state is not None:
         query = query.where(_REPORTS.c.state == choice.state)
-    if choice.period_start is not None:
-        query = query.where(_REPORTS.c.period_start == choice.period_start)
     order = (_REPORTS.c.sealed_at, _REPORTS.c.report_id)
     if after is not None:
         query = query.where(sa.tuple_(*order) < sa.tuple_(*(sa.literal(bound) for bound in after)))

@@ -39,6 +39,8 @@ class Piece:
     charge: ChargeTerms
     from_units: int
     to_units: int
+    # Takes back units that nothing charged, or that were paid back: nothing is credited for it.
+    is_uncharged: bool = False
 
     @property
     def units(self) -> int:
@@ -133,13 +135,19 @@ def billed_by_terms(entries: Iterable[tuple[str, int, int]]) -> dict[PlanVersion
 
 
 def split_into_reports(
-    sealed: int, billable: int, present: ChargeTerms, accrued: Sequence[AccruedUnits], owed: Sequence[AccruedUnits] = ()
+    sealed: int,
+    billable: int,
+    present: ChargeTerms,
+    accrued: Sequence[AccruedUnits],
+    owed: Sequence[AccruedUnits] = (),
+    uncharged: Sequence[AccruedUnits] = (),
 ) -> list[Piece]:
     """Split the change from `sealed` to `billable` into pieces.
 
     An increase goes to the `owed` units of earlier charges first, then to the present charge. A decrease is taken from
     the units that were accrued last (`accrued` is sorted newest first), so that no meter's sum goes below zero: a
-    correction after a change of plan lowers the bill of the plan that charged the units.
+    correction after a change of plan lowers the bill of the plan that charged the units. Before that it is taken from
+    units that were never charged (`uncharged`, a part of `accrued`), of whatever charge.
     """
     pieces: list[Piece] = []
     position = sealed
@@ -150,8 +158,15 @@ def split_into_reports(
             position += units
     if position < billable:
         return [*pieces, Piece(present, position, billable)]
-    for accrued_units in accrued:
+    taken: dict[ChargeTerms, int] = {}
+    for accrued_units in uncharged:
+        taken[accrued_units.charge] = accrued_units.units
         units = min(accrued_units.units, position - billable)
+        if units > 0:
+            pieces.append(Piece(accrued_units.charge, position, position - units, is_uncharged=True))
+            position -= units
+    for accrued_units in accrued:
+        units = min(accrued_units.units - taken.get(accrued_units.charge, 0), position - billable)
         if units > 0:
             pieces.append(Piece(accrued_units.charge, position, position - units))
             position -= units

@@ -117,9 +117,10 @@ async def last_added_at(
 
 
 async def insert(conn: AsyncConnection, report: rules.UsageReport) -> None:
-    """Store a new report."""
+    """Store a new report, which is open or written off."""
     values = {name: getattr(report, name) for name in select_list.field_names(rules.UsageReport)}
-    await conn.execute(sa.insert(_REPORTS).values(**values))
+    closed_at = None if report.state in states.OPEN else report.sealed_at
+    await conn.execute(sa.insert(_REPORTS).values(**values, closed_at=closed_at))
 
 
 async def begin_attempt(

@@ -35,7 +35,9 @@ async def listed(ledger: Ledger, **more: Any) -> list[admin_pb2.UsageReport]:  #
     return list((await ledger.world.billing.admin.ListUsageReports(request)).reports)
 
 
-async def forgive(ledger: Ledger, report_id: str, request_id: str = "", note: str = "goodwill") -> admin_pb2.UsageReport:
+async def forgive(
+    ledger: Ledger, report_id: str, request_id: str = "", note: str = "goodwill"
+) -> admin_pb2.UsageReport:
     request = admin_pb2.WriteOffUsageReportRequest(
         account_id="org_1", report_id=report_id, note=note, request_id=request_id or uuid.uuid4().hex
     )
@@ -83,7 +85,10 @@ async def test_usage_of_a_customer_that_is_gone_is_written_off_by_the_command(ti
     (report,) = await listed(tiers)
     assert (report.state, report.not_writable_off) == (admin_pb2.USAGE_REPORT_STATE_FAILED, "")
     assert [kind for kind, _ in await tiers.differences()] == ["usage: failed"]
-    env = terminal.complete(database_url) | {"STRIPE_API_BASE": tiers.world.sandbox.url, "STRIPE_API_KEY": "sk_test_tests"}
+    env = terminal.complete(database_url) | {
+        "STRIPE_API_BASE": tiers.world.sandbox.url,
+        "STRIPE_API_KEY": "sk_test_tests",
+    }
 
     async def run(*arguments: str) -> tuple[int, str]:
         ended = await asyncio.to_thread(terminal.run, *arguments, env=env)
@@ -128,7 +133,7 @@ async def test_a_write_off_names_everything(tiers: Ledger, field: str) -> None:
     request = admin_pb2.WriteOffUsageReportRequest(account_id="org_1", report_id="x", note="n", request_id="r")
     request.ClearField(field)  # type: ignore[arg-type]  # one of the four above
     told = await refused(tiers.world.billing.admin.WriteOffUsageReport(request))
-    assert (told.reason, told.fields) == ("INVALID_REQUEST", [field])
+    assert (told.reason, told.fields) == ("INVALID_REQUEST", (field,))
     assert (await refused(forgive(tiers, "unknown"))).reason == "USAGE_REPORT_NOT_FOUND"
 
 

@@ -142,8 +142,8 @@ def show_usage(
 
         async def draw(conn: "AsyncConnection") -> "tuple[UsageSummary, Sequence[ListedReport]]":
             summary = await summarize_usage.summarize(conn, versions.CatalogCache(), query, now)
-            choice = report_lists.ReportFilter(account, period_start=summary.under.period.start)
-            return summary, await report_lists.listed(conn, choice, None, _ENTRIES_MAX)
+            listed = await report_lists.listed(conn, report_lists.ReportFilter(account), None, _ENTRIES_MAX)
+            return summary, usage_reports.shown_with(summary.under.period.start, listed)
 
         return await database.read(draw)
 

@@ -10,6 +10,8 @@ import typer
 from billing_svc.programs.commands import common
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from billing_svc.usage_export.report_lists import ListedReport
     from billing_svc.usage_export.rules import UsageReport
 
@@ -60,6 +62,14 @@ def write_off(
         common.show(usage_reports.to_proto_report(written, None))
         return
     typer.echo(f"{written.account_id}: {written.units:,} units of {written.meter} are written off")
+
+
+def shown_with(period_start: "datetime", rows: "Iterable[ListedReport]") -> "list[ListedReport]":
+    """Return the reports to show with a period: its own, and those of any period that wait or failed."""
+    from billing_svc.usage_export import states
+
+    waiting = (*states.OPEN, states.ReportState.FAILED)
+    return [one for one in rows if one.report.period_start == period_start or one.report.state in waiting]
 
 
 def show_reports(rows: "Iterable[ListedReport]") -> None:

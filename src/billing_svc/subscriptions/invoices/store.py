@@ -43,6 +43,9 @@ class InvoiceRecord:
     total: int
     amount_due: int
     amount_paid: int
+    amount_credited: int
+    amount_refunded: int
+    dispute_status: str | None
     attempt_count: int
     next_payment_attempt_at: datetime | None
     due_at: datetime | None
@@ -81,6 +84,8 @@ async def save(
         "total": invoice.total,
         "amount_due": invoice.amount_due,
         "amount_paid": invoice.amount_paid,
+        "amount_credited": invoice.amount_credited,
+        "latest_revision_id": invoice.latest_revision_id,
         "attempt_count": invoice.attempt_count,
         "next_payment_attempt_at": invoice.next_payment_attempt_at,
         "due_at": invoice.due_at,
@@ -166,7 +171,10 @@ async def owed(conn: AsyncConnection, account_id: str, subscription_id: str) -> 
 
 
 def _to_json(line: rules.InvoiceLine, meters: Mapping[str, str]) -> dict[str, object]:
+    # Only late usage is found by its item, so the other lines are stored without one.
+    item = {"item": line.item_id} if line.item_id and not line.price_id else {}
     return {
+        **item,
         "description": line.description,
         "amount": line.amount,
         "quantity": line.quantity,
