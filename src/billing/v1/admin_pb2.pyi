@@ -48,7 +48,9 @@ class _UsageReportStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Usag
     USAGE_REPORT_STATE_FAILED: _UsageReportState.ValueType  # 7
     """Refused or lost by Stripe; waits for an operator."""
     USAGE_REPORT_STATE_WRITTEN_OFF: _UsageReportState.ValueType  # 8
-    """Never charged: an operator forgave it, or a correction took back units that were never charged or paid back."""
+    """Never charged: an operator forgave it, or a correction took back units that were never charged."""
+    USAGE_REPORT_STATE_PAID_BACK: _UsageReportState.ValueType  # 9
+    """A correction of units whose money was paid back at Stripe already, so that nothing is credited."""
 
 class UsageReportState(_UsageReportState, metaclass=_UsageReportStateEnumTypeWrapper):
     """How a usage report is charged, or what it waits for."""
@@ -70,7 +72,9 @@ USAGE_REPORT_STATE_VOID: UsageReportState.ValueType  # 6
 USAGE_REPORT_STATE_FAILED: UsageReportState.ValueType  # 7
 """Refused or lost by Stripe; waits for an operator."""
 USAGE_REPORT_STATE_WRITTEN_OFF: UsageReportState.ValueType  # 8
-"""Never charged: an operator forgave it, or a correction took back units that were never charged or paid back."""
+"""Never charged: an operator forgave it, or a correction took back units that were never charged."""
+USAGE_REPORT_STATE_PAID_BACK: UsageReportState.ValueType  # 9
+"""A correction of units whose money was paid back at Stripe already, so that nothing is credited."""
 Global___UsageReportState: _TypeAlias = UsageReportState  # noqa: Y015
 
 class _AuditSource:

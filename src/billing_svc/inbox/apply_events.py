@@ -19,6 +19,7 @@ from billing_svc.inbox import (
     handle_customers,
     handle_invoices,
     handle_meter_errors,
+    handle_payments,
     handle_subscriptions,
     handler,
     rules,
@@ -88,6 +89,7 @@ class Inbox:
             rules.ObjectKind.CHECKOUT: handle_checkouts.CheckoutHandler(),
             rules.ObjectKind.INVOICE: handle_invoices.InvoiceHandler(stripe),
             rules.ObjectKind.CUSTOMER: handle_customers.CustomerHandler(database, refresher),
+            rules.ObjectKind.PAYMENT: handle_payments.PaymentHandler(stripe),
             rules.ObjectKind.METER_ERROR: handle_meter_errors.MeterErrorHandler(stripe),
         }
 

@@ -28,6 +28,7 @@ _SETTLED = (
     states.ReportState.INVOICED,
     states.ReportState.VOID,
     states.ReportState.WRITTEN_OFF,
+    states.ReportState.PAID_BACK,
 )
 
 

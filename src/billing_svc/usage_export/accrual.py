@@ -256,27 +256,25 @@ async def _write(
     return len(pieces)
 
 
-async def take_back_uncharged(
-    conn: AsyncConnection, account_id: str, meter: str, period_start: datetime, units: int, now: datetime
-) -> None:
-    """Take units of a counter back without a credit, because they were paid back at Stripe: the newest first.
+async def take_back_paid_back(
+    conn: AsyncConnection, account_id: str, meter: str, period_start: datetime, lowered: rules.Lowered, now: datetime
+) -> int:
+    """Take a correction's units back without a credit, because money was paid back for them; returns how many.
 
-    The caller holds the counter's lock and has lowered its billable units.
+    Units that are in no report yet need no credit. The caller holds the counter's lock.
     """
     counter = await counters.find(conn, account_id, meter, period_start)
-    if counter is None:
-        return
     last = await store.lock_last(conn, account_id, meter, period_start)
-    taken = 0
-    for accrued_units in await store.accrued(conn, account_id, meter, period_start):
-        part = min(accrued_units.units, units - taken)
-        if part > 0 and last is not None:
-            position = counter.sealed - taken
-            piece = rules.Piece(accrued_units.charge, position, position - part, is_uncharged=True)
-            last = _new_report(counter, last, piece, last.reported_for, last.period_end, now, now)
-            await store.insert(conn, last)
-            taken += part
-    await counters.mark_sealed(conn, replace(counter, billable=counter.sealed - taken))
+    if counter is None or last is None:
+        return 0
+    target = counter.sealed - max(0, min(lowered.units, counter.sealed - lowered.billable))
+    accrued = await store.accrued(conn, account_id, meter, period_start)
+    for piece in rules.split_into_reports(counter.sealed, target, last.charge, accrued):
+        report = _new_report(counter, last, piece, last.reported_for, last.period_end, now, now)
+        last = replace(report, state=states.ReportState.PAID_BACK, error="its money was paid back at Stripe")
+        await store.insert(conn, last)
+    await counters.mark_sealed(conn, replace(counter, billable=target))
+    return counter.sealed - target
 
 
 def _new_report(
@@ -312,7 +310,7 @@ def _new_report(
         first_attempt_at=None,
         last_attempt_at=None,
         refused_at=None,
-        error="takes back units that were not charged, or were paid back" if piece.is_uncharged else None,
+        error="takes back units that were not charged" if piece.is_uncharged else None,
         amount=None,
         invoice_item_id=None,
         sealed_at=now,

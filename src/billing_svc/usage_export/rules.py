@@ -39,13 +39,21 @@ class Piece:
     charge: ChargeTerms
     from_units: int
     to_units: int
-    # Takes back units that nothing charged, or that were paid back: nothing is credited for it.
+    # Takes back units that nothing charged: nothing is credited for it.
     is_uncharged: bool = False
 
     @property
     def units(self) -> int:
         """Return how many units the piece adds; negative after a correction."""
         return self.to_units - self.from_units
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """What a correction does to a counter: its billable units afterwards, and by how many they were lowered."""
+
+    billable: int
+    units: int
 
 
 @dataclass(frozen=True, slots=True)

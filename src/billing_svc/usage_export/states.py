@@ -20,6 +20,7 @@ class ReportState(enum.StrEnum):
     VOID = "void"
     FAILED = "failed"
     WRITTEN_OFF = "written_off"
+    PAID_BACK = "paid_back"  # a report begins in this state, and stays there
 
 
 # The states in which the worker still has to act.

@@ -30,7 +30,11 @@ class Judgement:
 
 
 _UNKNOWN = "whether Stripe has it is not known yet; the worker finds out"
-_FOR_EVER = {ReportState.VOID: "it has no units", ReportState.WRITTEN_OFF: "it is written off already"}
+_FOR_EVER = {
+    ReportState.VOID: "it has no units",
+    ReportState.WRITTEN_OFF: "it is written off already",
+    ReportState.PAID_BACK: "it takes back what was paid back already",
+}
 
 
 def judge(report: rules.UsageReport, item_write: ItemWrite) -> Judgement:

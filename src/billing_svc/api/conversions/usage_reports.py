@@ -20,6 +20,7 @@ _STATES: "Mapping[ReportState, admin_pb2.UsageReportState.ValueType]" = {
     ReportState.VOID: admin_pb2.USAGE_REPORT_STATE_VOID,
     ReportState.FAILED: admin_pb2.USAGE_REPORT_STATE_FAILED,
     ReportState.WRITTEN_OFF: admin_pb2.USAGE_REPORT_STATE_WRITTEN_OFF,
+    ReportState.PAID_BACK: admin_pb2.USAGE_REPORT_STATE_PAID_BACK,
 }
 _FILTERS = {state: word for word, state in _STATES.items()}
 

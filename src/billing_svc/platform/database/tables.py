@@ -404,9 +404,11 @@ usage_reports = sa.Table(
     sa.CheckConstraint("length(identifier) <= 100", name="identifier"),
     # 'sealed': to be sent. 'late': to be charged as an invoice item. 'itemised': the item exists and waits for its own
     # invoice. 'void': corrected to zero before it was sent. 'written_off': never charged, as a person decided; a
-    # correction of such units is a slice in this state too.
+    # correction of such units is a slice in this state too. 'paid_back': a correction of units whose money was paid
+    # back at Stripe, so that nothing is credited.
     sa.CheckConstraint(
-        "state IN ('sealed', 'late', 'itemised', 'sent', 'invoiced', 'failed', 'void', 'written_off')", name="state"
+        "state IN ('sealed', 'late', 'itemised', 'sent', 'invoiced', 'failed', 'void', 'written_off', 'paid_back')",
+        name="state",
     ),
     sa.CheckConstraint("(state IN ('sealed', 'late', 'itemised')) = (closed_at IS NULL)", name="closed"),
     sa.CheckConstraint("(state IN ('itemised', 'invoiced')) <= (amount IS NOT NULL)", name="amount"),

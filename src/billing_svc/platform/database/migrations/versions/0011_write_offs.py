@@ -12,7 +12,7 @@ down_revision = "0010"
 branch_labels = None
 depends_on = None
 
-_STATE = "state IN ('sealed', 'late', 'itemised', 'sent', 'invoiced', 'failed', 'void', 'written_off')"
+_STATE = "state IN ('sealed', 'late', 'itemised', 'sent', 'invoiced', 'failed', 'void', 'written_off', 'paid_back')"
 # As in migration 0006, with the new columns.
 _COLUMNS = {
     "account_id": "text",
