@@ -367,6 +367,10 @@ def test_a_report_s_state_is_written_by_its_transitions_alone() -> None:
     }
     assert writing == {
         ("billing_svc.usage_export.accrual", "rules.UsageReport"),  # a new one
+        ("billing_svc.usage_export.accrual", "replace"),  # a new one that takes back what was paid back
+        ("billing_svc.usage_export.report_lists", "dict"),  # one that is read
+        ("billing_svc.api.conversions.usage_reports", "admin_pb2.UsageReport"),  # one that is shown
+        ("billing_svc.reconciliation.write_off", "dict"),  # the metadata of a refusal
         ("billing_svc.usage_export.store", "dict"),  # one that is read
         ("billing_svc.usage_export.store", "update.where(begins).values"),  # a transition
     }

@@ -48,10 +48,10 @@ async def correct(ledger: Ledger, event_id: str, units: int, **more: Any) -> usa
 async def test_refunds_credit_notes_and_disputes_are_shown(tiers: Ledger) -> None:
     _, invoice = await charged(tiers)
     sandbox = tiers.world.sandbox
-    assert await shown(tiers, invoice["id"]) == ("0", "0", invoice_pb2.DISPUTE_STATE_UNSPECIFIED)
+    assert await shown(tiers, invoice["id"]) == ("0.00", "0.00", invoice_pb2.DISPUTE_STATE_UNSPECIFIED)
     await sandbox.call("POST", "/v1/refunds", payment_intent=await intent_of(tiers, invoice["id"]), amount=125)
     await tiers.world.deliver_new()
-    assert await shown(tiers, invoice["id"]) == ("1.25", "0", invoice_pb2.DISPUTE_STATE_UNSPECIFIED)
+    assert await shown(tiers, invoice["id"]) == ("1.25", "0.00", invoice_pb2.DISPUTE_STATE_UNSPECIFIED)
     await sandbox.call("POST", "/v1/credit_notes", invoice=invoice["id"], amount=50, credit_amount=50)
     await tiers.world.deliver_new()
     assert await shown(tiers, invoice["id"]) == ("1.25", "0.50", invoice_pb2.DISPUTE_STATE_UNSPECIFIED)
