@@ -61,6 +61,12 @@ async def is_deleted(conn: AsyncConnection, customer_id: str) -> bool:
     return (await conn.execute(query)).scalar_one_or_none() is not None
 
 
+async def had_customer(conn: AsyncConnection, account_id: str) -> bool:
+    """Say whether an account has a customer at Stripe, or had one that was deleted there."""
+    query = sa.select(_CUSTOMERS.c.customer_id).where(_CUSTOMERS.c.account_id == account_id).limit(1)
+    return (await conn.execute(query)).first() is not None
+
+
 async def link_customer(conn: AsyncConnection, account_id: str, customer_id: str, now: datetime) -> bool:
     """Store the account's customer, in both directions; returns whether the account had no customer before.
 

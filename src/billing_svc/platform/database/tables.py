@@ -667,7 +667,7 @@ findings = sa.Table(
     sa.Column("account_id", sa.Text, primary_key=True),
     sa.Column("finding_id", sa.Text, primary_key=True),
     sa.Column("kind", sa.Text, nullable=False),
-    # The id of the object at Stripe that it is about.
+    # The id of the object at Stripe that the finding is about.
     sa.Column("object_id", sa.Text, nullable=False),
     # What is wrong, and what settles it; sentences for an operator.
     sa.Column("detail", sa.Text, nullable=False),
@@ -700,6 +700,15 @@ stripe_objects = sa.Table(
     sa.Column("object_id", sa.Text, primary_key=True),
     sa.Column("fence", sa.BigInteger, nullable=False),
     sa.Column("leased_until", _INSTANT, nullable=False),
+)
+
+# The calls that all workers together may make to Stripe: a row for all endpoints, and for each endpoint with a limit.
+stripe_call_limits = sa.Table(
+    "stripe_call_limits",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    # All calls before this instant are reserved.
+    sa.Column("free_at", _INSTANT, nullable=False),
 )
 
 # A row for each mutation that is not usage, written in the mutation's transaction.
