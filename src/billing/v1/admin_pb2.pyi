@@ -26,6 +26,58 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _UsageReportState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UsageReportStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageReportState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USAGE_REPORT_STATE_UNSPECIFIED: _UsageReportState.ValueType  # 0
+    """Never sent. As a filter: any state."""
+    USAGE_REPORT_STATE_SEALED: _UsageReportState.ValueType  # 1
+    """To be sent to its meter at Stripe."""
+    USAGE_REPORT_STATE_SENT: _UsageReportState.ValueType  # 2
+    """Its meter has it, and bills it."""
+    USAGE_REPORT_STATE_LATE: _UsageReportState.ValueType  # 3
+    """To be charged by an invoice item, because its meter cannot bill it."""
+    USAGE_REPORT_STATE_ITEMISED: _UsageReportState.ValueType  # 4
+    """Its invoice item waits for an invoice."""
+    USAGE_REPORT_STATE_INVOICED: _UsageReportState.ValueType  # 5
+    """Charged by an invoice item, or of an amount of 0."""
+    USAGE_REPORT_STATE_VOID: _UsageReportState.ValueType  # 6
+    """Corrected away before it was sent."""
+    USAGE_REPORT_STATE_FAILED: _UsageReportState.ValueType  # 7
+    """Refused or lost by Stripe; waits for an operator."""
+    USAGE_REPORT_STATE_WRITTEN_OFF: _UsageReportState.ValueType  # 8
+    """Never charged: an operator forgave it, or a correction took back units that were never charged."""
+    USAGE_REPORT_STATE_PAID_BACK: _UsageReportState.ValueType  # 9
+    """A correction of units whose money was paid back at Stripe already, so that nothing is credited."""
+
+class UsageReportState(_UsageReportState, metaclass=_UsageReportStateEnumTypeWrapper):
+    """How a usage report is charged, or what it waits for."""
+
+USAGE_REPORT_STATE_UNSPECIFIED: UsageReportState.ValueType  # 0
+"""Never sent. As a filter: any state."""
+USAGE_REPORT_STATE_SEALED: UsageReportState.ValueType  # 1
+"""To be sent to its meter at Stripe."""
+USAGE_REPORT_STATE_SENT: UsageReportState.ValueType  # 2
+"""Its meter has it, and bills it."""
+USAGE_REPORT_STATE_LATE: UsageReportState.ValueType  # 3
+"""To be charged by an invoice item, because its meter cannot bill it."""
+USAGE_REPORT_STATE_ITEMISED: UsageReportState.ValueType  # 4
+"""Its invoice item waits for an invoice."""
+USAGE_REPORT_STATE_INVOICED: UsageReportState.ValueType  # 5
+"""Charged by an invoice item, or of an amount of 0."""
+USAGE_REPORT_STATE_VOID: UsageReportState.ValueType  # 6
+"""Corrected away before it was sent."""
+USAGE_REPORT_STATE_FAILED: UsageReportState.ValueType  # 7
+"""Refused or lost by Stripe; waits for an operator."""
+USAGE_REPORT_STATE_WRITTEN_OFF: UsageReportState.ValueType  # 8
+"""Never charged: an operator forgave it, or a correction took back units that were never charged."""
+USAGE_REPORT_STATE_PAID_BACK: UsageReportState.ValueType  # 9
+"""A correction of units whose money was paid back at Stripe already, so that nothing is credited."""
+Global___UsageReportState: _TypeAlias = UsageReportState  # noqa: Y015
+
 class _AuditSource:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -361,6 +413,194 @@ class RemoveOverrideResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveOverrideResponse: _TypeAlias = RemoveOverrideResponse  # noqa: Y015
+
+@_typing.final
+class ListUsageReportsRequest(_message.Message):
+    """Requests usage reports."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account, 1 to 128 printable ASCII characters without spaces. Required."""
+    state: Global___UsageReportState.ValueType
+    """Only reports in this state; default: all."""
+    page_size: _builtins.int
+    """Reports on a page, 1 to 500, default: 50."""
+    page_token: _builtins.str
+    """next_page_token of the page before, at most 512 bytes; default: the first page."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        state: Global___UsageReportState.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsageReportsRequest: _TypeAlias = ListUsageReportsRequest  # noqa: Y015
+
+@_typing.final
+class ListUsageReportsResponse(_message.Message):
+    """A page of usage reports."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page, with the same filters; empty on the last page."""
+    @_builtins.property
+    def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageReport]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        reports: _abc.Iterable[Global___UsageReport] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "reports", b"reports"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsageReportsResponse: _TypeAlias = ListUsageReportsResponse  # noqa: Y015
+
+@_typing.final
+class WriteOffUsageReportRequest(_message.Message):
+    """Requests to write off a usage report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    REPORT_ID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account, 1 to 128 printable ASCII characters without spaces. Required."""
+    report_id: _builtins.str
+    """The report, from ListUsageReports, at most 64 characters. Required; an unknown report is NOT_FOUND."""
+    note: _builtins.str
+    """Why, for the audit log, 1 to 500 characters. Required."""
+    request_id: _builtins.str
+    """The caller's id for this change, 1 to 255 bytes of printable ASCII, unique within the account. Required."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        report_id: _builtins.str = ...,
+        note: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "note", b"note", "report_id", b"report_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteOffUsageReportRequest: _TypeAlias = WriteOffUsageReportRequest  # noqa: Y015
+
+@_typing.final
+class WriteOffUsageReportResponse(_message.Message):
+    """The report that was written off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def report(self) -> Global___UsageReport:
+        """The report as it is now."""
+
+    def __init__(
+        self,
+        *,
+        report: Global___UsageReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteOffUsageReportResponse: _TypeAlias = WriteOffUsageReportResponse  # noqa: Y015
+
+@_typing.final
+class UsageReport(_message.Message):
+    """A part of a counter's billable units, on its way to Stripe."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_ID_FIELD_NUMBER: _builtins.int
+    METER_FIELD_NUMBER: _builtins.int
+    PERIOD_START_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    INVOICE_ITEM_ID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    SEALED_AT_FIELD_NUMBER: _builtins.int
+    NOT_WRITABLE_OFF_FIELD_NUMBER: _builtins.int
+    report_id: _builtins.str
+    """The report's id, at most 64 characters."""
+    meter: _builtins.str
+    """The meter."""
+    units: _builtins.int
+    """Units of the meter; negative if they are taken back."""
+    plan: _builtins.str
+    """The plan whose price charges them."""
+    state: Global___UsageReportState.ValueType
+    """The state."""
+    subscription_id: _builtins.str
+    """Stripe's id of the subscription whose invoices charge it; empty without a subscription."""
+    invoice_item_id: _builtins.str
+    """Stripe's id of its invoice item; empty if there is none."""
+    note: _builtins.str
+    """The last error, or the note of who wrote it off; empty if there is none."""
+    not_writable_off: _builtins.str
+    """Why WriteOffUsageReport would refuse it; empty if it would not, as far as the stored state shows. Stripe may still
+    show that it is charged.
+    """
+    @_builtins.property
+    def period_start(self) -> _timestamp_pb2.Timestamp:
+        """When the quota period began; inclusive."""
+
+    @_builtins.property
+    def sealed_at(self) -> _timestamp_pb2.Timestamp:
+        """When the units were put into the report."""
+
+    def __init__(
+        self,
+        *,
+        report_id: _builtins.str = ...,
+        meter: _builtins.str = ...,
+        period_start: _timestamp_pb2.Timestamp | None = ...,
+        units: _builtins.int = ...,
+        plan: _builtins.str = ...,
+        state: Global___UsageReportState.ValueType = ...,
+        subscription_id: _builtins.str = ...,
+        invoice_item_id: _builtins.str = ...,
+        note: _builtins.str = ...,
+        sealed_at: _timestamp_pb2.Timestamp | None = ...,
+        not_writable_off: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["period_start", b"period_start", "sealed_at", b"sealed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["invoice_item_id", b"invoice_item_id", "meter", b"meter", "not_writable_off", b"not_writable_off", "note", b"note", "period_start", b"period_start", "plan", b"plan", "report_id", b"report_id", "sealed_at", b"sealed_at", "state", b"state", "subscription_id", b"subscription_id", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageReport: _TypeAlias = UsageReport  # noqa: Y015
 
 @_typing.final
 class ListAllInvoicesRequest(_message.Message):

@@ -55,6 +55,16 @@ class AdminServiceStub:
                 request_serializer=billing_dot_v1_dot_admin__pb2.RemoveOverrideRequest.SerializeToString,
                 response_deserializer=billing_dot_v1_dot_admin__pb2.RemoveOverrideResponse.FromString,
                 _registered_method=True)
+        self.ListUsageReports = channel.unary_unary(
+                '/billing.v1.AdminService/ListUsageReports',
+                request_serializer=billing_dot_v1_dot_admin__pb2.ListUsageReportsRequest.SerializeToString,
+                response_deserializer=billing_dot_v1_dot_admin__pb2.ListUsageReportsResponse.FromString,
+                _registered_method=True)
+        self.WriteOffUsageReport = channel.unary_unary(
+                '/billing.v1.AdminService/WriteOffUsageReport',
+                request_serializer=billing_dot_v1_dot_admin__pb2.WriteOffUsageReportRequest.SerializeToString,
+                response_deserializer=billing_dot_v1_dot_admin__pb2.WriteOffUsageReportResponse.FromString,
+                _registered_method=True)
         self.ListAllInvoices = channel.unary_unary(
                 '/billing.v1.AdminService/ListAllInvoices',
                 request_serializer=billing_dot_v1_dot_admin__pb2.ListAllInvoicesRequest.SerializeToString,
@@ -126,6 +136,30 @@ class AdminServiceServicer:
 
         Retry: safe with the same request_id.
         Depends on: Postgres only.
+        When down: repeat with the same request_id until it is answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUsageReports(self, request, context):
+        """Lists an account's usage reports, which carry its billable usage to Stripe, newest first.
+
+        Retry: safe, it only reads.
+        Depends on: Postgres only.
+        When down: wait; nothing is lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteOffUsageReport(self, request, context):
+        """Forgives a usage report: it is never charged, and no comparison reports it any more. Refused (NOT_WRITABLE_OFF) if
+        an invoice charges it or may charge it, or while its outcome at Stripe is not known. A later correction of the same
+        counter takes back forgiven units first, and credits only the rest. It cannot be undone. Written to the audit log.
+
+        Retry: safe with the same request_id.
+        Depends on: Postgres; Stripe too if the report was sent or has an invoice item.
         When down: repeat with the same request_id until it is answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -211,6 +245,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RemoveOverride,
                     request_deserializer=billing_dot_v1_dot_admin__pb2.RemoveOverrideRequest.FromString,
                     response_serializer=billing_dot_v1_dot_admin__pb2.RemoveOverrideResponse.SerializeToString,
+            ),
+            'ListUsageReports': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsageReports,
+                    request_deserializer=billing_dot_v1_dot_admin__pb2.ListUsageReportsRequest.FromString,
+                    response_serializer=billing_dot_v1_dot_admin__pb2.ListUsageReportsResponse.SerializeToString,
+            ),
+            'WriteOffUsageReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteOffUsageReport,
+                    request_deserializer=billing_dot_v1_dot_admin__pb2.WriteOffUsageReportRequest.FromString,
+                    response_serializer=billing_dot_v1_dot_admin__pb2.WriteOffUsageReportResponse.SerializeToString,
             ),
             'ListAllInvoices': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAllInvoices,
@@ -347,6 +391,60 @@ class AdminService:
             '/billing.v1.AdminService/RemoveOverride',
             billing_dot_v1_dot_admin__pb2.RemoveOverrideRequest.SerializeToString,
             billing_dot_v1_dot_admin__pb2.RemoveOverrideResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsageReports(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/billing.v1.AdminService/ListUsageReports',
+            billing_dot_v1_dot_admin__pb2.ListUsageReportsRequest.SerializeToString,
+            billing_dot_v1_dot_admin__pb2.ListUsageReportsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteOffUsageReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/billing.v1.AdminService/WriteOffUsageReport',
+            billing_dot_v1_dot_admin__pb2.WriteOffUsageReportRequest.SerializeToString,
+            billing_dot_v1_dot_admin__pb2.WriteOffUsageReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

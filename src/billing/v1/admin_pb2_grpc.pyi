@@ -63,6 +63,22 @@ class AdminServiceStub:
     Depends on: Postgres only.
     When down: repeat with the same request_id until it is answered.
     """
+    ListUsageReports: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListUsageReportsRequest, _admin_pb2.ListUsageReportsResponse]
+    """Lists an account's usage reports, which carry its billable usage to Stripe, newest first.
+
+    Retry: safe, it only reads.
+    Depends on: Postgres only.
+    When down: wait; nothing is lost.
+    """
+    WriteOffUsageReport: _grpc.UnaryUnaryMultiCallable[_admin_pb2.WriteOffUsageReportRequest, _admin_pb2.WriteOffUsageReportResponse]
+    """Forgives a usage report: it is never charged, and no comparison reports it any more. Refused (NOT_WRITABLE_OFF) if
+    an invoice charges it or may charge it, or while its outcome at Stripe is not known. A later correction of the same
+    counter takes back forgiven units first, and credits only the rest. It cannot be undone. Written to the audit log.
+
+    Retry: safe with the same request_id.
+    Depends on: Postgres; Stripe too if the report was sent or has an invoice item.
+    When down: repeat with the same request_id until it is answered.
+    """
     ListAllInvoices: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAllInvoicesRequest, _admin_pb2.ListAllInvoicesResponse]
     """Lists the invoices of all accounts, newest first.
 
@@ -134,6 +150,22 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     Retry: safe with the same request_id.
     Depends on: Postgres only.
+    When down: repeat with the same request_id until it is answered.
+    """
+    ListUsageReports: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListUsageReportsRequest, _admin_pb2.ListUsageReportsResponse]  # type: ignore[assignment]
+    """Lists an account's usage reports, which carry its billable usage to Stripe, newest first.
+
+    Retry: safe, it only reads.
+    Depends on: Postgres only.
+    When down: wait; nothing is lost.
+    """
+    WriteOffUsageReport: _aio.UnaryUnaryMultiCallable[_admin_pb2.WriteOffUsageReportRequest, _admin_pb2.WriteOffUsageReportResponse]  # type: ignore[assignment]
+    """Forgives a usage report: it is never charged, and no comparison reports it any more. Refused (NOT_WRITABLE_OFF) if
+    an invoice charges it or may charge it, or while its outcome at Stripe is not known. A later correction of the same
+    counter takes back forgiven units first, and credits only the rest. It cannot be undone. Written to the audit log.
+
+    Retry: safe with the same request_id.
+    Depends on: Postgres; Stripe too if the report was sent or has an invoice item.
     When down: repeat with the same request_id until it is answered.
     """
     ListAllInvoices: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAllInvoicesRequest, _admin_pb2.ListAllInvoicesResponse]  # type: ignore[assignment]
@@ -224,6 +256,32 @@ class AdminServiceServicer:
 
         Retry: safe with the same request_id.
         Depends on: Postgres only.
+        When down: repeat with the same request_id until it is answered.
+        """
+
+    def ListUsageReports(
+        self,
+        request: _admin_pb2.ListUsageReportsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListUsageReportsResponse, _abc.Awaitable[_admin_pb2.ListUsageReportsResponse]]:
+        """Lists an account's usage reports, which carry its billable usage to Stripe, newest first.
+
+        Retry: safe, it only reads.
+        Depends on: Postgres only.
+        When down: wait; nothing is lost.
+        """
+
+    def WriteOffUsageReport(
+        self,
+        request: _admin_pb2.WriteOffUsageReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.WriteOffUsageReportResponse, _abc.Awaitable[_admin_pb2.WriteOffUsageReportResponse]]:
+        """Forgives a usage report: it is never charged, and no comparison reports it any more. Refused (NOT_WRITABLE_OFF) if
+        an invoice charges it or may charge it, or while its outcome at Stripe is not known. A later correction of the same
+        counter takes back forgiven units first, and credits only the rest. It cannot be undone. Written to the audit log.
+
+        Retry: safe with the same request_id.
+        Depends on: Postgres; Stripe too if the report was sent or has an invoice item.
         When down: repeat with the same request_id until it is answered.
         """
 

@@ -158,6 +158,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_NOT_IMPLEMENTED: _ErrorReason.ValueType  # 39
     """UNIMPLEMENTED. This server does not implement the RPC, or not with these options. Metadata: rpc. Do not repeat."""
+    ERROR_REASON_USAGE_REPORT_NOT_FOUND: _ErrorReason.ValueType  # 70
+    """NOT_FOUND. The account has no such usage report. Metadata: report_id."""
+    ERROR_REASON_NOT_WRITABLE_OFF: _ErrorReason.ValueType  # 71
+    """FAILED_PRECONDITION. The usage report is charged, may be charged, or was written off before, so it cannot be written
+    off; the message says why, and what would help. Metadata: report_id, state.
+    """
     ERROR_REASON_STRIPE_REFUSED: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION. Stripe refused the request; nothing changed. The message says what to do, if that is known.
     The same call succeeds when the cause is removed; without that, repeating it does not help. Metadata: stripe_code
@@ -330,6 +336,12 @@ repeat with the same ids. Metadata: none.
 """
 ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 39
 """UNIMPLEMENTED. This server does not implement the RPC, or not with these options. Metadata: rpc. Do not repeat."""
+ERROR_REASON_USAGE_REPORT_NOT_FOUND: ErrorReason.ValueType  # 70
+"""NOT_FOUND. The account has no such usage report. Metadata: report_id."""
+ERROR_REASON_NOT_WRITABLE_OFF: ErrorReason.ValueType  # 71
+"""FAILED_PRECONDITION. The usage report is charged, may be charged, or was written off before, so it cannot be written
+off; the message says why, and what would help. Metadata: report_id, state.
+"""
 ERROR_REASON_STRIPE_REFUSED: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION. Stripe refused the request; nothing changed. The message says what to do, if that is known.
 The same call succeeds when the cause is removed; without that, repeating it does not help. Metadata: stripe_code

@@ -61,6 +61,38 @@ INVOICE_STATUS_UNKNOWN: InvoiceStatus.ValueType  # 6
 """A status of Stripe that this version does not know."""
 Global___InvoiceStatus: _TypeAlias = InvoiceStatus  # noqa: Y015
 
+class _DisputeState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DisputeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DisputeState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DISPUTE_STATE_UNSPECIFIED: _DisputeState.ValueType  # 0
+    """There is no dispute."""
+    DISPUTE_STATE_OPEN: _DisputeState.ValueType  # 1
+    """Not decided, or only announced."""
+    DISPUTE_STATE_WON: _DisputeState.ValueType  # 2
+    """Decided for us: the payment stays."""
+    DISPUTE_STATE_LOST: _DisputeState.ValueType  # 3
+    """Decided for the customer: the payment is lost."""
+    DISPUTE_STATE_UNKNOWN: _DisputeState.ValueType  # 4
+    """A status of Stripe that this version does not know."""
+
+class DisputeState(_DisputeState, metaclass=_DisputeStateEnumTypeWrapper):
+    """The state of a dispute: the customer's bank takes the payment back until it has decided."""
+
+DISPUTE_STATE_UNSPECIFIED: DisputeState.ValueType  # 0
+"""There is no dispute."""
+DISPUTE_STATE_OPEN: DisputeState.ValueType  # 1
+"""Not decided, or only announced."""
+DISPUTE_STATE_WON: DisputeState.ValueType  # 2
+"""Decided for us: the payment stays."""
+DISPUTE_STATE_LOST: DisputeState.ValueType  # 3
+"""Decided for the customer: the payment is lost."""
+DISPUTE_STATE_UNKNOWN: DisputeState.ValueType  # 4
+"""A status of Stripe that this version does not know."""
+Global___DisputeState: _TypeAlias = DisputeState  # noqa: Y015
+
 @_typing.final
 class Invoice(_message.Message):
     """An invoice of Stripe. Amounts are rounded to minor units."""
@@ -86,6 +118,9 @@ class Invoice(_message.Message):
     LINES_FIELD_NUMBER: _builtins.int
     MORE_LINES_FIELD_NUMBER: _builtins.int
     ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
+    AMOUNT_REFUNDED_FIELD_NUMBER: _builtins.int
+    AMOUNT_CREDITED_FIELD_NUMBER: _builtins.int
+    DISPUTE_FIELD_NUMBER: _builtins.int
     invoice_id: _builtins.str
     """Stripe's id ("in_...")."""
     account_id: _builtins.str
@@ -104,6 +139,8 @@ class Invoice(_message.Message):
     """There are more lines at Stripe."""
     attempt_count: _builtins.int
     """Attempts to collect the payment so far, 0 or more; if next_payment_attempt_at is set, all of them failed."""
+    dispute: Global___DisputeState.ValueType
+    """The latest dispute about the payment; a dispute does not change the status of the invoice."""
     @_builtins.property
     def total(self) -> _money_pb2.Money:
         """The sum of its lines after discounts and taxes; negative if it is a credit."""
@@ -144,6 +181,14 @@ class Invoice(_message.Message):
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___InvoiceLine]:
         """The first 100 lines, in order."""
 
+    @_builtins.property
+    def amount_refunded(self) -> _money_pb2.Money:
+        """The part of the payment that was paid back by refunds."""
+
+    @_builtins.property
+    def amount_credited(self) -> _money_pb2.Money:
+        """The sum of the invoice's credit notes, issued before or after its payment."""
+
     def __init__(
         self,
         *,
@@ -166,14 +211,55 @@ class Invoice(_message.Message):
         lines: _abc.Iterable[Global___InvoiceLine] | None = ...,
         more_lines: _builtins.bool = ...,
         attempt_count: _builtins.int = ...,
+        amount_refunded: _money_pb2.Money | None = ...,
+        amount_credited: _money_pb2.Money | None = ...,
+        dispute: Global___DisputeState.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount_due", b"amount_due", "amount_paid", b"amount_paid", "created_at", b"created_at", "due_at", b"due_at", "next_payment_attempt_at", b"next_payment_attempt_at", "paid_at", b"paid_at", "period_end", b"period_end", "period_start", b"period_start", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount_credited", b"amount_credited", "amount_due", b"amount_due", "amount_paid", b"amount_paid", "amount_refunded", b"amount_refunded", "created_at", b"created_at", "due_at", b"due_at", "next_payment_attempt_at", b"next_payment_attempt_at", "paid_at", b"paid_at", "period_end", b"period_end", "period_start", b"period_start", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_due", b"amount_due", "amount_paid", b"amount_paid", "attempt_count", b"attempt_count", "created_at", b"created_at", "due_at", b"due_at", "hosted_url", b"hosted_url", "invoice_id", b"invoice_id", "lines", b"lines", "more_lines", b"more_lines", "next_payment_attempt_at", b"next_payment_attempt_at", "number", b"number", "paid_at", b"paid_at", "pdf_url", b"pdf_url", "period_end", b"period_end", "period_start", b"period_start", "status", b"status", "subscription_id", b"subscription_id", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_credited", b"amount_credited", "amount_due", b"amount_due", "amount_paid", b"amount_paid", "amount_refunded", b"amount_refunded", "attempt_count", b"attempt_count", "created_at", b"created_at", "dispute", b"dispute", "due_at", b"due_at", "hosted_url", b"hosted_url", "invoice_id", b"invoice_id", "lines", b"lines", "more_lines", b"more_lines", "next_payment_attempt_at", b"next_payment_attempt_at", "number", b"number", "paid_at", b"paid_at", "pdf_url", b"pdf_url", "period_end", b"period_end", "period_start", b"period_start", "status", b"status", "subscription_id", b"subscription_id", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Invoice: _TypeAlias = Invoice  # noqa: Y015
+
+@_typing.final
+class InvoiceCredit(_message.Message):
+    """What was paid back of an invoice, as of the last fetch from Stripe."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INVOICE_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_REFUNDED_FIELD_NUMBER: _builtins.int
+    AMOUNT_CREDITED_FIELD_NUMBER: _builtins.int
+    DISPUTE_FIELD_NUMBER: _builtins.int
+    invoice_id: _builtins.str
+    """Stripe's id of the invoice."""
+    dispute: Global___DisputeState.ValueType
+    """The latest dispute about the payment."""
+    @_builtins.property
+    def amount_refunded(self) -> _money_pb2.Money:
+        """By refunds."""
+
+    @_builtins.property
+    def amount_credited(self) -> _money_pb2.Money:
+        """By credit notes."""
+
+    def __init__(
+        self,
+        *,
+        invoice_id: _builtins.str = ...,
+        amount_refunded: _money_pb2.Money | None = ...,
+        amount_credited: _money_pb2.Money | None = ...,
+        dispute: Global___DisputeState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount_credited", b"amount_credited", "amount_refunded", b"amount_refunded"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_credited", b"amount_credited", "amount_refunded", b"amount_refunded", "dispute", b"dispute", "invoice_id", b"invoice_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InvoiceCredit: _TypeAlias = InvoiceCredit  # noqa: Y015
 
 @_typing.final
 class InvoiceLine(_message.Message):

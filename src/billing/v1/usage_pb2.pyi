@@ -5,6 +5,7 @@ isort:skip_file
 
 from billing.v1 import decision_pb2 as _decision_pb2
 from billing.v1 import errors_pb2 as _errors_pb2
+from billing.v1 import invoice_pb2 as _invoice_pb2
 from billing.v1 import money_pb2 as _money_pb2
 from billing.v1 import plan_pb2 as _plan_pb2
 from collections import abc as _abc
@@ -793,6 +794,7 @@ class CorrectUsageRequest(_message.Message):
     EVENT_ID_FIELD_NUMBER: _builtins.int
     QUANTITY_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    EVEN_IF_CREDITED_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """The account, 1 to 128 printable ASCII characters without spaces. Required."""
     correction_id: _builtins.str
@@ -805,6 +807,8 @@ class CorrectUsageRequest(_message.Message):
     """Units to take back, 1 to 10^12, at most the units that are left of the event; default: all of them."""
     note: _builtins.str
     """Why, for the record, at most 500 characters. Optional."""
+    even_if_credited: _builtins.bool
+    """Credit the billable units although money was paid back for the counter's usage already. Part of the content."""
     def __init__(
         self,
         *,
@@ -813,10 +817,11 @@ class CorrectUsageRequest(_message.Message):
         event_id: _builtins.str = ...,
         quantity: _builtins.int | None = ...,
         note: _builtins.str = ...,
+        even_if_credited: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_quantity", b"_quantity", "quantity", b"quantity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quantity", b"_quantity", "account_id", b"account_id", "correction_id", b"correction_id", "event_id", b"event_id", "note", b"note", "quantity", b"quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quantity", b"_quantity", "account_id", b"account_id", "correction_id", b"correction_id", "even_if_credited", b"even_if_credited", "event_id", b"event_id", "note", b"note", "quantity", b"quantity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__quantity: _TypeAlias = _typing.Literal["quantity"]  # noqa: Y015
     _WhichOneofArgType__quantity: _TypeAlias = _typing.Literal["_quantity", b"_quantity"]  # noqa: Y015
@@ -839,6 +844,8 @@ class CorrectUsageResponse(_message.Message):
     BILLABLE_FIELD_NUMBER: _builtins.int
     PERIOD_START_FIELD_NUMBER: _builtins.int
     PERIOD_END_FIELD_NUMBER: _builtins.int
+    ALREADY_CREDITED_FIELD_NUMBER: _builtins.int
+    NOT_CREDITED_QUANTITY_FIELD_NUMBER: _builtins.int
     duplicate: _builtins.bool
     """The correction was made before; this call changed nothing."""
     meter: _builtins.str
@@ -853,6 +860,8 @@ class CorrectUsageResponse(_message.Message):
     """Used in the period now."""
     billable: _builtins.int
     """Billable in the period now."""
+    not_credited_quantity: _builtins.int
+    """Units of billable_quantity that are not credited, because of already_credited; 0 with even_if_credited."""
     @_builtins.property
     def period_start(self) -> _timestamp_pb2.Timestamp:
         """When the corrected period began; inclusive."""
@@ -860,6 +869,10 @@ class CorrectUsageResponse(_message.Message):
     @_builtins.property
     def period_end(self) -> _timestamp_pb2.Timestamp:
         """When the period ends; exclusive."""
+
+    @_builtins.property
+    def already_credited(self) -> _containers.RepeatedCompositeFieldContainer[_invoice_pb2.InvoiceCredit]:
+        """What was paid back before of the invoices that charged the counter, as known here; empty if nothing was."""
 
     def __init__(
         self,
@@ -873,10 +886,12 @@ class CorrectUsageResponse(_message.Message):
         billable: _builtins.int = ...,
         period_start: _timestamp_pb2.Timestamp | None = ...,
         period_end: _timestamp_pb2.Timestamp | None = ...,
+        already_credited: _abc.Iterable[_invoice_pb2.InvoiceCredit] | None = ...,
+        not_credited_quantity: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["period_end", b"period_end", "period_start", b"period_start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["billable", b"billable", "billable_quantity", b"billable_quantity", "duplicate", b"duplicate", "left", b"left", "meter", b"meter", "period_end", b"period_end", "period_start", b"period_start", "quantity", b"quantity", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_credited", b"already_credited", "billable", b"billable", "billable_quantity", b"billable_quantity", "duplicate", b"duplicate", "left", b"left", "meter", b"meter", "not_credited_quantity", b"not_credited_quantity", "period_end", b"period_end", "period_start", b"period_start", "quantity", b"quantity", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

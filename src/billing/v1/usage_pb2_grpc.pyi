@@ -72,7 +72,10 @@ class UsageServiceStub:
     """Voids or lowers a usage event, by a new entry that refers to it. Not for gauges: record the right level instead.
 
     Lowers `used` by the quantity, and `billable` by the billable part of the quantity, in the period in which the
-    event was counted. Usage that was reported to Stripe is lowered too. Raised alerts stay.
+    event was counted. Usage that was reported to Stripe is lowered too: units of the counter that were forgiven, written
+    off or lost are taken back first, and only the rest is credited. If the invoice that charged the counter was refunded
+    or credited already, or its payment was lost in a dispute, nothing is credited unless even_if_credited is set; the
+    answer says so. Raised alerts stay.
 
     Retry: safe with the same correction_id and content: the answer is the first answer, with duplicate=true.
     Depends on: Postgres only.
@@ -123,7 +126,10 @@ class UsageServiceAsyncStub(UsageServiceStub):
     """Voids or lowers a usage event, by a new entry that refers to it. Not for gauges: record the right level instead.
 
     Lowers `used` by the quantity, and `billable` by the billable part of the quantity, in the period in which the
-    event was counted. Usage that was reported to Stripe is lowered too. Raised alerts stay.
+    event was counted. Usage that was reported to Stripe is lowered too: units of the counter that were forgiven, written
+    off or lost are taken back first, and only the rest is credited. If the invoice that charged the counter was refunded
+    or credited already, or its payment was lost in a dispute, nothing is credited unless even_if_credited is set; the
+    answer says so. Raised alerts stay.
 
     Retry: safe with the same correction_id and content: the answer is the first answer, with duplicate=true.
     Depends on: Postgres only.
@@ -191,7 +197,10 @@ class UsageServiceServicer:
         """Voids or lowers a usage event, by a new entry that refers to it. Not for gauges: record the right level instead.
 
         Lowers `used` by the quantity, and `billable` by the billable part of the quantity, in the period in which the
-        event was counted. Usage that was reported to Stripe is lowered too. Raised alerts stay.
+        event was counted. Usage that was reported to Stripe is lowered too: units of the counter that were forgiven, written
+        off or lost are taken back first, and only the rest is credited. If the invoice that charged the counter was refunded
+        or credited already, or its payment was lost in a dispute, nothing is credited unless even_if_credited is set; the
+        answer says so. Raised alerts stay.
 
         Retry: safe with the same correction_id and content: the answer is the first answer, with duplicate=true.
         Depends on: Postgres only.

@@ -61,6 +61,8 @@ ENTRIES: Mapping[str, Group | Open] = {
         "GetAccount",
         "SetOverride",
         "RemoveOverride",
+        "ListUsageReports",
+        "WriteOffUsageReport",
         "ListAllInvoices",
         "ListFindings",
         "ListAuditEntries",

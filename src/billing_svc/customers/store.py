@@ -55,6 +55,12 @@ async def account_of_customer(conn: AsyncConnection, customer_id: str) -> str | 
     return (await conn.execute(query)).scalar_one_or_none()
 
 
+async def is_deleted(conn: AsyncConnection, customer_id: str) -> bool:
+    """Say whether it is known here that a customer was deleted at Stripe."""
+    query = sa.select(_CUSTOMERS.c.deleted_at).where(_CUSTOMERS.c.customer_id == customer_id)
+    return (await conn.execute(query)).scalar_one_or_none() is not None
+
+
 async def had_customer(conn: AsyncConnection, account_id: str) -> bool:
     """Say whether an account has a customer at Stripe, or had one that was deleted there."""
     query = sa.select(_CUSTOMERS.c.customer_id).where(_CUSTOMERS.c.account_id == account_id).limit(1)

@@ -19,6 +19,7 @@ from billing_svc.inbox import (
     handle_customers,
     handle_invoices,
     handle_meter_errors,
+    handle_payments,
     handle_subscriptions,
     handler,
     rules,
@@ -92,6 +93,7 @@ class Inbox:
             rules.ObjectKind.CUSTOMER: handle_customers.CustomerHandler(
                 gone_customers.GoneCustomers(database, stripe, refresher, now)
             ),
+            rules.ObjectKind.PAYMENT: handle_payments.PaymentHandler(stripe),
             rules.ObjectKind.METER_ERROR: handle_meter_errors.MeterErrorHandler(stripe),
         }
 

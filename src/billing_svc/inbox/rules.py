@@ -30,17 +30,26 @@ class ObjectKind(enum.Enum):
     INVOICE = enum.auto()
     CUSTOMER = enum.auto()
     METER_ERROR = enum.auto()
+    # A payment that was refunded or disputed.
+    PAYMENT = enum.auto()
 
 
+_CREDIT_NOTE = "credit_note."
 _FAMILIES: Mapping[str, ObjectKind] = {
     "customer.subscription.": ObjectKind.SUBSCRIPTION,
     "invoice.": ObjectKind.INVOICE,
+    # Its invoice shows what was credited.
+    _CREDIT_NOTE: ObjectKind.INVOICE,
+    "refund.": ObjectKind.PAYMENT,
+    "charge.dispute.": ObjectKind.PAYMENT,
 }
 _TYPES: Mapping[str, ObjectKind] = {
     "checkout.session.completed": ObjectKind.CHECKOUT,
     "checkout.session.expired": ObjectKind.CHECKOUT,
     "customer.updated": ObjectKind.CUSTOMER,
     "customer.deleted": ObjectKind.CUSTOMER,
+    "charge.refunded": ObjectKind.PAYMENT,
+    "charge.refund.updated": ObjectKind.PAYMENT,
     "v1.billing.meter.error_report_triggered": ObjectKind.METER_ERROR,
     "v1.billing.meter.no_meter_found": ObjectKind.METER_ERROR,
 }
@@ -117,7 +126,14 @@ class Event:
 
         A single worker at a time works on an object.
         """
-        return self.subscription_id or self._own_id or self.event_id
+        if self.type.startswith(_CREDIT_NOTE):
+            return _id(self.object.get("invoice")) or self.event_id
+        return self.subscription_id or self.payment_intent or self._own_id or self.event_id
+
+    @property
+    def payment_intent(self) -> str | None:
+        """Return the payment intent whose refund or dispute the event tells of; None for other events."""
+        return _id(self.object.get("payment_intent")) if self.kind is ObjectKind.PAYMENT else None
 
     @property
     def _own_id(self) -> str | None:

@@ -239,6 +239,20 @@ class OverrideNotFound(BillingError):
     reason = "OVERRIDE_NOT_FOUND"
 
 
+class UsageReportNotFound(BillingError):
+    """The account has no such usage report."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "USAGE_REPORT_NOT_FOUND"
+
+
+class NotWritableOff(BillingError):
+    """The usage report is charged or may be charged, so it cannot be written off."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "NOT_WRITABLE_OFF"
+
+
 class StripeEventNotFound(BillingError):
     """The inbox has no such Stripe event."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from billing_svc.programs.commands import accounts, catalog, common, doctor, events, findings, reconcile
+from billing_svc.programs.commands import accounts, catalog, common, doctor, events, findings, reconcile, usage_reports
 
 if TYPE_CHECKING:
     from billing_svc.platform.settings import DatabaseSettings
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(accounts.account_app, name="account")
+accounts.usage_app.command("write-off")(usage_reports.write_off)
 app.add_typer(accounts.usage_app, name="usage")
 app.add_typer(events.app, name="events")
 app.add_typer(findings.app, name="findings")

@@ -22,6 +22,7 @@ from billing_svc.platform import clock, processes
 from billing_svc.platform.database import engine, transactions
 from billing_svc.platform.monitoring import http_port, metrics, readiness
 from billing_svc.platform.settings import Settings
+from billing_svc.reconciliation.write_off import WriteOffs
 from billing_svc.stripe import catalog_sync, client
 from billing_svc.stripe.intents import Requests
 from billing_svc.subscriptions.changes.cancel_subscription import Cancellation
@@ -126,7 +127,8 @@ async def start(
     usage = UsageServicer(database, catalogs, now, counted)
     operations = _operations(database, catalogs, stripe, now)
     subscriptions = SubscriptionServicer(database, catalogs, operations, now, settings)
-    admin = AdminServicer(database, catalogs, now)
+    write_offs = WriteOffs(database, catalogs, stripe, now)
+    admin = AdminServicer(database, catalogs, write_offs, now)
     events = StripeEventServicer(database, now, livemode=settings.livemode)
     health = HealthServicer(services.SERVICES)
     transport = choice.server_class(settings.transport)

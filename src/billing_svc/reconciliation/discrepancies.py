@@ -138,11 +138,17 @@ def within(
     for report in own:
         about = {"event_name": report.stripe_event_name, "report_id": report.report_id}
         if report.state is states.ReportState.FAILED:
-            found.append(of(DiscrepancyKind.FAILED, counter, report.units, 0, report.error or "", **about))
+            detail = f"{report.error or ''}; to forgive it: {write_off_command(report)}"
+            found.append(of(DiscrepancyKind.FAILED, counter, report.units, 0, detail, **about))
         elif report.state in states.OPEN and is_past:
             detail = report.error or f"{report.state} since {report.sealed_at.isoformat(timespec='minutes')}"
             found.append(of(DiscrepancyKind.NOT_SENT, counter, report.units, 0, detail, **about))
     return found
+
+
+def write_off_command(report: rules.UsageReport) -> str:
+    """Return the command that writes a report off."""
+    return f"`billing-svc usage write-off {report.report_id} --note WHY`"
 
 
 def invoiced(

@@ -19,12 +19,15 @@ from billing_svc.platform.findings import store as findings_store
 from billing_svc.reconciliation import discrepancies, store, strangers
 from billing_svc.stripe import client, leases, parse
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.subscriptions.invoices import apply_invoice, fetch_invoices
+from billing_svc.subscriptions.invoices import apply_invoice, fetch_invoices, fetch_repayments
+from billing_svc.subscriptions.invoices import store as invoices_store
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
 
 # Older invoices are compared only while they are draft or open here, or if an earlier instant is asked for.
 INVOICES_SINCE = timedelta(days=65)
 _COMPARING = audit_store.Origin("operator:reconcile")
+# The kind of a difference in what was paid back of an invoice.
+_REPAYMENT = "repayment"
 # The time of our last write is not a difference.
 _NOT_COMPARED = frozenset({"updated_at"})
 
@@ -80,7 +83,8 @@ class ObjectReconciliation:
         )
         invoices = [data for data in invoices if _customer_of(data) in {None, *ours}]
         older, missing = await self._older_invoices(account_id, since, {parse.nested(data, "id") for data in invoices})
-        return differences + missing + await self._compare_invoices(invoices + older, account_id, since)
+        differences += missing + await self._compare_invoices(invoices + older, account_id, since)
+        return differences + await self._compare_repayments(customers, account_id, since)
 
     async def _older_invoices(
         self, account_id: str | None, before: datetime, listed: Collection[object]
@@ -107,6 +111,8 @@ class ObjectReconciliation:
             try:
                 if difference.kind == "subscription":
                     await self._refresher.refresh(difference.object_id, origin)
+                elif difference.kind == _REPAYMENT:
+                    await self._refresh_repayment(difference.object_id, origin)
                 else:
                     await self._refresh_invoice(difference, origin)
             except (
@@ -178,6 +184,41 @@ class ObjectReconciliation:
             for owner, invoice_id in known
             if invoice_id not in there
         ]
+
+    async def _compare_repayments(
+        self, customers: Sequence[str], account_id: str | None, since: datetime
+    ) -> list[discrepancies.ObjectDiscrepancy]:
+        """Compare refunds and disputes: of the charges that have any, and of the invoices that have any here."""
+        charges = await self._fetched(
+            customers, account_id, lambda customer_id: self._stripe.every_charge(customer_id, since)
+        )
+        found: dict[str, fetch_repayments.Repaid] = {}
+        for charge in charges:
+            payment_intent = fetch_repayments.payment_intent_of(charge)
+            if payment_intent is not None and fetch_repayments.is_paid_back(charge):
+                for repaid in await fetch_repayments.of_payment(self._stripe, payment_intent):
+                    found[repaid.invoice_id] = repaid
+        for invoice_id in await self._database.read(lambda conn: invoices_store.repaid_since(conn, account_id, since)):
+            if invoice_id not in found:
+                found[invoice_id] = await fetch_repayments.of_invoice(self._stripe, invoice_id)
+        differences = []
+        for repaid in found.values():
+
+            async def apply(conn: AsyncConnection, repaid: fetch_repayments.Repaid = repaid) -> str:
+                row = await _row(conn, tables.invoices, repaid.invoice_id)
+                if row is None:
+                    return ""  # an invoice that is missing here is a difference of its own
+                await invoices_store.save_repaid(conn, row["account_id"], repaid, self._clock.now())
+                return str(row["account_id"])
+
+            differences += await self._difference(_REPAYMENT, tables.invoices, repaid.invoice_id, apply)
+        return differences
+
+    async def _refresh_repayment(self, invoice_id: str, origin: audit_store.Origin) -> None:
+        repaid = await fetch_repayments.of_invoice(self._stripe, invoice_id)
+        invoice = await fetch_invoices.complete(self._stripe, await self._stripe.invoice(invoice_id))
+        now = self._clock.now()
+        await self._database.run(lambda conn: apply_invoice.apply_repaid(conn, repaid, invoice, origin, now))
 
     async def _unreadable(
         self, kind: str, data: client.Data, error: errors.StripeObjectUnreadable

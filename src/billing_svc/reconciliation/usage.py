@@ -24,7 +24,13 @@ ACCOUNTS_PAGE = 100
 _PERIOD_MAX = timedelta(days=32)
 _MINUTE = timedelta(minutes=1)
 # Final states: the period's invoices show what was charged.
-_SETTLED = (states.ReportState.SENT, states.ReportState.INVOICED, states.ReportState.VOID)
+_SETTLED = (
+    states.ReportState.SENT,
+    states.ReportState.INVOICED,
+    states.ReportState.VOID,
+    states.ReportState.WRITTEN_OFF,
+    states.ReportState.PAID_BACK,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +265,10 @@ class UsageReconciliation:
             try:
                 item = await self._stripe.invoice_item(report.invoice_item_id)
             except client.NotAtStripe:
-                detail = f"Stripe has no invoice item {report.invoice_item_id}"
+                detail = (
+                    f"Stripe has no invoice item {report.invoice_item_id}; if it was deleted to forgive it: "
+                    f"{discrepancies.write_off_command(report)}"
+                )
                 found.append(discrepancies.of(discrepancies.DiscrepancyKind.ITEM, counter, ours, 0, detail, **about))
                 continue
             theirs = parse.StripeFields.of(item, "invoice item").whole("amount")

@@ -308,6 +308,28 @@ class Stripe:
         params = {"subscription": subscription_id, "created": {"gte": int(since.timestamp())}}
         return await self._get_all("/v1/invoices", params)
 
+    async def invoice_payments(self, **where: str) -> list[Data]:
+        """Return the payments of an invoice (`invoice`), or those that a payment intent made (`payment_intent`)."""
+        params: dict[str, Any] = dict(where)
+        if "payment_intent" in params:
+            params["payment"] = {"type": "payment_intent", "payment_intent": params.pop("payment_intent")}
+        return await self._get_all("/v1/invoice_payments", params)
+
+    async def charges(self, **where: str) -> list[Data]:
+        """Return the charges of a `payment_intent`."""
+        return await self._get_all("/v1/charges", dict(where))
+
+    async def every_charge(self, customer_id: str | None, since: datetime) -> list[Data]:
+        """Return all charges, or a customer's, that were made since an instant, newest first."""
+        params: dict[str, Any] = {"created": {"gte": int(since.timestamp())}}
+        if customer_id is not None:
+            params["customer"] = customer_id
+        return await self._get_all("/v1/charges", params)
+
+    async def disputes(self, payment_intent: str) -> list[Data]:
+        """Return the disputes about a payment intent's charges, newest first."""
+        return await self._get_all("/v1/disputes", {"payment_intent": payment_intent})
+
     async def preview_invoice(self, params: Data) -> Data:
         """Return the invoice that a change would create, with its first page of lines; creates nothing."""
         preview: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.invoices.create_preview_async

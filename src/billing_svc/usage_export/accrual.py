@@ -14,7 +14,7 @@ from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import subscription_records
-from billing_svc.usage_export import counters, rules, states, store
+from billing_svc.usage_export import counters, invoiced_usage, rules, states, store
 
 _log = structlog.get_logger(__name__)
 
@@ -38,7 +38,7 @@ class _Billed:
 
     def grows(self, report: rules.UsageReport, piece: rules.Piece, reported_for: datetime) -> bool:
         """Say whether a piece may be added to a report: if it was never sent, and no move lies between the two."""
-        if not report.is_growing or report.charge != piece.charge:
+        if not report.is_growing or report.charge != piece.charge or piece.is_uncharged:
             return False
         return self.subscription is None or not self.subscription.moved_between(report.reported_for, reported_for)
 
@@ -241,21 +241,17 @@ async def _write(
     now: datetime,
 ) -> int:
     """Put `billable` minus `sealed` into reports: the newest grows if it was never sent, else new reports follow."""
-    pieces = rules.split_into_reports(
-        counter.sealed,
-        counter.billable,
-        billed.charge,
-        await store.accrued(conn, counter.account_id, counter.meter, counter.period_start)
-        if counter.billable < counter.sealed
-        else (),
-        billed.owed,
-    )
+    accrued, uncharged = [], []
+    if counter.billable < counter.sealed:
+        accrued = await store.accrued(conn, counter.account_id, counter.meter, counter.period_start)
+        uncharged = await invoiced_usage.uncharged(conn, counter.account_id, counter.meter, counter.period_start)
+    pieces = rules.split_into_reports(counter.sealed, counter.billable, billed.charge, accrued, billed.owed, uncharged)
     reported_for = rules.stamp(now, billed.start, billed.end)
     next_attempt_at = now if now >= billed.end else min(now + send_interval, billed.end)
     for piece in pieces:
         growing = last if last is not None and billed.grows(last, piece, reported_for) else None
         at = reported_for
-        if piece.units + (0 if growing is None else growing.units) < 0:
+        if piece.units + (0 if growing is None else growing.units) < 0 and not piece.is_uncharged:
             # Take the units back in the billing period that charged them: Stripe bills nothing for a negative sum of a
             # period.
             at = (
@@ -268,36 +264,70 @@ async def _write(
             if last is None:  # the row is locked, so this cannot happen; if it did, the counter is not accrued
                 raise errors.LostRace("the newest usage report of the counter has changed")
             continue
-        report_id = uuid.uuid4().hex
-        last = rules.UsageReport(
-            account_id=counter.account_id,
-            report_id=report_id,
-            meter=counter.meter,
-            period_start=counter.period_start,
-            slice=1 if last is None else last.slice + 1,
-            from_units=piece.from_units,
-            to_units=piece.to_units,
-            plan=piece.charge.plan,
-            catalog_version=piece.charge.catalog_version,
-            subscription_id=piece.charge.subscription_id,
-            customer_id=piece.charge.customer_id,
-            stripe_event_name=piece.charge.event_name,
-            reported_for=at,
-            period_end=billed.end,
-            identifier=report_id,
-            state=states.ReportState.SEALED,
-            attempts=0,
-            next_attempt_at=next_attempt_at,
-            first_attempt_at=None,
-            last_attempt_at=None,
-            refused_at=None,
-            error=None,
-            amount=None,
-            invoice_item_id=None,
-            sealed_at=now,
-        )
+        last = _new_report(counter, last, piece, at, billed.end, next_attempt_at, now)
         await store.insert(conn, last)
     return len(pieces)
+
+
+async def take_back_paid_back(
+    conn: AsyncConnection, account_id: str, meter: str, period_start: datetime, lowered: rules.Lowered, now: datetime
+) -> int:
+    """Take a correction's units back without a credit, because money was paid back for them; returns how many.
+
+    Units that are in no report yet need no credit. The caller holds the counter's lock.
+    """
+    counter = await counters.find(conn, account_id, meter, period_start)
+    last = await store.lock_last(conn, account_id, meter, period_start)
+    if counter is None or last is None:
+        return 0
+    target = counter.sealed - max(0, min(lowered.units, counter.sealed - lowered.billable))
+    accrued = await store.accrued(conn, account_id, meter, period_start)
+    for piece in rules.split_into_reports(counter.sealed, target, last.charge, accrued):
+        report = _new_report(counter, last, piece, last.reported_for, last.period_end, now, now)
+        last = replace(report, state=states.ReportState.PAID_BACK, error="its money was paid back at Stripe")
+        await store.insert(conn, last)
+    await counters.mark_sealed(conn, replace(counter, billable=target))
+    return counter.sealed - target
+
+
+def _new_report(
+    counter: counters.UnreportedCounter,
+    last: rules.UsageReport | None,
+    piece: rules.Piece,
+    reported_for: datetime,
+    period_end: datetime,
+    next_attempt_at: datetime,
+    now: datetime,
+) -> rules.UsageReport:
+    """Return the report of a piece, which follows the counter's newest report."""
+    report_id = uuid.uuid4().hex
+    return rules.UsageReport(
+        account_id=counter.account_id,
+        report_id=report_id,
+        meter=counter.meter,
+        period_start=counter.period_start,
+        slice=1 if last is None else last.slice + 1,
+        from_units=piece.from_units,
+        to_units=piece.to_units,
+        plan=piece.charge.plan,
+        catalog_version=piece.charge.catalog_version,
+        subscription_id=piece.charge.subscription_id,
+        customer_id=piece.charge.customer_id,
+        stripe_event_name=piece.charge.event_name,
+        reported_for=reported_for,
+        period_end=period_end,
+        identifier=report_id,
+        state=states.ReportState.WRITTEN_OFF if piece.is_uncharged else states.ReportState.SEALED,
+        attempts=0,
+        next_attempt_at=next_attempt_at,
+        first_attempt_at=None,
+        last_attempt_at=None,
+        refused_at=None,
+        error="takes back units that were not charged" if piece.is_uncharged else None,
+        amount=None,
+        invoice_item_id=None,
+        sealed_at=now,
+    )
 
 
 async def _owed(

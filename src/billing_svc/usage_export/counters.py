@@ -72,6 +72,14 @@ async def billed(conn: AsyncConnection, account_id: str) -> list[UnreportedCount
     return [UnreportedCounter(*row) for row in await conn.execute(query)]
 
 
+async def find(conn: AsyncConnection, account_id: str, meter: str, period_start: datetime) -> UnreportedCounter | None:
+    """Return a counter; None if there is none."""
+    key = (_COUNTERS.c.account_id, _COUNTERS.c.meter, _COUNTERS.c.period_start)
+    query = sa.select(*_COLUMNS).where(sa.tuple_(*key) == (account_id, meter, period_start))
+    row = (await conn.execute(query)).one_or_none()
+    return None if row is None else UnreportedCounter(*row)
+
+
 async def billed_accounts(conn: AsyncConnection, after: str, most: int, since: datetime) -> list[str]:
     """Return a page of accounts with billable or accrued units in periods that end after `since`, sorted by id."""
     query = (

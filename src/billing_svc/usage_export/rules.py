@@ -39,11 +39,21 @@ class Piece:
     charge: ChargeTerms
     from_units: int
     to_units: int
+    # Takes back units that nothing charged: nothing is credited for it.
+    is_uncharged: bool = False
 
     @property
     def units(self) -> int:
         """Return how many units the piece adds; negative after a correction."""
         return self.to_units - self.from_units
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """What a correction does to a counter: its billable units afterwards, and by how many they were lowered."""
+
+    billable: int
+    units: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +143,19 @@ def billed_by_terms(entries: Iterable[tuple[str, int, int]]) -> dict[PlanVersion
 
 
 def split_into_reports(
-    sealed: int, billable: int, present: ChargeTerms, accrued: Sequence[AccruedUnits], owed: Sequence[AccruedUnits] = ()
+    sealed: int,
+    billable: int,
+    present: ChargeTerms,
+    accrued: Sequence[AccruedUnits],
+    owed: Sequence[AccruedUnits] = (),
+    uncharged: Sequence[AccruedUnits] = (),
 ) -> list[Piece]:
     """Split the change from `sealed` to `billable` into pieces.
 
     An increase goes to the `owed` units of earlier charges first, then to the present charge. A decrease is taken from
     the units that were accrued last (`accrued` is sorted newest first), so that no meter's sum goes below zero: a
-    correction after a change of plan lowers the bill of the plan that charged the units.
+    correction after a change of plan lowers the bill of the plan that charged the units. Before that it is taken from
+    units that were never charged (`uncharged`, a part of `accrued`), of whatever charge.
     """
     pieces: list[Piece] = []
     position = sealed
@@ -150,8 +166,15 @@ def split_into_reports(
             position += units
     if position < billable:
         return [*pieces, Piece(present, position, billable)]
-    for accrued_units in accrued:
+    taken: dict[ChargeTerms, int] = {}
+    for accrued_units in uncharged:
+        taken[accrued_units.charge] = accrued_units.units
         units = min(accrued_units.units, position - billable)
+        if units > 0:
+            pieces.append(Piece(accrued_units.charge, position, position - units, is_uncharged=True))
+            position -= units
+    for accrued_units in accrued:
+        units = min(accrued_units.units - taken.get(accrued_units.charge, 0), position - billable)
         if units > 0:
             pieces.append(Piece(accrued_units.charge, position, position - units))
             position -= units

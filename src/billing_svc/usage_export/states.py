@@ -19,6 +19,8 @@ class ReportState(enum.StrEnum):
     INVOICED = "invoiced"
     VOID = "void"
     FAILED = "failed"
+    WRITTEN_OFF = "written_off"
+    PAID_BACK = "paid_back"  # a report begins in this state, and stays there
 
 
 # The states in which the worker still has to act.
@@ -41,6 +43,8 @@ class Transition(enum.Enum):
     FAILED_UNDECIDED = ReportState.FAILED, (ReportState.SEALED,)
     FAILED_ITEM = ReportState.FAILED, (ReportState.LATE,)
     VOIDED = ReportState.VOID, (ReportState.SEALED,)
+    # `write_off_rules` says when.
+    WRITTEN_OFF = ReportState.WRITTEN_OFF, (*OPEN, ReportState.SENT, ReportState.INVOICED, ReportState.FAILED)
 
     def __init__(self, target: ReportState, sources: tuple[ReportState, ...]) -> None:
         self.target = target
@@ -138,6 +142,11 @@ def failed_item(now: datetime, why: str) -> Change:
 def voided(now: datetime, **columns: Unpack[Columns]) -> Change:
     """Close a report whose units were taken back before it was sent."""
     return _to(Transition.VOIDED, now, **columns)
+
+
+def written_off(now: datetime, note: str) -> Change:
+    """Close a report that will never be charged, because a person decided so; its item is gone, or never was."""
+    return _to(Transition.WRITTEN_OFF, now, error=note, amount=None)
 
 
 def _to(transition: Transition, now: datetime, **columns: Unpack[Columns]) -> Change:

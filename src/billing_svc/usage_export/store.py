@@ -111,6 +111,7 @@ async def last_added_at(
     query = sa.select(sa.func.max(_REPORTS.c.reported_for)).where(
         *_of_counter(account_id, meter, period_start),
         _UNITS > 0,
+        _REPORTS.c.state != ReportState.WRITTEN_OFF,
         _REPORTS.c.plan == charge.plan,
         _REPORTS.c.catalog_version == charge.catalog_version,
         _REPORTS.c.customer_id == charge.customer_id,
@@ -121,9 +122,10 @@ async def last_added_at(
 
 
 async def insert(conn: AsyncConnection, report: rules.UsageReport) -> None:
-    """Store a new report."""
+    """Store a new report, which is open or written off."""
     values = {name: getattr(report, name) for name in select_list.field_names(rules.UsageReport)}
-    await conn.execute(sa.insert(_REPORTS).values(**values))
+    closed_at = None if report.state in states.OPEN else report.sealed_at
+    await conn.execute(sa.insert(_REPORTS).values(**values, closed_at=closed_at))
 
 
 async def begin_attempt(
@@ -174,11 +176,14 @@ async def sent_between(conn: AsyncConnection, report: rules.UsageReport, start: 
         _REPORTS.c.account_id == report.account_id,
         _REPORTS.c.customer_id == report.customer_id,
         _REPORTS.c.stripe_event_name == report.stripe_event_name,
-        # Of the reports charged by items, the meter has only those that arrived there and that no invoice charged.
+        # Of the reports charged by items, or by nothing, the meter has only those that arrived there and that no
+        # invoice charged.
         sa.or_(
             _REPORTS.c.state == ReportState.SENT,
             sa.and_(
-                _REPORTS.c.state.in_((ReportState.LATE, ReportState.ITEMISED, ReportState.INVOICED)),
+                _REPORTS.c.state.in_(
+                    (ReportState.LATE, ReportState.ITEMISED, ReportState.INVOICED, ReportState.WRITTEN_OFF)
+                ),
                 _REPORTS.c.first_attempt_at.is_not(None),
             ),
         ),

@@ -34,6 +34,7 @@ CHANGES = {
     Transition.FAILED_UNDECIDED: states.failed_undecided(NOW, "why"),
     Transition.FAILED_ITEM: states.failed_item(NOW, "why"),
     Transition.VOIDED: states.voided(NOW, to_units=0),
+    Transition.WRITTEN_OFF: states.written_off(NOW, "why"),
 }
 
 

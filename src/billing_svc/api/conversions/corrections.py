@@ -1,7 +1,8 @@
 """Converts corrections to and from their messages."""
 
-from billing.v1 import usage_pb2
+from billing.v1 import invoice_pb2, usage_pb2
 from billing_svc.api import fields
+from billing_svc.api.conversions import invoices
 from billing_svc.metering.corrections import rules
 
 NOTE_LENGTH_MAX = 500
@@ -26,6 +27,7 @@ def from_proto_correction(request: usage_pb2.CorrectUsageRequest, caller: str, r
         note=request.note,
         caller=caller,
         request_id=request_id,
+        even_if_credited=request.even_if_credited,
     )
 
 
@@ -41,4 +43,15 @@ def to_proto_corrected(corrected: rules.Corrected) -> usage_pb2.CorrectUsageResp
         billable=corrected.total_billable,
         period_start=fields.to_proto_instant(corrected.period_start),
         period_end=fields.to_proto_instant(corrected.period_end),
+        already_credited=[_to_proto_credit(credit) for credit in corrected.credits],
+        not_credited_quantity=corrected.not_credited,
+    )
+
+
+def _to_proto_credit(credit: rules.Credit) -> invoice_pb2.InvoiceCredit:
+    return invoice_pb2.InvoiceCredit(
+        invoice_id=credit.invoice_id,
+        amount_refunded=invoices.to_proto_amount(credit.amount_refunded, credit.currency),
+        amount_credited=invoices.to_proto_amount(credit.amount_credited, credit.currency),
+        dispute=invoices.to_proto_dispute(credit.dispute_status),
     )

@@ -22,6 +22,16 @@ _STATUSES: "Mapping[str, invoice_pb2.InvoiceStatus.ValueType]" = {
     "void": invoice_pb2.INVOICE_STATUS_VOID,
     "uncollectible": invoice_pb2.INVOICE_STATUS_UNCOLLECTIBLE,
 }
+_DISPUTES: "Mapping[str, invoice_pb2.DisputeState.ValueType]" = {
+    "warning_needs_response": invoice_pb2.DISPUTE_STATE_OPEN,
+    "warning_under_review": invoice_pb2.DISPUTE_STATE_OPEN,
+    "needs_response": invoice_pb2.DISPUTE_STATE_OPEN,
+    "under_review": invoice_pb2.DISPUTE_STATE_OPEN,
+    "warning_closed": invoice_pb2.DISPUTE_STATE_WON,
+    "prevented": invoice_pb2.DISPUTE_STATE_WON,
+    "won": invoice_pb2.DISPUTE_STATE_WON,
+    "lost": invoice_pb2.DISPUTE_STATE_LOST,
+}
 _FILTERS = {status: word for word, status in _STATUSES.items()} | {invoice_pb2.INVOICE_STATUS_UNKNOWN: rules.UNKNOWN}
 
 
@@ -70,9 +80,9 @@ def to_proto_invoice(row: store.InvoiceRecord) -> invoice_pb2.Invoice:
         account_id=row.account_id,
         number=row.number or "",
         status=_STATUSES.get(row.status, invoice_pb2.INVOICE_STATUS_UNKNOWN),
-        total=_to_proto_money(row.total, row.currency),
-        amount_due=_to_proto_money(row.amount_due, row.currency),
-        amount_paid=_to_proto_money(row.amount_paid, row.currency),
+        total=to_proto_amount(row.total, row.currency),
+        amount_due=to_proto_amount(row.amount_due, row.currency),
+        amount_paid=to_proto_amount(row.amount_paid, row.currency),
         created_at=fields.to_proto_instant(row.created_at),
         due_at=fields.to_proto_instant(row.due_at),
         paid_at=fields.to_proto_instant(row.paid_at),
@@ -85,13 +95,16 @@ def to_proto_invoice(row: store.InvoiceRecord) -> invoice_pb2.Invoice:
         lines=[_to_proto_line(line, row.currency) for line in row.lines[:LINES_SHOWN_MAX]],
         more_lines=row.more_lines or len(row.lines) > LINES_SHOWN_MAX,
         attempt_count=row.attempt_count,
+        amount_refunded=to_proto_amount(row.amount_refunded, row.currency),
+        amount_credited=to_proto_amount(row.amount_credited, row.currency),
+        dispute=to_proto_dispute(row.dispute_status),
     )
 
 
 def _to_proto_line(line: Mapping[str, Any], currency: str) -> invoice_pb2.InvoiceLine:
     return invoice_pb2.InvoiceLine(
         description=line["description"],
-        amount=_to_proto_money(line["amount"], currency),
+        amount=to_proto_amount(line["amount"], currency),
         quantity=line["quantity"],
         meter=line["meter"],
         period_start=fields.to_proto_instant(datetime.fromtimestamp(line["period_start"], UTC)),
@@ -100,7 +113,15 @@ def _to_proto_line(line: Mapping[str, Any], currency: str) -> invoice_pb2.Invoic
     )
 
 
-def _to_proto_money(minor_units: int, currency: str) -> money_pb2.Money:
+def to_proto_dispute(status: str | None) -> "invoice_pb2.DisputeState.ValueType":
+    """Return the state of a dispute with this status of Stripe; None: there is none."""
+    if status is None:
+        return invoice_pb2.DISPUTE_STATE_UNSPECIFIED
+    return _DISPUTES.get(status, invoice_pb2.DISPUTE_STATE_UNKNOWN)
+
+
+def to_proto_amount(minor_units: int, currency: str) -> money_pb2.Money:
+    """Return an amount in major units."""
     return fields.to_proto_money(money.major_units(minor_units, currency), currency)
 
 

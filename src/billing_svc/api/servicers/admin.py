@@ -1,4 +1,4 @@
-"""AdminService: each RPC is a single transaction."""
+"""AdminService: each RPC is a single transaction, except that a write-off may ask Stripe first."""
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -11,6 +11,7 @@ from billing_svc.api.conversions import invoices as invoices_conversions
 from billing_svc.api.conversions import overrides as overrides_conversions
 from billing_svc.api.conversions import quota as quota_conversions
 from billing_svc.api.conversions import stripe_events as events_conversions
+from billing_svc.api.conversions import usage_reports as reports_conversions
 from billing_svc.catalog import versions
 from billing_svc.inbox import replay_events
 from billing_svc.inbox import store as events_store
@@ -20,14 +21,23 @@ from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.findings import store as findings_store
+from billing_svc.reconciliation import write_off
 from billing_svc.subscriptions.invoices import store as invoices_store
+from billing_svc.usage_export import report_lists
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     """Lists data for operators, and changes overrides, with audit rows."""
 
-    def __init__(self, database: transactions.Transactions, catalogs: versions.CatalogCache, now: clock.Clock) -> None:
+    def __init__(
+        self,
+        database: transactions.Transactions,
+        catalogs: versions.CatalogCache,
+        write_offs: write_off.WriteOffs,
+        now: clock.Clock,
+    ) -> None:
         self._database = database
+        self._write_offs = write_offs
         self._catalogs = catalogs
         self._clock = now
 
@@ -57,6 +67,23 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             lambda conn: account_overview.details(conn, self._catalogs, account_id, now)
         )
         return admin.to_proto_details(details, now)
+
+    async def ListUsageReports(
+        self, request: admin_pb2.ListUsageReportsRequest, context: interceptors.Context
+    ) -> admin_pb2.ListUsageReportsResponse:
+        """List an account's usage reports, newest first."""
+        choice, page = reports_conversions.from_proto_list(request)
+        rows = await self._database.read(lambda conn: report_lists.listed(conn, choice, page.after, page.size + 1))
+        return reports_conversions.to_proto_list(rows, page)
+
+    async def WriteOffUsageReport(
+        self, request: admin_pb2.WriteOffUsageReportRequest, context: interceptors.Context
+    ) -> admin_pb2.WriteOffUsageReportResponse:
+        """Forgive a usage report."""
+        asked = reports_conversions.from_proto_write_off(request)
+        origin = audit_store.Origin(f"caller:{interceptors.call_of(context).caller.name}", request.request_id)
+        report = await self._write_offs.write_off(asked, origin)
+        return admin_pb2.WriteOffUsageReportResponse(report=reports_conversions.to_proto_report(report, None))
 
     async def ListAllInvoices(
         self, request: admin_pb2.ListAllInvoicesRequest, context: interceptors.Context

@@ -13,12 +13,15 @@ from billing_svc.api.conversions import corrections as corrections_conversions
 from billing_svc.api.conversions import usage, usage_summary
 from billing_svc.catalog import versions
 from billing_svc.metering.corrections import correct_usage
+from billing_svc.metering.corrections import rules as corrections_rules
 from billing_svc.metering.usage import batch_ledger, record_usage, rules
 from billing_svc.metering.usage_summary import summarize_usage
 from billing_svc.platform import clock, errors
 from billing_svc.platform.batching import batcher
 from billing_svc.platform.database import transactions
 from billing_svc.platform.monitoring import metrics
+from billing_svc.usage_export import accrual, invoiced_usage
+from billing_svc.usage_export import rules as export_rules
 
 _log = structlog.get_logger(__name__)
 
@@ -27,6 +30,25 @@ _log = structlog.get_logger(__name__)
 PART_EVENTS = 250
 # For all batches together; the rest of the connection pool is for single events.
 _PARTS_AT_ONCE = 4
+
+
+async def _credits_of(conn: AsyncConnection, taken: correct_usage.Taken) -> list[corrections_rules.Credit]:
+    found = await invoiced_usage.paid_back(conn, taken.account_id, taken.meter, taken.period_start)
+    return [
+        corrections_rules.Credit(
+            one.invoice_id, one.currency, one.amount_refunded, one.amount_credited, one.dispute_status
+        )
+        for one in found
+    ]
+
+
+async def _take_back(conn: AsyncConnection, taken: correct_usage.Taken, now: datetime) -> int:
+    lowered = export_rules.Lowered(taken.billable_after, taken.billable)
+    return await accrual.take_back_paid_back(conn, taken.account_id, taken.meter, taken.period_start, lowered, now)
+
+
+# `metering` and `usage_export` are areas of one level, so they meet here.
+_REPAYMENTS = correct_usage.Repayments(_credits_of, _take_back)
 
 
 class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
@@ -99,7 +121,9 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         call = interceptors.call_of(context)
         correction = corrections_conversions.from_proto_correction(request, call.caller.name, call.request_id)
         now = self._clock.now()
-        corrected = await self._database.run(lambda conn: correct_usage.correct(conn, self._catalogs, correction, now))
+        corrected = await self._database.run(
+            lambda conn: correct_usage.correct(conn, self._catalogs, correction, _REPAYMENTS, now)
+        )
         return corrections_conversions.to_proto_corrected(corrected)
 
     async def GetUsage(

@@ -1,5 +1,7 @@
 """Correcting an event: a new event with negative units points to it. A stored event is never changed."""
 
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -12,10 +14,35 @@ from billing_svc.platform import errors
 from billing_svc.platform.database import transactions
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Billable units that a correction takes from a counter, and what is billable afterwards."""
+
+    account_id: str
+    meter: str
+    period_start: datetime
+    billable: int
+    billable_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repayments:
+    """How a correction learns what was paid back, and takes units back without a credit; returns how many."""
+
+    credits_of: Callable[[AsyncConnection, Taken], Awaitable[Sequence[rules.Credit]]]
+    take_back: Callable[[AsyncConnection, Taken, datetime], Awaitable[int]]
+
+
 async def correct(
-    conn: AsyncConnection, catalogs: versions.CatalogCache, correction: rules.Correction, now: datetime
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    correction: rules.Correction,
+    repayments: Repayments,
+    now: datetime,
 ) -> rules.Corrected:
     """Take units of an event back from the counter that counted them.
+
+    If money was paid back for the counter's usage already, the units are not credited, unless the correction says so.
 
     Raises EventNotFound, GaugeNotCorrectable, CorrectionTooLarge and EventIdReused. Corrections of the same event wait
     for the lock of its counter, so together they never take back more units than it had.
@@ -42,16 +69,23 @@ async def correct(
         message = f"quantity: {units} units cannot be taken back; {left} are left of the event"
         raise errors.CorrectionTooLarge(message, {"event_id": correction.event_id, "left": str(left)})
     after = quota_rules.correct(row.counter, units, row.included)
+    taken = Taken(*key, row.counter.billable - after.billable, after.billable)
+    paid_back = await repayments.credits_of(conn, taken) if taken.billable else ()
+    not_credited = 0
+    if paid_back and not correction.even_if_credited:
+        not_credited = await repayments.take_back(conn, taken, now)
     answer = rules.Corrected(
         duplicate=False,
         meter=event.meter,
         units=units,
-        billable=row.counter.billable - after.billable,
+        billable=taken.billable,
         left=left - units,
         used=after.used,
         total_billable=after.billable,
         period_start=event.period_start,
         period_end=row.period_end,
+        credits=paid_back,
+        not_credited=not_credited,
     )
     if not await store.insert(conn, correction, answer, row, now):
         raise transactions.RetryTransaction

@@ -1,5 +1,6 @@
 """What a correction is. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,11 +16,23 @@ class Correction:
     note: str
     caller: str
     request_id: str
+    even_if_credited: bool = False
 
     @property
-    def content(self) -> tuple[str, int | None, str]:
+    def content(self) -> tuple[str, int | None, str, bool]:
         """Return the content that a repeat of the same id must have."""
-        return (self.event_id, self.quantity, self.note)
+        return (self.event_id, self.quantity, self.note, self.even_if_credited)
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """What was paid back of an invoice that charged the counter, in minor units."""
+
+    invoice_id: str
+    currency: str
+    amount_refunded: int
+    amount_credited: int
+    dispute_status: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +48,6 @@ class Corrected:
     total_billable: int
     period_start: datetime
     period_end: datetime
+    credits: Sequence[Credit] = ()
+    # Units of `billable` that are not credited, because of `credits`.
+    not_credited: int = 0

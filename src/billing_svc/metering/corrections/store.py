@@ -1,6 +1,6 @@
 """Corrections in Postgres: rows of usage_events with negative units; their ids share the event ids' key."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -13,6 +13,8 @@ from billing_svc.metering.quota import rules as quota_rules
 from billing_svc.platform.database import select_list, tables
 
 _EVENTS = tables.usage_events
+# The properties of a correction's row, beside its note.
+_EVEN_IF_CREDITED, _CREDITS, _NOT_CREDITED = "even_if_credited", "already_credited", "not_credited"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class CorrectedEvent:
 
 async def find(
     conn: AsyncConnection, account_id: str, correction_id: str
-) -> tuple[tuple[str | None, int | None, str], rules.Corrected] | None:
+) -> tuple[tuple[str | None, int | None, str, bool], rules.Corrected] | None:
     """Return content and answer of the row stored under an id; of an event, a content that equals no correction's."""
     row = (await conn.execute(sa.select(_EVENTS).where(*_is(account_id, correction_id)))).one_or_none()
     if row is None:
@@ -42,8 +44,11 @@ async def find(
         total_billable=row.billable_after,
         period_start=row.period_start,
         period_end=row.period_end,
+        credits=tuple(rules.Credit(**credit) for credit in row.properties.get(_CREDITS, ())),
+        not_credited=row.properties.get(_NOT_CREDITED, 0),
     )
-    return (row.corrects_event_id, row.sent_quantity, row.properties.get("note", "")), answer
+    content = (row.properties.get("note", ""), row.properties.get(_EVEN_IF_CREDITED, False))
+    return (row.corrects_event_id, row.sent_quantity, *content), answer
 
 
 async def find_event(conn: AsyncConnection, account_id: str, event_id: str) -> CorrectedEvent | None:
@@ -77,7 +82,7 @@ async def insert(
             event_id=correction.correction_id,
             corrects_event_id=correction.event_id,
             sent_quantity=correction.quantity,
-            properties={"note": correction.note} if correction.note else {},
+            properties=_properties(correction, answer),
             meter=answer.meter,
             period_start=answer.period_start,
             units=-answer.units,
@@ -102,6 +107,17 @@ async def insert(
         .returning(_EVENTS.c.event_id)
     )
     return inserted.scalar_one_or_none() is not None
+
+
+def _properties(correction: rules.Correction, answer: rules.Corrected) -> dict[str, object]:
+    """Return what has no column of its own, without empty values."""
+    values = {
+        "note": correction.note,
+        _EVEN_IF_CREDITED: correction.even_if_credited,
+        _CREDITS: [asdict(credit) for credit in answer.credits],
+        _NOT_CREDITED: answer.not_credited,
+    }
+    return {name: value for name, value in values.items() if value}
 
 
 def _is(account_id: str, event_id: str) -> tuple[sa.ColumnElement[bool], ...]:

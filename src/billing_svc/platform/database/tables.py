@@ -407,8 +407,13 @@ usage_reports = sa.Table(
     sa.CheckConstraint("from_units >= 0 AND to_units >= 0", name="bounds"),
     sa.CheckConstraint("length(identifier) <= 100", name="identifier"),
     # 'sealed': to be sent. 'late': to be charged as an invoice item. 'itemised': the item exists and waits for its own
-    # invoice. 'void': corrected to zero before it was sent.
-    sa.CheckConstraint("state IN ('sealed', 'late', 'itemised', 'sent', 'invoiced', 'failed', 'void')", name="state"),
+    # invoice. 'void': corrected to zero before it was sent. 'written_off': never charged, as a person decided; a
+    # correction of such units is a slice in this state too. 'paid_back': a correction of units whose money was paid
+    # back at Stripe, so that nothing is credited.
+    sa.CheckConstraint(
+        "state IN ('sealed', 'late', 'itemised', 'sent', 'invoiced', 'failed', 'void', 'written_off', 'paid_back')",
+        name="state",
+    ),
     sa.CheckConstraint("(state IN ('sealed', 'late', 'itemised')) = (closed_at IS NULL)", name="closed"),
     sa.CheckConstraint("(state IN ('itemised', 'invoiced')) <= (amount IS NOT NULL)", name="amount"),
     # The slices that the worker has to process.
@@ -465,6 +470,13 @@ invoices = sa.Table(
     sa.Column("total", sa.BigInteger, nullable=False),
     sa.Column("amount_due", sa.BigInteger, nullable=False),
     sa.Column("amount_paid", sa.BigInteger, nullable=False),
+    # By credit notes, before and after the payment; and by refunds of the payment.
+    sa.Column("amount_credited", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("amount_refunded", sa.BigInteger, nullable=False, server_default="0"),
+    # Stripe's status of the latest dispute about the payment. Null: it was not disputed.
+    sa.Column("dispute_status", sa.Text),
+    # Of a revised invoice, which is void: the invoice that took its place.
+    sa.Column("latest_revision_id", sa.Text),
     # Attempts to collect the payment so far, including failed attempts.
     sa.Column("attempt_count", sa.Integer, nullable=False),
     sa.Column("next_payment_attempt_at", _INSTANT),

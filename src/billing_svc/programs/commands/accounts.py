@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from billing_svc.programs.commands import common
+from billing_svc.programs.commands import common, usage_reports
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from billing_svc.platform.audit.store import AuditEntry
     from billing_svc.platform.clock import Clock
     from billing_svc.platform.database.transactions import Transactions
+    from billing_svc.usage_export.report_lists import ListedReport
 
 account_app = typer.Typer(help="Accounts.", no_args_is_help=True)
 usage_app = typer.Typer(help="The usage of accounts.", no_args_is_help=True)
@@ -131,25 +132,31 @@ def show_usage(
     from billing_svc.api.conversions import usage_summary
     from billing_svc.catalog import versions
     from billing_svc.metering.usage_summary import summarize_usage
+    from billing_svc.usage_export import report_lists
 
     instant = common.parsed_instant(at) if at else None
 
-    async def work(database: "Transactions", clock: "Clock") -> "UsageSummary":
+    async def work(database: "Transactions", clock: "Clock") -> "tuple[UsageSummary, Sequence[ListedReport]]":
         now = clock.now()
         query = summarize_usage.SummaryQuery(account, instant)
 
-        async def draw(conn: "AsyncConnection") -> "UsageSummary":
-            return await summarize_usage.summarize(conn, versions.CatalogCache(), query, now)
+        async def draw(conn: "AsyncConnection") -> "tuple[UsageSummary, Sequence[ListedReport]]":
+            summary = await summarize_usage.summarize(conn, versions.CatalogCache(), query, now)
+            listed = await report_lists.listed(conn, report_lists.ReportFilter(account), None, _ENTRIES_MAX)
+            return summary, usage_reports.shown_with(summary.under.period.start, listed)
 
         return await database.read(draw)
 
-    told = usage_summary.to_proto_whole(common.on_database(work))
+    summary, reports = common.on_database(work)
+    told = usage_summary.to_proto_whole(summary)
     if as_json:
         common.show(told)
         return
     period = f"{shown.instant(told.period_start)} to {shown.instant(told.period_end)}"
     typer.echo(f"{account}: plan {told.plan}, {period}")
     _show_usage(told.meters)
+    if reports:
+        usage_reports.show_reports(reports)
 
 
 def show_audit(

@@ -9,7 +9,7 @@ from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.findings import store as findings_store
 from billing_svc.stripe import prices, subscription_records
-from billing_svc.subscriptions.invoices import rules, store, stuck_drafts
+from billing_svc.subscriptions.invoices import fetch_repayments, rules, store, stuck_drafts
 from billing_svc.subscriptions.records import apply_subscription
 
 
@@ -34,11 +34,37 @@ async def apply(conn: AsyncConnection, fetched: rules.StripeInvoice, origin: aud
             "status": fetched.status,
             "total": fetched.total,
             "amount_paid": fetched.amount_paid,
+            "amount_credited": fetched.amount_credited,
             "currency": fetched.currency,
             "attempts": fetched.attempt_count,
         }
         await audit_store.append(conn, origin, account_id, "invoice.applied", changes, now)
     await stuck_drafts.note(conn, account_id, fetched, now)
+    return account_id
+
+
+async def apply_repaid(
+    conn: AsyncConnection,
+    repaid: fetch_repayments.Repaid,
+    fetched: rules.StripeInvoice,
+    origin: audit_store.Origin,
+    now: datetime,
+) -> str:
+    """Write what was paid back of an invoice's payments; returns the account. Raises NotOurs.
+
+    The fetched invoice is applied only if it is not stored yet: its own events may have applied a newer state.
+    """
+    account_id = await owner(conn, fetched.customer_id)
+    if not await store.is_stored(conn, account_id, fetched.invoice_id):
+        await apply(conn, fetched, origin, now)
+    if await store.save_repaid(conn, account_id, repaid, now):
+        changes = {
+            "invoice": fetched.invoice_id,
+            "refunded": repaid.amount_refunded,
+            "dispute": repaid.dispute_status,
+            "currency": fetched.currency,
+        }
+        await audit_store.append(conn, origin, account_id, "invoice.repaid", changes, now)
     return account_id
 
 

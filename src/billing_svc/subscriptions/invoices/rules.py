@@ -24,6 +24,8 @@ class InvoiceLine:
     period_start: datetime
     period_end: datetime
     is_proration: bool
+    # The invoice item that the line comes from; empty if it comes from a subscription's item.
+    item_id: str
     product_id: str = ""
 
 
@@ -40,6 +42,10 @@ class StripeInvoice:
     total: int
     amount_due: int
     amount_paid: int
+    # By credit notes, before and after the payment.
+    amount_credited: int
+    # The invoice that took the place of this one, if it was revised.
+    latest_revision_id: str | None
     attempt_count: int
     created_at: datetime
     due_at: datetime | None
@@ -82,6 +88,11 @@ def from_stripe(data: object) -> StripeInvoice:
         total=total,
         amount_due=fields.whole("amount_due", otherwise=total),
         amount_paid=fields.whole("amount_paid", otherwise=0),
+        amount_credited=sum(
+            max(0, fields.whole(name, otherwise=0))
+            for name in ("pre_payment_credit_notes_amount", "post_payment_credit_notes_amount")
+        ),
+        latest_revision_id=parse.optional_id(fields.get("latest_revision")),
         attempt_count=min(max(0, fields.whole("attempt_count", otherwise=0)), 2**31 - 1),
         created_at=created_at,
         due_at=fields.optional_instant("due_date"),
@@ -132,6 +143,9 @@ def _line(line: parse.StripeFields, invoiced_at: datetime) -> InvoiceLine:
                 parse.nested(parent, "invoice_item_details", "proration"),
             )
         ),
+        item_id=parse.optional_id(parse.nested(parent, "invoice_item_details", "invoice_item"))
+        or parse.optional_id(line.get("invoice_item"))
+        or "",
         product_id=_product_id(line),
     )
 

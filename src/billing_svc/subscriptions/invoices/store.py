@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing_svc.platform.database import select_list, tables
-from billing_svc.subscriptions.invoices import rules
+from billing_svc.subscriptions.invoices import fetch_repayments, rules
 
 _INVOICES = tables.invoices
 
@@ -43,6 +43,9 @@ class InvoiceRecord:
     total: int
     amount_due: int
     amount_paid: int
+    amount_credited: int
+    amount_refunded: int
+    dispute_status: str | None
     attempt_count: int
     next_payment_attempt_at: datetime | None
     due_at: datetime | None
@@ -81,6 +84,8 @@ async def save(
         "total": invoice.total,
         "amount_due": invoice.amount_due,
         "amount_paid": invoice.amount_paid,
+        "amount_credited": invoice.amount_credited,
+        "latest_revision_id": invoice.latest_revision_id,
         "attempt_count": invoice.attempt_count,
         "next_payment_attempt_at": invoice.next_payment_attempt_at,
         "due_at": invoice.due_at,
@@ -105,6 +110,35 @@ async def save(
         ).returning(_INVOICES.c.invoice_id)
     )
     return result.scalar_one_or_none() is not None
+
+
+async def is_stored(conn: AsyncConnection, account_id: str, invoice_id: str) -> bool:
+    """Say whether an invoice is stored."""
+    where = (_INVOICES.c.account_id == account_id, _INVOICES.c.invoice_id == invoice_id)
+    return (await conn.execute(sa.select(_INVOICES.c.invoice_id).where(*where))).first() is not None
+
+
+async def save_repaid(conn: AsyncConnection, account_id: str, repaid: fetch_repayments.Repaid, now: datetime) -> bool:
+    """Write what was paid back of a stored invoice; returns whether that changed anything."""
+    values = {"amount_refunded": repaid.amount_refunded, "dispute_status": repaid.dispute_status}
+    changed = sa.or_(*(_INVOICES.c[name].is_distinct_from(value) for name, value in values.items()))
+    result = await conn.execute(
+        sa.update(_INVOICES)
+        .where(_INVOICES.c.account_id == account_id, _INVOICES.c.invoice_id == repaid.invoice_id, changed)
+        .values(**values, updated_at=now)
+    )
+    return result.rowcount == 1
+
+
+async def repaid_since(conn: AsyncConnection, account_id: str | None, since: datetime) -> list[str]:
+    """Return the invoices created since an instant of which something was paid back, or that were disputed."""
+    query = sa.select(_INVOICES.c.invoice_id).where(
+        _INVOICES.c.created_at >= since,
+        sa.or_(_INVOICES.c.amount_refunded > 0, _INVOICES.c.dispute_status.is_not(None)),
+    )
+    if account_id is not None:
+        query = query.where(_INVOICES.c.account_id == account_id)
+    return list((await conn.execute(query.order_by(_INVOICES.c.invoice_id))).scalars())
 
 
 async def delete(conn: AsyncConnection, account_id: str, invoice_id: str) -> bool:
@@ -166,7 +200,10 @@ async def owed(conn: AsyncConnection, account_id: str, subscription_id: str) -> 
 
 
 def _to_json(line: rules.InvoiceLine, meters: Mapping[str, str]) -> dict[str, object]:
+    # Only late usage is found by its item, so the other lines are stored without one.
+    item = {"item": line.item_id} if line.item_id and not line.price_id else {}
     return {
+        **item,
         "description": line.description,
         "amount": line.amount,
         "quantity": line.quantity,
