@@ -1,0 +1,119 @@
+"""What must hold at the end of a walk, whatever was done."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+from billing.v1 import usage_pb2
+from billing_svc.platform.database import tables
+from tests.billing_svc import books
+from tests.faults.walk.shop import METER
+from tests.faults.walk.walker import ACCOUNT, Walker
+
+# Both clocks have whole seconds.
+SLACK = timedelta(seconds=2)
+
+
+async def judge(walker: Walker) -> None:
+    """Assert everything."""
+    await walker.compare_plan()
+    await events_are_done(walker)
+    await allowances_are_given_once(walker)
+    await findings_are_explained(walker)
+    await units_are_charged_once(walker)
+
+
+async def events_are_done(walker: Walker) -> None:
+    """No event waits, and no duty either."""
+    waiting = await walker.ledger.world.rows(*walker.waiting)
+    assert not waiting, f"{[(row.type, row.note) for row in waiting]}\n{walker.told()}"
+    failed = await walker.ledger.world.rows(tables.stripe_events, tables.stripe_events.c.state == "failed")
+    assert not failed, f"{[(row.type, row.note) for row in failed]}\n{walker.told()}"
+    duties = await walker.ledger.world.rows(tables.subscription_duties)
+    assert not duties, f"{duties}\n{walker.told()}"
+
+
+async def allowances_are_given_once(walker: Walker) -> None:
+    """The periods of the account have no overlap and no gap, and in none was more granted than was included."""
+    rows = await walker.ledger.world.rows(tables.usage_counters, tables.usage_counters.c.meter == METER)
+    if not rows:
+        return
+    shown: list[tuple[datetime, datetime]] = []
+    at, ends = min(row.period_start for row in rows), walker.now
+    while at < ends:
+        start, end = await _shown(walker, at)
+        shown.append((start, end))
+        at = end
+    for before, after in pairwise(shown):
+        assert before[1] == after[0], f"{before}, {after}\n{walker.told()}"
+    for start, granted in walker.uses.granted.items():
+        end = next((row.period_end for row in rows if row.period_start == start), start)
+        most = walker.included_between(start, end)
+        assert granted <= most, f"{granted} of {most} units granted in {start} - {end}\n{walker.told()}"
+
+
+async def _shown(walker: Walker, at: datetime) -> tuple[datetime, datetime]:
+    request = usage_pb2.GetUsageRequest(account_id=ACCOUNT, meters=[METER])
+    request.period_containing.FromDatetime(at)
+    told = await walker.ledger.world.billing.usage.GetUsage(request)
+    return told.period_start.ToDatetime(UTC), told.period_end.ToDatetime(UTC)
+
+
+async def findings_are_explained(walker: Walker) -> None:
+    """`reconcile` shows nothing but findings that the acts explain, and no finding is missing."""
+    subscriptions = await walker.subscriptions()
+    justified = walker.expected.finding_kinds(subscriptions)
+    stored = await walker.ledger.world.rows(tables.findings, tables.findings.c.closed_at.is_(None))
+    found = {(row.kind, row.object_id) for row in stored if row.kind != "usage_billed_twice"}
+    assert found == justified, f"found {found}, justified {justified}\n{walker.told()}"
+    kinds = {row.kind for row in stored}
+    assert "usage_billed_twice" not in kinds or walker.may_bill_twice, walker.told()
+    others = [one for one in await walker.ledger.differences() if one[0] not in kinds]
+    unexplained = [one for one in others if not _explained(walker, *one)]
+    assert not unexplained, f"{unexplained}\n{walker.told()}"
+
+
+def _explained(walker: Walker, kind: str, detail: str) -> bool:
+    if kind == "usage: item":
+        return any(item in detail for item in walker.deleted_items)
+    if kind in {"usage: failed", "usage: uninvoiced"}:
+        return walker.deleted_customers > 0
+    return False
+
+
+async def units_are_charged_once(walker: Walker) -> None:
+    """Each unit beyond is on one invoice line or in one item, or free in a trial; else a finding says so."""
+    await books.assert_balanced(walker.ledger.world.billing.engine)
+    counters = await walker.ledger.world.rows(tables.usage_counters)
+    beyond = sum(row.billable for row in counters)
+    known = sum(use.billable for use in walker.uses.events.values()) - walker.uses.corrected
+    assert beyond == known, f"{beyond} units beyond, but the answers said {known}\n{walker.told()}"
+    reports = await walker.ledger.world.rows(tables.usage_reports)
+    items = sum(row.to_units - row.from_units for row in reports if row.state == "invoiced")
+    on_lines = await _units_on_lines(walker)
+    timeline = await walker.trials()
+    free = sum(use.billable for use in walker.uses.events.values() if _within(use.at, timeline))
+    walker.note(f"{beyond} units beyond: {on_lines} on lines, {items} by items, {free} in trials")
+    missing = beyond - on_lines - items
+    if walker.may_bill_twice or walker.deleted_customers or walker.deleted_items:
+        return
+    assert 0 <= missing <= free, f"{missing} units are charged by nothing\n{walker.told()}"
+
+
+def _within(at: datetime, spans: Iterable[tuple[datetime, datetime]]) -> bool:
+    return any(start - SLACK <= at <= end + SLACK for start, end in spans)
+
+
+async def _units_on_lines(walker: Walker) -> int:
+    """Return the units on the lines of prices that bill a meter of ours, whatever became of the invoices."""
+    prices = [one for one in await walker.all("/v1/prices") if one["recurring"] is not None]
+    metered = {one["id"] for one in prices if one["recurring"]["meter"] in walker.shop.plan_of_meter}
+    found = 0
+    for invoice in await walker.all("/v1/invoices"):
+        if invoice["customer"] not in walker.customers:
+            continue
+        for line in await walker.all(f"/v1/invoices/{invoice['id']}/lines"):
+            price = ((line.get("pricing") or {}).get("price_details") or {}).get("price")
+            if price in metered:
+                found += line["quantity"] or 0
+    return found
