@@ -36,11 +36,12 @@ async def pay_the_checkout(walker: Walker) -> None:
         await walker.press(f"{walker.page}/pay")
 
 
-async def _change(walker: Walker, timing: int) -> None:
+async def _change(walker: Walker, timing: Any) -> None:
     plan = walker.draw.choice(("", *PLANS))
     quantity = {"quantity": walker.draw.randint(1, 3)} if plan in PER_SEAT else {}
     walker.note(f"  ChangePlan {plan or 'to the present plan'} {quantity}")
-    await walker.tried(walker.ledger.change(timing, plan=plan, **quantity, **_asked(walker)))
+    request = subscription_pb2.ChangePlanRequest(timing=timing, plan=plan, **quantity, **_asked(walker))
+    await walker.tried(walker.ledger.world.billing.subscriptions.ChangePlan(request))
 
 
 async def change_now(walker: Walker) -> None:

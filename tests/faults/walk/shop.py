@@ -93,7 +93,8 @@ class Shop:
     def base_items(self, subscription: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the items that sell a plan, the item that was added last at the end."""
         items = subscription["items"]["data"]
-        return [one for one in items if one["price"]["product"] in self.plan_of_product]
+        flat = [one for one in items if not one["price"]["recurring"]["meter"]]
+        return [one for one in flat if one["price"]["product"] in self.plan_of_product]
 
     def metered_items(self, subscription: dict[str, Any]) -> list[dict[str, Any]]:
         items = subscription["items"]["data"]

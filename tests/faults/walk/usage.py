@@ -9,7 +9,7 @@ from tests.faults.walk.walker import ACCOUNT, Act, Use, Walker
 
 async def _record(walker: Walker, at: datetime | None = None, hold: str = "") -> None:
     """Record usage as a careful caller does: mostly after a check."""
-    units = walker.draw.choice((1, 3, 7, 12, 30))
+    units = walker.draw.choice((1, 3, 7, 12, 25))
     checked = at is None and not hold and walker.draw.random() < 0.8
     is_allowed = False
     if checked:
@@ -96,7 +96,7 @@ async def correct(walker: Walker) -> None:
 
 
 ACTS: tuple[tuple[Act, int], ...] = (
-    (use, 16),
+    (use, 30),
     (report_hours_late, 3),
     (report_days_late, 2),
     (hold, 2),

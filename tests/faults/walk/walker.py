@@ -13,7 +13,7 @@ from billing_svc.platform.database import tables
 from tests.billing_svc.money.ledger import Ledger
 from tests.faults.walk.expected import OVER, Expected
 from tests.faults.walk.mail import LateWorld
-from tests.faults.walk.shop import INCLUDED, Shop
+from tests.faults.walk.shop import INCLUDED, PER_SEAT, Shop
 
 ACCOUNT = "org_1"
 SUBSCRIPTIONS = "/v1/subscriptions"
@@ -212,6 +212,7 @@ class Walker:
         """Let the worker do everything that is due; in a calm moment, compare the plan with the written rules."""
         await self.ledger.work()
         await self.assert_no_crash()
+        await self.see()
         if not self.has_faults and not self.post.held and not await self.ledger.world.rows(*self.waiting):
             await self.compare_plan()
 
@@ -225,11 +226,16 @@ class Walker:
         """The events that wait: a table and a condition."""
         return tables.stripe_events, tables.stripe_events.c.state == "waiting"
 
+    async def see(self) -> None:
+        """Note what is included now: what Stripe has, and what the service still knows."""
+        subscriptions, told = await self.subscriptions(), await self.ledger.told()
+        at_stripe = INCLUDED[self.expected.plan(subscriptions)] * self.expected.quantity(subscriptions)
+        known = INCLUDED[told.plan] * (told.quantity if told.plan in PER_SEAT else 1)
+        self.timeline.append((self.now, max(at_stripe, known)))
+
     async def compare_plan(self) -> None:
         """Assert that the service has the plan that follows from what Stripe has."""
-        subscriptions = await self.subscriptions()
-        wanted = self.expected.plan(subscriptions)
-        self.timeline.append((self.now, INCLUDED[wanted] * self.expected.quantity(subscriptions)))
+        wanted = self.expected.plan(await self.subscriptions())
         told = await self.ledger.told()
         assert told.plan == wanted, f"plan {told.plan} instead of {wanted}\n{self.told()}"
         self.calm_checks += 1
