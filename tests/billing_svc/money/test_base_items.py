@@ -135,3 +135,23 @@ async def test_an_end_at_the_period_end_ends_both(tiers: Ledger) -> None:
     assert (await tiers.told()).plan == "free"
     assert await base_prices(tiers) == []
     assert await tiers.differences() == []
+
+
+async def test_without_its_base_item_the_plan_stays_and_is_a_finding(tiers: Ledger) -> None:
+    """A person removed the item; whether the plan is to end is a person's decision too."""
+    (subscription,) = await tiers.at_stripe()
+    base = await dashboard.price_of(tiers.world, "tiers_small_monthly")
+    await dashboard.remove_item(tiers.world, subscription["id"], base)
+    await tiers.work()
+    assert (await tiers.told()).plan == "small"
+    assert [kind for kind, _ in await tiers.differences()] == ["items_differ"]
+    await tiers.use("runs", 103)
+    await tiers.over_the_period_end()
+    told = await tiers.told()
+    (renewed,) = await tiers.at_stripe("active")
+    assert (told.plan, told.period_end.seconds) == ("small", renewed["items"]["data"][0]["current_period_end"])
+    assert await tiers.charged_by_meters() == 3 * Decimal("0.10")
+    await tiers.change()
+    assert await base_prices(tiers) == [base]
+    await tiers.work()
+    assert await tiers.differences() == []

@@ -18,13 +18,17 @@ class Expected:
     """What follows from the subscriptions of a customer at Stripe."""
 
     shop: Shop
-    # The plans that each subscription ever sold: without a base item, it keeps its last.
+    # The plan that each subscription sells: without a base item, it keeps its last.
     sold: dict[str, str] = field(default_factory=dict)
+    # Subscriptions of pay-as-you-go: those that never sold a plan, with the plan whose units they charge.
+    metered_only: dict[str, str] = field(default_factory=dict)
 
     def learn(self, subscriptions: Sequence[dict[str, Any]]) -> None:
         """Note what each subscription sells now."""
         for one in subscriptions:
-            bases = self.shop.base_items(one)
+            bases, metered = self.shop.base_items(one), self.shop.metered_items(one)
+            if metered and not bases:
+                self.metered_only.setdefault(one["id"], self.shop.plan_of_meter[_meter(metered[0])])
             if bases:
                 self.sold[one["id"]] = self.shop.plan_of_product[bases[-1]["price"]["product"]]
 
@@ -52,19 +56,27 @@ class Expected:
     def finding_kinds(self, subscriptions: Sequence[dict[str, Any]]) -> set[tuple[str, str]]:
         """Return the findings that the items justify, as (kind, object at Stripe)."""
         found = set()
-        living = [one for one in subscriptions if one["status"] not in OVER and one["id"] in self.sold]
+        living = [one for one in subscriptions if one["status"] not in OVER]
         for one in living:
-            bases = self.shop.base_items(one)
-            if len(bases) > 1:
+            if len(self.shop.base_items(one)) > 1:
                 found.add(("two_plans", one["id"]))
-            if self.items_differ(one, self.sold[one["id"]]):
+            if self.items_differ(one):
                 found.add(("items_differ", one["id"]))
-        giving = [one for one in living if one["status"] in GIVING]
+        giving = [one for one in living if one["status"] in GIVING and one["id"] in self.sold]
         if len(giving) > 1:
             found |= {("two_subscriptions", one["customer"]) for one in giving}
         return found
 
-    def items_differ(self, subscription: dict[str, Any], plan: str) -> bool:
-        """Say whether the metered items are not exactly those of a plan as sold, or its base item is missing."""
-        prices = [one["price"] for one in subscription["items"]["data"] if one["price"]["recurring"]["meter"]]
-        return [one["id"] for one in prices] != self.shop.metered(plan) or not self.shop.base_items(subscription)
+    def items_differ(self, subscription: dict[str, Any]) -> bool:
+        """Say whether the metered items are not exactly those of the plan as sold, or its base item is missing."""
+        items = subscription["items"]["data"]
+        metered = [one["price"]["id"] for one in items if one["price"]["recurring"]["meter"]]
+        plan = self.sold.get(subscription["id"])
+        if plan is not None:
+            return metered != self.shop.metered(plan) or not self.shop.base_items(subscription)
+        only = self.metered_only.get(subscription["id"])
+        return only is not None and metered != self.shop.metered(only)
+
+
+def _meter(item: dict[str, Any]) -> str:
+    return str(item["price"]["recurring"]["meter"])

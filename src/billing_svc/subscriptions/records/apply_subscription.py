@@ -214,12 +214,14 @@ async def _offer(
     Raises CannotApply.
     """
     is_metered_only = bool(items.metered) and all(item.price.is_metered for item in items.strangers)
-    if not items.bases and not is_metered_only:
-        # The base item was replaced by an item that is not ours. Treated as metered-only, it would lose its plan.
+    has_lost_its_plan = previous is not None and previous.is_plan
+    if not items.bases and (has_lost_its_plan or not is_metered_only):
+        # The base item was removed, or replaced by an item that is not ours. As metered-only, it would lose its plan.
         if previous is None:
             unknown = items.strangers[0].price_id
             message = f"price {unknown} of subscription {fetched.subscription_id} is from no catalog of ours"
             raise CannotApply(message, fetched)
+        left = items.metered[0].item if items.metered else None
         return _Offer(
             previous.is_plan,
             previous.plan,
@@ -227,8 +229,8 @@ async def _offer(
             previous.custom_price_id,
             previous.catalog_version,
             previous.quantity,
-            previous.billing_period_start,
-            previous.billing_period_end,
+            previous.billing_period_start if left is None else left.period_start,
+            previous.billing_period_end if left is None else left.period_end,
         )
     sold = items.bases[0] if items.bases else items.metered[0]
     price, item = sold.price, sold.item
