@@ -36,11 +36,12 @@ async def pay_the_checkout(walker: Walker) -> None:
         await walker.press(f"{walker.page}/pay")
 
 
-async def _change(walker: Walker, timing: Any) -> None:
+async def _change(walker: Walker, timing: subscription_pb2.Timing.ValueType) -> None:
     plan = walker.draw.choice(("", *PLANS))
-    quantity = {"quantity": walker.draw.randint(1, 3)} if plan in PER_SEAT else {}
-    walker.note(f"  ChangePlan {plan or 'to the present plan'} {quantity}")
-    request = subscription_pb2.ChangePlanRequest(timing=timing, plan=plan, **quantity, **_asked(walker))
+    request = subscription_pb2.ChangePlanRequest(timing=timing, plan=plan, **_asked(walker))
+    if plan in PER_SEAT:
+        request.quantity = walker.draw.randint(1, 3)
+    walker.note(f"  ChangePlan {plan or 'to the present plan'}, quantity {request.quantity}")
     await walker.tried(walker.ledger.world.billing.subscriptions.ChangePlan(request))
 
 
@@ -54,7 +55,7 @@ async def change_at_the_periods_end(walker: Walker) -> None:
     await _change(walker, AT_PERIOD_END)
 
 
-async def _cancel(walker: Walker, timing: Any) -> None:  # noqa: ANN401 - the message's enum
+async def _cancel(walker: Walker, timing: subscription_pb2.Timing.ValueType) -> None:
     request = subscription_pb2.CancelSubscriptionRequest(timing=timing, **_asked(walker))
     await walker.tried(walker.ledger.world.billing.subscriptions.CancelSubscription(request))
 

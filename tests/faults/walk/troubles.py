@@ -56,9 +56,12 @@ async def be_away(walker: Walker) -> None:
 
 async def lose_meter_events(walker: Walker) -> None:
     """Meter events are counted, and answered with 500 under their idempotency key, or not at all."""
-    kind: dict[str, object] = walker.draw.choice(
-        ({"kind": "broken", "does_it": True}, {"kind": "cut"}, {"kind": "lost_answer", "seconds": 0.0})
-    )
+    kinds: list[dict[str, object]] = [
+        {"kind": "broken", "does_it": True},
+        {"kind": "cut"},
+        {"kind": "lost_answer", "seconds": 0.0},
+    ]
+    kind = walker.draw.choice(kinds)
     rule = {**kind, "path": "/v1/billing/meter_events", "probability": 0.5, "seed": walker.draw.randrange(2**31)}
     await walker.control("POST", "faults", rule)
     walker.has_faults = True

@@ -36,7 +36,7 @@ async def _record(walker: Walker, at: datetime | None = None, hold: str = "") ->
     walker.note(f"  RecordUsage {units}{f' at {at:%m-%d %H:%M}' if at else ''}: {answer.billable} beyond {answer.plan}")
     if walker.draw.random() < 0.1:
         again = await walker.ledger.world.billing.usage.RecordUsage(sent)
-        assert again.duplicate, walker.told()
+        assert again.duplicate
 
 
 async def use(walker: Walker) -> None:
