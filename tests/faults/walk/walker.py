@@ -4,7 +4,7 @@ import random
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import grpc
@@ -251,21 +251,3 @@ class Walker:
         """Return the most units that were included at any time between two instants."""
         before = [included for at, included in self.timeline if at <= start]
         return max([*before[-1:], *(included for at, included in self.timeline if start < at < end)], default=0)
-
-    async def trials(self) -> list[tuple[datetime, datetime]]:
-        """Return the trials of the account's subscriptions, from the history of Stripe's events."""
-        found: list[tuple[datetime, datetime]] = []
-        began: dict[str, int] = {}
-        for event in await self.all("/v1/events"):
-            if not event["type"].startswith("customer.subscription."):
-                continue
-            one, at = event["data"]["object"], event["created"]
-            if one["status"] == "trialing":
-                began.setdefault(one["id"], at)
-            elif one["id"] in began:
-                found.append((_instant(began.pop(one["id"])), _instant(at)))
-        return found + [(_instant(at), self.now) for at in began.values()]
-
-
-def _instant(at: int) -> datetime:
-    return datetime.fromtimestamp(at, UTC)
