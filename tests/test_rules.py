@@ -76,6 +76,7 @@ WRITERS = {
     "rate_windows": {"metering.quota.store"},
     "reader_accounts": set(),  # an operator writes it
     "reservations": {"metering.reservations.store"},
+    "stripe_call_limits": {"stripe.call_limits"},
     "stripe_customers": {"customers.store"},
     "stripe_events": {"inbox.store"},
     "stripe_objects": {"stripe.leases"},

@@ -162,11 +162,15 @@ async def listening(build: Callable[[int], uvicorn.Server], port: int = 0) -> As
 
 
 @contextlib.asynccontextmanager
-async def sandbox_running(state_file: pathlib.Path, webhook_url: str | None = None) -> AsyncIterator[Sandbox]:
+async def sandbox_running(
+    state_file: pathlib.Path, webhook_url: str | None = None, clock_file: pathlib.Path | None = None
+) -> AsyncIterator[Sandbox]:
     faults = Faults()
 
     def build(port: int) -> uvicorn.Server:
-        faults.app = sandbox_app.create_app(sandbox_settings.Settings(port, state_file, webhook_url, SECRET))
+        faults.app = sandbox_app.create_app(
+            sandbox_settings.Settings(port, state_file, webhook_url, SECRET, clock_file)
+        )
         return uvicorn.Server(
             uvicorn.Config(
                 faults, log_level="error", access_log=False, ws="none", lifespan="on", timeout_graceful_shutdown=1

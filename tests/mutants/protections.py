@@ -25,6 +25,7 @@ _HOLDS = "tests/faults/test_holds.py"
 _STOPPING = f"{_TESTS}/programs/test_stopping.py"
 _SERVING = f"{_TESTS}/api/transport/test_serving.py"
 _REPORT_FAULTS = f"{_TESTS}/usage_export/test_faults.py"
+_CALL_LIMITS = f"{_TESTS}/stripe/test_call_limits.py"
 _SCHEDULES = f"{_TESTS}/subscriptions/test_foreign_schedules.py"
 _CHECKOUT_FAULTS = f"{_TESTS}/subscriptions/test_checkout_faults.py"
 
@@ -212,6 +213,21 @@ PROTECTIONS = (
         "    return CONNECTION_AGE_GRACE_SECONDS\n",
         (f"{_TESTS}/api/test_connections.py::test_a_stop_waits_for_the_age_and_for_the_last_call",),
     ),
+    # Stripe's limits.
+    Protection(
+        "a worker's requests wait for their turn",
+        f"{_SVC}/stripe/requests_made.py",
+        '            await self._limits.wait(f"{method.upper()} {endpoint}")\n',
+        "            pass\n",
+        (f"{_CALL_LIMITS}::test_every_request_of_a_worker_s_client_is_paced_and_counted",),
+    ),
+    Protection(
+        "time without calls of Stripe allows no burst",
+        f"{_SVC}/stripe/call_limits.py",
+        "+ greatest(\n    clock_timestamp(), least(",
+        "+ greatest(\n    '-infinity', least(",
+        (f"{_CALL_LIMITS}::test_time_without_calls_allows_no_burst",),
+    ),
     # Promise 10: closed by default.
     Protection(
         "a request is not read if its caller has no access",
@@ -269,8 +285,8 @@ PROTECTIONS = (
     Protection(
         "the idempotency key of writes at Stripe",
         f"{_SVC}/stripe/client.py",
-        '(method(dict(params), {"idempotency_key": idempotency_key}))',
-        "(method(dict(params), {}))",
+        '(method(dict(params), {"idempotency_key": idempotency_key}), params)',
+        "(method(dict(params), {}), params)",
         (f"{_CHECKOUT_FAULTS}::test_a_first_checkout_that_crashed_is_carried_on",),
     ),
     Protection(
@@ -389,6 +405,21 @@ PROTECTIONS = (
         "     ORDER BY 1\n",
         "",
         (f"{_TESTS}/platform/database/test_readers.py::test_nothing_tells_the_twins_apart",),
+    ),
+    # Stripe's limits.
+    Protection(
+        "a worker's requests wait for their turn",
+        f"{_SVC}/stripe/requests_made.py",
+        '            await self._limits.wait(f"{method.upper()} {endpoint}")\n',
+        "            pass\n",
+        (f"{_CALL_LIMITS}::test_every_request_of_a_worker_s_client_is_paced_and_counted",),
+    ),
+    Protection(
+        "time without calls of Stripe allows no burst",
+        f"{_SVC}/stripe/call_limits.py",
+        "+ greatest(\n    clock_timestamp(), least(",
+        "+ greatest(\n    '-infinity', least(",
+        (f"{_CALL_LIMITS}::test_time_without_calls_allows_no_burst",),
     ),
     # Stripe's objects enter by one door (ADR 0021).
     Protection(

@@ -87,10 +87,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The account's plan has no pay-as-you-go. Metadata: plan."""
     ERROR_REASON_PAYMENT_METHOD_REQUIRED: _ErrorReason.ValueType  # 24
     """FAILED_PRECONDITION. A payment method must be on file first; the customer can enter it on the portal's page
-    (CreatePortalSession). Metadata: account_id.
+    (CreatePortalSession). Then the same call succeeds. Metadata: account_id.
     """
     ERROR_REASON_PAYMENT_FAILED: _ErrorReason.ValueType  # 25
-    """FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe returned it."""
+    """FAILED_PRECONDITION. The payment that the change needs was refused; nothing changed. With another payment method,
+    which the customer can enter on the portal's page (CreatePortalSession), the same call succeeds. Metadata:
+    stripe_code (Stripe's error code, such as "card_declined" or "expired_card"); decline_code (the bank's reason, such
+    as "insufficient_funds"), only if the bank gave it.
+    """
     ERROR_REASON_NOT_CANCELING: _ErrorReason.ValueType  # 26
     """FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id;
     if it is unpaid, incomplete or paused: status, and what is owed as in ALREADY_SUBSCRIBED.
@@ -104,9 +108,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_LEVEL_BELOW_ZERO: _ErrorReason.ValueType  # 29
     """FAILED_PRECONDITION. The change would set a gauge's level below 0. Metadata: meter, level (units)."""
     ERROR_REASON_PRICE_ARCHIVED: _ErrorReason.ValueType  # 52
-    """FAILED_PRECONDITION. The price belongs to the older catalog version that the account has, and is no longer sold.
-    ChangePlan with newest_catalog changes to the newest version's price and terms. Metadata: plan, price,
-    catalog_version, newest_catalog_version.
+    """FAILED_PRECONDITION. The price is no longer sold. With newest_catalog_version in the metadata: it belongs to the
+    older catalog version that the account has, and ChangePlan with newest_catalog changes to the newest version's price
+    and terms. With stripe_object: the price, or its product, is archived at Stripe; an operator activates it there, or
+    runs `billing-svc catalog apply`, which makes a new price, and then the same call succeeds. Metadata: plan, price
+    (empty for a meter's price); and catalog_version and newest_catalog_version, or stripe_object (the price's id) and,
+    for a meter's price, meter.
     """
     ERROR_REASON_ITEMS_MISSING: _ErrorReason.ValueType  # 53
     """FAILED_PRECONDITION. The subscription at Stripe lacks metered items of its plan, so that overage could not be
@@ -152,8 +159,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_NOT_IMPLEMENTED: _ErrorReason.ValueType  # 39
     """UNIMPLEMENTED. This server does not implement the RPC, or not with these options. Metadata: rpc. Do not repeat."""
     ERROR_REASON_STRIPE_REFUSED: _ErrorReason.ValueType  # 40
-    """FAILED_PRECONDITION. Stripe refused the request as invalid; repeating it does not help. Metadata: stripe_code,
-    stripe_param.
+    """FAILED_PRECONDITION. Stripe refused the request; nothing changed. The message says what to do, if that is known.
+    The same call succeeds when the cause is removed; without that, repeating it does not help. Metadata: stripe_code
+    (Stripe's error code, such as "resource_missing" or "customer_tax_location_invalid"; empty if Stripe gave none),
+    stripe_param (the parameter of Stripe's API, such as "items[0][price]"; empty if Stripe named none), and
+    stripe_object (the id that this parameter had, such as "price_..."), if it had one.
     """
     ERROR_REASON_FOREIGN_SCHEDULE: _ErrorReason.ValueType  # 50
     """FAILED_PRECONDITION. The subscription has a schedule at Stripe that this service did not make, for example one that
@@ -164,6 +174,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STRIPE_OBJECT_UNREADABLE: _ErrorReason.ValueType  # 51
     """FAILED_PRECONDITION. An object at Stripe has a field that this service cannot read, or a price of no catalog; an
     operator must look at it. Metadata: object, field (empty if it is the whole object).
+    """
+    ERROR_REASON_PAYMENT_ACTION_REQUIRED: _ErrorReason.ValueType  # 60
+    """FAILED_PRECONDITION. The customer's bank wants the customer to confirm the payment (3-D Secure). The change waits
+    for that: send the customer's browser to payment_url. After the payment Stripe makes the change, and the same call
+    returns its answer; a payment that has not come at expires_at leaves everything as it was. Metadata: account_id;
+    payment_url, invoice_id and expires_at (RFC 3339), if Stripe has such a page.
+    """
+    ERROR_REASON_STRIPE_ACCOUNT_MISMATCH: _ErrorReason.ValueType  # 62
+    """FAILED_PRECONDITION. Stripe has neither an object of the account nor any price of the catalog: the service's key
+    belongs to another Stripe account, or the Stripe account's test data was deleted. Nothing was changed here; an
+    operator has to correct BILLING_STRIPE_API_KEY. Metadata: account_id, stripe_object (the missing object's id).
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -238,10 +259,14 @@ ERROR_REASON_PAY_AS_YOU_GO_NOT_OFFERED: ErrorReason.ValueType  # 23
 """FAILED_PRECONDITION. The account's plan has no pay-as-you-go. Metadata: plan."""
 ERROR_REASON_PAYMENT_METHOD_REQUIRED: ErrorReason.ValueType  # 24
 """FAILED_PRECONDITION. A payment method must be on file first; the customer can enter it on the portal's page
-(CreatePortalSession). Metadata: account_id.
+(CreatePortalSession). Then the same call succeeds. Metadata: account_id.
 """
 ERROR_REASON_PAYMENT_FAILED: ErrorReason.ValueType  # 25
-"""FAILED_PRECONDITION. The payment that the change needs was refused. Metadata: decline_code, if Stripe returned it."""
+"""FAILED_PRECONDITION. The payment that the change needs was refused; nothing changed. With another payment method,
+which the customer can enter on the portal's page (CreatePortalSession), the same call succeeds. Metadata:
+stripe_code (Stripe's error code, such as "card_declined" or "expired_card"); decline_code (the bank's reason, such
+as "insufficient_funds"), only if the bank gave it.
+"""
 ERROR_REASON_NOT_CANCELING: ErrorReason.ValueType  # 26
 """FAILED_PRECONDITION. The subscription is not going to end, so there is nothing to resume. Metadata: account_id;
 if it is unpaid, incomplete or paused: status, and what is owed as in ALREADY_SUBSCRIBED.
@@ -255,9 +280,12 @@ ERROR_REASON_CORRECTION_TOO_LARGE: ErrorReason.ValueType  # 28
 ERROR_REASON_LEVEL_BELOW_ZERO: ErrorReason.ValueType  # 29
 """FAILED_PRECONDITION. The change would set a gauge's level below 0. Metadata: meter, level (units)."""
 ERROR_REASON_PRICE_ARCHIVED: ErrorReason.ValueType  # 52
-"""FAILED_PRECONDITION. The price belongs to the older catalog version that the account has, and is no longer sold.
-ChangePlan with newest_catalog changes to the newest version's price and terms. Metadata: plan, price,
-catalog_version, newest_catalog_version.
+"""FAILED_PRECONDITION. The price is no longer sold. With newest_catalog_version in the metadata: it belongs to the
+older catalog version that the account has, and ChangePlan with newest_catalog changes to the newest version's price
+and terms. With stripe_object: the price, or its product, is archived at Stripe; an operator activates it there, or
+runs `billing-svc catalog apply`, which makes a new price, and then the same call succeeds. Metadata: plan, price
+(empty for a meter's price); and catalog_version and newest_catalog_version, or stripe_object (the price's id) and,
+for a meter's price, meter.
 """
 ERROR_REASON_ITEMS_MISSING: ErrorReason.ValueType  # 53
 """FAILED_PRECONDITION. The subscription at Stripe lacks metered items of its plan, so that overage could not be
@@ -303,8 +331,11 @@ repeat with the same ids. Metadata: none.
 ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 39
 """UNIMPLEMENTED. This server does not implement the RPC, or not with these options. Metadata: rpc. Do not repeat."""
 ERROR_REASON_STRIPE_REFUSED: ErrorReason.ValueType  # 40
-"""FAILED_PRECONDITION. Stripe refused the request as invalid; repeating it does not help. Metadata: stripe_code,
-stripe_param.
+"""FAILED_PRECONDITION. Stripe refused the request; nothing changed. The message says what to do, if that is known.
+The same call succeeds when the cause is removed; without that, repeating it does not help. Metadata: stripe_code
+(Stripe's error code, such as "resource_missing" or "customer_tax_location_invalid"; empty if Stripe gave none),
+stripe_param (the parameter of Stripe's API, such as "items[0][price]"; empty if Stripe named none), and
+stripe_object (the id that this parameter had, such as "price_..."), if it had one.
 """
 ERROR_REASON_FOREIGN_SCHEDULE: ErrorReason.ValueType  # 50
 """FAILED_PRECONDITION. The subscription has a schedule at Stripe that this service did not make, for example one that
@@ -315,5 +346,16 @@ schedule_id.
 ERROR_REASON_STRIPE_OBJECT_UNREADABLE: ErrorReason.ValueType  # 51
 """FAILED_PRECONDITION. An object at Stripe has a field that this service cannot read, or a price of no catalog; an
 operator must look at it. Metadata: object, field (empty if it is the whole object).
+"""
+ERROR_REASON_PAYMENT_ACTION_REQUIRED: ErrorReason.ValueType  # 60
+"""FAILED_PRECONDITION. The customer's bank wants the customer to confirm the payment (3-D Secure). The change waits
+for that: send the customer's browser to payment_url. After the payment Stripe makes the change, and the same call
+returns its answer; a payment that has not come at expires_at leaves everything as it was. Metadata: account_id;
+payment_url, invoice_id and expires_at (RFC 3339), if Stripe has such a page.
+"""
+ERROR_REASON_STRIPE_ACCOUNT_MISMATCH: ErrorReason.ValueType  # 62
+"""FAILED_PRECONDITION. Stripe has neither an object of the account nor any price of the catalog: the service's key
+belongs to another Stripe account, or the Stripe account's test data was deleted. Nothing was changed here; an
+operator has to correct BILLING_STRIPE_API_KEY. Metadata: account_id, stripe_object (the missing object's id).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -226,3 +226,57 @@ class InvoiceLine(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InvoiceLine: _TypeAlias = InvoiceLine  # noqa: Y015
+
+@_typing.final
+class InvoiceTotals(_message.Message):
+    """What an invoice comes to, as Stripe computes it. Amounts are rounded to minor units."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBTOTAL_FIELD_NUMBER: _builtins.int
+    DISCOUNT_FIELD_NUMBER: _builtins.int
+    TAX_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    CREDIT_FIELD_NUMBER: _builtins.int
+    AMOUNT_DUE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def subtotal(self) -> _money_pb2.Money:
+        """The sum of the lines, before discounts and taxes."""
+
+    @_builtins.property
+    def discount(self) -> _money_pb2.Money:
+        """What discounts take off; 0 or more."""
+
+    @_builtins.property
+    def tax(self) -> _money_pb2.Money:
+        """Taxes. They are in addition to the lines unless prices include them."""
+
+    @_builtins.property
+    def total(self) -> _money_pb2.Money:
+        """The total after discounts and taxes; negative if it is a credit, which the customer's balance at Stripe gets."""
+
+    @_builtins.property
+    def credit(self) -> _money_pb2.Money:
+        """What the customer's balance at Stripe pays of the total; negative if the invoice also collects an older debt."""
+
+    @_builtins.property
+    def amount_due(self) -> _money_pb2.Money:
+        """The amount that the customer has to pay."""
+
+    def __init__(
+        self,
+        *,
+        subtotal: _money_pb2.Money | None = ...,
+        discount: _money_pb2.Money | None = ...,
+        tax: _money_pb2.Money | None = ...,
+        total: _money_pb2.Money | None = ...,
+        credit: _money_pb2.Money | None = ...,
+        amount_due: _money_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount_due", b"amount_due", "credit", b"credit", "discount", b"discount", "subtotal", b"subtotal", "tax", b"tax", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_due", b"amount_due", "credit", b"credit", "discount", b"discount", "subtotal", b"subtotal", "tax", b"tax", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InvoiceTotals: _TypeAlias = InvoiceTotals  # noqa: Y015

@@ -706,7 +706,8 @@ class ChangePlanRequest(_message.Message):
     @_builtins.property
     def proration_at(self) -> _timestamp_pb2.Timestamp:
         """The instant for which prorations are computed. Send the value of a preview's answer, so that the change costs the
-        same as the preview: not in the future, at most an hour old. Default: now. Only with TIMING_NOW.
+        same as the preview: not in the future, at most an hour old when the change begins. Default: now. Only with
+        TIMING_NOW.
         """
 
     def __init__(
@@ -744,6 +745,7 @@ class ChangePlanResponse(_message.Message):
     LINES_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     PRORATION_AT_FIELD_NUMBER: _builtins.int
+    INVOICE_TOTALS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def subscription(self) -> Global___Subscription:
         """The account's plan and subscription after the call; with TIMING_AT_PERIOD_END or `preview` still the current plan."""
@@ -758,11 +760,15 @@ class ChangePlanResponse(_message.Message):
 
     @_builtins.property
     def total(self) -> _money_pb2.Money:
-        """The sum of the lines; negative if it is a credit."""
+        """The total of the invoice, as Stripe computes it: the lines, less discounts, plus taxes. Negative if it is a credit."""
 
     @_builtins.property
     def proration_at(self) -> _timestamp_pb2.Timestamp:
         """The instant for which prorations were computed. Only with TIMING_NOW."""
+
+    @_builtins.property
+    def invoice_totals(self) -> _invoice_pb2.InvoiceTotals:
+        """How Stripe arrives at the total, and what the customer has to pay of it."""
 
     def __init__(
         self,
@@ -772,10 +778,11 @@ class ChangePlanResponse(_message.Message):
         lines: _abc.Iterable[_invoice_pb2.InvoiceLine] | None = ...,
         total: _money_pb2.Money | None = ...,
         proration_at: _timestamp_pb2.Timestamp | None = ...,
+        invoice_totals: _invoice_pb2.InvoiceTotals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_at", b"effective_at", "proration_at", b"proration_at", "subscription", b"subscription", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_at", b"effective_at", "invoice_totals", b"invoice_totals", "proration_at", b"proration_at", "subscription", b"subscription", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_at", b"effective_at", "lines", b"lines", "proration_at", b"proration_at", "subscription", b"subscription", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_at", b"effective_at", "invoice_totals", b"invoice_totals", "lines", b"lines", "proration_at", b"proration_at", "subscription", b"subscription", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -985,6 +992,7 @@ class PreviewCostRequest(_message.Message):
     QUANTITY_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     PAY_AS_YOU_GO_FIELD_NUMBER: _builtins.int
+    WITH_NEXT_INVOICE_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """The account whose usage so far is billed, and whose plan if `plan` is empty; 1 to 128 printable ASCII characters
     without spaces.
@@ -999,6 +1007,10 @@ class PreviewCostRequest(_message.Message):
     """Seats, 1 to 100,000; default: the account's seats, else 1."""
     pay_as_you_go: _builtins.bool
     """Whether pay-as-you-go is switched on; default: the account's setting, else off."""
+    with_next_invoice: _builtins.bool
+    """Also ask Stripe for the account's next invoice. Needs account_id; refused together with plan, price, quantity,
+    usage and pay_as_you_go, because Stripe knows only what the account has.
+    """
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeterQuantity]:
         """Quantities to bill, at most 100, each meter once. They replace the account's usage of these meters."""
@@ -1012,10 +1024,11 @@ class PreviewCostRequest(_message.Message):
         quantity: _builtins.int | None = ...,
         usage: _abc.Iterable[Global___MeterQuantity] | None = ...,
         pay_as_you_go: _builtins.bool | None = ...,
+        with_next_invoice: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pay_as_you_go", b"_pay_as_you_go", "_quantity", b"_quantity", "pay_as_you_go", b"pay_as_you_go", "quantity", b"quantity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pay_as_you_go", b"_pay_as_you_go", "_quantity", b"_quantity", "account_id", b"account_id", "pay_as_you_go", b"pay_as_you_go", "plan", b"plan", "price", b"price", "quantity", b"quantity", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pay_as_you_go", b"_pay_as_you_go", "_quantity", b"_quantity", "account_id", b"account_id", "pay_as_you_go", b"pay_as_you_go", "plan", b"plan", "price", b"price", "quantity", b"quantity", "usage", b"usage", "with_next_invoice", b"with_next_invoice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pay_as_you_go: _TypeAlias = _typing.Literal["pay_as_you_go"]  # noqa: Y015
     _WhichOneofArgType__pay_as_you_go: _TypeAlias = _typing.Literal["_pay_as_you_go", b"_pay_as_you_go"]  # noqa: Y015
@@ -1067,6 +1080,7 @@ class PreviewCostResponse(_message.Message):
     CATALOG_VERSION_FIELD_NUMBER: _builtins.int
     PERIOD_START_FIELD_NUMBER: _builtins.int
     PERIOD_END_FIELD_NUMBER: _builtins.int
+    NEXT_INVOICE_FIELD_NUMBER: _builtins.int
     plan: _builtins.str
     """The plan."""
     price: _builtins.str
@@ -1089,6 +1103,10 @@ class PreviewCostResponse(_message.Message):
     def period_end(self) -> _timestamp_pb2.Timestamp:
         """When the quota period of the account's usage ends; exclusive. Absent without an account."""
 
+    @_builtins.property
+    def next_invoice(self) -> _invoice_pb2.InvoiceTotals:
+        """What the account's next invoice would come to. Only with `with_next_invoice`; absent if Stripe will make none."""
+
     def __init__(
         self,
         *,
@@ -1099,10 +1117,11 @@ class PreviewCostResponse(_message.Message):
         catalog_version: _builtins.int = ...,
         period_start: _timestamp_pb2.Timestamp | None = ...,
         period_end: _timestamp_pb2.Timestamp | None = ...,
+        next_invoice: _invoice_pb2.InvoiceTotals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["period_end", b"period_end", "period_start", b"period_start", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_invoice", b"next_invoice", "period_end", b"period_end", "period_start", b"period_start", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_version", b"catalog_version", "lines", b"lines", "period_end", b"period_end", "period_start", b"period_start", "plan", b"plan", "price", b"price", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_version", b"catalog_version", "lines", b"lines", "next_invoice", b"next_invoice", "period_end", b"period_end", "period_start", b"period_start", "plan", b"plan", "price", b"price", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,9 +85,11 @@ class SubscriptionServiceStub:
 
     A change now first sends the usage so far to Stripe, so that each unit is charged once, under the terms in force
     when it was used: USAGE_NOT_REPORTED means that this is still under way. A change that cannot be paid does not take
-    place. A change at the period's end replaces a pending change, and undoes a scheduled cancellation; choosing the
-    current plan, price and quantity removes the pending change. A change now removes a pending change, and keeps a
-    scheduled cancellation.
+    place; a repeat with its request_id is judged by the state of that time. If the customer's bank wants the customer
+    to confirm the payment, the answer is PAYMENT_ACTION_REQUIRED with a page for that, and Stripe makes the change when
+    it is paid there. A change at the period's end replaces a pending change, and undoes a scheduled cancellation;
+    choosing the current plan, price and quantity removes the pending change. A change now removes a pending change,
+    and keeps a scheduled cancellation.
 
     Retry: safe with the same request_id; a preview changes nothing.
     Depends on: Postgres and Stripe.
@@ -124,10 +126,11 @@ class SubscriptionServiceStub:
     PreviewCost: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.PreviewCostRequest, _subscription_pb2.PreviewCostResponse]
     """Computes the bill of a billing interval, line by line: for a plan and quantities, for an account's usage so far, or
     for an account's usage on another plan. It is an estimate from this service's data, without taxes, discounts and
-    prorations, which Stripe adds.
+    prorations, which Stripe adds. With `with_next_invoice` the answer also has what Stripe would charge today by the
+    account's next invoice, with all of these, and with the usage that has reached Stripe.
 
     Retry: safe, it only reads.
-    Depends on: Postgres only.
+    Depends on: Postgres only; with `with_next_invoice` also Stripe.
     When down: show no estimate.
     """
     ListInvoices: _grpc.UnaryUnaryMultiCallable[_subscription_pb2.ListInvoicesRequest, _subscription_pb2.ListInvoicesResponse]
@@ -209,9 +212,11 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
 
     A change now first sends the usage so far to Stripe, so that each unit is charged once, under the terms in force
     when it was used: USAGE_NOT_REPORTED means that this is still under way. A change that cannot be paid does not take
-    place. A change at the period's end replaces a pending change, and undoes a scheduled cancellation; choosing the
-    current plan, price and quantity removes the pending change. A change now removes a pending change, and keeps a
-    scheduled cancellation.
+    place; a repeat with its request_id is judged by the state of that time. If the customer's bank wants the customer
+    to confirm the payment, the answer is PAYMENT_ACTION_REQUIRED with a page for that, and Stripe makes the change when
+    it is paid there. A change at the period's end replaces a pending change, and undoes a scheduled cancellation;
+    choosing the current plan, price and quantity removes the pending change. A change now removes a pending change,
+    and keeps a scheduled cancellation.
 
     Retry: safe with the same request_id; a preview changes nothing.
     Depends on: Postgres and Stripe.
@@ -248,10 +253,11 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     PreviewCost: _aio.UnaryUnaryMultiCallable[_subscription_pb2.PreviewCostRequest, _subscription_pb2.PreviewCostResponse]  # type: ignore[assignment]
     """Computes the bill of a billing interval, line by line: for a plan and quantities, for an account's usage so far, or
     for an account's usage on another plan. It is an estimate from this service's data, without taxes, discounts and
-    prorations, which Stripe adds.
+    prorations, which Stripe adds. With `with_next_invoice` the answer also has what Stripe would charge today by the
+    account's next invoice, with all of these, and with the usage that has reached Stripe.
 
     Retry: safe, it only reads.
-    Depends on: Postgres only.
+    Depends on: Postgres only; with `with_next_invoice` also Stripe.
     When down: show no estimate.
     """
     ListInvoices: _aio.UnaryUnaryMultiCallable[_subscription_pb2.ListInvoicesRequest, _subscription_pb2.ListInvoicesResponse]  # type: ignore[assignment]
@@ -355,9 +361,11 @@ class SubscriptionServiceServicer:
 
         A change now first sends the usage so far to Stripe, so that each unit is charged once, under the terms in force
         when it was used: USAGE_NOT_REPORTED means that this is still under way. A change that cannot be paid does not take
-        place. A change at the period's end replaces a pending change, and undoes a scheduled cancellation; choosing the
-        current plan, price and quantity removes the pending change. A change now removes a pending change, and keeps a
-        scheduled cancellation.
+        place; a repeat with its request_id is judged by the state of that time. If the customer's bank wants the customer
+        to confirm the payment, the answer is PAYMENT_ACTION_REQUIRED with a page for that, and Stripe makes the change when
+        it is paid there. A change at the period's end replaces a pending change, and undoes a scheduled cancellation;
+        choosing the current plan, price and quantity removes the pending change. A change now removes a pending change,
+        and keeps a scheduled cancellation.
 
         Retry: safe with the same request_id; a preview changes nothing.
         Depends on: Postgres and Stripe.
@@ -414,10 +422,11 @@ class SubscriptionServiceServicer:
     ) -> _typing.Union[_subscription_pb2.PreviewCostResponse, _abc.Awaitable[_subscription_pb2.PreviewCostResponse]]:
         """Computes the bill of a billing interval, line by line: for a plan and quantities, for an account's usage so far, or
         for an account's usage on another plan. It is an estimate from this service's data, without taxes, discounts and
-        prorations, which Stripe adds.
+        prorations, which Stripe adds. With `with_next_invoice` the answer also has what Stripe would charge today by the
+        account's next invoice, with all of these, and with the usage that has reached Stripe.
 
         Retry: safe, it only reads.
-        Depends on: Postgres only.
+        Depends on: Postgres only; with `with_next_invoice` also Stripe.
         When down: show no estimate.
         """
 

@@ -73,6 +73,9 @@ def _money_problems(path: tuple[str, ...], plan: parts.Plan, currency: str) -> I
     for metered in plan.metered_prices:
         holder = ("pay_as_you_go", "limits") if metered.pay_as_you_go else ("limits",)
         unit = money.in_minor_units(metered.limit.unit_price_exact, currency)
+        if money.step(currency) > 1 and unit % money.step(currency):
+            # Then every number of units is an amount that Stripe can charge, without rounding.
+            yield Problem((*path, *holder, metered.meter, "unit_price"), _not_whole_steps(currency))
         if money.decimal_places(unit) > money.UNIT_PRICE_PLACES_MAX:
             message = f"a unit costs {unit:f} minor units: Stripe takes {money.UNIT_PRICE_PLACES_MAX} decimal places"
             yield Problem((*path, *holder, metered.meter, "unit_price"), message)
@@ -84,8 +87,15 @@ def _amount_problems(path: tuple[str, ...], amount: Decimal, currency: str) -> I
     minor = money.in_minor_units(amount, currency)
     if minor != minor.to_integral_value():
         yield Problem(path, f"{currency} has {money.EXPONENTS[currency]} decimal places")
+    elif minor % money.step(currency):
+        yield Problem(path, _not_whole_steps(currency))
     elif minor > money.MINOR_UNITS_MAX:
         yield Problem(path, _too_much(currency))
+
+
+def _not_whole_steps(currency: str) -> str:
+    smallest = money.major_units(money.step(currency), currency)
+    return f"must be a multiple of {smallest}, the smallest amount of {currency} that Stripe charges"
 
 
 def _too_much(currency: str) -> str:

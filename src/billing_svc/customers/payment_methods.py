@@ -4,6 +4,7 @@ Checkout puts the card on the subscription that it sells, and not on the custome
 invoice or subscription of the same customer, unless that one names it.
 """
 
+from billing_svc.platform import errors
 from billing_svc.stripe import client
 
 
@@ -11,11 +12,14 @@ async def payer(stripe: client.Stripe, customer_id: str, subscription_id: str | 
     """Return the parameter that names who pays; empty if Stripe finds it, None if the customer has no payment method.
 
     In this order: the payment method of the subscription, the customer's default, any that is attached. Raises
-    NotAtStripe if Stripe has no such customer, and StripeUnavailable.
+    CustomerMissing if the customer was deleted or Stripe has no such customer, and StripeUnavailable.
     """
-    customer = await stripe.customer(customer_id)
+    try:
+        customer = await stripe.customer(customer_id)
+    except client.NotAtStripe as error:
+        raise errors.CustomerMissing(customer_id) from error
     if customer.get("deleted"):
-        return None
+        raise errors.CustomerMissing(customer_id)
     attached = [str(found["id"]) for found in await stripe.payment_methods_of(customer_id)]
     if attached and subscription_id is not None:
         named = await _of_subscription(stripe, subscription_id)

@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing_svc.customers import create_customer, store
 from billing_svc.platform import clock, errors
-from billing_svc.platform.accounts import store as accounts_store
+from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.stripe import client, intents
@@ -37,21 +38,25 @@ class Portal:
         self,
         database: transactions.Transactions,
         stripe: client.Stripe,
+        customers: create_customer.Customers,
         now: clock.Clock,
         portal_configuration_id: ConfigurationOf,
     ) -> None:
         self._database = database
+        self._customers = customers
         self._requests = intents.Requests(database, stripe, now)
         self._clock = now
         self._configuration_of = portal_configuration_id
 
-    async def open_page(self, visit: Visit) -> str:
-        """Return a page's URL. Raises NoStripeCustomer, RequestIdReused, StripeUnavailable and StripeRefused."""
+    async def open_page(self, visit: Visit, origin: audit_store.Origin) -> str:
+        """Return a page's URL. An account whose customer was deleted at Stripe gets a new customer.
+
+        Raises NoStripeCustomer, RequestIdReused, StripeUnavailable, StripeRefused and LostRace.
+        """
         now = self._clock.now()
 
-        async def begin(conn: AsyncConnection) -> tuple[str, str | None]:
-            customer_id = await accounts_store.customer_of(conn, visit.account_id)
-            if customer_id is None:
+        async def begin(conn: AsyncConnection) -> str | None:
+            if not await store.had_customer(conn, visit.account_id):
                 message = "the account has no customer at Stripe; CreateCheckout creates it"
                 raise errors.NoStripeCustomer(message, {"account_id": visit.account_id})
             if visit.request_id:
@@ -60,9 +65,10 @@ class Portal:
                 )
                 if await request_ids.find(conn, asked) is None:
                     await request_ids.remember(conn, asked, {}, now)
-            return customer_id, await self._configuration_of(conn)
+            return await self._configuration_of(conn)
 
-        customer_id, configuration_id = await self._database.run(begin)
+        configuration_id = await self._database.run(begin)
+        customer_id = await self._customers.ensure(visit.account_id, "", origin)
         params: dict[str, Any] = {"customer": customer_id, "return_url": visit.return_url}
         if configuration_id is not None:
             params["configuration"] = configuration_id

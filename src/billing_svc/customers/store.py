@@ -55,6 +55,12 @@ async def account_of_customer(conn: AsyncConnection, customer_id: str) -> str | 
     return (await conn.execute(query)).scalar_one_or_none()
 
 
+async def had_customer(conn: AsyncConnection, account_id: str) -> bool:
+    """Say whether an account has a customer at Stripe, or had one that was deleted there."""
+    query = sa.select(_CUSTOMERS.c.customer_id).where(_CUSTOMERS.c.account_id == account_id).limit(1)
+    return (await conn.execute(query)).first() is not None
+
+
 async def link_customer(conn: AsyncConnection, account_id: str, customer_id: str, now: datetime) -> bool:
     """Store the account's customer, in both directions; returns whether the account had no customer before.
 

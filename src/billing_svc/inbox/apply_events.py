@@ -29,11 +29,13 @@ from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, leases
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
+from billing_svc.subscriptions.refusals import gone_customers
 
 _log = structlog.get_logger(__name__)
 
-# How many objects a round takes, and how many at the same time: Stripe's sandbox admits 25 calls a second.
-OBJECTS_MAX = 50
+# How many objects a round takes, and how many at the same time. A purchase, which comes first, waits for the end of the
+# round under way: some seconds while all of Stripe's limit is used.
+OBJECTS_MAX = 20
 OBJECTS_AT_ONCE = 4
 
 
@@ -87,7 +89,9 @@ class Inbox:
             rules.ObjectKind.SUBSCRIPTION: handle_subscriptions.SubscriptionHandler(catalogs, stripe),
             rules.ObjectKind.CHECKOUT: handle_checkouts.CheckoutHandler(),
             rules.ObjectKind.INVOICE: handle_invoices.InvoiceHandler(stripe),
-            rules.ObjectKind.CUSTOMER: handle_customers.CustomerHandler(database, refresher),
+            rules.ObjectKind.CUSTOMER: handle_customers.CustomerHandler(
+                gone_customers.GoneCustomers(database, stripe, refresher, now)
+            ),
             rules.ObjectKind.METER_ERROR: handle_meter_errors.MeterErrorHandler(stripe),
         }
 

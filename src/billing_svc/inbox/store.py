@@ -18,6 +18,8 @@ EVENTS_MAX = 500
 BODIES_MAX = 500
 # The maximum length of a note, which the contract promises.
 NOTE_LENGTH_MAX = 1000
+# The first events of what a customer has just bought and waits for. At a period's end there are thousands of others.
+BOUGHT = ("checkout.session.completed", "customer.subscription.created")
 
 _EVENTS = tables.stripe_events
 _OBJECTS = tables.stripe_objects
@@ -112,14 +114,14 @@ async def insert(conn: AsyncConnection, event: rules.Event, ignored_because: str
 
 
 async def due_objects(conn: AsyncConnection, most: int, now: datetime) -> list[str]:
-    """Return the objects with due events that no worker has leased, the longest waiting first."""
+    """Return the objects with due events that no worker has leased: first what was bought, then the longest waiting."""
     query = (
         sa.select(_EVENTS.c.object_id)
         .outerjoin(_OBJECTS, _OBJECTS.c.object_id == _EVENTS.c.object_id)
         .where(_EVENTS.c.state == "waiting", _EVENTS.c.next_attempt_at <= now)
         .where(sa.or_(_OBJECTS.c.leased_until.is_(None), _OBJECTS.c.leased_until <= now))
         .group_by(_EVENTS.c.object_id)
-        .order_by(sa.func.min(_EVENTS.c.next_attempt_at))
+        .order_by(sa.func.bool_or(_EVENTS.c.type.in_(BOUGHT)).desc(), sa.func.min(_EVENTS.c.next_attempt_at))
         .limit(most)
     )
     return list((await conn.execute(query)).scalars())

@@ -176,13 +176,6 @@ class NoStripeCustomer(BillingError):
     reason = "NO_STRIPE_CUSTOMER"
 
 
-class PaymentMethodRequired(BillingError):
-    """A payment method must be on file first."""
-
-    code = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "PAYMENT_METHOD_REQUIRED"
-
-
 class PayAsYouGoNotOffered(BillingError):
     """The plan has no pay-as-you-go."""
 
@@ -323,16 +316,50 @@ class DeadlineExceeded(BillingError):
 
 
 class StripeRefused(BillingError):
-    """Stripe answered that the request itself is wrong; repeating it would not help."""
+    """Stripe refused the request; the same request succeeds only after the cause is removed. Nothing changed."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "STRIPE_REFUSED"
+
+
+class CustomerMissing(StripeRefused):
+    """Stripe does not have the customer: it was deleted there, or the key belongs to another account."""
+
+    def __init__(self, customer_id: str) -> None:
+        message = f"Stripe has no customer {customer_id}"
+        metadata = {"stripe_code": "resource_missing", "stripe_param": "customer", "stripe_object": customer_id}
+        super().__init__(message, metadata)
+        self.customer_id = customer_id
+
+
+class StripeAccountMismatch(StripeRefused):
+    """The service's key belongs to another Stripe account than the stored objects."""
+
+    reason = "STRIPE_ACCOUNT_MISMATCH"
+
+
+class PriceArchivedAtStripe(StripeRefused):
+    """The price, or its product, is archived at Stripe, so that it cannot be sold."""
+
+    reason = "PRICE_ARCHIVED"
+
+
+class PaymentMethodRequired(StripeRefused):
+    """A payment method must be on file first."""
+
+    reason = "PAYMENT_METHOD_REQUIRED"
 
 
 class PaymentFailed(StripeRefused):
     """The payment that the change needs was refused; nothing changed."""
 
     reason = "PAYMENT_FAILED"
+
+
+class PaymentActionRequired(StripeRefused):
+    """The customer's bank wants the customer to confirm the payment; nothing changed so far."""
+
+    reason = "PAYMENT_ACTION_REQUIRED"
 
 
 class StripeObjectUnreadable(BillingError, ValueError):

@@ -7,26 +7,8 @@ from decimal import Decimal
 EXACT = decimal.Context(
     prec=80, traps=[decimal.Inexact, decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow]
 )
-# ISO 4217 exponents as Stripe applies them. Left out on purpose: ISK and UGX (whole amounts written as hundredths) and
-# the three-decimal currencies (the last digit must be 0), whose rules no product needs yet.
+# The decimal places with which Stripe writes the amounts of each currency that it charges in.
 EXPONENTS = {
-    **dict.fromkeys(
-        (
-            *("aud", "brl", "cad", "chf", "czk", "dkk", "eur", "gbp", "hkd", "huf", "ils", "inr", "mxn"),
-            *("nok", "nzd", "pln", "ron", "sek", "sgd", "thb", "usd", "zar"),
-        ),
-        2,
-    ),
-    **dict.fromkeys(("clp", "jpy", "krw", "vnd"), 0),
-}
-# Stripe's bound for `unit_amount`, and for what an invoice or an item of it comes to: eight digits.
-MINOR_UNITS_MAX = 99_999_999
-# Stripe's bound for `unit_amount_decimal`, counted in minor units.
-UNIT_PRICE_PLACES_MAX = 12
-
-
-# The decimal places with which Stripe writes amounts, of all currencies that do not have two.
-_WRITTEN_PLACES = {
     **dict.fromkeys(
         (
             *("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga"),
@@ -34,16 +16,42 @@ _WRITTEN_PLACES = {
         ),
         0,
     ),
+    **dict.fromkeys(
+        (
+            *("aed", "afn", "all", "amd", "ang", "aoa", "ars", "aud", "awg", "azn", "bam", "bbd", "bdt", "bgn"),
+            *("bmd", "bnd", "bob", "brl", "bsd", "bwp", "byn", "bzd", "cad", "cdf", "chf", "cny", "cop", "crc"),
+            *("cve", "czk", "dkk", "dop", "dzd", "egp", "etb", "eur", "fjd", "fkp", "gbp", "gel", "gip", "gmd"),
+            *("gtq", "gyd", "hkd", "hnl", "htg", "huf", "idr", "ils", "inr", "isk", "jmd", "kes", "kgs", "khr"),
+            *("kyd", "kzt", "lak", "lbp", "lkr", "lrd", "lsl", "mad", "mdl", "mkd", "mmk", "mnt", "mop", "mur"),
+            *("mvr", "mwk", "mxn", "myr", "mzn", "nad", "ngn", "nio", "nok", "npr", "nzd", "pab", "pen", "pgk"),
+            *("php", "pkr", "pln", "qar", "ron", "rsd", "rub", "sar", "sbd", "scr", "sek", "sgd", "shp", "sle"),
+            *("sos", "srd", "std", "svc", "szl", "thb", "tjs", "top", "try", "ttd", "twd", "tzs", "uah", "ugx"),
+            *("usd", "uyu", "uzs", "wst", "xcd", "xcg", "yer", "zar", "zmw"),
+        ),
+        2,
+    ),
     **dict.fromkeys(("bhd", "jod", "kwd", "omr", "tnd"), 3),
 }
+# Stripe charges only multiples of this many minor units: ISK and UGX have no minor unit but are written with two
+# places, and the last of three places must be 0.
+_STEPS = {"isk": 100, "ugx": 100, **dict.fromkeys(("bhd", "jod", "kwd", "omr", "tnd"), 10)}
+# Stripe's bound for `unit_amount`, and for what an invoice or an item of it comes to: eight digits.
+MINOR_UNITS_MAX = 99_999_999
+# Stripe's bound for `unit_amount_decimal`, counted in minor units.
+UNIT_PRICE_PLACES_MAX = 12
 
 
 def written_places(currency: str) -> int:
-    """Return the decimal places with which Stripe writes amounts of any currency, also of one that we do not sell in.
+    """Return the decimal places with which Stripe writes amounts; 2 for a currency that is newer than the table.
 
-    ISK and UGX have no minor unit, but are written with two places.
+    What Stripe answers in any currency can so be shown: most currencies have two places.
     """
-    return _WRITTEN_PLACES.get(currency, 2)
+    return EXPONENTS.get(currency, 2)
+
+
+def step(currency: str) -> int:
+    """Return the number of minor units of which an amount must be a multiple, so that Stripe can charge it."""
+    return _STEPS.get(currency, 1)
 
 
 def in_minor_units(amount: Decimal, currency: str) -> Decimal:

@@ -66,8 +66,9 @@ class Settings(DatabaseSettings):
     # How often billable usage is sealed, and how often it is sent. Default: 1 and 5 minutes; in `dev`, 1 second.
     usage_seal_seconds: Annotated[float | None, Field(alias="BILLING_USAGE_SEAL_SECONDS", ge=1, le=3600)] = None
     usage_send_seconds: Annotated[float | None, Field(alias="BILLING_USAGE_SEND_SECONDS", ge=1, le=3600)] = None
-    # The usage calls of a single worker. Stripe admits 100 a second with a live key and 25 with a sandbox's key.
-    stripe_calls_per_second: Annotated[float, Field(alias="BILLING_STRIPE_CALLS_PER_SECOND", gt=0, le=1000)] = 20
+    # The calls of all workers together. Stripe admits 100 a second with a live key and 25 with a sandbox's key; the
+    # difference is for calls that a caller waits for.
+    stripe_calls_per_second: Annotated[float, Field(alias="BILLING_STRIPE_CALLS_PER_SECOND", ge=1, le=1000)] = 20
 
     stripe_api_base: Annotated[str | None, Field(alias="STRIPE_API_BASE")] = None
 

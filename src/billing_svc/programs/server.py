@@ -30,7 +30,10 @@ from billing_svc.subscriptions.changes.stripe_change import StripeChange
 from billing_svc.subscriptions.checkouts.open_checkout import Checkout
 from billing_svc.subscriptions.follow_ups.run_follow_ups import FollowUps
 from billing_svc.subscriptions.pay_as_you_go.toggle import PayAsYouGoToggle
+from billing_svc.subscriptions.previews.next_invoice import NextInvoices
 from billing_svc.subscriptions.records.refresh_subscription import Refresher
+from billing_svc.subscriptions.refusals.gone_customers import GoneCustomers
+from billing_svc.subscriptions.refusals.handle_refusals import RefusalHandling
 from billing_svc.usage_export.charge_unbilled import UnbilledUsage
 from billing_svc.usage_export.export_now import ExportNow
 
@@ -148,11 +151,13 @@ def _operations(
     unbilled_usage = UnbilledUsage(database, stripe, now)
     follow_ups = FollowUps(database, Requests(database, stripe, now), refresher, flush, unbilled_usage, now)
     return SubscriptionOperations(
-        checkout=Checkout(database, catalogs, stripe, customers, now),
-        portal=portal.Portal(database, stripe, now, catalog_sync.portal_configuration),
+        checkout=Checkout(database, catalogs, stripe, customers, refresher, now),
+        portal=portal.Portal(database, stripe, customers, now, catalog_sync.portal_configuration),
         plan_changes=PlanChanges(carrier, catalogs),
         cancellation=Cancellation(carrier),
         pay_as_you_go=PayAsYouGoToggle(carrier, catalogs, customers, follow_ups),
+        next_invoices=NextInvoices(database, stripe),
+        refusals=RefusalHandling(database, GoneCustomers(database, stripe, refresher, now)),
     )
 
 
@@ -177,8 +182,8 @@ async def serve(settings: Settings, *, shared_port: bool = False) -> None:
     url = settings.database_url.get_secret_value()
     pool = engine.create_engine(url, pool_size=settings.database_pool_size)
     probed = engine.create_engine(url, pool_size=1)
-    stripe = client.Stripe.from_settings(settings)
     counted = metrics.ServerMetrics()
+    stripe = client.Stripe.from_settings(settings, metrics.StripeRequests(counted.registry))
     metrics.watch_pool(counted.registry, lambda: processes.connections_in_use(pool), settings.database_pool_size)
     try:
         followed = callers.Followed(settings)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -21,7 +22,8 @@ from billing_svc.platform.settings import Settings
 from billing_svc.stripe import client, intents
 from billing_svc.subscriptions.follow_ups import run_follow_ups
 from billing_svc.subscriptions.records import refresh_subscription
-from billing_svc.usage_export import accrual, charge_unbilled, export_now, pacing, sending
+from billing_svc.subscriptions.refusals import gone_customers
+from billing_svc.usage_export import accrual, billability, charge_unbilled, export_now, sending
 
 _log = structlog.get_logger("worker")
 
@@ -37,6 +39,10 @@ HOLDS_POLL_SECONDS = 5.0
 BODIES_POLL_SECONDS = 60.0
 # Prometheus' usual scrape interval.
 BACKLOG_POLL_SECONDS = 15.0
+# The number is compared with the reads of a week, and counting reads a month of invoices.
+PAYMENTS_POLL_SECONDS = 300.0
+# The time over which Stripe rations reads.
+PAYMENTS_COUNTED = timedelta(days=30)
 # A period that has ended is sealed and sent within about a second; an idle poll costs an index probe.
 USAGE_POLL_SECONDS = 0.5
 # The pause after a failed step, for example if Postgres cannot be reached.
@@ -57,17 +63,24 @@ async def work(settings: Settings) -> None:
     ready = readiness.Readiness(transactions.Transactions(probed, readiness.ANSWER_SECONDS_MAX))
     metrics.watch_readiness(counted.registry, ready.is_ready)
     database = transactions.Transactions(pool)
-    stripe = client.Stripe.from_settings(settings)
+    stripe = client.Stripe.paced(settings, database, metrics.StripeRequests(counted.registry))
     catalogs, now = versions.CatalogCache(), clock.from_settings(settings)
     inbox = apply_events.Inbox(database, catalogs, stripe, now, livemode=settings.livemode)
 
     sealer = accrual.Accrual(database, catalogs, now, settings.usage_seal_interval, settings.usage_send_interval)
-    sender = sending.Sender(database, catalogs, stripe, now, pacing.Pace(settings.stripe_calls_per_second))
+    refresher = refresh_subscription.Refresher(database, catalogs, stripe, now)
+    sender = sending.Sender(
+        database,
+        catalogs,
+        stripe,
+        now,
+        gone_customers.GoneCustomers(database, stripe, refresher, now).unlink_if_deleted,
+    )
 
     follow_ups = run_follow_ups.FollowUps(
         database,
         intents.Requests(database, stripe, now),
-        refresh_subscription.Refresher(database, catalogs, stripe, now),
+        refresher,
         export_now.ExportNow(database, catalogs, stripe, now),
         charge_unbilled.UnbilledUsage(database, stripe, now),
         now,
@@ -83,16 +96,13 @@ async def work(settings: Settings) -> None:
         before = now.now() - timedelta(days=settings.event_body_days)
         return await database.run(lambda conn: events_store.forget_bodies(conn, before))
 
-    async def read_backlogs() -> int:
-        for backlog in await database.read(monitoring_store.backlogs):
-            lag_seconds = backlog.lag_seconds(now.now())
-            counted.backlog(backlog.queue, waiting=backlog.waiting, failed=backlog.failed, lag_seconds=lag_seconds)
-        for kind, number in (await database.read(findings_store.count_open)).items():
-            counted.found(kind, number)
-        reconciled = await database.read(monitoring_store.last_reconciliation)
-        if reconciled is not None:
-            drift, at = reconciled
-            counted.reconciled(drift, at.timestamp())
+    async def show_backlogs() -> int:
+        await read_backlogs(database, now, counted)
+        return 0
+
+    async def count_payments() -> int:
+        since = now.now() - PAYMENTS_COUNTED
+        counted.paid_invoices(await database.read(lambda conn: monitoring_store.paid_invoices(conn, since)))
         return 0
 
     operators = http_port.app_of(counted.registry, ready.is_ready)
@@ -104,7 +114,8 @@ async def work(settings: Settings) -> None:
             loops.create_task(_loop("gauges", open_gauges, GAUGES_POLL_SECONDS, stop, counted))
             loops.create_task(_loop("holds", expire_holds, HOLDS_POLL_SECONDS, stop, counted))
             loops.create_task(_loop("bodies", forget_bodies, BODIES_POLL_SECONDS, stop, counted))
-            loops.create_task(_loop("backlogs", read_backlogs, BACKLOG_POLL_SECONDS, stop, counted))
+            loops.create_task(_loop("backlogs", show_backlogs, BACKLOG_POLL_SECONDS, stop, counted))
+            loops.create_task(_loop("payments", count_payments, PAYMENTS_POLL_SECONDS, stop, counted))
             loops.create_task(_loop("sealing", sealer.seal_due, USAGE_POLL_SECONDS, stop, counted))
             loops.create_task(_loop("sending", sender.send_due, USAGE_POLL_SECONDS, stop, counted))
             _log.info("working")
@@ -114,6 +125,21 @@ async def work(settings: Settings) -> None:
         await pool.dispose()
         await probed.dispose()
         _log.info("stopped")
+
+
+async def read_backlogs(database: transactions.Transactions, now: clock.Clock, counted: metrics.Worker) -> None:
+    """Show what waits, until when it has to be done, and what the last reconciliation found."""
+    for backlog in await database.read(monitoring_store.backlogs):
+        lag_seconds = backlog.lag_seconds(now.now())
+        counted.backlog(backlog.queue, waiting=backlog.waiting, failed=backlog.failed, lag_seconds=lag_seconds)
+    for kind, number in (await database.read(findings_store.count_open)).items():
+        counted.found(kind, number)
+    ends = await database.read(monitoring_store.earliest_period_end)
+    counted.report_deadline(math.inf if ends is None else billability.sent_until(ends).timestamp())
+    reconciled = await database.read(monitoring_store.last_reconciliation)
+    if reconciled is not None:
+        drift, at = reconciled
+        counted.reconciled(drift, at.timestamp())
 
 
 async def _loop(

@@ -10,7 +10,7 @@ from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.findings import store as findings_store
-from billing_svc.reconciliation import discrepancies, objects, usage
+from billing_svc.reconciliation import customers, discrepancies, objects, usage
 from billing_svc.stripe import client
 
 ACTION = "reconciled"
@@ -29,7 +29,7 @@ class Finding:
 
 
 class Comparison:
-    """Compares subscriptions, invoices and usage with Stripe."""
+    """Compares customers, subscriptions, invoices and usage with Stripe."""
 
     def __init__(
         self,
@@ -40,14 +40,19 @@ class Comparison:
     ) -> None:
         self._database = database
         self._clock = now
+        self._customers = customers.CustomerReconciliation(database, catalogs, stripe, now)
         self._objects = objects.ObjectReconciliation(database, catalogs, stripe, now)
         self._usage = usage.UsageReconciliation(database, catalogs, stripe, now)
 
     async def run(self, origin: audit_store.Origin, account_id: str | None, *, fix: bool) -> list[Finding]:
         """Return the discrepancies; with `fix`, those left after the repair. Raises StripeUnavailable, Unavailable."""
         accounts = None if account_id is None else [account_id]
+        # First, because a deleted customer has ended subscriptions.
+        deleted = await self._customers.compare(account_id)
+        if fix:
+            await self._customers.fix(deleted, origin)
         differing = await self._objects.compare(account_id)
-        found = len(differing)
+        found = len(deleted) + len(differing)
         if fix and differing:
             await self._objects.fix(differing, origin)
             differing = await self._objects.compare(account_id)
@@ -58,7 +63,7 @@ class Comparison:
             usage_discrepancies = await self._usage.fix(usage_discrepancies, origin)
         findings = [
             Finding(difference.kind, difference.account_id, difference.object_id, difference.detail)
-            for difference in differing
+            for difference in ([] if fix else deleted) + differing
         ]
         findings += [_of_usage(discrepancy) for discrepancy in usage_discrepancies]
         stored = await self._database.read(lambda conn: findings_store.list_open(conn, account_id))

@@ -18,8 +18,10 @@ import stripe
 import structlog
 
 from billing_svc.platform import errors
+from billing_svc.platform.database import transactions
+from billing_svc.platform.monitoring import metrics
 from billing_svc.platform.settings import Settings
-from billing_svc.stripe import pages, parse
+from billing_svc.stripe import call_limits, pages, parse, refusals, requests_made
 
 _log = structlog.get_logger(__name__)
 
@@ -61,14 +63,38 @@ class KeySpent(errors.StripeUnavailable):
     """A call with this idempotency key will always fail: Stripe stored a 5xx as the key's answer."""
 
 
+class _HTTPClient(stripe.HTTPXClient):
+    """The SDK's HTTP client, with each request passing through `RequestsMade`."""
+
+    def __init__(self, requests: requests_made.RequestsMade) -> None:
+        super().__init__(timeout=ATTEMPT_SECONDS_MAX)
+        self._requests = requests
+
+    async def request_async(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        post_data: Any = None,  # noqa: ANN401 - the SDK's own
+    ) -> requests_made.Answer:
+        send = functools.partial(super().request_async, method, url, headers, post_data)
+        return await self._requests.make(method, url, send)
+
+
 class Stripe:
     """An account at Stripe, or the sandbox in its place."""
 
-    def __init__(self, api_key: str, api_base: str | None, call_seconds_max: float = CALL_SECONDS_MAX) -> None:
+    def __init__(
+        self,
+        api_key: str,
+        api_base: str | None,
+        call_seconds_max: float = CALL_SECONDS_MAX,
+        requests: requests_made.RequestsMade | None = None,
+    ) -> None:
         """`api_base` is the address of a stand-in; None means Stripe itself."""
         self._call_seconds_max = call_seconds_max
         stripe.enable_telemetry = False  # the SDK would write into the home directory
-        self._http = stripe.HTTPXClient(timeout=ATTEMPT_SECONDS_MAX)
+        self._http = _HTTPClient(requests or requests_made.RequestsMade())
         self._client = stripe.StripeClient(
             api_key,
             base_addresses={"api": api_base, "meter_events": api_base} if api_base else {},
@@ -130,9 +156,26 @@ class Stripe:
         }
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> "Stripe":
-        """Return a client for the settings."""
-        return cls(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base)
+    def from_settings(cls, settings: Settings, counted: metrics.StripeRequests | None = None) -> "Stripe":
+        """Return a client for calls that somebody waits for: they are made at once."""
+        requests = requests_made.RequestsMade(counted)
+        return cls(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base, requests=requests)
+
+    @classmethod
+    def paced(
+        cls,
+        settings: Settings,
+        database: transactions.Transactions,
+        counted: metrics.StripeRequests | None = None,
+    ) -> "Stripe":
+        """Return a client for work in the background: its calls keep to BILLING_STRIPE_CALLS_PER_SECOND.
+
+        All such clients share the limit, in all processes.
+        """
+        limits = call_limits.CallLimits(database, settings.stripe_calls_per_second)
+        requests = requests_made.RequestsMade(counted, limits)
+        call_seconds_max = CALL_SECONDS_MAX + call_limits.WAIT_SECONDS_MAX
+        return cls(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base, call_seconds_max, requests)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -145,13 +188,17 @@ class Stripe:
         and StripeUnavailable if the outcome is unknown or Stripe asks to wait.
         """
         method = self._writes[operation]
-        return await self._answer(method(dict(params), {"idempotency_key": idempotency_key}))
+        return await self._answer(method(dict(params), {"idempotency_key": idempotency_key}), params)
 
     # Customers, and how they buy.
 
     async def customer(self, customer_id: str) -> Data:
         """Fetch a customer; raises NotAtStripe."""
         return await self._answer(self._client.v1.customers.retrieve_async(customer_id))
+
+    async def customer_ids(self) -> list[str]:
+        """Return the ids of all customers that are not deleted."""
+        return [str(customer["id"]) for customer in await self._all(self._client.v1.customers.list_async, {})]
 
     async def payment_methods_of(self, customer_id: str) -> list[Data]:
         """Return the first page of a customer's payment methods."""
@@ -169,8 +216,9 @@ class Stripe:
         return [customer for customer in made if parse.nested(customer, "metadata", "account_id") == account_id]
 
     async def checkout_session(self, session_id: str) -> Data:
-        """Fetch a checkout session; raises NotAtStripe."""
-        return await self._answer(self._client.v1.checkout.sessions.retrieve_async(session_id))
+        """Fetch a checkout session, with its customer expanded; raises NotAtStripe."""
+        fetch: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.checkout.sessions.retrieve_async
+        return await self._answer(fetch(session_id, {"expand": ["customer"]}))
 
     async def checkout_sessions_of(self, customer_id: str) -> list[Data]:
         """Return the checkout sessions of a customer."""
@@ -255,7 +303,7 @@ class Stripe:
     async def preview_invoice(self, params: Data) -> Data:
         """Return the invoice that a change would create, with its first page of lines; creates nothing."""
         preview: Callable[..., Awaitable[stripe.StripeObject]] = self._client.v1.invoices.create_preview_async
-        return await self._answer(preview(dict(params)))
+        return await self._answer(preview(dict(params)), params)
 
     async def invoice_item(self, item_id: str) -> Data:
         """Fetch an invoice item; raises NotAtStripe."""
@@ -374,10 +422,11 @@ class Stripe:
 
         return await self._answer(ask())
 
-    async def _answer(self, call: Awaitable[object]) -> Data:
+    async def _answer(self, call: Awaitable[object], params: Data | None = None) -> Data:
+        """Return the answer of a call; `params` are its parameters, which a refusal names."""
         try:
             async with asyncio.timeout(self._call_seconds_max):
-                return _plain(await _translated(call))
+                return _plain(await _translated(call, params or {}))
         except TimeoutError as error:
             raise errors.StripeUnavailable("Stripe took too long; send the same call again", 2.0) from error
         except (ArithmeticError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
@@ -398,7 +447,7 @@ def _plain(answer: object) -> Data:
     return answer
 
 
-async def _translated(call: Awaitable[object]) -> object:
+async def _translated(call: Awaitable[object], params: Data) -> object:
     """Return the answer; turn the SDK's errors into our own."""
     try:
         return await call
@@ -406,16 +455,16 @@ async def _translated(call: Awaitable[object]) -> object:
         if error.http_status == HTTPStatus.NOT_FOUND:
             metadata = {"stripe_code": error.code or "", "stripe_param": ""}
             raise NotAtStripe("Stripe has no such object", metadata) from error
-        raise _refused(error) from error
+        raise refusals.translated(_told(error), params) from error
     except stripe.CardError as error:
-        decline = getattr(error.error, "decline_code", None) or error.code or ""
-        raise errors.PaymentFailed("the payment was refused", {"decline_code": decline}) from error
+        raise refusals.translated(_told(error), params) from error
     except (stripe.AuthenticationError, stripe.PermissionError) as error:
         # Without the traceback: the SDK's text contains a part of the key.
         _log.error("stripe_key_refused", code=error.code)
         raise errors.StripeUnavailable("Stripe does not accept this service's key", 60.0) from error
     except stripe.RateLimitError as error:
-        raise errors.StripeUnavailable("Stripe asks to wait; send the same call again", 2.0) from error
+        what = "is busy with this object" if error.code == "lock_timeout" else "asks to wait"
+        raise errors.StripeUnavailable(f"Stripe {what}; send the same call again", 2.0) from error
     except stripe.APIConnectionError as error:
         raise errors.StripeUnavailable("Stripe cannot be reached; send the same call again", 2.0) from error
     except stripe.IdempotencyError as error:
@@ -472,10 +521,11 @@ def _is_known_already(error: BaseException | None, identifier: str) -> bool:
     return text is not None and "already exists" in text and identifier in text
 
 
-def _refused(error: stripe.StripeError) -> errors.StripeRefused:
-    """Return an error that names the parameter; Stripe's own text may contain personal data and is not passed on."""
-    param = getattr(error, "param", None) or ""
-    return errors.StripeRefused(
-        f"Stripe refused the request{f' for its parameter {param}' if param else ''}",
-        {"stripe_code": error.code or "", "stripe_param": param},
+def _told(error: stripe.InvalidRequestError | stripe.CardError) -> refusals.Told:
+    return refusals.Told(
+        code=error.code or "",
+        decline_code=getattr(error.error, "decline_code", None) or "",
+        param=str(getattr(error, "param", None) or ""),
+        text=error.user_message or "",
+        by_card=isinstance(error, stripe.CardError),
     )

@@ -89,6 +89,7 @@ class Requests:
             made = await look_up(row.created_at)
             if made is not None:
                 return await self._finish(intent, row.idempotency_key, made)
+            # It was not made, so the parameters of this call hold, and not those of a day ago.
             row = await self._database.run(lambda conn: _renew_key(conn, intent, row.idempotency_key, now))
             if row.state == "done":
                 return dict(row.result)
@@ -193,6 +194,12 @@ async def _renew_key(conn: AsyncConnection, intent: Intent, old_key: str, now: d
     await conn.execute(
         sa.update(_REQUESTS)
         .where(*_is(intent), _REQUESTS.c.idempotency_key == old_key, _REQUESTS.c.state == "open")
-        .values(idempotency_key=uuid.uuid4().hex, answered_500=False, created_at=now)
+        .values(
+            idempotency_key=uuid.uuid4().hex,
+            operation=intent.operation,
+            params=dict(intent.params),
+            answered_500=False,
+            created_at=now,
+        )
     )
     return await _read(conn, intent)

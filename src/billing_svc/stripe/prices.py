@@ -139,6 +139,13 @@ async def prices_of_version(conn: AsyncConnection, lookup_keys: Collection[str],
     return {row.lookup_key: row.price_id for row in rows}
 
 
+async def current(conn: AsyncConnection, most: int) -> dict[str, str]:
+    """Return the price ids of some lookup keys, at most `most`: the newest prices that this service made."""
+    query = sa.select(_PRICES.c.lookup_key, _PRICES.c.price_id).where(_PRICES.c.is_current)
+    rows = await conn.execute(query.order_by(_PRICES.c.created_at.desc(), _PRICES.c.price_id).limit(most))
+    return {row.lookup_key: row.price_id for row in rows}
+
+
 async def keep(
     conn: AsyncConnection,
     wanted: Sequence[catalog_objects.WantedObject],

@@ -79,6 +79,14 @@ def next_step(report: rules.UsageReport, billing: ReportBilling | None, now: dat
     return found if is_known and found.step is not Step.CHARGE_LATE else unknown(report, now)
 
 
+def sent_until(period_end: datetime) -> datetime:
+    """Return until when usage of a billing period is sent to its meter; what is later becomes an invoice item.
+
+    A draft that lasts longer than usual leaves more time.
+    """
+    return period_end + DRAFT_LASTS - FINAL_MARGIN
+
+
 def unknown(report: rules.UsageReport, now: datetime) -> NextStep:
     """Return LOOK once the meter's total must include every attempt that arrived; before that, WAIT."""
     ready_at = (report.last_attempt_at or now) + SUMS_LAG_MAX

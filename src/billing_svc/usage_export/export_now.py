@@ -7,14 +7,12 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock, errors
 from billing_svc.platform.database import transactions
 from billing_svc.stripe import client
-from billing_svc.usage_export import accrual, pacing, sending
+from billing_svc.usage_export import accrual, sending
 
 # An RPC waits for this, and needs time for its own call of Stripe afterwards.
 SECONDS_MAX = 12.0
 # Between tries while another process sends for the account.
 PAUSE_SECONDS = 0.2
-# A caller waits, so these calls have their own limit and do not queue behind the calls for other accounts.
-CALLS_PER_SECOND = 20.0
 
 
 class ExportNow:
@@ -30,7 +28,7 @@ class ExportNow:
         self._clock = now
         at_once = timedelta()
         self._sealer = accrual.Accrual(database, catalogs, now, at_once, at_once)
-        self._sender = sending.Sender(database, catalogs, stripe, now, pacing.Pace(CALLS_PER_SECOND))
+        self._sender = sending.Sender(database, catalogs, stripe, now)
 
     async def flush(self, account_id: str) -> None:
         """Return when all usage of the account until now is at Stripe, or can only be charged by an invoice item.

@@ -8,6 +8,8 @@ if no subscription will invoice it, `late_invoices.py` puts it on an invoice of 
 so a repeat has no second effect.
 """
 
+import contextlib
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -31,6 +33,9 @@ TRY_REFUSED_AGAIN = timedelta(hours=1)
 
 _ORIGIN = audit_store.Origin("service")
 
+# Unlinks a customer if it was deleted at Stripe; returns whether it was.
+NoticeMissing = Callable[[str, audit_store.Origin], Awaitable[bool]]
+
 
 class LateUsage:
     """Charges late usage reports of an account; the caller holds the account's lease."""
@@ -41,7 +46,10 @@ class LateUsage:
         catalogs: versions.CatalogCache,
         stripe: client.Stripe,
         now: clock.Clock,
+        notice_missing: NoticeMissing | None = None,
     ) -> None:
+        """`notice_missing` gets each customer that Stripe refused as missing, perhaps because it was deleted there."""
+        self._notice_missing = notice_missing
         self._database = database
         self._catalogs = catalogs
         self._stripe = stripe
@@ -78,6 +86,10 @@ class LateUsage:
             if report.state is states.ReportState.ITEMISED:  # the item exists, and a later invoice may take it
                 change = states.Change({"next_attempt_at": now + TRY_REFUSED_AGAIN, "error": why})
             await self._write(lease, report, change)
+            if isinstance(error, errors.CustomerMissing) and self._notice_missing is not None:
+                # If this fails, the next refusal is noticed.
+                with contextlib.suppress(errors.BillingError):
+                    await self._notice_missing(error.customer_id, _ORIGIN)
         return 0
 
     async def _itemise(self, lease: leases.Lease, report: rules.UsageReport) -> int:

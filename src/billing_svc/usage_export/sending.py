@@ -24,7 +24,6 @@ from billing_svc.stripe import client, leases
 from billing_svc.usage_export import (
     billability,
     late_charges,
-    pacing,
     rules,
     shared_meters,
     states,
@@ -68,15 +67,15 @@ class Sender:
         catalogs: versions.CatalogCache,
         stripe: client.Stripe,
         now: clock.Clock,
-        pace: pacing.Pace,
+        notice_missing: late_charges.NoticeMissing | None = None,
     ) -> None:
+        """`notice_missing` unlinks a customer that Stripe refused as missing, if it was deleted there."""
         self._database = database
         self._catalogs = catalogs
         self._stripe = stripe
         self._clock = now
-        self._pace = pace
-        self._asking = stripe_lookups.StripeLookups(database, catalogs, stripe, now, pace)
-        self._late = late_charges.LateUsage(database, catalogs, stripe, now)
+        self._asking = stripe_lookups.StripeLookups(database, catalogs, stripe, now)
+        self._late = late_charges.LateUsage(database, catalogs, stripe, now, notice_missing)
 
     async def send_due(self) -> int:
         """Send the reports that are due, and return how many advanced.
@@ -180,7 +179,6 @@ class Sender:
                 return SendOutcome.HELD if report.first_attempt_at is None else SendOutcome.UNKNOWN
 
     async def _attempt(self, lease: leases.Lease, report: rules.UsageReport) -> SendOutcome:
-        await self._pace.wait()
         now = self._clock.now()
         retry_at = rules.retry_at(report.attempts, now, random.random())  # noqa: S311 - a pause is no secret
         begun = await self._fenced(lease, lambda conn: store.begin_attempt(conn, report, retry_at, now))

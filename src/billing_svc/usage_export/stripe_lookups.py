@@ -10,14 +10,14 @@ from billing_svc.platform.database import transactions
 from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import client, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.usage_export import billability, pacing, rules, shared_meters, store
+from billing_svc.usage_export import billability, rules, shared_meters, store
 
 # Stripe sends the event of a change within three days, also if no caller completes the request.
 CHANGES_LAST = timedelta(days=3)
 
 
 class StripeLookups:
-    """Answers questions about a single report; all calls of Stripe keep to the common rate limit."""
+    """Answers questions about a single report."""
 
     def __init__(
         self,
@@ -25,13 +25,11 @@ class StripeLookups:
         catalogs: versions.CatalogCache,
         stripe: client.Stripe,
         now: clock.Clock,
-        pace: pacing.Pace,
     ) -> None:
         self._database = database
         self._catalogs = catalogs
         self._stripe = stripe
         self._clock = now
-        self._pace = pace
 
     async def subscription(self, report: rules.UsageReport) -> billability.ReportBilling | None:
         """Return the stored subscription that bills a report; None if no subscription does."""
@@ -46,7 +44,6 @@ class StripeLookups:
         """
         if report.subscription_id is None or billing is None:
             return billability.NextStep(billability.Step.CHARGE_LATE, why="no subscription bills it")
-        await self._pace.wait()
         price_ids = await self._database.read(lambda conn: store.price_ids(conn, report.stripe_event_name))
         try:
             fetched = stripe_subscriptions.from_stripe(await self._stripe.subscription(report.subscription_id))
@@ -62,7 +59,6 @@ class StripeLookups:
 
         Raises StripeUnavailable.
         """
-        await self._pace.wait()
         meters = (await self._stripe.meter_ids()).get(report.stripe_event_name, [])
         return await self._stripe.meter_total(meters, report.customer_id, start, end)
 

@@ -30,6 +30,13 @@ form { margin: .75rem 0 0; } button + button { margin-top: .5rem; }
 button { width: 100%; padding: .75rem; font: inherit; border: 0; border-radius: 8px; cursor: pointer; }
 .pay { background: #4f46e5; color: #fff; } .cancel { background: var(--line); color: var(--text); }
 .note { color: var(--soft); font-size: .85rem; margin: 1.5rem 0 0; }
+@media (max-width: 60rem) {
+  main { padding: 1.25rem; }
+  .wide tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  .wide td, .wide td:first-child, .wide td:last-child { display: block; padding: 0; border: 0; text-align: left;
+    white-space: normal; }
+  .wide td + td { color: var(--soft); }
+}
 """
 
 HEADERS = {
@@ -39,9 +46,9 @@ HEADERS = {
 }
 
 MINOR_DIGITS = dict.fromkeys(
-    ("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"), 0
-)
-"""Currencies without minor units; amounts of all others are shown with two decimal places."""
+    ("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"), 0
+) | dict.fromkeys(("bhd", "jod", "kwd", "omr", "tnd"), 3)
+"""Currencies with another number of decimal places than two."""
 
 FORM_BYTES_MAX = 4096
 """Far larger than any form of the pages."""

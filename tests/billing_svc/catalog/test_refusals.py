@@ -111,8 +111,8 @@ REFUSED = {
     "unit price of nothing": ('"0.50"', '"0.00"', f"26: {PRO}.unit_price: must be > 0"),
     "unit price of 15 places": ('"0.50"', '"0.000000000000001"', f"26: {PRO}.unit_price: a unit costs 0.0000000"),
     "unit price without an end": ('"0.50"}', '"0.50", per: 3}', f"26: {PRO}.per: 0.50 / 3 has infinitely many digits"),
-    "unknown currency": ("currency: usd", "currency: usx", "2: currency: must be one of aud, "),
-    "upper-case currency": ("currency: usd", "currency: USD", "2: currency: must be one of aud, "),
+    "unknown currency": ("currency: usd", "currency: usx", "2: currency: must be one of aed, "),
+    "upper-case currency": ("currency: usd", "currency: USD", "2: currency: must be one of aed, "),
     # what happens beyond
     "missing beyond": ("        beyond: deny\n", "", f"14: {FREE}.beyond: missing: deny, grace, charge or allow"),
     "unknown beyond": ("beyond: deny\n", "beyond: stop\n", f"16: {FREE}.beyond: must be 'deny', 'grace', 'charge' or"),
@@ -331,6 +331,21 @@ def test_a_currency_without_minor_units_takes_whole_amounts(tmp_path: Path) -> N
     assert catalog.minor_units(catalog.plan("pro").prices["monthly"]) == 20
     assert errors_of(yen.replace("amount: 20,", 'amount: "20.5",'), tmp_path) == (
         "x.yaml:24: plans.pro.prices.monthly.amount: jpy has 0 decimal places",
+    )
+
+
+@pytest.mark.parametrize(("currency", "smallest"), [("isk", "1.00"), ("kwd", "0.010")])
+def test_amounts_are_multiples_of_what_stripe_charges(currency: str, smallest: str, tmp_path: Path) -> None:
+    good = GOOD.replace("currency: usd", f"currency: {currency}").replace('unit_price: "0.50"', "unit_price: 2")
+    good = good.replace('unit_price: "0.5"', "unit_price: 3")
+    assert loading.load_text(good, "x.yaml").currency == currency
+    wrong = good.replace('"8.00"', '"8.005"' if currency == "kwd" else '"8.50"').replace(
+        "unit_price: 2", 'unit_price: "0.001"'
+    )
+    message = f"must be a multiple of {smallest}, the smallest amount of {currency} that Stripe charges"
+    assert errors_of(wrong, tmp_path) == (
+        f"x.yaml:26: plans.pro.limits.runs.unit_price: {message}",
+        f"x.yaml:32: plans.team.prices.monthly.amount: {message}",
     )
 
 

@@ -14,7 +14,7 @@ from billing.v1 import usage_pb2
 from billing_svc.metering.usage import record_usage
 from billing_svc.metering.usage import rules as usage_rules
 from billing_svc.platform.database import direct, tables
-from billing_svc.usage_export import accrual, pacing, sending
+from billing_svc.usage_export import accrual, sending
 from tests.billing_svc.money.ledger import ANNIVERSARY, Ledger
 
 
@@ -239,9 +239,7 @@ async def test_usage_after_a_change_that_is_not_known_here_yet(tiers: Ledger) ->
     await tiers.world.advance(timedelta(seconds=2), deliver=False)
     billing, catalogs, at_once = tiers.world.billing, tiers.catalogs, timedelta()
     await accrual.Accrual(billing.transactions, catalogs, billing.clock, at_once, at_once).seal_due()
-    await sending.Sender(
-        billing.transactions, catalogs, tiers.world.stripe, billing.clock, pacing.Pace(1000)
-    ).send_due()
+    await sending.Sender(billing.transactions, catalogs, tiers.world.stripe, billing.clock).send_due()
     tiers.world.sandbox.faults.clear()
     await tiers.work()
     assert (await tiers.told()).plan == "big"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from billing_svc.api import fields
 from billing_svc.catalog import loading
+from billing_svc.platform import money
 from billing_svc.pricing import rules as pricing_rules
 from tests.billing_svc.service import CATALOGS
 
@@ -92,3 +94,31 @@ def test_costs_are_exact_at_any_size(catalog: str, plan: str, meter: str, units:
     limit = loading.load_file(CATALOGS / f"{catalog}.yaml").plans[plan].limit(meter, pay_as_you_go=False)
     assert limit is not None
     assert pricing_rules.overage(limit, units) == Decimal(cost)
+
+
+@pytest.mark.parametrize(
+    ("currency", "minor_units", "shown"),
+    [
+        ("usd", 150, "1.50"),
+        ("jpy", 150, "150"),
+        ("kwd", 1_500, "1.500"),
+        ("isk", 50_000, "500.00"),
+        ("ugx", 50_000, "500.00"),
+        ("huf", 150, "1.50"),
+        ("xof", -7, "-7"),
+        ("xyz", 150, "1.50"),  # newer than the table
+    ],
+)
+def test_an_amount_in_any_currency_is_shown_as_stripe_writes_it(currency: str, minor_units: int, shown: str) -> None:
+    assert fields.to_proto_money(money.major_units(minor_units, currency), currency).amount == shown
+
+
+def test_the_table_has_stripe_s_exceptions() -> None:
+    """The lists of "Supported currencies" in Stripe's documentation; all other currencies have two places."""
+    no_places = "bif clp djf gnf jpy kmf krw mga pyg rwf vnd vuv xaf xof xpf"
+    three_places = "bhd jod kwd omr tnd"
+    exceptions = {currency: places for currency, places in money.EXPONENTS.items() if places != 2}
+    assert exceptions == {**dict.fromkeys(no_places.split(), 0), **dict.fromkeys(three_places.split(), 3)}
+    assert len(money.EXPONENTS) > 130
+    steps = {currency: money.step(currency) for currency in money.EXPONENTS if money.step(currency) > 1}
+    assert steps == {"isk": 100, "ugx": 100, **dict.fromkeys(three_places.split(), 10)}

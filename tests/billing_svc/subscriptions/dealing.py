@@ -11,7 +11,7 @@ from billing_svc.platform.database import tables
 from billing_svc.stripe import intents
 from billing_svc.subscriptions.follow_ups import run_follow_ups
 from billing_svc.subscriptions.records import refresh_subscription
-from billing_svc.usage_export import accrual, charge_unbilled, export_now, pacing, sending
+from billing_svc.usage_export import accrual, charge_unbilled, export_now, sending
 from tests.billing_svc.sandboxed import World
 
 NOW, AT_PERIOD_END = subscription_pb2.TIMING_NOW, subscription_pb2.TIMING_AT_PERIOD_END
@@ -93,7 +93,7 @@ class Dealing:
         """Run every loop of the worker until it finds nothing to do."""
         billing = self.world.billing
         database, now, at_once = billing.transactions, billing.clock, timedelta()
-        sender = sending.Sender(database, self.catalogs, self.world.stripe, now, pacing.Pace(1_000))
+        sender = sending.Sender(database, self.catalogs, self.world.stripe, now)
         await self.world.deliver_new()
         while await self.duties.do_due():
             await self.world.deliver_new()

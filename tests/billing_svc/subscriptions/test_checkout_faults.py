@@ -14,6 +14,7 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
 from billing_svc.stripe import client
 from billing_svc.subscriptions.checkouts import open_checkout, store
+from billing_svc.subscriptions.records import refresh_subscription
 from tests.billing_svc import refusals
 from tests.billing_svc.sandboxed import World
 
@@ -26,9 +27,9 @@ async def crash(world: World, order: store.CheckoutOrder, number: int, *, after:
     """Run a checkout in a separate process that is killed at its n-th call to Stripe."""
     billing = world.billing
     customers = create_customer.Customers(billing.transactions, world.stripe, billing.clock)
-    pages = open_checkout.Checkout(
-        billing.transactions, versions.CatalogCache(), world.stripe, customers, billing.clock
-    )
+    catalogs = versions.CatalogCache()
+    refresher = refresh_subscription.Refresher(billing.transactions, catalogs, world.stripe, billing.clock)
+    pages = open_checkout.Checkout(billing.transactions, catalogs, world.stripe, customers, refresher, billing.clock)
     task = asyncio.create_task(pages.open_page(order, audit_store.Origin("caller:test")))
     world.sandbox.faults.crash(number, after=after, task=lambda: task)
     with contextlib.suppress(asyncio.CancelledError):
@@ -188,7 +189,9 @@ async def test_while_stripe_hangs_no_transaction_is_open(world: World) -> None:
     world.sandbox.faults.before = hang
     billing = world.billing
     customers = create_customer.Customers(billing.transactions, impatient, billing.clock)
-    pages = open_checkout.Checkout(billing.transactions, versions.CatalogCache(), impatient, customers, billing.clock)
+    catalogs = versions.CatalogCache()
+    refresher = refresh_subscription.Refresher(billing.transactions, catalogs, impatient, billing.clock)
+    pages = open_checkout.Checkout(billing.transactions, catalogs, impatient, customers, refresher, billing.clock)
     calls = [
         asyncio.create_task(pages.open_page(order(f"https://app.example.com/{n}"), audit_store.Origin("caller:test")))
         for n in range(5)

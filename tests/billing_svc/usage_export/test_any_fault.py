@@ -17,7 +17,7 @@ from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
 from billing_svc.stripe import client
-from billing_svc.usage_export import accrual, meter_errors, pacing, sending
+from billing_svc.usage_export import accrual, meter_errors, sending
 from billing_svc.usage_export import retry_failed as retrying
 from tests.billing_svc.service import Billing
 from tests.billing_svc.usage_export import counterpart
@@ -73,7 +73,7 @@ class Story:
         stripe = cast("client.Stripe", self.stripe)
         return (
             accrual.Accrual(database, catalogs, now, timedelta(minutes=1), timedelta(minutes=5)),
-            sending.Sender(database, catalogs, stripe, now, pacing.Pace(1_000_000)),
+            sending.Sender(database, catalogs, stripe, now),
         )
 
     def fate(self, _call: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from billing.v1 import usage_pb2
 from billing_svc.platform import clock
+from billing_svc.platform.database import tables
 from tests.billing_svc.sandboxed import World
 from tests.billing_svc.usage_export.working import Worker, drifts, record, reports, subscribed, worker_of
 
@@ -106,6 +107,24 @@ async def test_what_comes_after_the_subscription_has_ended_gets_an_invoice_of_it
     assert await invoice_totals(world) == [2000, 10 * 50, 7 * 50]
     assert [one["status"] for one in await world.sandbox.all("/v1/invoices")] == ["paid"] * 3
     assert await drifts(world) == []
+
+
+async def test_a_customer_that_was_deleted_is_noticed_when_its_late_usage_is_refused(
+    world: World, worker: Worker
+) -> None:
+    """The event of the deletion never arrives; that of the subscription's end does."""
+    await subscribed(world)
+    await record(world, "runs", 207, "unsent")
+    (account,) = await world.rows(tables.accounts)
+    await world.sandbox.call("DELETE", f"/v1/customers/{account.customer_id}")
+    await world.deliver(*await world.events("customer.subscription.deleted"))
+    await world.apply_all()
+    await worker.sealer.seal("org_1")
+    await worker.sender.send("org_1", at_once=True)
+    assert await reports(world) == [("runs", 7, "failed")]
+    assert [row.customer_id for row in await world.rows(tables.accounts)] == [None]
+    (audit,) = await world.rows(tables.audit_log, tables.audit_log.c.action == "customer.unlinked")
+    assert (audit.changes, audit.actor) == ({"customer": account.customer_id}, "service")
 
 
 async def test_a_correction_of_a_period_that_is_invoiced_is_a_credit(world: World, worker: Worker) -> None:

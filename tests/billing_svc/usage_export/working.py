@@ -11,7 +11,9 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables
 from billing_svc.reconciliation import usage
 from billing_svc.reconciliation.discrepancies import UsageDiscrepancy
-from billing_svc.usage_export import accrual, pacing, sending
+from billing_svc.subscriptions.records import refresh_subscription
+from billing_svc.subscriptions.refusals import gone_customers
+from billing_svc.usage_export import accrual, sending
 from tests.billing_svc.sandboxed import World
 
 ORIGIN = audit_store.Origin("operator:test")
@@ -52,10 +54,12 @@ class Worker:
 def worker_of(world: World) -> Worker:
     billing, catalogs = world.billing, versions.CatalogCache()
     minute, five = timedelta(minutes=1), timedelta(minutes=5)
+    refresher = refresh_subscription.Refresher(billing.transactions, catalogs, world.stripe, billing.clock)
+    gone = gone_customers.GoneCustomers(billing.transactions, world.stripe, refresher, billing.clock)
     return Worker(
         world,
         accrual.Accrual(billing.transactions, catalogs, billing.clock, minute, five),
-        sending.Sender(billing.transactions, catalogs, world.stripe, billing.clock, pacing.Pace(1000)),
+        sending.Sender(billing.transactions, catalogs, world.stripe, billing.clock, gone.unlink_if_deleted),
     )
 
 

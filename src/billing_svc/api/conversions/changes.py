@@ -1,7 +1,7 @@
 """Converts messages that change or end subscriptions to and from the types of `subscriptions`."""
 
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from billing.v1 import invoice_pb2, money_pb2, subscription_pb2
 from billing_svc.api import fields
@@ -9,9 +9,6 @@ from billing_svc.customers import portal
 from billing_svc.platform import money
 from billing_svc.subscriptions.changes import cancel_subscription, costs, rules
 from billing_svc.subscriptions.pay_as_you_go import toggle
-
-# A change costs what its preview showed if it is made within this time.
-PREVIEW_AGE_MAX = timedelta(hours=1)
 
 _TIMINGS = (subscription_pb2.TIMING_NOW, subscription_pb2.TIMING_AT_PERIOD_END)
 
@@ -33,8 +30,8 @@ def from_proto_change(request: subscription_pb2.ChangePlanRequest, now: datetime
         proration_at = check.instant("proration_at", request.proration_at)
         if request.timing != subscription_pb2.TIMING_NOW:
             check.refuse("proration_at", "is allowed only with TIMING_NOW")
-        elif not now - PREVIEW_AGE_MAX <= proration_at <= now:
-            check.refuse("proration_at", "must not be in the future, nor more than an hour ago")
+        elif proration_at > now:
+            check.refuse("proration_at", "must not be in the future")
     if request.preview:
         check.optional_identifier("request_id", request.request_id)
     else:
@@ -106,8 +103,21 @@ def to_proto_change(
         subscription=subscription,
         effective_at=fields.to_proto_instant(outcome.effective_at),
         lines=[_to_proto_line(line, outcome.currency) for line in outcome.lines],
-        total=_to_proto_money(sum(line.amount for line in outcome.lines), outcome.currency),
+        total=_to_proto_money(outcome.total, outcome.currency),
         proration_at=fields.to_proto_instant(outcome.proration_at),
+        invoice_totals=None if outcome.totals is None else to_proto_totals(outcome.totals, outcome.currency),
+    )
+
+
+def to_proto_totals(totals: costs.InvoiceTotals, currency: str) -> invoice_pb2.InvoiceTotals:
+    """Return what an invoice comes to."""
+    return invoice_pb2.InvoiceTotals(
+        subtotal=_to_proto_money(totals.subtotal, currency),
+        discount=_to_proto_money(totals.discount, currency),
+        tax=_to_proto_money(totals.tax, currency),
+        total=_to_proto_money(totals.total, currency),
+        credit=_to_proto_money(totals.credit, currency),
+        amount_due=_to_proto_money(totals.amount_due, currency),
     )
 
 

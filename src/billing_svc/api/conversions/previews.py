@@ -2,8 +2,9 @@
 
 from billing.v1 import subscription_pb2
 from billing_svc.api import fields
+from billing_svc.api.conversions import changes
 from billing_svc.pricing import rules
-from billing_svc.subscriptions.previews import preview_cost
+from billing_svc.subscriptions.previews import next_invoice, preview_cost
 from billing_svc.subscriptions.previews import rules as preview_rules
 
 USAGE_MAX = 100
@@ -25,13 +26,11 @@ def from_proto_preview(request: subscription_pb2.PreviewCostRequest) -> preview_
         check.seats(quantity)
     if len(request.usage) > USAGE_MAX:
         check.refuse("usage", f"has {len(request.usage)} entries; at most {USAGE_MAX} are allowed")
-    usage: dict[str, int] = {}
-    for n, one in enumerate(request.usage[:USAGE_MAX]):
-        check.name(f"usage[{n}].meter", one.meter)
-        check.quantity(f"usage[{n}].quantity", one.quantity, least=0)
-        if one.meter in usage:
-            check.refuse(f"usage[{n}].meter", f"{one.meter!r} appears more than once")
-        usage[one.meter] = one.quantity
+    usage = _usage(check, request)
+    if request.with_next_invoice:
+        what_if = request.plan or request.price or quantity is not None or usage or request.HasField("pay_as_you_go")
+        if what_if or not request.account_id:
+            check.refuse("with_next_invoice", "needs account_id, and no plan, price, quantity, usage or pay_as_you_go")
     check.done()
     return preview_cost.PreviewRequest(
         account_id=request.account_id,
@@ -43,8 +42,21 @@ def from_proto_preview(request: subscription_pb2.PreviewCostRequest) -> preview_
     )
 
 
-def to_proto_bill(bill: preview_rules.Bill) -> subscription_pb2.PreviewCostResponse:
-    """Return a bill, the base price first."""
+def _usage(check: fields.Fields, request: subscription_pb2.PreviewCostRequest) -> dict[str, int]:
+    usage: dict[str, int] = {}
+    for n, one in enumerate(request.usage[:USAGE_MAX]):
+        check.name(f"usage[{n}].meter", one.meter)
+        check.quantity(f"usage[{n}].quantity", one.quantity, least=0)
+        if one.meter in usage:
+            check.refuse(f"usage[{n}].meter", f"{one.meter!r} appears more than once")
+        usage[one.meter] = one.quantity
+    return usage
+
+
+def to_proto_bill(
+    bill: preview_rules.Bill, coming: next_invoice.NextInvoice | None = None
+) -> subscription_pb2.PreviewCostResponse:
+    """Return a bill, the base price first, and the totals of the account's next invoice if they were asked for."""
     under, currency = bill.under, bill.catalog.currency
     response = subscription_pb2.PreviewCostResponse(
         total=fields.to_proto_money(bill.total, currency),
@@ -53,6 +65,7 @@ def to_proto_bill(bill: preview_rules.Bill) -> subscription_pb2.PreviewCostRespo
         catalog_version=under.catalog_version,
         period_start=fields.to_proto_instant(under.period.start if bill.of_account else None),
         period_end=fields.to_proto_instant(under.period.end if bill.of_account else None),
+        next_invoice=None if coming is None else changes.to_proto_totals(coming.totals, coming.currency),
     )
     if bill.base is not None:
         response.lines.append(_to_proto_base(bill, bill.base))

@@ -25,7 +25,8 @@ from billing_svc.subscriptions.changes import cancel_subscription, change_plan
 from billing_svc.subscriptions.checkouts import open_checkout
 from billing_svc.subscriptions.invoices import store as invoices_store
 from billing_svc.subscriptions.pay_as_you_go import toggle
-from billing_svc.subscriptions.previews import preview_cost
+from billing_svc.subscriptions.previews import next_invoice, preview_cost
+from billing_svc.subscriptions.refusals import handle_refusals
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class SubscriptionOperations:
     plan_changes: change_plan.PlanChanges
     cancellation: cancel_subscription.Cancellation
     pay_as_you_go: toggle.PayAsYouGoToggle
+    next_invoices: next_invoice.NextInvoices
+    refusals: handle_refusals.RefusalHandling
 
 
 class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
@@ -72,21 +75,32 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.CreateCheckoutResponse:
         """Return the account's checkout page for a plan."""
         order = subscriptions.from_proto_checkout(request, self._success_url, self._cancel_url, self._origins)
-        return subscriptions.to_proto_checkout(await self._operations.checkout.open_page(order, _origin(context)))
+        origin = _origin(context)
+        page = await self._operations.refusals.run(
+            order.account_id, lambda: self._operations.checkout.open_page(order, origin), origin
+        )
+        return subscriptions.to_proto_checkout(page)
 
     async def CreatePortalSession(
         self, request: subscription_pb2.CreatePortalSessionRequest, context: interceptors.Context
     ) -> subscription_pb2.CreatePortalSessionResponse:
         """Return a portal page for the account's customer."""
         visit = changes_conversions.from_proto_portal(request, self._return_url, self._origins)
-        return subscription_pb2.CreatePortalSessionResponse(url=await self._operations.portal.open_page(visit))
+        origin = _origin(context)
+        url = await self._operations.refusals.run(
+            visit.account_id, lambda: self._operations.portal.open_page(visit, origin), origin
+        )
+        return subscription_pb2.CreatePortalSessionResponse(url=url)
 
     async def SetPayAsYouGo(
         self, request: subscription_pb2.SetPayAsYouGoRequest, context: interceptors.Context
     ) -> subscription_pb2.SetPayAsYouGoResponse:
         """Switch pay-as-you-go on or off."""
         switch = changes_conversions.from_proto_switch(request)
-        await self._operations.pay_as_you_go.switch(switch, _origin(context))
+        origin = _origin(context)
+        await self._operations.refusals.run(
+            switch.account_id, lambda: self._operations.pay_as_you_go.switch(switch, origin), origin
+        )
         return subscription_pb2.SetPayAsYouGoResponse(subscription=await self._subscription(switch.account_id))
 
     async def ChangePlan(
@@ -94,10 +108,12 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.ChangePlanResponse:
         """Change the subscription's plan, price or quantity, or preview the cost of the change."""
         order = changes_conversions.from_proto_change(request, self._clock.now())
-        if request.preview:
-            outcome = await self._operations.plan_changes.preview(order)
-        else:
-            outcome = await self._operations.plan_changes.change(order, _origin(context))
+        changes, origin = self._operations.plan_changes, _origin(context)
+        outcome = await self._operations.refusals.run(
+            order.account_id,
+            lambda: changes.preview(order) if request.preview else changes.change(order, origin),
+            origin,
+        )
         return changes_conversions.to_proto_change(outcome, await self._subscription(order.account_id))
 
     async def CancelSubscription(
@@ -105,7 +121,10 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.CancelSubscriptionResponse:
         """End the subscription, at the period's end or now."""
         ending = changes_conversions.from_proto_cancel(request)
-        await self._operations.cancellation.cancel(ending, _origin(context))
+        origin = _origin(context)
+        await self._operations.refusals.run(
+            ending.account_id, lambda: self._operations.cancellation.cancel(ending, origin), origin
+        )
         return subscription_pb2.CancelSubscriptionResponse(subscription=await self._subscription(ending.account_id))
 
     async def ResumeSubscription(
@@ -113,7 +132,10 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
     ) -> subscription_pb2.ResumeSubscriptionResponse:
         """Undo a cancellation that has not taken effect yet."""
         resumption = changes_conversions.from_proto_resume(request)
-        await self._operations.cancellation.resume(resumption, _origin(context))
+        origin = _origin(context)
+        await self._operations.refusals.run(
+            resumption.account_id, lambda: self._operations.cancellation.resume(resumption, origin), origin
+        )
         return subscription_pb2.ResumeSubscriptionResponse(subscription=await self._subscription(resumption.account_id))
 
     async def ListPlans(
@@ -138,7 +160,12 @@ class SubscriptionServicer(subscription_pb2_grpc.SubscriptionServiceServicer):
         asked = previews.from_proto_preview(request)
         now = self._clock.now()
         bill = await self._database.read(lambda conn: preview_cost.preview(conn, self._catalogs, asked, now))
-        return previews.to_proto_bill(bill)
+        coming = None
+        if request.with_next_invoice:
+            coming = await self._operations.refusals.run(
+                asked.account_id, lambda: self._operations.next_invoices.of_account(asked.account_id), _origin(context)
+            )
+        return previews.to_proto_bill(bill, coming)
 
     async def ListInvoices(
         self, request: subscription_pb2.ListInvoicesRequest, context: interceptors.Context

@@ -690,6 +690,15 @@ stripe_objects = sa.Table(
     sa.Column("leased_until", _INSTANT, nullable=False),
 )
 
+# The calls that all workers together may make to Stripe: a row for all endpoints, and for each endpoint with a limit.
+stripe_call_limits = sa.Table(
+    "stripe_call_limits",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    # All calls before this instant are reserved.
+    sa.Column("free_at", _INSTANT, nullable=False),
+)
+
 # A row for each mutation that is not usage, written in the mutation's transaction.
 audit_log = sa.Table(
     "audit_log",

@@ -122,6 +122,32 @@ class ServerMetrics:
         ).set_function(is_stale)
 
 
+class StripeRequests:
+    """Requests to Stripe, and those that Stripe refuses."""
+
+    def __init__(self, registry: registries.CollectorRegistry) -> None:
+        self._sent = prometheus_client.Counter(
+            "billing_stripe_requests",
+            "Requests to Stripe, repeats included; those with GET are the reads that Stripe rations.",
+            ["method", "endpoint"],
+            registry=registry,
+        )
+        self._refused = prometheus_client.Counter(
+            "billing_stripe_refusals",
+            "Answers of Stripe with a status of 400 or more, by the error's code.",
+            ["method", "endpoint", "status", "code"],
+            registry=registry,
+        )
+
+    def sent(self, method: str, endpoint: str) -> None:
+        """Count a request; `endpoint` is a path without ids."""
+        self._sent.labels(method, endpoint).inc()
+
+    def refused(self, method: str, endpoint: str, status: int, code: str) -> None:
+        """Count a refusal; the codes are Stripe's own, which are some hundred."""
+        self._refused.labels(method, endpoint, str(status), code).inc()
+
+
 class Worker:
     """The metrics of a worker process."""
 
@@ -145,6 +171,16 @@ class Worker:
         )
         self._lag = prometheus_client.Gauge(
             "billing_lag_seconds", "Age of the oldest row that waits for the worker.", ["queue"], registry=self.registry
+        )
+        self._deadline = prometheus_client.Gauge(
+            "billing_report_deadline_timestamp_seconds",
+            "Until when the most urgent waiting usage report can be on its invoice; +Inf if none waits.",
+            registry=self.registry,
+        )
+        self._paid_invoices = prometheus_client.Gauge(
+            "billing_paid_invoices",
+            "Invoices of the last 30 days that were paid; Stripe rations reads by them.",
+            registry=self.registry,
         )
         self._drift = prometheus_client.Gauge(
             "billing_reconcile_drift",
@@ -174,6 +210,14 @@ class Worker:
         self._backlog.labels(queue, "waiting").set(waiting)
         self._backlog.labels(queue, "failed").set(failed)
         self._lag.labels(queue).set(lag_seconds)
+
+    def report_deadline(self, at_timestamp: float) -> None:
+        """Show until when the waiting usage reports have to be sent."""
+        self._deadline.set(at_timestamp)
+
+    def paid_invoices(self, number: int) -> None:
+        """Show how many invoices were paid."""
+        self._paid_invoices.set(number)
 
     def found(self, kind: str, number: int) -> None:
         """Show the open findings of a kind."""

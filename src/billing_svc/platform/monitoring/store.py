@@ -25,6 +25,8 @@ UNION ALL
 SELECT 'duties', count(*), min(created_at), 0 FROM subscription_duties
 """)
 
+_EARLIEST_PERIOD_END = sa.text("SELECT min(period_end) FROM usage_reports WHERE state = 'sealed'")
+
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
@@ -51,6 +53,19 @@ async def last_reconciliation(connection: AsyncConnection) -> tuple[int, datetim
     )
     row = (await connection.execute(query)).one_or_none()
     return None if row is None else (row[0], row[1])
+
+
+async def earliest_period_end(connection: AsyncConnection) -> datetime | None:
+    """Return when the earliest billing period ends, or ended, that has usage which is not sent; None without any."""
+    found: datetime | None = (await connection.execute(_EARLIEST_PERIOD_END)).scalar_one()
+    return found
+
+
+async def paid_invoices(connection: AsyncConnection, since: datetime) -> int:
+    """Return how many invoices that were created since an instant are paid, by more than nothing."""
+    invoices = tables.invoices.c
+    query = sa.select(sa.func.count()).where(invoices.created_at >= since, invoices.amount_paid > 0)
+    return int((await connection.execute(query)).scalar_one())
 
 
 async def backlogs(connection: AsyncConnection) -> list[Backlog]:

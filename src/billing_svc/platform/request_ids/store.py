@@ -27,11 +27,21 @@ class CallerRequest:
 
 @dataclass(frozen=True, slots=True)
 class RememberedRequest:
-    """The stored target and answer of a request; a request without an answer is under way."""
+    """The stored target and answer of a request; a request without an answer is under way.
+
+    An empty target of a change means that Stripe refused the request: its repeat is judged by the state of that time.
+    """
 
     target: Mapping[str, Any]
     answer: Mapping[str, Any] | None
     is_closed: bool
+    # Stored by this call.
+    is_new: bool = False
+
+    @property
+    def is_judged(self) -> bool:
+        """Say whether it is stored what the request of a change means."""
+        return self.is_closed or bool(self.target)
 
 
 async def find(conn: AsyncConnection, asked: CallerRequest) -> RememberedRequest | None:
@@ -81,6 +91,32 @@ async def keep_answer(conn: AsyncConnection, asked: CallerRequest, answer: Mappi
 async def close(conn: AsyncConnection, asked: CallerRequest, now: datetime) -> None:
     """Mark a request as done: repeats of it do nothing."""
     await conn.execute(sa.update(_REQUESTS).where(*_is(asked), _REQUESTS.c.closed_at.is_(None)).values(closed_at=now))
+
+
+async def judge_again(conn: AsyncConnection, asked: CallerRequest) -> None:
+    """Forget the target and the answer of a request that Stripe refused, so that nothing of them holds in a repeat."""
+    await conn.execute(
+        sa.update(_REQUESTS).where(*_is(asked), _REQUESTS.c.closed_at.is_(None)).values(target={}, answer=sa.null())
+    )
+
+
+async def judge(conn: AsyncConnection, asked: CallerRequest, target: Mapping[str, object], now: datetime) -> bool:
+    """Store a change's target, unless a target is stored; returns whether it did."""
+    known = await find(conn, asked)
+    if known is not None and known.is_judged:
+        return False
+    if known is None:
+        await remember(conn, asked, target, now)
+    else:
+        await set_target(conn, asked, target)
+    return True
+
+
+async def set_target(conn: AsyncConnection, asked: CallerRequest, target: Mapping[str, object]) -> None:
+    """Store the target of a request that is judged again."""
+    await conn.execute(
+        sa.update(_REQUESTS).where(*_is(asked), _REQUESTS.c.closed_at.is_(None)).values(target=dict(target))
+    )
 
 
 def _is(asked: CallerRequest) -> tuple[sa.ColumnElement[bool], ...]:

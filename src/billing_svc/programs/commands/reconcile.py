@@ -36,10 +36,11 @@ def reconcile(
 
     async def run() -> "list[Finding]":
         pool = engine.create_engine(common.database_url(options), pool_size=2)
-        stripe = client.Stripe.from_settings(options)
+        database = transactions.Transactions(pool)
+        stripe = client.Stripe.paced(options, database)
         try:
             comparison = reconciliation.Comparison(
-                transactions.Transactions(pool), versions.CatalogCache(), stripe, clock.from_settings(options)
+                database, versions.CatalogCache(), stripe, clock.from_settings(options)
             )
             with common.progress("comparing with Stripe"):
                 return await comparison.run(audit_store.Origin(common.actor()), account, fix=fix)

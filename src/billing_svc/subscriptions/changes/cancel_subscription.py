@@ -54,7 +54,7 @@ class Cancellation:
 
         async def look(conn: AsyncConnection) -> tuple[str, bool]:
             known = await request_ids.find(conn, asked)
-            if known is not None:
+            if known is not None and known.is_judged:
                 return str(known.target["subscription_id"]), known.is_closed
             return (await stripe_change.held(conn, ending.account_id, now)).subscription_id, False
 
@@ -69,15 +69,19 @@ class Cancellation:
             )
 
         async def begin(conn: AsyncConnection) -> None:
-            if await request_ids.find(conn, asked) is not None:
+            if not await request_ids.judge(conn, asked, {"subscription_id": subscription_id}, now):
                 return
-            await request_ids.remember(conn, asked, {"subscription_id": subscription_id}, now)
             changes = {"subscription": subscription_id, "at_period_end": ending.at_period_end}
             await audit_store.append(conn, origin, ending.account_id, "subscription.cancel_requested", changes, now)
 
         await self._carrier.database.run(begin)
         if fetched is not None:
-            await self._end(ending, fetched, origin)
+            try:
+                await self._end(ending, fetched, origin)
+            except (errors.StripeRefused, client.NotAtStripe):
+                # Nothing was changed, and a repeat may find another subscription.
+                await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked))
+                raise
         await self._carrier.finish(asked, subscription_id, origin)
 
     async def _end(
@@ -129,7 +133,7 @@ class Cancellation:
 
         async def look(conn: AsyncConnection) -> tuple[str, request_ids.RememberedRequest | None]:
             known = await request_ids.find(conn, asked)
-            if known is not None:
+            if known is not None and known.is_judged:
                 return str(known.target["subscription_id"]), known
             return (await stripe_change.held(conn, account_id, now)).subscription_id, None
 
@@ -147,8 +151,12 @@ class Cancellation:
             await self._remember_resume(asked, fetched, origin, now)
         purpose = f"resume:{request_id}"
         if fetched.will_end:
-            await self._carrier.release_schedule(account_id, fetched, purpose, origin)
-            await self._carrier.keep(account_id, fetched, purpose)
+            try:
+                await self._carrier.release_schedule(account_id, fetched, purpose, origin)
+                await self._carrier.keep(account_id, fetched, purpose)
+            except (errors.StripeRefused, client.NotAtStripe):
+                await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked))
+                raise
         await self._carrier.finish(asked, subscription_id, origin)
 
     async def _remember_resume(
@@ -164,9 +172,8 @@ class Cancellation:
             raise errors.NotCanceling(message, {"account_id": asked.account_id, **way_out.metadata})
 
         async def remember(conn: AsyncConnection) -> None:
-            if await request_ids.find(conn, asked) is not None:
+            if not await request_ids.judge(conn, asked, {"subscription_id": fetched.subscription_id}, now):
                 return
-            await request_ids.remember(conn, asked, {"subscription_id": fetched.subscription_id}, now)
             changes = {"subscription": fetched.subscription_id}
             await audit_store.append(conn, origin, asked.account_id, "subscription.resume_requested", changes, now)
 

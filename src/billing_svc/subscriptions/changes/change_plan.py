@@ -21,10 +21,14 @@ from billing_svc.platform.findings import store as findings_store
 from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.stripe import client, intents, parse, prices, sold_items, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
-from billing_svc.subscriptions.changes import costs, rules, stripe_change
+from billing_svc.subscriptions.changes import costs, customer_confirmation, rules, stripe_change
 from billing_svc.subscriptions.invoices import rules as invoices_rules
 from billing_svc.subscriptions.invoices import way_out
 from billing_svc.subscriptions.records import refresh_subscription
+
+# A request is judged at most so often in a call: as an earlier call did, then as this call does. More rounds mean that
+# callers work against each other.
+ROUNDS_MAX = 3
 
 
 class PlanChanges:
@@ -50,19 +54,43 @@ class PlanChanges:
         Raises the errors of `preview`, and RequestIdReused, UsageNotReported, PaymentFailed and LostRace.
         """
         asked = request_ids.CallerRequest(order.account_id, order.request_id, "change_plan", order.content)
-        now = self._carrier.clock.now()
-        known, fetched = await self._carrier.database.read(lambda conn: request_ids.find(conn, asked)), None
-        if known is None:
-            # A change that is refused because of the subscription's schedule is not stored, so that it can be repeated.
-            fetched = await self._fetch(
-                order, await self._carrier.database.read(lambda conn: self._choose(conn, order, now))
-            )
-            known = await self._carrier.database.run(lambda conn: self._begin(conn, order, asked, origin, now))
-        if known.is_closed and known.answer is not None:
-            return costs.from_kept(known.answer)
+        for _ in range(ROUNDS_MAX):
+            now = self._carrier.clock.now()
+            known, fetched = await self._carrier.database.read(lambda conn: request_ids.find(conn, asked)), None
+            if known is None or not known.is_judged:
+                # A change that is refused because of the subscription's schedule is not stored, so that it can be
+                # repeated.
+                target = await self._carrier.database.read(lambda conn: self._choose(conn, order, now))  # noqa: B023 - awaited at once
+                fetched = await self._fetch(order, target)
+                known = await self._carrier.database.run(lambda conn: self._begin(conn, order, asked, origin, now))  # noqa: B023 - as above
+            if known.is_closed and known.answer is not None:
+                return costs.from_kept(known.answer)
+            try:
+                return await self._make(order, asked, known, fetched, origin)
+            except errors.PaymentActionRequired:
+                raise  # the change waits at Stripe for the customer
+            except (errors.StripeRefused, client.NotAtStripe):
+                # Nothing was changed. A repeat, perhaps days later, must not be billed from this call's instant.
+                await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked))
+                if known.is_new:
+                    raise
+                # What was refused is what an earlier call wanted; this call's own judgement has not been tried yet.
+        raise errors.LostRace("other calls made the same change at the same time; send the same call again")
+
+    async def _make(
+        self,
+        order: rules.ChangeOrder,
+        asked: request_ids.CallerRequest,
+        known: request_ids.RememberedRequest,
+        fetched: stripe_subscriptions.StripeSubscription | None,
+        origin: audit_store.Origin,
+    ) -> costs.ChangeOutcome:
+        """Make the change at Stripe, as it was judged; `fetched` is a subscription that was just fetched."""
         target = _from_kept(known.target)
         if fetched is None or fetched.subscription_id != target.subscription_id:
             fetched = await self._fetch(order, target)
+        if await self._is_outdated(target, fetched):
+            raise errors.StripeRefused("the change was not made within a day, so it is judged again")
         if order.at_period_end:
             answer = known.answer or await self._keep_cost(order, asked, target, fetched)
             await self._schedule(order, target, fetched, origin)
@@ -79,14 +107,17 @@ class PlanChanges:
         origin: audit_store.Origin,
         now: datetime,
     ) -> request_ids.RememberedRequest:
-        """Return the stored request; refuse a new request, or store it."""
+        """Return the stored request; refuse a new request, or store it; one that Stripe refused is judged again."""
         known = await request_ids.find(conn, asked)
-        if known is not None:
+        if known is not None and known.is_judged:
             return known
         await accounts_store.lock(conn, order.account_id)
         target = await self._choose(conn, order, now)
         kept = asdict(target)
-        await request_ids.remember(conn, asked, kept, now)
+        if known is None:
+            await request_ids.remember(conn, asked, kept, now)
+        else:
+            await request_ids.set_target(conn, asked, kept)
         changes = {
             "subscription": target.subscription_id,
             "plan": target.plan,
@@ -95,9 +126,20 @@ class PlanChanges:
             "at_period_end": order.at_period_end,
         }
         await audit_store.append(conn, origin, order.account_id, "plan.change_requested", changes, now)
-        return request_ids.RememberedRequest(kept, None, is_closed=False)
+        return request_ids.RememberedRequest(kept, None, is_closed=False, is_new=True)
+
+    async def _is_outdated(self, target: rules.ChangeTarget, fetched: stripe_subscriptions.StripeSubscription) -> bool:
+        """Say whether a change whose outcome was unknown was not made, and its instant is too long ago to make it.
+
+        Stripe has forgotten the key of that time, and the present state decides.
+        """
+        age_seconds = self._carrier.clock.now().timestamp() - (target.proration_at or 0)
+        if target.proration_at is None or age_seconds < intents.KEY_TRUSTED_FOR.total_seconds():
+            return False
+        return not target.is_in(fetched, (await self._sold(fetched)).price_ids)
 
     async def _choose(self, conn: AsyncConnection, order: rules.ChangeOrder, now: datetime) -> rules.ChangeTarget:
+        rules.require_fresh_preview(order, now)
         row = await stripe_change.held(conn, order.account_id, now)
         if not row.is_giving:
             found = await way_out.read(conn, row)
@@ -160,6 +202,10 @@ class PlanChanges:
             found = refresh_subscription.read(data)
             return data if target.is_in(found, (await self._sold(found)).price_ids) else None
 
+        confirmation = customer_confirmation.Confirmation(self._carrier, order.account_id, purpose, target)
+        if await confirmation.has_begun():
+            await confirmation.require(fetched)
+            return answer
         params = {
             "subscription": target.subscription_id,
             "items": rules.item_changes(*(await self._sold(fetched)).split, target),
@@ -169,9 +215,12 @@ class PlanChanges:
             "payment_behavior": "error_if_incomplete",
             "metadata": dict(target.metadata),
         }
-        await self._carrier.requests.perform(
-            intents.Intent(order.account_id, purpose, "subscriptions.update", params), look_up
-        )
+        try:
+            await self._carrier.requests.perform(
+                intents.Intent(order.account_id, purpose, "subscriptions.update", params), look_up
+            )
+        except errors.PaymentActionRequired:
+            await confirmation.begin(params)
         return answer
 
     async def _schedule(
@@ -242,6 +291,7 @@ class PlanChanges:
         params: dict[str, Any] = {"subscription": target.subscription_id, "subscription_details": details}
         if order.at_period_end:
             params["preview_mode"] = "recurring"
+            details["proration_behavior"] = "none"
             effective_at = items.period_end(fetched)
         else:
             details |= {"proration_behavior": "always_invoice", "proration_date": target.proration_at}
@@ -255,7 +305,8 @@ class PlanChanges:
             lambda conn: prices.sold_prices(conn, {line.price_id for line in lines})
         )
         meters = {price_id: price.meter for price_id, price in sold.items()}
-        return costs.kept(effective_at, target.proration_at, fields.text("currency"), lines, meters)
+        totals = costs.totals(fields) if len(lines) == len(found) else None
+        return costs.kept(effective_at, target.proration_at, fields.text("currency"), lines, meters, totals)
 
     async def _sold(self, fetched: stripe_subscriptions.StripeSubscription) -> sold_items.SoldItems:
         """Return a subscription's items by what they are to us."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from billing_svc.catalog import model, parts
@@ -10,6 +10,9 @@ from billing_svc.platform import errors
 from billing_svc.pricing import rules as pricing_rules
 from billing_svc.stripe import parse
 from billing_svc.stripe import subscriptions as stripe_subscriptions
+
+# A change costs what its preview showed if it is made within this time.
+PREVIEW_AGE_MAX = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,13 @@ class ChangeOrder:
             # Left out where it is not set, as in requests that an earlier release stored.
             **({"newest_catalog": True} if self.newest_catalog else {}),
         }
+
+
+def require_fresh_preview(order: ChangeOrder, now: datetime) -> None:
+    """Raise InvalidRequest if the preview whose instant the order has is too old."""
+    if order.proration_at is not None and order.proration_at < now - PREVIEW_AGE_MAX:
+        problem = "is more than an hour ago; preview the change again, and send its value with a new request_id"
+        raise errors.InvalidRequest([errors.FieldViolation("proration_at", problem)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
-from billing_svc.stripe import client, intents, sold_items, subscription_records
+from billing_svc.stripe import client, intents, same_account, sold_items, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.invoices import way_out
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
@@ -40,11 +40,12 @@ class StripeChange:
     async def fetch(self, subscription_id: str) -> stripe_subscriptions.StripeSubscription | None:
         """Return a subscription as Stripe has it now; None if it is over, which is then stored here too.
 
-        Raises CannotApply.
+        Raises CannotApply, and StripeAccountMismatch if Stripe has none of our objects.
         """
         try:
             fetched = await refresh_subscription.fetch(self.stripe, subscription_id)
         except client.NotAtStripe:
+            await same_account.require(self.database, self.stripe, subscription_id)
             return None
         return None if await self._is_over(fetched) else fetched
 

@@ -9,6 +9,7 @@ says that it expired, or until the subscription that it created is stored here. 
 customer pay twice.
 """
 
+import contextlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,10 +26,11 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.pricing import rules as pricing_rules
-from billing_svc.stripe import client, intents, parse, prices, subscription_records
+from billing_svc.stripe import client, intents, parse, prices, same_account, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.checkouts import close_checkout, store
 from billing_svc.subscriptions.invoices import way_out
+from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
 from billing_svc.subscriptions.records import rules as records_rules
 
 # Each round closes a page that blocks the order; more than a few rounds mean that callers work against each other.
@@ -52,12 +54,14 @@ class Checkout:
         catalogs: versions.CatalogCache,
         stripe: client.Stripe,
         customers: create_customer.Customers,
+        refresher: refresh_subscription.Refresher,
         now: clock.Clock,
     ) -> None:
         self._database = database
         self._catalogs = catalogs
         self._stripe = stripe
         self._customers = customers
+        self._refresher = refresher
         self._requests = intents.Requests(database, stripe, now)
         self._clock = now
 
@@ -68,7 +72,12 @@ class Checkout:
         quantity, RequestIdReused, LostRace, StripeUnavailable and StripeRefused.
         """
         for _ in range(ROUNDS_MAX):
-            begun = await self._begin(order, origin)
+            try:
+                begun = await self._begin(order, origin)
+            except errors.AlreadySubscribed:
+                if not await self._has_ended(order.account_id, origin):
+                    raise
+                continue
             page: store.CheckoutPage | None = begun.page
             if begun.page.url is None:
                 page = await self._make_session(begun.page, order, origin)
@@ -78,6 +87,22 @@ class Checkout:
                 return page
             await self._expire(page, order.account_id, origin)
         raise errors.LostRace("other checkouts of this account were opened at the same time; send the same call again")
+
+    async def _has_ended(self, account_id: str, origin: audit_store.Origin) -> bool:
+        """Say whether the subscription that blocks an order has ended at Stripe; its event may never have come."""
+        held = await self._database.read(lambda conn: _held(conn, account_id))
+        if held is None:
+            return True
+        # If Stripe cannot be asked, the stored state stands.
+        with contextlib.suppress(
+            errors.StripeUnavailable,
+            errors.LostRace,
+            client.NotAtStripe,
+            apply_subscription.CannotApply,
+            apply_subscription.NotOurs,
+        ):
+            await self._refresher.refresh(held.subscription_id, origin)
+        return await self._database.read(lambda conn: _held(conn, account_id)) is None
 
     async def _begin(self, order: store.CheckoutOrder, origin: audit_store.Origin) -> _Begun:
         now = self._clock.now()
@@ -94,8 +119,7 @@ class Checkout:
         await accounts_store.lock(conn, order.account_id)
         asked = request_ids.CallerRequest(order.account_id, order.request_id, "checkout", order.content)
         known = await request_ids.find(conn, asked) if order.request_id else None
-        bought = await subscription_records.plan_subscriptions(conn, order.account_id)
-        held = next((record for record in bought if not record.is_over), None)
+        held = await _held(conn, order.account_id)
         if held is not None:
             found_out = await way_out.read(conn, held)
             advice = found_out.text or "; use ChangePlan"
@@ -197,8 +221,11 @@ class Checkout:
         try:
             session = await self._stripe.checkout_session(str(page.session_id))
         except client.NotAtStripe:
+            await same_account.require(self._database, self._stripe, str(page.session_id))
             session = {"status": "expired"}
         if session.get("status") == "open":
+            if parse.nested(session, "customer", "deleted") is True:
+                raise errors.CustomerMissing(parse.id_of(session.get("customer"), "the customer of a checkout"))
             return True
         if session.get("status") == "complete":
             status = await self._status_of(session)
@@ -259,6 +286,12 @@ def offered(catalog: model.Catalog, order: store.CheckoutOrder) -> tuple[parts.P
     if problem := pricing_rules.quantity_problem(plan, price, order.quantity, catalog.currency):
         raise errors.InvalidRequest([errors.FieldViolation("quantity", problem)])
     return plan, price
+
+
+async def _held(conn: AsyncConnection, account_id: str) -> subscription_records.SubscriptionRecord | None:
+    """Return the plan subscription that blocks a purchase; None if all are over."""
+    bought = await subscription_records.plan_subscriptions(conn, account_id)
+    return next((record for record in bought if not record.is_over), None)
 
 
 async def _line_items(

@@ -43,14 +43,15 @@ async def apply(conn: AsyncConnection, fetched: rules.StripeInvoice, origin: aud
 async def _is_ours(conn: AsyncConnection, account_id: str, fetched: rules.StripeInvoice) -> bool:
     """Say whether an invoice is of no subscription, of one that we know, or charges a price or product of ours.
 
-    The subscription may not be known yet: its event may come after that of its first invoice.
+    The subscription may not be known yet: its event may come after that of its first invoice. An invoice whose lines
+    name no price may be ours, and is kept.
     """
     if fetched.subscription_id is None:
         return True
     if await subscription_records.find(conn, account_id, fetched.subscription_id) is not None:
         return True
     price_ids = {line.price_id for line in fetched.lines if line.price_id}
-    if await prices.sold_prices(conn, price_ids):
+    if not price_ids or await prices.sold_prices(conn, price_ids):
         return True
     return await prices.is_product_of_ours(conn, {line.product_id for line in fetched.lines if line.product_id})
 

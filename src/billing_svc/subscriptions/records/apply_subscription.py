@@ -60,6 +60,8 @@ async def apply(
     account_id = await customers_store.account_of_customer(conn, fetched.customer_id)
     if account_id is None:
         raise NotOurs(f"customer {fetched.customer_id} is not ours")
+    if not fetched.items:
+        raise CannotApply(f"subscription {fetched.subscription_id} has no items", fetched, "items.data")
     items = await sold_items.read(conn, fetched, now)
     if not items.is_ours and await subscription_records.find(conn, account_id, fetched.subscription_id) is None:
         if "catalog_version" in fetched.metadata:  # this service sold it

@@ -153,6 +153,17 @@ class TestReaders:
         query = "SELECT account_id, meter, used, included, percent, over_quota FROM current_usage"
         assert reader.execute(query).fetchall() == [("org_2", "runs", 6, 5, 120, True)]
 
+    def test_the_view_has_the_holds_of_an_earlier_period_too(self, login: Login, owner: psycopg.Connection) -> None:
+        owner.execute(
+            "INSERT INTO usage_counters (account_id, meter, period_start, period_end, reserved, catalog_version, plan,"
+            " quantity, pay_as_you_go, overridden, updated_at)"
+            " SELECT account_id, meter, period_start - interval '10 days', period_start, 4, 1, plan, 1, false, false,"
+            "        now() FROM usage_counters WHERE account_id = 'org_2'"
+        )
+        owner.execute("UPDATE usage_counters SET reserved = 2 WHERE account_id = 'org_2' AND now() < period_end")
+        reader = login(privileges.READER, "org_2")
+        assert reader.execute("SELECT used, reserved FROM current_usage").fetchall() == [(6, 6)]
+
 
 class TestAdministrators:
     def test_admins_see_all_and_map_readers(self, login: Login) -> None:
@@ -214,7 +225,7 @@ def test_what_runs_with_its_owner_s_rights_is_closed_to_everybody_and_takes_noth
     assert {name for name, *_ in functions} == privileges.READ | {
         "account_ids",
         "catalog_versions",
-        "current_counters",
+        "recent_counters",
         "reader_accounts",
     }
     for name, arguments, by_owner, volatile, settings, public in functions:

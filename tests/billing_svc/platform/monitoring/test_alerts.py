@@ -7,7 +7,8 @@ from typing import Any
 import prometheus_client
 from ruamel.yaml import YAML
 
-from billing_svc.platform.monitoring import metrics
+from billing_svc.platform.database import transactions
+from billing_svc.platform.monitoring import metrics, store
 from webhook_gateway import metrics as gateway_metrics
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -31,6 +32,9 @@ def exposed() -> set[str]:
     worker.succeeded("a")
     worker.backlog("a", waiting=0, failed=0, lag_seconds=0)
     worker.found("a", 0)
+    requests = metrics.StripeRequests(worker.registry)
+    requests.sent("GET", "/v1/invoices")
+    requests.refused("GET", "/v1/invoices", 400, "parameter_missing")
     gateway.answered(200, "stored", 0.1)
     texts = (prometheus_client.generate_latest(one.registry).decode() for one in (server, worker, gateway))
     return {match for text in texts for match in re.findall(r"^(billing_\w+)", text, re.MULTILINE)}
@@ -42,6 +46,12 @@ def test_every_metric_of_a_rule_exists() -> None:
         # What stands in quotes is a label's value.
         named = set(re.findall(r"billing_\w+", re.sub(r'"[^"]*"', "", rule["expr"])))
         assert named <= known, rule["alert"]
+
+
+async def test_every_queue_has_a_rule_for_its_lag(transactions: transactions.Transactions) -> None:
+    watched = " ".join(rule["expr"] for rule in rules())
+    for backlog in await transactions.read(store.backlogs):
+        assert f'billing_lag_seconds{{queue="{backlog.queue}"}}' in watched, backlog.queue
 
 
 def test_every_rule_says_what_is_wrong_how_bad_it_is_and_what_to_do() -> None:

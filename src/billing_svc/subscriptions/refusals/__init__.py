@@ -1,0 +1,1 @@
+"""What follows when Stripe refuses: a deleted customer is unlinked, and an archived price gets its name."""
