@@ -167,7 +167,7 @@ async def delete_the_customer(walker: Walker) -> None:
     """Delete the customer."""
     customer = await walker.customer()
     if customer is not None:
-        walker.deleted_customers += 1
+        walker.deleted_customers.add(customer)
         await walker.stripe("DELETE", f"/v1/customers/{customer}")
 
 

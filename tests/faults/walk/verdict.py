@@ -1,6 +1,6 @@
 """What must hold at the end of a walk, whatever was done."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -12,7 +12,7 @@ from billing_svc.platform.database import tables
 from tests.billing_svc import books
 from tests.faults.walk import history
 from tests.faults.walk.shop import METER
-from tests.faults.walk.walker import ACCOUNT, Walker
+from tests.faults.walk.walker import ACCOUNT, Data, Walker
 
 
 async def judge(walker: Walker) -> None:
@@ -73,16 +73,18 @@ async def findings_are_explained(walker: Walker) -> None:
     kinds = {row.kind for row in stored}
     assert "usage_billed_twice" not in kinds or walker.may_bill_twice
     others = [one for one in await walker.ledger.differences() if one[0] not in kinds]
-    unexplained = [one for one in others if not _explained(walker, *one)]
+    unexplained = [one for one in others if not _explained(walker, subscriptions, *one)]
     assert not unexplained, f"{unexplained}"
 
 
-def _explained(walker: Walker, kind: str, detail: str) -> bool:
+def _explained(walker: Walker, subscriptions: Sequence[Data], kind: str, detail: str) -> bool:
+    """Say whether a person's act explains a row: a deleted item, or a customer that was deleted with its debts."""
     if kind == "usage: item":
         return any(item in detail for item in walker.deleted_items)
-    if kind in {"usage: failed", "usage: uninvoiced"}:
-        return walker.deleted_customers > 0
-    return False
+    if kind == "usage: line":
+        gone = [one["id"] for one in subscriptions if one["customer"] in walker.deleted_customers]
+        return any(subscription_id in detail for subscription_id in gone)
+    return kind in {"usage: failed", "usage: uninvoiced"} and bool(walker.deleted_customers)
 
 
 async def units_are_charged_once(walker: Walker) -> None:
@@ -107,7 +109,7 @@ async def units_are_charged_once(walker: Walker) -> None:
 
 def _is_forgiven(walker: Walker, report: sa.Row[Any]) -> bool:
     """Say whether a person gave a report up: deleted its item, or the customer that owed it."""
-    return report.invoice_item_id in walker.deleted_items or (walker.deleted_customers > 0 and report.state != "sent")
+    return report.invoice_item_id in walker.deleted_items or report.customer_id in walker.deleted_customers
 
 
 def _within(at: datetime, spans: Iterable[tuple[datetime, datetime]]) -> bool:

@@ -67,17 +67,19 @@ class Walker:
     page: str = ""
     comparisons: int = 0
     # What was included, from when on.
-    timeline: list[tuple[datetime, int]] = field(default_factory=list)
+    timeline: list[tuple[datetime, int]] = field(init=False)
     customers: set[str] = field(default_factory=set)
     # What explains a finding.
     may_bill_twice: bool = False
-    deleted_customers: int = 0
+    deleted_customers: set[str] = field(default_factory=set)
     deleted_items: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)  # noqa: S311 - repeatable, not secret
         self.luck = random.Random(-self.seed - 1)  # noqa: S311 - as above
         self.expected = Expected(self.shop)
+        # Before the first purchase.
+        self.timeline = [(self.now, INCLUDED["free"])]
         self.is_by_hand = False
         self.has_faults = False
 
@@ -249,5 +251,5 @@ class Walker:
 
     def included_between(self, start: datetime, end: datetime) -> int:
         """Return the most units that were included at any time between two instants."""
-        before = [included for at, included in self.timeline if at <= start]
-        return max([*before[-1:], *(included for at, included in self.timeline if start < at < end)], default=0)
+        before = [included for at, included in self.timeline if at <= start] or [self.timeline[0][1]]
+        return max(before[-1], *(included for at, included in self.timeline if start < at < end), 0)
