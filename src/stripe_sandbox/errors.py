@@ -15,7 +15,7 @@ class ApiError(Exception):
     remembered = True
 
     undone = True
-    """Whether the request has no effect; a failed attempt to pay has."""
+    """Whether the changes of the request are undone; a failed attempt to pay is kept."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
 """Search by Stripe's query language: `email:"a@b.example" AND metadata["account_id"]:"org_1"`.
 
 A search sees each object as it was some time ago: Stripe indexes writes later, so an object that was just created is
-not found, and one that was just changed is found by its former content.
+not found, and an object that was just changed is found by its former content.
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ def _search(context: Context, kind: str, url: str, params: forms.Params) -> Json
 
 
 def _read(kind: str, query: str) -> tuple[list[_Clause], bool]:
-    """Return the clauses of a query, and whether any of them is enough. Raises InvalidParameter."""
+    """Return the clauses of a query, and whether a match of any of them is enough (OR). Raises InvalidParameter."""
     matches = list(_matches(query))
     joints = {(match["joint"] or "AND").upper() for match in matches[:-1]}
     if len(joints) > 1:

@@ -184,7 +184,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STRIPE_ACCOUNT_MISMATCH: _ErrorReason.ValueType  # 62
     """FAILED_PRECONDITION. Stripe has neither an object of the account nor any price of the catalog: the service's key
     belongs to another Stripe account, or the Stripe account's test data was deleted. Nothing was changed here; an
-    operator has to correct BILLING_STRIPE_API_KEY. Metadata: account_id, stripe_object (the missing object's id).
+    operator has to correct STRIPE_API_KEY. Metadata: account_id, stripe_object (the missing object's id).
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -356,6 +356,6 @@ payment_url, invoice_id and expires_at (RFC 3339), if Stripe has such a page.
 ERROR_REASON_STRIPE_ACCOUNT_MISMATCH: ErrorReason.ValueType  # 62
 """FAILED_PRECONDITION. Stripe has neither an object of the account nor any price of the catalog: the service's key
 belongs to another Stripe account, or the Stripe account's test data was deleted. Nothing was changed here; an
-operator has to correct BILLING_STRIPE_API_KEY. Metadata: account_id, stripe_object (the missing object's id).
+operator has to correct STRIPE_API_KEY. Metadata: account_id, stripe_object (the missing object's id).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

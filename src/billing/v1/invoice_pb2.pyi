@@ -229,7 +229,7 @@ Global___InvoiceLine: _TypeAlias = InvoiceLine  # noqa: Y015
 
 @_typing.final
 class InvoiceTotals(_message.Message):
-    """What an invoice comes to, as Stripe computes it. Amounts are rounded to minor units."""
+    """The totals of an invoice, as Stripe computes them. Amounts are rounded to minor units."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

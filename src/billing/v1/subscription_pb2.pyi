@@ -1105,7 +1105,7 @@ class PreviewCostResponse(_message.Message):
 
     @_builtins.property
     def next_invoice(self) -> _invoice_pb2.InvoiceTotals:
-        """What the account's next invoice would come to. Only with `with_next_invoice`; absent if Stripe will make none."""
+        """The totals of the account's next invoice. Only with `with_next_invoice`; absent if Stripe will make none."""
 
     def __init__(
         self,

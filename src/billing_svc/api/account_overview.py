@@ -26,7 +26,7 @@ class Summary:
     account_state: terms.AccountState
     statement: summary_rules.UsageSummary
     subscriptions: Sequence[subscription_records.SubscriptionRecord]
-    # Those of the subscriptions' prices that were made by hand.
+    # The prices of the subscriptions that were made by hand at Stripe, by id.
     custom_prices: Mapping[str, prices.CustomPrice]
 
 

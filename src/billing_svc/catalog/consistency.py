@@ -74,7 +74,7 @@ def _money_problems(path: tuple[str, ...], plan: parts.Plan, currency: str) -> I
         holder = ("pay_as_you_go", "limits") if metered.pay_as_you_go else ("limits",)
         unit = money.in_minor_units(metered.limit.unit_price_exact, currency)
         if money.step(currency) > 1 and unit % money.step(currency):
-            # Then every number of units is an amount that Stripe can charge, without rounding.
+            # Only with such a price is every number of units an amount that Stripe can charge without rounding.
             yield Problem((*path, *holder, metered.meter, "unit_price"), _not_whole_steps(currency))
         if money.decimal_places(unit) > money.UNIT_PRICE_PLACES_MAX:
             message = f"a unit costs {unit:f} minor units: Stripe takes {money.UNIT_PRICE_PLACES_MAX} decimal places"

@@ -1,7 +1,7 @@
 """Which payment method pays an invoice or a subscription that we create ourselves.
 
 Checkout puts the card on the subscription that it sells, and not on the customer. So Stripe finds no card for another
-invoice or subscription of the same customer, unless that one names it.
+invoice or subscription of the same customer, unless that invoice or subscription names the card.
 """
 
 from billing_svc.platform import errors
@@ -9,7 +9,7 @@ from billing_svc.stripe import client
 
 
 async def payer(stripe: client.Stripe, customer_id: str, subscription_id: str | None) -> dict[str, str] | None:
-    """Return the parameter that names who pays; empty if Stripe finds it, None if the customer has no payment method.
+    """Return the parameter that names what pays; empty if Stripe finds it by itself, None if there is none.
 
     In this order: the payment method of the subscription, the customer's default, any that is attached. Raises
     CustomerMissing if the customer was deleted or Stripe has no such customer, and StripeUnavailable.

@@ -230,7 +230,7 @@ class Inbox:
     async def _close(
         self, work: _Work, state: str, note: str, standing: stripe_subscriptions.Standing | None = None
     ) -> None:
-        """Close the events; with `standing`, what is known of their subscription without its prices is applied."""
+        """Close the events. `standing`: what is known of their subscription without its prices; it is applied."""
         now = self._clock.now()
 
         async def close(conn: AsyncConnection) -> None:

@@ -44,7 +44,7 @@ UNIT_PRICE_PLACES_MAX = 12
 def written_places(currency: str) -> int:
     """Return the decimal places with which Stripe writes amounts; 2 for a currency that is newer than the table.
 
-    What Stripe answers in any currency can so be shown: most currencies have two places.
+    So an amount in any currency can be shown; most currencies have two places.
     """
     return EXPONENTS.get(currency, 2)
 

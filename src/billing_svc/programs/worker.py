@@ -39,7 +39,7 @@ HOLDS_POLL_SECONDS = 5.0
 BODIES_POLL_SECONDS = 60.0
 # Prometheus' usual scrape interval.
 BACKLOG_POLL_SECONDS = 15.0
-# The number is compared with the reads of a week, and counting reads a month of invoices.
+# The paid invoices are compared with the requests of a week, so a late number does no harm; counting them is costly.
 PAYMENTS_POLL_SECONDS = 300.0
 # The time over which Stripe rations reads.
 PAYMENTS_COUNTED = timedelta(days=30)

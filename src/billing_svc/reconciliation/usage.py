@@ -210,8 +210,8 @@ class UsageReconciliation:
         price_ids = await self._database.read(lambda conn: store.price_ids(conn, name))
         lines: list[discrepancies.DiscrepancyKey] = []
         for invoice in await self._stripe.invoices_of_subscription(subscription_id, counter.period_start):
-            # Counted are also the lines of a draft, which waits for a person as those of an unpaid subscription do, and
-            # of a void invoice: whoever took it back forgave them.
+            # The lines of a draft count too: it may wait for a person, as the drafts of an unpaid subscription do. So
+            # do the lines of a void invoice: whoever voided it forgave them.
             lines += [
                 _line(line)
                 for line in await self._stripe.all_invoice_lines(invoice)

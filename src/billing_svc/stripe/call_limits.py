@@ -17,10 +17,10 @@ from billing_svc.platform.database import transactions
 # A statement reserves a call for each caller that waits in this process, but at most the calls of this time. A process
 # that dies or stops wastes no more.
 BLOCK_SECONDS_MAX = 0.5
-# A stored instant further ahead than this is no queue of callers: the clock of Postgres has gone back, for example by a
-# failover.
+# A stored instant further ahead than this does not come from waiting callers: the clock of Postgres has gone back, for
+# example by a failover.
 AHEAD_SECONDS_MAX = 5.0
-# Then the caller gives up. A lease of a Stripe object (30 seconds) must outlast this, the call and a transaction.
+# Then a waiting caller gives up. A lease of a Stripe object (30 seconds) must outlast this, the call and a transaction.
 WAIT_SECONDS_MAX = 10.0
 # Stripe admits 25 a second for each endpoint; the rest is left to the calls that a caller of the service waits for.
 ENDPOINT_CALLS_PER_SECOND = 20.0
@@ -38,7 +38,7 @@ RETURNING CAST(extract(epoch FROM free_at - clock_timestamp()) AS double precisi
 
 
 class CallLimits:
-    """The limits that a process's calls of Stripe keep to, together with all other processes that have such limits."""
+    """The limits of a process's calls to Stripe, which it shares with all other processes that have limits."""
 
     def __init__(self, database: transactions.Transactions, per_second: float) -> None:
         self._database = database
@@ -56,7 +56,7 @@ class CallLimits:
                 if self._per_second > ENDPOINT_CALLS_PER_SECOND and endpoint not in _UNLIMITED_ENDPOINTS:
                     await self._limit(endpoint, ENDPOINT_CALLS_PER_SECOND).wait()
         except TimeoutError as error:
-            raise errors.StripeUnavailable("too many calls of Stripe wait; send the same call again", 2.0) from error
+            raise errors.StripeUnavailable("too many calls to Stripe wait; send the same call again", 2.0) from error
 
     def _limit(self, name: str, per_second: float) -> "_CallLimit":
         if name not in self._limits:

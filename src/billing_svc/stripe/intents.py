@@ -89,7 +89,7 @@ class Requests:
             made = await look_up(row.created_at)
             if made is not None:
                 return await self._finish(intent, row.idempotency_key, made)
-            # It was not made, so the parameters of this call hold, and not those of a day ago.
+            # The write was not made, so the parameters of this call count, and not the parameters of a day ago.
             row = await self._database.run(lambda conn: _renew_key(conn, intent, row.idempotency_key, now))
             if row.state == "done":
                 return dict(row.result)
@@ -141,9 +141,9 @@ async def others_open(conn: AsyncConnection, account_id: str, subscription_id: s
 async def has_made(
     conn: AsyncConnection, account_id: str, operation: str, object_id: str, params: Mapping[str, str], since: datetime
 ) -> bool:
-    """Say whether a write of this service made an object, or may have: one of unknown outcome, stored since `since`.
+    """Say whether a write of this service made an object, or may have made it.
 
-    `params` are those of the write whose outcome is not known.
+    A write with the parameters `params` may have made it if its outcome is unknown and it was stored since `since`.
     """
     may_have = sa.and_(_REQUESTS.c.state == "open", _REQUESTS.c.params == params, _REQUESTS.c.created_at >= since)
     query = sa.select(_REQUESTS.c.state).where(

@@ -1,6 +1,6 @@
 """Reads values from Stripe's objects, of any API version: the door through which Stripe's data enters. Pure.
 
-A value is read rightly, or refused with `StripeObjectUnreadable`, whose text names the object and the field. Nothing
+A value is read correctly, or refused with `StripeObjectUnreadable`, whose text names the object and the field. Nothing
 else may come out of here: no other exception, and no text or number that a column cannot hold.
 """
 

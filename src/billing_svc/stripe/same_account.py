@@ -1,4 +1,4 @@
-"""Tells an object that Stripe has deleted from a key of another Stripe account, where every object is missing."""
+"""Tells why Stripe lacks an object: it was deleted, or the key belongs to another account, which lacks every object."""
 
 from billing_svc.platform import errors
 from billing_svc.platform.database import transactions

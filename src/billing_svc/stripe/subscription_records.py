@@ -122,11 +122,11 @@ class SubscriptionRecord:
         return any(start < moved_at <= end for moved_at in self._moves())
 
     def billed_at(self, timestamp: datetime, period_start: datetime) -> datetime:
-        """Return the instant at which the usage of a quota period that has a timestamp is to be billed.
+        """Return the instant whose terms and trial hold for usage; `period_start` is the start of its quota period.
 
-        A move ends the quota period of a plan, so the usage of an earlier period is billed as before the move, also if
-        its timestamp is later: it was counted before the move was noticed. A metered-only subscription moves no quota
-        period; there, only a timestamp in the second of the move is ambiguous.
+        This is its timestamp, except after a move. A move ends the quota period of a plan, so the usage of an earlier
+        period is billed as before the move, also if its timestamp is later: it was counted before the move was noticed.
+        A move of a metered-only subscription ends no quota period; only a timestamp in the move's second is ambiguous.
         """
         for moved_at in sorted(self._moves()):
             if period_start < moved_at <= timestamp and (self.is_plan or timestamp < moved_at + SECOND):
@@ -141,7 +141,7 @@ class SubscriptionRecord:
 
 _COLUMNS = select_list.columns(SubscriptionRecord, _SUBSCRIPTIONS, without=("past",))
 _KEY = (_SUBSCRIPTIONS.c.account_id, _SUBSCRIPTIONS.c.subscription_id)
-# Of two that began together, the one that decides (`metering/quota/terms.py`) comes first.
+# If two subscriptions began together, the deciding subscription (`metering/quota/terms.py`) comes first.
 _LATEST_FIRST = (_SUBSCRIPTIONS.c.effective_from.desc(), _SUBSCRIPTIONS.c.subscription_id.desc())
 
 

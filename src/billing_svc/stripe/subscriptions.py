@@ -22,7 +22,7 @@ METADATA_READ = ("account_id", "checkout_id", "plan", "price", "catalog_version"
 
 @dataclass(frozen=True, slots=True)
 class ItemPrice:
-    """The price of an item. Empty or None: Stripe's object does not say it, as that of an old version may not."""
+    """The price of an item. Empty or None: Stripe's object lacks the field, as an object of an old version may."""
 
     price_id: str
     product_id: str = ""

@@ -4,8 +4,8 @@ The last invoice includes the usage if the subscription ends as scheduled, or if
 It does not if Stripe gives up on a payment, or if a person cancels in the dashboard without a final invoice. The same
 is true for invoice items of late usage that waited for the subscription's next invoice.
 
-A billing period that a move has closed early (ADR 0019) is settled too: if a person adds a trial, for example, no
-invoice has to charge the usage before it.
+A billing period that a move has closed early (ADR 0019) is settled too: if a person adds a trial, for example, Stripe
+need not charge the usage before it.
 """
 
 import contextlib
@@ -79,7 +79,7 @@ class UnbilledUsage:
         since = min(report.reported_for for report in sent)
         charged: list[client.Data] = []
         for invoice in await self._stripe.invoices_of_subscription(subscription_id, since):
-            # A void invoice too: a person took it back, or a pause of the collection did, and so forgave its lines.
+            # A void invoice counts too: a person or a pause of the collection voided it, and so forgave its lines.
             charged += await self._stripe.all_invoice_lines(invoice)
         prices = {
             name: await self._database.read(lambda conn, name=name: store.price_ids(conn, name))  # type: ignore[misc]  # mypy cannot infer a lambda with a default

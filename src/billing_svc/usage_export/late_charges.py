@@ -87,7 +87,7 @@ class LateUsage:
                 change = states.Change({"next_attempt_at": now + TRY_REFUSED_AGAIN, "error": why})
             await self._write(lease, report, change)
             if isinstance(error, errors.CustomerMissing) and self._notice_missing is not None:
-                # If this fails, the next refusal is noticed.
+                # If this fails, the next refusal of the customer leads here again.
                 with contextlib.suppress(errors.BillingError):
                     await self._notice_missing(error.customer_id, _ORIGIN)
         return 0
@@ -123,7 +123,7 @@ class LateUsage:
     async def _priced(self, lease: leases.Lease, report: rules.UsageReport) -> tuple[int, str, str, str | None]:
         """Return the amount (computed once and then stored), its currency, the unit's name, and the subscription.
 
-        The subscription is that whose next invoice takes the item; None: that of any.
+        The next invoice of the subscription takes the item; None: the next invoice of any subscription.
         """
 
         async def fix(conn: AsyncConnection) -> tuple[int, str, str, str | None]:

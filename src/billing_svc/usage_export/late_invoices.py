@@ -70,7 +70,7 @@ class LateInvoices:
         return str((await self._requests.perform(intent, look_up))["id"])
 
     async def _payer(self, report: rules.UsageReport) -> dict[str, str]:
-        """Return the parameter that names who pays; empty if nobody can pay: then the invoice's page is the way."""
+        """Return the parameter that names what pays; empty without a payment method: the invoice's page remains."""
 
         async def read(conn: AsyncConnection) -> str | None:
             held = await subscription_records.of_account(conn, report.account_id)

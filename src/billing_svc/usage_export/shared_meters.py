@@ -38,7 +38,7 @@ async def billers(
 ) -> list[subscription_records.SubscriptionRecord]:
     """Return the live subscriptions whose items bill a customer's meter, once for each item.
 
-    The one that began first is the first; of several, that with the smallest id.
+    They are in the order in which they began, then of their ids.
     """
     found: list[subscription_records.SubscriptionRecord] = []
     for record in sorted(held, key=lambda one: (one.effective_from, one.subscription_id)):

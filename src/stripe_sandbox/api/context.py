@@ -25,7 +25,7 @@ class Context:
     request_id: str | None = None
     idempotency_key: str | None = None
     fault_seconds: float = 0.0
-    """By how much a fault delays what the request begins, such as the counting of usage."""
+    """By how many seconds a fault delays the later effect of the request, such as the counting of its usage."""
 
     def delay_seconds(self, what: Literal["drafts", "meters", "search"]) -> int:
         """Return how long Stripe takes for something that it does by itself; see `settings.Delays`."""

@@ -14,7 +14,7 @@ from stripe_sandbox.invoices import charging, invoicing
 from stripe_sandbox.meters import meter_errors
 
 DRAFTS_SECONDS_MAX = 3 * 24 * 3600
-"""How long Stripe waits at most with a draft, while nobody acknowledges its creation."""
+"""The longest time for which Stripe keeps a draft if no webhook endpoint acknowledges its `invoice.created`."""
 
 
 class Dunning(pydantic.BaseModel):

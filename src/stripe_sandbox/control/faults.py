@@ -18,7 +18,7 @@ SECONDS_MAX = 300.0
 """The longest delay; no caller waits longer for an answer."""
 
 LAG_SECONDS_MAX = 7 * 24 * 3600.0
-"""The longest time until usage counts; nobody waits for it, and the sandbox's clock can be moved."""
+"""The longest delay of `meter_lag`. No request waits for it, and the sandbox's clock can be moved past it."""
 
 Kind = Literal[
     "delay",  # the answer comes late

@@ -96,7 +96,7 @@ class MoneyControl:
         return await self._acted(request, Discount, act)
 
     async def set_limits(self, request: Request) -> Response:
-        """Set Stripe's limits; without them a test of something else would have to wait."""
+        """Set Stripe's limits. There are none at the start, so that tests of other things need not wait."""
 
         def act(scope: context.Context, asked: Limits) -> state.Json:
             scope.work.set_fact(invoice_limits.LIMITED, int(asked.invoices))

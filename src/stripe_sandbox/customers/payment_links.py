@@ -51,7 +51,7 @@ def create(context: Context, params: forms.Params) -> Json:
 
 
 def _line(context: Context, given: forms.Params, param: str) -> forms.Params:
-    """Return a line for `checkout`. The SDK's type requires a quantity, which counts nothing for a metered price."""
+    """Return a line for `checkout`. The SDK's type requires a quantity; it is ignored for a metered price."""
     if "price" not in given:
         param = f"{param}[price]"
         raise errors.InvalidParameter(f"Missing required param: {param}.", param=param, code="parameter_missing")

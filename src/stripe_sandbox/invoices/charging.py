@@ -13,12 +13,12 @@ RETRY_SECONDS = (3 * moments.DAY_SECONDS, 5 * moments.DAY_SECONDS, 7 * moments.D
 """The pauses before further attempts. Their sum is less than a month: dunning ends before a monthly renewal."""
 
 DUNNING_END = "dunning_ends_unpaid"
-"""The fact with the status of a subscription after the last declined attempt: a place in `DUNNING_ENDS`."""
+"""The stored fact that names the status after the last declined attempt, by its place in `DUNNING_ENDS`."""
 
 DUNNING_ENDS = ("canceled", "unpaid", "paused")
 
 PAUSES_AT_ONCE = "dunning_pauses_at_once"
-"""The fact whether a subscription is paused after the first declined attempt for a renewal."""
+"""The stored fact that is 1 if a subscription is paused after the first declined attempt for a renewal."""
 
 
 def finalise_and_collect(context: Context, invoice: Json) -> Json:
@@ -132,7 +132,7 @@ def settle(context: Context, invoice: Json, *, outside_stripe: bool = False) -> 
 
 
 def mark_uncollectible(context: Context, invoice: Json) -> Json:
-    """Give up an invoice; a subscription that is resumed with it does not wait any longer."""
+    """Mark an invoice as uncollectible. A paused subscription that waits for its payment is resumed without it."""
     marked = invoicing.mark_uncollectible(context, invoice)
     subscription = subscription_of(context, marked)
     if subscription and pauses.resumption_of(subscription, marked):
@@ -158,7 +158,7 @@ def _was_waited_for(context: Context, subscription: Json, paid: Json) -> bool:
 
 
 def debit_ended(context: Context, invoice: Json) -> Json:
-    """Make the end of a debit: the invoice is paid, or the attempt has failed."""
+    """End a debit: the invoice is paid, or the attempt has failed."""
     succeeds = invoice["_debit"]["succeeds"]
     ended = context.work.replace({**invoice, "_debit": None})
     ended = settle(context, ended) if succeeds else _failed(context, ended, "debit_failed")
@@ -201,7 +201,7 @@ def _failed(context: Context, invoice: Json, reason: str = "card_declined") -> J
 
 
 def _told(context: Context, tried: Json, reason: str) -> None:
-    """Store why the payment failed in its intent."""
+    """Store in the payment intent why the payment failed."""
     error = {"code": reason, "decline_code": None, "message": "The payment failed.", "type": "card_error"}
     if reason == "authentication_required":
         payments.change(context, tried, "requires_action", error)

@@ -40,7 +40,7 @@ def redeem(
 
 
 def chosen(context: Context, subscription: Json, given: Any, param: str = "discounts") -> list[str]:  # noqa: ANN401 - a parameter of several types
-    """Return the ids of a subscription's discounts after a change: all new ones, or present ones that it names."""
+    """Return the ids of a subscription's discounts after a change: new discounts, and present ones that it names."""
     if given == "":
         return []
     kept = []
@@ -87,7 +87,7 @@ def end(context: Context, discount: Json) -> None:
 
 
 def taken_off(work: Work, discount_ids: list[str], data: list[Json]) -> list[Json]:
-    """Return the lines with their discount amounts; the later discounts count from what the earlier ones left.
+    """Return the lines with their discount amounts; each discount is taken off what the earlier discounts left.
 
     An amount is rounded once for the invoice, and shared among the lines so that the sum stays.
     """

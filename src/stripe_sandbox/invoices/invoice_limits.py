@@ -4,10 +4,10 @@ from stripe_sandbox import errors
 from stripe_sandbox.api.context import Context
 
 LIMITED = "limits_invoices"
-"""The fact whether the new invoices of a subscription are limited."""
+"""The stored fact that is 1 if the new invoices of a subscription are limited."""
 
 LIMITS = {60: 10, 24 * 3600: 20}
-"""The most new invoices of a subscription, by the seconds in which they are made."""
+"""The most new invoices of a subscription in each number of seconds: 10 in a minute, 20 in a day."""
 
 
 def check(context: Context, subscription_id: str) -> None:

@@ -13,14 +13,14 @@ UNPAID_MAX = 500
 """The most drafts and open invoices of a customer; far more than any test makes."""
 
 FAILS = "drafts_fail"
-"""The fact with 1 while no draft can become final."""
+"""The stored fact that is 1 while no draft can become final."""
 
 FINALIZATION_ERROR = {
     "code": "customer_tax_location_invalid",
     "message": "The customer's location isn't recognized, so the tax cannot be calculated. Set a valid address.",
     "type": "invalid_request_error",
 }
-"""The reason why a draft cannot become final: of Stripe's reasons, the one that occurs most often."""
+"""The reason why a draft cannot become final: the most frequent of Stripe's reasons."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +147,7 @@ def _pause_behavior(terms: Terms) -> str | None:
 
 
 def _set_aside(context: Context, invoice: Json, terms: Terms) -> Json:
-    """Void or give up a new invoice at once, if the collection is paused so."""
+    """Void a new invoice or mark it as uncollectible at once, if the pause of the collection says so."""
     match _pause_behavior(terms):
         case "void":
             return void(context, finalise(context, invoice))
@@ -248,7 +248,7 @@ def finalise(context: Context, invoice: Json) -> Json:
 
 
 def cannot_finalise(context: Context, invoice: Json) -> bool:
-    """Say whether a draft was told to fail at its finalisation."""
+    """Say whether a control route has made the finalisation of a draft fail."""
     return bool(invoice["_fails"] or context.work.fact(FAILS))
 
 
@@ -300,7 +300,7 @@ def void(context: Context, invoice: Json) -> Json:
 
 
 def mark_uncollectible(context: Context, invoice: Json) -> Json:
-    """Give up a finalised invoice: it is not charged any more, but can still be paid or voided."""
+    """Mark a finalised invoice as uncollectible: it is not charged any more, but can still be paid or voided."""
     changes = {
         "auto_advance": False,
         "next_payment_attempt": None,
@@ -313,7 +313,7 @@ def mark_uncollectible(context: Context, invoice: Json) -> Json:
 
 
 def abandon(context: Context, customer_id: str) -> None:
-    """Let the invoices of a deleted customer stay as they are: drafts never become final, open ones are not charged."""
+    """Leave a deleted customer's invoices as they are: drafts never become final, open invoices are not charged."""
     found, _ = context.work.select(
         "invoice", {"customer": customer_id, "status": ["draft", "open"]}, state.Page(UNPAID_MAX)
     )

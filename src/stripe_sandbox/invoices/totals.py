@@ -4,7 +4,7 @@ from stripe_sandbox.invoices import amounts, discounts
 from stripe_sandbox.state import Json, Work
 
 TAX_BASIS_POINTS = "tax_basis_points"
-"""The fact with the tax on every new draft, in hundredths of a percent; 0: no tax."""
+"""The stored fact with the tax on every draft, in hundredths of a percent; 0: no tax."""
 
 WHOLE = 10_000
 
@@ -33,7 +33,7 @@ MINIMUMS = {
     "thb": 1000,
     "usd": 50,
 }
-"""The smallest charges, in minor units; other currencies have none here."""
+"""The smallest charge of each currency, in minor units; the sandbox knows none for other currencies."""
 
 
 def counted(work: Work, invoice: Json, data: list[Json]) -> Json:

@@ -24,7 +24,7 @@ WINDOW_SECONDS = {"hour": 3600, "day": 24 * 3600}
 def create(context: Context, params: forms.Params) -> Json:
     """Answer POST /v1/billing/meter_events. As with Stripe, an unknown meter or customer is not refused here.
 
-    Accepted is not counted: that comes after the delay of the meters.
+    An accepted event is not counted yet: it counts after the delay of the meters.
     """
     identifier = params.get("identifier") or state.new_id("mtrevt")
     timestamp = params.get("timestamp", context.now)

@@ -30,7 +30,7 @@ def on_its_way(invoice: Json) -> bool:
 
 
 def tell_checkout(context: Context, invoice: Json, *, succeeds: bool) -> None:
-    """Emit the end of the debit for the checkout session that began it, if one did."""
+    """Emit the end of the debit for the checkout session that began it, if a checkout began it."""
     found, _ = context.work.select("checkout.session", {"invoice": invoice["id"]}, state.Page(1))
     for session in found:
         after = context.update(session, {"payment_status": "paid" if succeeds else "unpaid"}, None)

@@ -41,7 +41,7 @@ def pause(context: Context, params: forms.Params, subscription_id: str) -> Json:
 def _settled(
     context: Context, subscription: Json, item: Json, through: str, since: str
 ) -> tuple[Json, list[lines.Charge]]:
-    """Return the item without what is settled now, and the charges or credits for it."""
+    """Return the item as it is after the pause has billed it, and the charges or credits of that bill."""
     if subscription_items.metered(item):
         if through == "none":
             return item, []
@@ -66,7 +66,7 @@ def _invoiced(context: Context, subscription: Json) -> Json:
 def resume(context: Context, params: forms.Params, subscription_id: str) -> Json:
     """Answer POST /v1/subscriptions/{id}/resume.
 
-    With something to pay, the subscription stays paused until the invoice of its resumption is paid or given up.
+    With something to pay, the subscription stays paused until the invoice of its resumption is paid or uncollectible.
     """
     subscription = context.work.get("subscription", subscription_id)
     if subscription["status"] != "paused":

@@ -58,7 +58,7 @@ def _discounted(work: state.Work, item: Json, billed: Json) -> int:
 def remaining(work: state.Work, subscription: Json, item: Json, anchor: int, at: int) -> lines.Charge:
     """Return the charge for the rest of an item's period, in proportion to a whole period.
 
-    Discounts in percent are in the amount, as `proration_discounts=included` has it.
+    The amount is less discounts in percent, as with `proration_discounts=included`.
     """
     price = work.get("price", item["price"])
     start, end = periods.current(anchor, price["recurring"], at)

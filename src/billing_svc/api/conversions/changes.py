@@ -110,7 +110,7 @@ def to_proto_change(
 
 
 def to_proto_totals(totals: costs.InvoiceTotals, currency: str) -> invoice_pb2.InvoiceTotals:
-    """Return what an invoice comes to."""
+    """Return the totals of an invoice."""
     return invoice_pb2.InvoiceTotals(
         subtotal=_to_proto_money(totals.subtotal, currency),
         discount=_to_proto_money(totals.discount, currency),

@@ -77,7 +77,7 @@ def to_proto_subscription(
 ) -> subscription_pb2.Subscription:
     """Return the plan in force, and the subscription that gives it, or else the latest plan subscription.
 
-    `custom_prices` has those of the subscriptions' prices that were made by hand.
+    `custom_prices` has the prices of the subscriptions that were made by hand at Stripe, by id.
     """
     in_force = under.subscription.subscription_id if under.subscription else None
     bought = [row for row in rows if not row.superfluous] or rows
@@ -137,7 +137,7 @@ def add_pauses(message: subscription_pb2.Subscription, row: subscription_records
 
 
 def to_proto_custom_price(custom: prices.CustomPrice) -> subscription_pb2.CustomPrice:
-    """Return a price that was made by hand, without its amount if that has tiers."""
+    """Return a price that was made by hand; without an amount if the price has tiers."""
     message = subscription_pb2.CustomPrice(
         price_id=custom.price_id, interval=custom.interval, interval_count=custom.interval_count
     )

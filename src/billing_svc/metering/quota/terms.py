@@ -53,7 +53,7 @@ class AccountState:
     created_at: datetime | None
     # The subscription under which pay-as-you-go was switched on; None: off.
     pay_as_you_go_under: str | None
-    # Plan subscriptions alone, also their past stretches.
+    # Only plan subscriptions; their past stretches too.
     subscriptions: tuple[PlanSubscription, ...]
     # The metered-only subscription that `pay_as_you_go_under` names, if any. It never sets a period.
     metered_only: PlanSubscription | None = None
@@ -88,7 +88,7 @@ class Allowance:
     overridden: bool = False
     # The most units that may be charged in a period; None without a cap.
     charged_units_max: int | None = None
-    # Nothing at Stripe can charge units beyond the included quantity, so that they are not promised.
+    # Nothing at Stripe can charge units beyond the included quantity, so they are denied.
     is_uncharged: bool = False
 
     @property
@@ -239,7 +239,7 @@ def _tenure(
     deciding_now: PlanSubscription | None,
     at: datetime,
 ) -> tuple[datetime | None, datetime | None]:
-    """Return since when and until when what decides at `at` decides; None: the bound is not known."""
+    """Return the start and end of the time in which the same subscription decides as at `at`; None: not known."""
     if not account_state.subscriptions:
         return None, None
     if deciding_now is not None and len(account_state.subscriptions) == 1:  # as nearly always
@@ -252,7 +252,7 @@ def _tenure(
 
 
 def breaks(account_state: AccountState, catalogs: Mapping[int, model.Catalog]) -> list[datetime]:
-    """Return the instants, in order, at which a period ends because something else begins to count the periods."""
+    """Return the instants, in order, at which a period ends because another stretch, or none, counts them then."""
     bounds = {one.since for one in account_state.subscriptions}
     bounds |= {one.effective_until for one in account_state.subscriptions if one.effective_until is not None}
     before, found = None, []
@@ -267,7 +267,7 @@ def breaks(account_state: AccountState, catalogs: Mapping[int, model.Catalog]) -
 def _counting(
     deciding: PlanSubscription | None, catalogs: Mapping[int, model.Catalog]
 ) -> tuple[str, datetime | None] | None:
-    """Return what counts the periods: a stretch; of calendar months the subscription, whose stretches share them."""
+    """Return what counts the periods: a stretch. Calendar months go on through all stretches of a subscription."""
     if deciding is None:
         return None
     plan = catalogs[deciding.catalog_version].plan(deciding.plan)

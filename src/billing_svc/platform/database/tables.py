@@ -655,7 +655,7 @@ findings = sa.Table(
     sa.Column("account_id", sa.Text, primary_key=True),
     sa.Column("finding_id", sa.Text, primary_key=True),
     sa.Column("kind", sa.Text, nullable=False),
-    # The id of the object at Stripe that it is about.
+    # The id of the object at Stripe that the finding is about.
     sa.Column("object_id", sa.Text, nullable=False),
     # What is wrong, and what settles it; sentences for an operator.
     sa.Column("detail", sa.Text, nullable=False),

@@ -144,7 +144,7 @@ class StripeRequests:
         self._sent.labels(method, endpoint).inc()
 
     def refused(self, method: str, endpoint: str, status: int, code: str) -> None:
-        """Count a refusal; the codes are Stripe's own, which are some hundred."""
+        """Count a refusal. The codes are Stripe's own: some hundreds at most, so the metric stays small."""
         self._refused.labels(method, endpoint, str(status), code).inc()
 
 

@@ -62,7 +62,7 @@ async def earliest_period_end(connection: AsyncConnection) -> datetime | None:
 
 
 async def paid_invoices(connection: AsyncConnection, since: datetime) -> int:
-    """Return how many invoices that were created since an instant are paid, by more than nothing."""
+    """Return how many of the invoices created since an instant were paid with an amount above 0."""
     invoices = tables.invoices.c
     query = sa.select(sa.func.count()).where(invoices.created_at >= since, invoices.amount_paid > 0)
     return int((await connection.execute(query)).scalar_one())

@@ -40,7 +40,7 @@ class RememberedRequest:
 
     @property
     def is_judged(self) -> bool:
-        """Say whether it is stored what the request of a change means."""
+        """Say whether the request was judged: its target is stored, or it is done."""
         return self.is_closed or bool(self.target)
 
 
@@ -94,7 +94,7 @@ async def close(conn: AsyncConnection, asked: CallerRequest, now: datetime) -> N
 
 
 async def judge_again(conn: AsyncConnection, asked: CallerRequest) -> None:
-    """Forget the target and the answer of a request that Stripe refused, so that nothing of them holds in a repeat."""
+    """Forget the target and the answer of a request that Stripe refused, so that a repeat is judged without them."""
     await conn.execute(
         sa.update(_REQUESTS).where(*_is(asked), _REQUESTS.c.closed_at.is_(None)).values(target={}, answer=sa.null())
     )

@@ -63,7 +63,7 @@ class Cancellation:
             return
         fetched = await self._carrier.fetch_standing(subscription_id)
         if fetched is not None and not (ending.at_period_end and fetched.will_end):
-            # Before the request is stored: after the refusal it can be repeated with another answer to this question.
+            # Checked before the request is stored, so that a refused request can be repeated with the other answer.
             await self._carrier.require_own_schedule(
                 ending.account_id, fetched, may_release_foreign=ending.release_foreign_schedule
             )

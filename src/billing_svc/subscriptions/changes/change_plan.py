@@ -26,8 +26,8 @@ from billing_svc.subscriptions.invoices import rules as invoices_rules
 from billing_svc.subscriptions.invoices import way_out
 from billing_svc.subscriptions.records import refresh_subscription
 
-# A request is judged at most so often in a call: as an earlier call did, then as this call does. More rounds mean that
-# callers work against each other.
+# How often a call tries to make the change: first as an earlier call judged it, then as this call judges it. If that
+# is not enough, other calls change the same subscription at the same time.
 ROUNDS_MAX = 3
 
 
@@ -74,7 +74,7 @@ class PlanChanges:
                 await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked))
                 if known.is_new:
                     raise
-                # What was refused is what an earlier call wanted; this call's own judgement has not been tried yet.
+                # Stripe refused the change as an earlier call judged it; this call judges it anew and tries again.
         raise errors.LostRace("other calls made the same change at the same time; send the same call again")
 
     async def _make(

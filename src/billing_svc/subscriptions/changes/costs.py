@@ -24,7 +24,7 @@ class ChangeLine:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceTotals:
-    """What an invoice comes to, as Stripe computes it, in minor units; `credit` is what the customer's balance pays."""
+    """The totals of an invoice, as Stripe computes them, in minor units; the customer's balance pays `credit`."""
 
     subtotal: int
     discount: int

@@ -55,7 +55,7 @@ class StripeChange:
         return await self.database.run(lambda conn: sold_items.read(conn, fetched, now))
 
     async def fetch_standing(self, subscription_id: str) -> stripe_subscriptions.Standing | None:
-        """Return the same without the prices, also if the subscription's other fields cannot be read."""
+        """Return what `fetch` returns, or only what needs no price if the other fields cannot be read or applied."""
         try:
             return await self.fetch(subscription_id)
         except apply_subscription.CannotApply as error:
@@ -83,7 +83,7 @@ class StripeChange:
     async def require_own_schedule(
         self, account_id: str, fetched: stripe_subscriptions.Standing, *, may_release_foreign: bool
     ) -> None:
-        """Raise ForeignSchedule if the change would end a schedule of someone else, and the request does not say so."""
+        """Raise ForeignSchedule if the change would end someone else's schedule, and the request does not allow it."""
         if may_release_foreign or not await self.is_foreign(account_id, fetched):
             return
         schedule_id = fetched.schedule_id or ""
@@ -145,8 +145,8 @@ class StripeChange:
     async def finish(self, asked: request_ids.CallerRequest, subscription_id: str, origin: audit_store.Origin) -> None:
         """Update the stored row from Stripe, and close the request.
 
-        What Stripe was asked for is done. If the subscription cannot be applied as a whole, what needs no price is; the
-        worker's event and the comparison report the rest.
+        Stripe has made the change by now. If the subscription cannot be applied as a whole, the fields that need no
+        price are applied; the worker's event and the comparison report the rest.
         """
         with contextlib.suppress(client.NotAtStripe, apply_subscription.CannotApply, apply_subscription.NotOurs):
             await self.refresher.refresh(subscription_id, origin)

@@ -1,4 +1,4 @@
-"""What the account's next invoice would come to today, as Stripe computes it."""
+"""The totals of the account's next invoice if it were made today, as Stripe computes them."""
 
 from dataclasses import dataclass
 

@@ -1,1 +1,1 @@
-"""What follows when Stripe refuses: a deleted customer is unlinked, and an archived price gets its name."""
+"""What follows when Stripe refuses: a deleted customer is unlinked, and an error names an archived price."""

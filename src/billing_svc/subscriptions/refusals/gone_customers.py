@@ -1,8 +1,8 @@
 """Unlinks customers that were deleted at Stripe, also if the event of the deletion never arrives.
 
 A refusal alone proves nothing: with the key of another Stripe account, every object is missing. Stripe keeps the id of
-a deleted customer and answers `deleted: true`; only that, or a customer that is missing beside a price of ours that is
-there, is a deletion.
+a deleted customer and answers `deleted: true`. A customer counts as deleted if Stripe answers that, or if Stripe lacks
+the customer but has a price of ours.
 """
 
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Runs a caller's operation; a refusal of Stripe whose cause can be settled here is settled, others are completed."""
+"""Runs a caller's operation. If Stripe refuses it, removes the cause if possible; else says in the error what it is."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -29,7 +29,7 @@ class RefusalHandling:
             try:
                 return await operation()
             except errors.CustomerMissing as error:
-                # If it is not deleted, another call has unlinked it, or the refusal was of a moment: once more.
+                # If the customer is not deleted, another call has unlinked it, or the cause has passed: run once more.
                 await self._gone_customers.unlink_if_deleted(error.customer_id, origin)
             return await operation()
         except (errors.PaymentMethodRequired, errors.PaymentActionRequired, errors.StripeAccountMismatch) as error:

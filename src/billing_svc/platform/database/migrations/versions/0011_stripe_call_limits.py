@@ -1,4 +1,4 @@
-"""The limits of the workers' calls of Stripe are shared: a row for each."""
+"""All workers share the limits of their calls to Stripe: each limit is a row."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,6 +1,6 @@
 """`current_usage` shows all live holds of an account and meter: they take up room in the present period (ADR 0018).
 
-It showed those of the present period's counter alone.
+Before, it showed only the holds of the present period's counter.
 """
 
 from alembic import op
