@@ -20,6 +20,14 @@ class Bounds:
 
     instants: set[datetime] = field(default_factory=set)
     spans: list[tuple[datetime, datetime]] = field(default_factory=list)
+    # From a suspension to its end. The interrupted period goes on, beside that of the default plan (ADR 0019).
+    interruptions: list[tuple[datetime, datetime]] = field(default_factory=list)
+
+    def allow_overlap(self, before: tuple[datetime, datetime], after: tuple[datetime, datetime]) -> bool:
+        """Say whether a period that goes on after a suspension may overlap the default plan's period."""
+        return after[0] < before[1] and any(
+            start <= before[1] and after[0] <= end + LATE_MAX for start, end in self.interruptions
+        )
 
     def explain(self, at: datetime) -> bool:
         """Say whether a period may begin at an instant: there, or with a calendar month."""
@@ -31,13 +39,17 @@ class Bounds:
 
 async def bounds(walker: Walker) -> Bounds:
     """Return when periods may begin, of all subscriptions of the account."""
-    found, status = Bounds(), dict[str, str]()
+    found, status, left = Bounds(), dict[str, str](), dict[str, datetime]()
     for created, one in await _states(walker):
         found.instants |= set(_instants(one))
         before = status.get(one["id"])
         if before is not None and (before in GIVING) != (one["status"] in GIVING):
             # A suspension, and its end, begin when the service notices.
             found.spans.append((created - SLACK, created + LATE_MAX + timedelta(hours=1)))
+            if one["status"] not in GIVING:
+                left[one["id"]] = created
+            elif one["id"] in left:
+                found.interruptions.append((left[one["id"]], created))
         status[one["id"]] = one["status"]
     return found
 

@@ -49,7 +49,7 @@ async def walk(walker: Walker, number: int, run: runs.Run) -> None:
     """Walk, come to rest, and judge."""
     try:
         await walker.do(customers.buy)
-        await walker.walk(ACTS, number)
+        await walker.walk(ACTS, number, usage.use)
         await come_to_rest(walker)
         await verdict.judge(walker)
     except Exception as error:

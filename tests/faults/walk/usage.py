@@ -96,7 +96,7 @@ async def correct(walker: Walker) -> None:
 
 
 ACTS: tuple[tuple[Act, int], ...] = (
-    (use, 30),
+    (use, 8),
     (report_hours_late, 3),
     (report_days_late, 2),
     (hold, 2),

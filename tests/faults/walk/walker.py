@@ -191,11 +191,13 @@ class Walker:
 
     # The walk.
 
-    async def walk(self, acts: Sequence[tuple[Act, int]], number: int) -> None:
-        """Do random acts over three months, about `number`."""
+    async def walk(self, acts: Sequence[tuple[Act, int]], number: int, between: Act) -> None:
+        """Do random acts over three months, about `number`; often with `between` before them."""
         ends = self.now + timedelta(days=DAYS)
         mean = timedelta(days=DAYS) / number
         while self.now < ends:
+            if self.draw.random() < 0.6:
+                await self.do(between)
             ((act, _),) = self.draw.choices(acts, [weight for _, weight in acts])
             await self.do(act)
             # Often several acts in a row, and then nothing for days.
