@@ -149,7 +149,7 @@ def _operations(
     flush = ExportNow(database, catalogs, stripe, now)
     carrier = StripeChange(database, stripe, refresher, flush, now)
     unbilled_usage = UnbilledUsage(database, stripe, now)
-    follow_ups = FollowUps(database, Requests(database, stripe, now), refresher, flush, unbilled_usage, now)
+    follow_ups = FollowUps(database, catalogs, Requests(database, stripe, now), refresher, flush, unbilled_usage, now)
     return SubscriptionOperations(
         checkout=Checkout(database, catalogs, stripe, customers, refresher, now),
         portal=portal.Portal(database, stripe, customers, now, catalog_sync.portal_configuration),

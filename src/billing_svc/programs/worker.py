@@ -79,6 +79,7 @@ async def work(settings: Settings) -> None:
 
     follow_ups = run_follow_ups.FollowUps(
         database,
+        catalogs,
         intents.Requests(database, stripe, now),
         refresher,
         export_now.ExportNow(database, catalogs, stripe, now),

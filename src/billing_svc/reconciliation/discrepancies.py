@@ -2,11 +2,11 @@
 
 import enum
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from billing_svc.usage_export import counters, rules, states
+from billing_svc.usage_export import charged_units, counters, rules, states
 
 # Older periods are paid and closed; a discrepancy in them was reported before.
 LOOKED_BACK = timedelta(days=100)
@@ -41,15 +41,8 @@ class UsageDiscrepancy:
     detail: str
     event_name: str = ""
     report_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class DiscrepancyKey:
-    """An invoice line of a meter: its interval and its units."""
-
-    start: datetime
-    end: datetime
-    units: int
+    # Of LINE: the reports that no invoice charges.
+    unbilled: tuple[str, ...] = ()
 
 
 def of(
@@ -93,32 +86,28 @@ def within(
 
 def invoiced(
     counter: counters.UnreportedCounter,
+    own: Sequence[rules.UsageReport],
     sent: Sequence[rules.UsageReport],
-    lines: Sequence[DiscrepancyKey],
-    is_open: Callable[[datetime], bool],
-) -> tuple[int, int]:
-    """Return the units that a counter's invoices should charge, and the units that they charge.
+    comparison: charged_units.Comparison,
+) -> list[UsageDiscrepancy]:
+    """Return the difference between a counter's reports and what the invoices charge.
 
-    `sent` are all reports of the meter. Quota and billing periods may begin on different days (a monthly quota period
-    from a 31st, where Stripe bills on the 28th). So each line is compared with the reports whose timestamps are within
-    it, and counts for the latest counter of these reports. A report within no line is missing, unless its billing
-    period is open.
+    `own` are the counter's reports of a meter, `sent` all reports that were sent to it, also of other counters. What an
+    invoice charges too much counts for the latest counter of its reports; without any, for that in which its line
+    begins.
     """
-    charged: dict[tuple[datetime, datetime], int] = {}
-    for line in lines:
-        charged[line.start, line.end] = charged.get((line.start, line.end), 0) + line.units
-    within_line: dict[tuple[datetime, datetime], list[rules.UsageReport]] = {span: [] for span in charged}
-    ours = theirs = 0
-    for report in sent:
-        # `<=` at the end: if a subscription is ended at once, the last event's timestamp can be the second of the end.
-        holding = [span for span in charged if span[0] <= report.reported_for <= span[1]]
-        if holding:
-            within_line[max(holding)].append(report)
-        elif report.period_start == counter.period_start and not is_open(report.reported_for):
-            ours += report.units
-    for span, held in within_line.items():
-        last = max((report.period_start for report in held), default=None)
-        if last == counter.period_start or (last is None and counter.period_start <= span[0] < counter.period_end):
-            ours += max(0, sum(report.units for report in held))
-            theirs += charged[span]
-    return ours, theirs
+    charges = [(report, comparison.reports.get(report.report_id, charged_units.ReportCharge())) for report in own]
+    missing = sum(charge.unbilled for _, charge in charges)
+    whole = tuple(report.report_id for report, charge in charges if charge.unbilled == report.units)
+    periods = {report.report_id: report.period_start for report in sent}
+    for surplus in comparison.surplus:
+        begun = counter.period_start <= surplus.start < counter.period_end
+        if begun if surplus.report_id is None else periods[surplus.report_id] == counter.period_start:
+            missing -= surplus.units
+    if missing == 0:
+        return []
+    ours = sum(report.units for report in own if report.state is states.ReportState.SENT)
+    name = own[0].stripe_event_name
+    detail = f"the invoices of {own[0].subscription_id} charge {ours - missing} units, but {ours} were sent to {name}"
+    found = of(DiscrepancyKind.LINE, counter, ours, ours - missing, detail, event_name=name)
+    return [replace(found, unbilled=whole)]

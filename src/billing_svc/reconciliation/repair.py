@@ -37,7 +37,7 @@ class Repair:
             match discrepancy.kind:
                 case discrepancies.DiscrepancyKind.METER if discrepancy.theirs < discrepancy.ours:
                     await self._reopen_missing(discrepancy, origin)
-                case discrepancies.DiscrepancyKind.LINE if discrepancy.theirs < discrepancy.ours:
+                case discrepancies.DiscrepancyKind.LINE:
                     await self._charge_unbilled(discrepancy, origin)
                 case discrepancies.DiscrepancyKind.UNINVOICED:
                     await self._invoice_alone(discrepancy, origin)
@@ -80,21 +80,14 @@ class Repair:
                 await self._change(lost, change, "usage.report_failed", origin)
 
     async def _charge_unbilled(self, discrepancy: discrepancies.UsageDiscrepancy, origin: audit_store.Origin) -> None:
-        """Charge by invoice items what the meter has and no invoice charges: the newest reports that add up to it."""
-        unbilled, left = [], discrepancy.ours - discrepancy.theirs
-        for report in reversed(await self._reports(discrepancy.account_id)):
-            is_of = (report.meter, report.period_start, report.stripe_event_name, report.state) == (
-                discrepancy.meter,
-                discrepancy.period_start,
-                discrepancy.event_name,
-                states.ReportState.SENT,
-            )
-            if is_of and left:
-                unbilled.append(report)
-                left -= report.units
-        if left == 0:
-            change = states.unbilled(self._clock.now(), "its invoice does not charge it")
-            await self._change(unbilled, change, "usage.report_unbilled", origin)
+        """Charge by invoice items what the meter has and no invoice charges; what a person forgave stays so."""
+        unbilled = [
+            report
+            for report in await self._reports(discrepancy.account_id)
+            if report.report_id in discrepancy.unbilled and report.state is states.ReportState.SENT
+        ]
+        change = states.unbilled(self._clock.now(), "its invoice does not charge it")
+        await self._change(unbilled, change, "usage.report_unbilled", origin)
 
     async def _invoice_alone(self, discrepancy: discrepancies.UsageDiscrepancy, origin: audit_store.Origin) -> None:
         """Let an item that no invoice will take have its own invoice."""

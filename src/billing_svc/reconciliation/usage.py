@@ -3,8 +3,8 @@
 `discrepancies` has the kinds of discrepancies, `repair` their repair.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,7 +16,7 @@ from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
 from billing_svc.reconciliation import discrepancies, repair
 from billing_svc.stripe import client, parse, subscription_records
-from billing_svc.usage_export import counters, rules, states, store
+from billing_svc.usage_export import billed_lines, charge_unbilled, charged_units, counters, rules, states, store
 
 ACCOUNTS_PAGE = 100
 # A line may charge reports of the quota period before the quota period in which it ends.
@@ -34,6 +34,8 @@ class _AccountUsage:
     totals: Sequence[counters.UnreportedCounter]
     reports: Sequence[rules.UsageReport]
     subscriptions: Sequence[subscription_records.SubscriptionRecord]
+    # What the invoices of a subscription charge, by price; fetched once.
+    lines: dict[str, dict[str, list[charged_units.Line]]] = field(default_factory=dict)
 
     def was_trial(self, counter: counters.UnreportedCounter) -> bool:
         return any(
@@ -48,10 +50,8 @@ class _AccountUsage:
         """Say whether a subscription is superfluous: its usage is charged by the account's other subscription."""
         return any(record.superfluous and record.subscription_id == subscription_id for record in self.subscriptions)
 
-    def is_open_at(self, subscription_id: str) -> Callable[[datetime], bool]:
-        """Return a function that says whether an instant lies in the billing period that is not invoiced yet."""
-        row = next((record for record in self.subscriptions if record.subscription_id == subscription_id), None)
-        return (lambda _at: False) if row is None or row.is_over else row.in_billing_period
+    def subscription(self, subscription_id: str) -> subscription_records.SubscriptionRecord | None:
+        return next((record for record in self.subscriptions if record.subscription_id == subscription_id), None)
 
     def sent(self, subscription_id: str, name: str) -> list[rules.UsageReport]:
         """Return the reports that were sent to a meter of a subscription, in all quota periods."""
@@ -207,22 +207,23 @@ class UsageReconciliation:
             or any(report.subscription_id != subscription_id for report in own)
         ):
             return []
-        price_ids = await self._database.read(lambda conn: store.price_ids(conn, name))
-        lines: list[discrepancies.DiscrepancyKey] = []
-        for invoice in await self._stripe.invoices_of_subscription(subscription_id, counter.period_start):
-            # The lines of a draft count too: it may wait for a person, as the drafts of an unpaid subscription do. So
-            # do the lines of a void invoice: whoever voided it forgave them.
-            lines += [
-                _line(line)
-                for line in await self._stripe.all_invoice_lines(invoice)
-                if parse.price_of_line(line) in price_ids
-            ]
-        sent = account_usage.sent(subscription_id, name)
-        ours, theirs = discrepancies.invoiced(counter, sent, lines, account_usage.is_open_at(subscription_id))
-        if theirs == ours:
+        row = account_usage.subscription(subscription_id)
+        if row is None:
             return []
-        detail = f"the invoices of {subscription_id} charge {theirs} units, but {ours} were sent to {name}"
-        return [discrepancies.of(discrepancies.DiscrepancyKind.LINE, counter, ours, theirs, detail, event_name=name)]
+        sent = account_usage.sent(subscription_id, name)
+        if subscription_id not in account_usage.lines:
+            account_usage.lines[subscription_id] = await billed_lines.of_subscription(
+                self._stripe,
+                subscription_id,
+                row.customer_id,
+                min(report.period_start for report in account_usage.reports),
+                is_over=row.is_over,
+            )
+        price_ids = await self._database.read(lambda conn: store.price_ids(conn, name))
+        found = account_usage.lines[subscription_id]
+        units = [charge_unbilled.sent_units(row, report, is_open=_is_open(row, report)) for report in sent]
+        comparison = charged_units.compare(units, [line for key in price_ids for line in found.get(key, ())])
+        return discrepancies.invoiced(counter, own, sent, comparison)
 
     async def _compare_items(
         self, counter: counters.UnreportedCounter, own: Iterable[rules.UsageReport], account_usage: _AccountUsage
@@ -263,9 +264,6 @@ def _invoicing(
     return [record for record in held if subscription_id in {None, record.subscription_id}]
 
 
-def _line(line: Mapping[str, Any]) -> discrepancies.DiscrepancyKey:
-    fields = parse.StripeFields.of(line, "invoice line")
-    period = fields.part("period")
-    return discrepancies.DiscrepancyKey(
-        period.instant("start"), period.instant("end"), fields.whole("quantity", otherwise=0)
-    )
+def _is_open(row: subscription_records.SubscriptionRecord, report: rules.UsageReport) -> bool:
+    """Say whether a report is in the billing period that is not invoiced yet."""
+    return not row.is_over and row.in_billing_period(charge_unbilled.sent_units(row, report, is_open=False).at)

@@ -33,7 +33,6 @@ class PastStretch:
     catalog_version: int
     quantity: int
     overage_denied_from: datetime | None
-    settle_at: datetime | None
 
     def covers(self, at: datetime) -> bool:
         """Say whether `at` lies in the stretch."""
@@ -68,22 +67,3 @@ async def append(conn: AsyncConnection, stretch: PastStretch) -> None:
     """Store a stretch that has ended."""
     values = {name: getattr(stretch, name) for name in select_list.field_names(PastStretch)}
     await conn.execute(sa.insert(_HISTORY).values(**values))
-
-
-async def to_settle(conn: AsyncConnection, most: int, now: datetime) -> list[PastStretch]:
-    """Return stretches whose last billing period is to be settled now, those that have waited longest first."""
-    query = sa.select(*_COLUMNS).where(_HISTORY.c.settle_at <= now).order_by(_HISTORY.c.settle_at).limit(most)
-    return [PastStretch(*row) for row in await conn.execute(query)]
-
-
-async def settle_again(conn: AsyncConnection, stretch: PastStretch, at: datetime | None) -> None:
-    """Store when a stretch's last billing period is to be settled (again); None: it is settled."""
-    await conn.execute(
-        sa.update(_HISTORY)
-        .where(
-            _HISTORY.c.account_id == stretch.account_id,
-            _HISTORY.c.subscription_id == stretch.subscription_id,
-            _HISTORY.c.since == stretch.since,
-        )
-        .values(settle_at=at)
-    )

@@ -65,6 +65,8 @@ class SubscriptionRecord:
     custom_price_id: str | None = None
     missing_meters: str = ""
     extra_meters: str = ""
+    items_since: datetime | None = None
+    settle_at: datetime | None = None
     past: tuple[subscription_history.PastStretch, ...] = ()
 
     @property
@@ -216,6 +218,19 @@ async def save(conn: AsyncConnection, record: SubscriptionRecord, now: datetime)
         .returning(_SUBSCRIPTIONS.c.subscription_id)
     )
     return result.scalar_one_or_none() is not None
+
+
+async def to_settle(conn: AsyncConnection, most: int, now: datetime) -> list[SubscriptionRecord]:
+    """Return the subscriptions that are to be settled now, those that have waited longest first."""
+    query = sa.select(*_COLUMNS).where(_SUBSCRIPTIONS.c.settle_at <= now)
+    return await _records(conn, query.order_by(_SUBSCRIPTIONS.c.settle_at).limit(most))
+
+
+async def settle_again(conn: AsyncConnection, record: SubscriptionRecord, at: datetime | None) -> None:
+    """Store when a subscription is to be settled again (None: never), unless that was changed since it was read."""
+    is_it = _is(record.account_id, record.subscription_id)
+    unchanged = _SUBSCRIPTIONS.c.settle_at == record.settle_at
+    await conn.execute(sa.update(_SUBSCRIPTIONS).where(*is_it, unchanged).values(settle_at=at))
 
 
 async def mark_superfluous(conn: AsyncConnection, account_id: str, subscription_id: str, now: datetime) -> None:

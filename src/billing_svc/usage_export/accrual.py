@@ -153,15 +153,8 @@ async def _billed(
         charge = await _charge(conn, catalogs, counter, terms, held, customer_id)
     if charge is None:
         return None
-    start, end = counter.period_start, counter.period_end
     subscription = next((record for record in held if record.subscription_id == charge.subscription_id), None)
-    if subscription is not None:
-        start = max(start, subscription.effective_from)
-        if subscription.effective_until is not None and subscription.effective_until > start:
-            end = min(end, subscription.effective_until)
-        moved_at = subscription.stretch_end(counter.period_start)
-        if moved_at is not None and subscription.is_plan:
-            end = min(end, moved_at)  # the move ended the quota period too: plans that charge count billing months
+    start, end = _interval(counter, charge, subscription)
     owed: list[rules.AccruedUnits] = []
     # A slow call may have written older terms to the counter after other calls wrote the present terms.
     left = subscription is not None and (subscription.plan, subscription.catalog_version) != charge.terms
@@ -171,6 +164,26 @@ async def _billed(
             if charged is not None:
                 owed.append(rules.AccruedUnits(charged, units))
     return _Billed(charge, start, end, subscription, owed)
+
+
+def _interval(
+    counter: counters.UnreportedCounter,
+    charge: rules.ChargeTerms,
+    subscription: subscription_records.SubscriptionRecord | None,
+) -> tuple[datetime, datetime]:
+    """Return the interval in which the timestamps of a counter's reports must lie, so that Stripe bills them."""
+    start, end = counter.period_start, counter.period_end
+    if subscription is None:
+        return start, end
+    start = max(start, subscription.effective_from)
+    if subscription.items_since is not None and subscription.plan == charge.plan:
+        start = max(start, subscription.items_since)  # its item bills no earlier usage
+    if subscription.effective_until is not None and subscription.effective_until > start:
+        end = min(end, subscription.effective_until)
+    moved_at = subscription.stretch_end(counter.period_start)
+    if moved_at is not None and subscription.is_plan:
+        end = min(end, moved_at)  # the move ended the quota period too: plans that charge count billing months
+    return start, end
 
 
 async def _charge(

@@ -7,7 +7,7 @@ arrived and no report that did not arrive, and the meter's total shows which of 
 import enum
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from billing_svc.stripe import parse, subscription_records
@@ -26,6 +26,8 @@ FINAL_MARGIN = timedelta(minutes=5)
 # A renewal creates its invoice at once; if there is none after this time, there will be none.
 INVOICE_LATE_MAX = timedelta(hours=2)
 ASK_AGAIN = timedelta(minutes=1)
+# Stripe creates the first items of a subscription within some seconds of its start.
+CREATED_APART_MAX = timedelta(seconds=5)
 
 # Invoices with these reasons do not charge a past period.
 _OTHER_REASONS = frozenset({"subscription_create", "subscription_update", "manual", "upcoming"})
@@ -107,8 +109,9 @@ def _meter_open(report: rules.UsageReport, billing: ReportBilling | None, now: d
         return NextStep(Step.CHARGE_LATE, why="its subscription has ended")
     if current and report.stripe_event_name not in billing.event_names:
         return NextStep(Step.CHARGE_LATE, why="its subscription has no such item any more")
-    if at < subscription.billing_period_start:
-        return NextStep(Step.ASK)  # may still be billed: quota and billing periods can differ
+    # Quota and billing periods can differ; and an item bills only what was used since the item is there.
+    if at < max(subscription.billing_period_start, subscription.items_since or at):
+        return NextStep(Step.ASK)
     end = subscription.billing_period_end if current else report.period_end
     return NextStep(Step.ASK if now >= end or subscription.is_over or billing.is_changing else Step.SEND)
 
@@ -117,23 +120,27 @@ def at_stripe(
     at: datetime,
     price_ids: Collection[str],
     fetched: stripe_subscriptions.StripeSubscription | None,
+    billed_since: datetime | None,
     invoices: Sequence[Mapping[str, Any]],
     now: datetime,
 ) -> NextStep:
     """Return the next step for a report of a past period, from its subscription and that subscription's invoices.
 
-    `at` is the instant in which Stripe bills the report.
+    `at` is the instant in which Stripe bills the report, `billed_since` the result of `item_since`.
     """
     if fetched is None:
         return NextStep(Step.CHARGE_LATE, why="Stripe has no such subscription")
     is_over = fetched.status in stripe_subscriptions.OVER
     item = next((item for item in fetched.items if item.price_id in price_ids), None)
+    was_there = item is not None and (billed_since is None or billed_since <= at)
     if item is not None and not is_over and item.period_start <= at < item.period_end:
-        return NextStep(Step.SEND)
+        if was_there:
+            return NextStep(Step.SEND)
+        return NextStep(Step.CHARGE_LATE, why="its subscription's item was added later")
     covering = [invoice for invoice in invoices if _covers(invoice, at)]
     if any(invoice.get("status") != "draft" for invoice in covering):
         return NextStep(Step.CHARGE_LATE, why="its invoice is final")
-    if item is None and not any(_has_line(invoice, price_ids) for invoice in covering):
+    if not was_there and not any(_has_line(invoice, price_ids, at) for invoice in covering):
         return NextStep(Step.CHARGE_LATE, why="its subscription has no such item any more")
     since = fetched.ended_at if is_over or item is None else item.period_start
     return _into_draft(covering, now) if covering else _without_invoice(since, now)
@@ -152,15 +159,46 @@ def _covers(invoice: Mapping[str, Any], at: datetime) -> bool:
     return fields.instant("period_start") <= at < fields.instant("period_end")
 
 
-def _has_line(invoice: Mapping[str, Any], price_ids: Collection[str]) -> bool:
-    """Say whether an invoice has a line with one of the prices; False if Stripe did not include the lines."""
+def item_since(
+    subscription: subscription_records.SubscriptionRecord,
+    items: Sequence[stripe_subscriptions.Item],
+    price_ids: Collection[str],
+) -> datetime | None:
+    """Return since when an item of the subscription bills a meter; None if no item has a price of the meter.
+
+    `items` are those at Stripe. An item whose price was replaced keeps the time of its creation; then the stored time,
+    at which the replacement was noticed, is later than all creations, and holds for all items.
+    """
+    created = {
+        item.item_id: datetime.fromtimestamp(item.created, UTC)
+        for item in items
+        if item.price_id in price_ids or item.price.is_metered
+    }
+    since = min((created[item.item_id] for item in items if item.price_id in price_ids), default=None)
+    if since is None:
+        return None
+    if subscription.items_since is not None and subscription.items_since > max(created.values()):
+        return subscription.items_since
+    start = subscription.effective_from
+    return start if since <= start + CREATED_APART_MAX else since
+
+
+def _has_line(invoice: Mapping[str, Any], price_ids: Collection[str], at: datetime) -> bool:
+    """Say whether a line with one of the prices covers an instant; False if Stripe did not include the lines."""
     lines = parse.nested(invoice, "lines", "data")
-    return isinstance(lines, list) and any(parse.price_of_line(line) in price_ids for line in lines)
+    if not isinstance(lines, list):
+        return False
+    periods = [
+        parse.StripeFields.of(line, "invoice line").part("period")
+        for line in lines
+        if parse.price_of_line(line) in price_ids
+    ]
+    return any(period.instant("start") <= at <= period.instant("end") for period in periods)
 
 
 def _into_draft(drafts: Sequence[Mapping[str, Any]], now: datetime) -> NextStep:
     for draft in drafts:
-        if draft.get("auto_advance", True) in (False, None):
+        if draft.get("auto_advance", True) in (False, None) or draft.get("last_finalization_error"):
             continue  # only a person finalises it, not a timer
         fields = parse.StripeFields.of(draft, "invoice")
         final = fields.optional_instant("automatically_finalizes_at") or fields.instant("created") + DRAFT_LASTS

@@ -134,7 +134,7 @@ class LateUsage:
             billers = await shared_meters.billers(
                 conn, self._catalogs, held, report.customer_id, report.stripe_event_name
             )
-            billed_with = billers[0].subscription_id if len(billers) > 1 else None
+            billed_with = shared_meters.taker(held, billers, report)
             if report.amount is not None:
                 return report.amount, catalog.currency, unit, billed_with
             price = pricing_rules.metered_price(catalog, report.plan, report.meter)

@@ -47,6 +47,24 @@ async def billers(
     return found
 
 
+def taker(
+    held: Iterable[subscription_records.SubscriptionRecord],
+    billers: Sequence[subscription_records.SubscriptionRecord],
+    report: rules.UsageReport,
+) -> str | None:
+    """Return the subscription whose next invoice is to take a report's invoice item; None: that of any.
+
+    If there is another, it is not one whose collection is paused, because its invoice may be void, nor one that the
+    worker is about to end.
+    """
+    giving = [record for record in held if record.customer_id == report.customer_id and record.is_giving]
+    giving.sort(key=lambda one: (one.subscription_id != report.subscription_id, one.effective_from))
+    collected = [record for record in giving if record.collection_pause is None and not record.superfluous]
+    if len(billers) > 1:
+        return next((one for one in billers if one in collected), billers[0]).subscription_id
+    return collected[0].subscription_id if collected and len(collected) < len(giving) else None
+
+
 async def note(
     conn: AsyncConnection,
     catalogs: versions.CatalogCache,

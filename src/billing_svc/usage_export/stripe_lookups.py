@@ -52,7 +52,9 @@ class StripeLookups:
         invoices, at = [], billing.at(report)
         if fetched is not None:
             invoices = await self._stripe.invoices_of_subscription(report.subscription_id, at)
-        return billability.at_stripe(at, price_ids, fetched, invoices, self._clock.now())
+        items = () if fetched is None else fetched.items
+        since = billability.item_since(billing.subscription, items, price_ids)
+        return billability.at_stripe(at, price_ids, fetched, since, invoices, self._clock.now())
 
     async def meter_total(self, report: rules.UsageReport, start: datetime, end: datetime) -> int:
         """Return the units that a report's meter has for its customer in [start, end); 0 if the meter does not exist.

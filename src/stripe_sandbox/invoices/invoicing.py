@@ -323,9 +323,12 @@ def abandon(context: Context, customer_id: str) -> None:
 
 
 def stop_collecting(context: Context, subscription_id: str) -> None:
-    """Stop the attempts to charge the open invoices of a subscription that has ended."""
-    found, _ = context.work.select(
-        "invoice", {"parent.subscription_details.subscription": subscription_id, "status": "open"}, state.Page(100)
-    )
-    for invoice in found:
-        context.update(invoice, {"auto_advance": False, "next_payment_attempt": None}, "invoice.updated")
+    """Stop finalising the earlier drafts, and charging the open invoices, of a subscription that has ended."""
+    stopped = {"auto_advance": False, "automatically_finalizes_at": None, "next_payment_attempt": None}
+    for status in ("draft", "open"):
+        found, _ = context.work.select(
+            "invoice", {"parent.subscription_details.subscription": subscription_id, "status": status}, state.Page(100)
+        )
+        for invoice in found:
+            if status == "open" or invoice["created"] < context.now:  # the last invoice is made at the end
+                context.update(invoice, stopped, "invoice.updated")

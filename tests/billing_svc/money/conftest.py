@@ -3,6 +3,16 @@ import pytest
 from tests.billing_svc.money.ledger import TIERS, Ledger
 from tests.billing_svc.sandboxed import World
 
+# How many seconds later Stripe's meters count what they have accepted.
+METER_LAG_SECONDS = 20
+
+
+@pytest.fixture(params=["meters_count_at_once", "meters_lag"])
+async def each_meter_lag(request: pytest.FixtureRequest, world: World) -> None:
+    """Runs a test once with meters that count at once, and once with meters that lag, as Stripe's do."""
+    lag = METER_LAG_SECONDS if request.param == "meters_lag" else 0
+    await world.sandbox.control("POST", "delays", {"meters": lag})
+
 
 @pytest.fixture
 def ledger(world: World) -> Ledger:

@@ -5,9 +5,19 @@ from decimal import Decimal
 from billing.v1 import subscription_pb2
 from billing_svc.platform.database import tables
 from tests.billing_svc import refusals
-from tests.billing_svc.money.ledger import Ledger
+from tests.billing_svc.money.ledger import TIERS, Ledger
 from tests.billing_svc.subscriptions import dashboard
 from tests.billing_svc.subscriptions.dealing import AT_PERIOD_END, NOW
+
+PAY_AS_YOU_GO = TIERS.replace(
+    """  small:
+    name: Small""",
+    """    pay_as_you_go:
+      name: More
+      limits: {runs: {included: 5, beyond: charge, unit_price: "0.20"}}
+  small:
+    name: Small""",
+)
 
 
 async def negotiated(tiers: Ledger, amount: int = 700) -> str:
@@ -137,21 +147,39 @@ async def test_an_end_at_the_period_end_ends_both(tiers: Ledger) -> None:
     assert await tiers.differences() == []
 
 
-async def test_without_its_base_item_the_plan_stays_and_is_a_finding(tiers: Ledger) -> None:
-    """A person removed the item; whether the plan is to end is a person's decision too."""
+async def test_a_subscription_whose_base_item_is_removed_keeps_its_plan_and_goes_on(tiers: Ledger) -> None:
+    """A person removes the item, and some minutes later adds it with a negotiated price."""
     (subscription,) = await tiers.at_stripe()
-    base = await dashboard.price_of(tiers.world, "tiers_small_monthly")
-    await dashboard.remove_item(tiers.world, subscription["id"], base)
+    await dashboard.remove_item(
+        tiers.world, subscription["id"], await dashboard.price_of(tiers.world, "tiers_small_monthly")
+    )
     await tiers.work()
     assert (await tiers.told()).plan == "small"
-    assert [kind for kind, _ in await tiers.differences()] == ["items_differ"]
+    assert "items_differ" in [kind for kind, _ in await tiers.differences()]
+    await tiers.advance(minutes=5)
+    (now,) = await tiers.at_stripe()
+    assert (now["status"], now["cancel_at"]) == ("active", None)
+    price = await dashboard.make_price(tiers.world, "tiers_small", 700)
+    await dashboard.add_item(tiers.world, subscription["id"], price)
+    await tiers.work()
+    assert (await tiers.told()).custom_price.price_id == price
     await tiers.use("runs", 103)
     await tiers.over_the_period_end()
-    told = await tiers.told()
-    (renewed,) = await tiers.at_stripe("active")
-    assert (told.plan, told.period_end.seconds) == ("small", renewed["items"]["data"][0]["current_period_end"])
-    assert await tiers.charged_by_meters() == 3 * Decimal("0.10")
-    await tiers.change()
-    assert await base_prices(tiers) == [base]
-    await tiers.work()
+    assert await tiers.charged() == Decimal("10.00") + Decimal("7.00") + 3 * Decimal("0.10")
     assert await tiers.differences() == []
+
+
+async def test_a_pay_as_you_go_subscription_that_gets_a_plan_is_not_ended_for_it(ledger: Ledger) -> None:
+    """Within the minute in which the worker waits for pay-as-you-go to be switched on."""
+    await ledger.sell(PAY_AS_YOU_GO)
+    await ledger.buy(plan="small")
+    await ledger.cancel(NOW)
+    await ledger.work()
+    metered = await dashboard.subscribe(ledger.world, await dashboard.price_of(ledger.world, "tiers_free_payg_runs"))
+    await ledger.work()
+    await dashboard.add_item(ledger.world, metered, await dashboard.price_of(ledger.world, "tiers_small_monthly"))
+    await ledger.work()
+    assert (await ledger.told()).plan == "small"
+    await ledger.advance(minutes=2)
+    assert [one["id"] for one in await ledger.at_stripe("active")] == [metered]
+    assert (await ledger.told()).plan == "small"

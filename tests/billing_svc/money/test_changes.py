@@ -4,11 +4,15 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import pytest
+
 from billing.v1 import subscription_pb2, usage_pb2
 from billing_svc.platform.database import tables
 from tests.billing_svc.money import ledger as ledgers
 from tests.billing_svc.money.ledger import Ledger
 from tests.billing_svc.subscriptions.dealing import AT_PERIOD_END, NOW
+
+pytestmark = pytest.mark.usefixtures("each_meter_lag")
 
 
 def upgrade_costs(answer: subscription_pb2.ChangePlanResponse, since: datetime, until: datetime) -> Decimal:
@@ -48,6 +52,7 @@ async def test_an_upgrade_and_a_cancellation_charge_each_unit_once(tiers: Ledger
     await tiers.use("runs", 2)
     assert (await tiers.cancel(NOW)).plan == "free"
     await tiers.advance(days=40)
+    await tiers.advance(hours=2)
     # 100 of Big's 200 units were consumed on Small, so 3 units are beyond.
     meters = 20 * Decimal("0.10") + 3 * Decimal("0.05")
     assert await tiers.charged_by_meters() == meters

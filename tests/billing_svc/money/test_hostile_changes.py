@@ -49,6 +49,7 @@ async def test_the_first_units_beyond_are_recorded_while_the_plan_changes(tiers:
     assert await tiers.charged_by_meters() == 10 * Decimal("0.10") + 30 * Decimal("0.05")
 
 
+@pytest.mark.usefixtures("each_meter_lag")
 async def test_a_record_that_read_its_terms_before_the_plan_changed_is_charged_once(
     tiers: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +88,7 @@ def new_event(meter: str, quantity: int) -> usage_rules.NewEvent:
     return usage_rules.NewEvent("org_1", uuid.uuid4().hex, sent, 0, False, "", "test", "test")  # noqa: FBT003
 
 
+@pytest.mark.usefixtures("each_meter_lag")
 async def test_after_a_correction_that_reached_back_the_present_plan_s_price_holds(tiers: Ledger) -> None:
     await tiers.use("runs", 110)
     await tiers.work()

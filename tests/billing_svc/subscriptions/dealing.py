@@ -82,6 +82,7 @@ class Dealing:
         database, now = billing.transactions, billing.clock
         return run_follow_ups.FollowUps(
             database,
+            self.catalogs,
             intents.Requests(database, stripe, now),
             refresh_subscription.Refresher(database, self.catalogs, stripe, now),
             export_now.ExportNow(database, self.catalogs, stripe, now),

@@ -5,6 +5,7 @@ import pytest
 from billing.v1 import subscription_pb2
 from billing_svc.catalog import loading
 from billing_svc.platform.database import tables
+from billing_svc.platform.request_ids import store as request_ids
 from billing_svc.stripe import catalog_sync
 from tests.billing_svc import refusals
 from tests.billing_svc.sandboxed import World
@@ -117,6 +118,37 @@ async def test_a_refused_change_is_judged_by_the_present_when_it_is_repeated(dea
     assert (await latest_invoice(deal))["total"] == cents(preview.total)
     assert changed.subscription.plan == "big"
     assert await deal.change(plan="big", request_id="r1") == changed
+
+
+async def test_a_change_that_another_call_of_the_request_forgot_is_answered_again(deal: Dealing) -> None:
+    """Two calls of a request: the first is refused, and forgets the target while the second makes the change."""
+    subscription_id = await deal.buy(plan="small")
+    database, requests = deal.world.billing.transactions, tables.change_requests
+
+    async def forget(method: str, path: str) -> int | None:
+        if method == "POST" and path == f"/v1/subscriptions/{subscription_id}":
+            (row,) = await deal.world.rows(requests)
+            asked = request_ids.CallerRequest(row.account_id, row.request_id, row.kind, row.content)
+            await database.run(lambda conn: request_ids.judge_again(conn, asked, row.target))
+        return None
+
+    deal.world.sandbox.faults.before = forget
+    changed = await deal.change(plan="big", request_id="r1")
+    deal.world.sandbox.faults.clear()
+    assert await deal.change(plan="big", request_id="r1") == changed
+
+
+async def test_a_refused_call_leaves_what_a_later_call_has_judged(deal: Dealing) -> None:
+    await deal.buy(plan="small")
+    await deal.give_card("declines")
+    await refusals.refused(deal.change(plan="big", request_id="r1"))
+    (row,) = await deal.world.rows(tables.change_requests)
+    asked = request_ids.CallerRequest(row.account_id, row.request_id, row.kind, row.content)
+    database = deal.world.billing.transactions
+    await database.run(lambda conn: request_ids.set_target(conn, asked, {"subscription_id": "later"}))
+    await database.run(lambda conn: request_ids.judge_again(conn, asked, {"subscription_id": "earlier"}))
+    (row,) = await deal.world.rows(tables.change_requests)
+    assert row.target == {"subscription_id": "later"}
 
 
 async def test_a_change_of_unknown_outcome_is_not_made_a_day_later_for_its_first_instant(deal: Dealing) -> None:

@@ -88,3 +88,10 @@ async def test_a_draft_released_by_hand_becomes_final_after_the_delay(billing: B
     assert released.automatically_finalizes_at == await billing.now() + 2 * HOUR
     held = await billing.api.invoices.update_async(draft.id, {"auto_advance": False})
     assert held.automatically_finalizes_at is None
+
+
+async def test_a_draft_of_a_subscription_that_is_canceled_is_not_finalised(billing: Billing) -> None:
+    draft = await renewed(billing)
+    await billing.api.subscriptions.cancel_async(str(draft.parent.subscription_details.subscription))  # type: ignore[union-attr]
+    await billing.advance(4 * DAY)
+    assert await status(billing, draft) == "draft"

@@ -115,6 +115,12 @@ subscriptions = sa.Table(
     # no item bills, and meters that a further item bills. Empty, as nearly always: the items are as sold.
     sa.Column("missing_meters", sa.Text, nullable=False, server_default=""),
     sa.Column("extra_meters", sa.Text, nullable=False, server_default=""),
+    # Since when its present metered items are there, the newest of them: Stripe bills an item's usage from then on.
+    # Null: since the subscription began.
+    sa.Column("items_since", _INSTANT),
+    # When the worker compares what was sent with what invoices charge: some time after a change of the items, a move of
+    # the billing period, or the end. Null: it has.
+    sa.Column("settle_at", _INSTANT),
     sa.Column("updated_at", _INSTANT, nullable=False),
     sa.CheckConstraint("quantity >= 0", name="quantity"),
     sa.CheckConstraint("effective_until IS NULL OR effective_until >= effective_from", name="effective"),
@@ -124,10 +130,11 @@ subscriptions = sa.Table(
     ),
     # A decision reads the subscriptions in force and those that ended within its horizon, and no older rows.
     sa.Index("ix_subscriptions_effective", "account_id", "effective_until"),
+    sa.Index("ix_subscriptions_settle_at", "settle_at", postgresql_where=sa.text("settle_at IS NOT NULL")),
 )
 
 # The stretches of a subscription before its periods were moved: anchor, trial and terms as they were (ADR 0019). A row
-# is written when a move ends its stretch; only `settle_at` changes later.
+# is written when a move ends its stretch, and never changes.
 subscription_history = sa.Table(
     "subscription_history",
     metadata,
@@ -150,10 +157,7 @@ subscription_history = sa.Table(
     sa.Column("quantity", sa.BigInteger, nullable=False),
     # Since when, because of a pause, no invoice charged overage; as in the subscription's row.
     sa.Column("overage_denied_from", _INSTANT),
-    # When the worker checks that invoices charge the usage of the closed billing period; null: it has.
-    sa.Column("settle_at", _INSTANT),
     sa.CheckConstraint("since < effective_until", name="stretch"),
-    sa.Index("ix_subscription_history_settle_at", "settle_at", postgresql_where=sa.text("settle_at IS NOT NULL")),
 )
 
 # The totals of an account, meter and quota period. Every mutation of a counter locks its row first.

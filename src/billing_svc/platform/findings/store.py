@@ -24,6 +24,7 @@ class Kind(enum.StrEnum):
     ITEMS_DIFFER = "items_differ"  # a subscription's items are not those of the plan as sold
     TWO_PLANS = "two_plans"  # a subscription has base items of several plans, or several of a plan
     TWO_SUBSCRIPTIONS = "two_subscriptions"  # several live plan subscriptions of a customer
+    DRAFT_STUCK = "draft_stuck"  # a draft that will not become final by itself: it charges nobody
     USAGE_BILLED_TWICE = "usage_billed_twice"  # usage was sent to a meter that several items bill
 
 

@@ -88,15 +88,33 @@ async def keep_answer(conn: AsyncConnection, asked: CallerRequest, answer: Mappi
     return kept
 
 
-async def close(conn: AsyncConnection, asked: CallerRequest, now: datetime) -> None:
-    """Mark a request as done: repeats of it do nothing."""
-    await conn.execute(sa.update(_REQUESTS).where(*_is(asked), _REQUESTS.c.closed_at.is_(None)).values(closed_at=now))
+async def close(
+    conn: AsyncConnection,
+    asked: CallerRequest,
+    now: datetime,
+    target: Mapping[str, object] | None = None,
+    answer: Mapping[str, object] | None = None,
+) -> None:
+    """Mark a request as done: repeats of it do nothing.
 
-
-async def judge_again(conn: AsyncConnection, asked: CallerRequest) -> None:
-    """Forget the target and the answer of a request that Stripe refused, so that a repeat is judged without them."""
+    What was done is stored: a concurrent call of the same request may have forgotten it, because Stripe refused it.
+    """
+    done = {"target": target, "answer": answer}
+    values = {name: dict(value) for name, value in done.items() if value is not None}
     await conn.execute(
-        sa.update(_REQUESTS).where(*_is(asked), _REQUESTS.c.closed_at.is_(None)).values(target={}, answer=sa.null())
+        sa.update(_REQUESTS).where(*_is(asked), _REQUESTS.c.closed_at.is_(None)).values(closed_at=now, **values)
+    )
+
+
+async def judge_again(conn: AsyncConnection, asked: CallerRequest, refused: Mapping[str, object]) -> None:
+    """Forget the target and the answer of a request that Stripe refused, so that a repeat is judged without them.
+
+    If the stored target is not the refused target any more, a concurrent call has judged the request again already.
+    """
+    await conn.execute(
+        sa.update(_REQUESTS)
+        .where(*_is(asked), _REQUESTS.c.closed_at.is_(None), _REQUESTS.c.target == dict(refused))
+        .values(target={}, answer=sa.null())
     )
 
 

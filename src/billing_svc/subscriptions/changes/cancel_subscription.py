@@ -61,6 +61,7 @@ class Cancellation:
         subscription_id, is_closed = await self._carrier.database.read(look)
         if is_closed:
             return
+        target = {"subscription_id": subscription_id}
         fetched = await self._carrier.fetch_standing(subscription_id)
         if fetched is not None and not (ending.at_period_end and fetched.will_end):
             # Checked before the request is stored, so that a refused request can be repeated with the other answer.
@@ -69,7 +70,7 @@ class Cancellation:
             )
 
         async def begin(conn: AsyncConnection) -> None:
-            if not await request_ids.judge(conn, asked, {"subscription_id": subscription_id}, now):
+            if not await request_ids.judge(conn, asked, target, now):
                 return
             changes = {"subscription": subscription_id, "at_period_end": ending.at_period_end}
             await audit_store.append(conn, origin, ending.account_id, "subscription.cancel_requested", changes, now)
@@ -80,9 +81,9 @@ class Cancellation:
                 await self._end(ending, fetched, origin)
             except (errors.StripeRefused, client.NotAtStripe):
                 # Nothing was changed, and a repeat may find another subscription.
-                await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked))
+                await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked, target))
                 raise
-        await self._carrier.finish(asked, subscription_id, origin)
+        await self._carrier.finish(asked, target, origin)
 
     async def _end(
         self, ending: EndingRequest, fetched: stripe_subscriptions.Standing, origin: audit_store.Origin
@@ -140,6 +141,7 @@ class Cancellation:
         subscription_id, known = await self._carrier.database.read(look)
         if known is not None and known.is_closed:
             return
+        target = {"subscription_id": subscription_id}
         fetched = await self._carrier.fetch_standing(subscription_id)
         if fetched is None:
             raise stripe_change.not_subscribed(account_id)
@@ -155,9 +157,9 @@ class Cancellation:
                 await self._carrier.release_schedule(account_id, fetched, purpose, origin)
                 await self._carrier.keep(account_id, fetched, purpose)
             except (errors.StripeRefused, client.NotAtStripe):
-                await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked))
+                await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked, target))
                 raise
-        await self._carrier.finish(asked, subscription_id, origin)
+        await self._carrier.finish(asked, target, origin)
 
     async def _remember_resume(
         self,

@@ -71,7 +71,7 @@ class PlanChanges:
                 raise  # the change waits at Stripe for the customer
             except (errors.StripeRefused, client.NotAtStripe):
                 # Nothing was changed. A repeat, perhaps days later, must not be billed from this call's instant.
-                await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked))
+                await self._carrier.database.run(lambda conn: request_ids.judge_again(conn, asked, known.target))  # noqa: B023 - as above
                 if known.is_new:
                     raise
                 # Stripe refused the change as an earlier call judged it; this call judges it anew and tries again.
@@ -96,7 +96,7 @@ class PlanChanges:
             await self._schedule(order, target, fetched, origin)
         else:
             answer = await self._change_now(order, asked, target, fetched, known.answer, origin)
-        await self._carrier.finish(asked, target.subscription_id, origin)
+        await self._carrier.finish(asked, asdict(target), origin, answer)
         return costs.from_kept(answer)
 
     async def _begin(

@@ -1,7 +1,9 @@
 """Steps that all changes share: find the subscription, release its schedule, remove a scheduled end, finish."""
 
 import contextlib
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -142,16 +144,22 @@ class StripeChange:
         params = {"subscription": fetched.subscription_id, **kept}
         await self.requests.perform(intents.Intent(account_id, purpose, "subscriptions.update", params), look_up)
 
-    async def finish(self, asked: request_ids.CallerRequest, subscription_id: str, origin: audit_store.Origin) -> None:
-        """Update the stored row from Stripe, and close the request.
+    async def finish(
+        self,
+        asked: request_ids.CallerRequest,
+        target: Mapping[str, Any],
+        origin: audit_store.Origin,
+        answer: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Update the stored row from Stripe, and close the request with its target and answer.
 
         Stripe has made the change by now. If the subscription cannot be applied as a whole, the fields that need no
         price are applied; the worker's event and the comparison report the rest.
         """
         with contextlib.suppress(client.NotAtStripe, apply_subscription.CannotApply, apply_subscription.NotOurs):
-            await self.refresher.refresh(subscription_id, origin)
+            await self.refresher.refresh(target["subscription_id"], origin)
         now = self.clock.now()
-        await self.database.run(lambda conn: request_ids.close(conn, asked, now))
+        await self.database.run(lambda conn: request_ids.close(conn, asked, now, target, answer))
 
 
 async def held(conn: AsyncConnection, account_id: str, now: datetime) -> subscription_records.SubscriptionRecord:

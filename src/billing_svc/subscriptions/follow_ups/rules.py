@@ -24,13 +24,17 @@ class WantedState(enum.Enum):
     ENDED = "ended"
     # Ended, with the unused part of the payment credited to the customer.
     CREDITED = "credited"
+    # As it is: a plan subscription that nobody asked to end.
+    LEFT = "left"
 
 
 @dataclass(frozen=True, slots=True)
 class FollowUpState:
-    """The facts that decide about a metered-only subscription, or about a superfluous plan subscription."""
+    """The facts that decide about a metered-only subscription, or about a plan subscription."""
 
     superfluous: bool
+    # Whether it is a plan subscription. It may have been metered-only when the follow-up was stored.
+    is_plan: bool
     # Whether a plan subscription gives the account its plan.
     plan_in_force: bool
     # Whether pay-as-you-go is switched on under this subscription.
@@ -41,6 +45,8 @@ def wanted(state: FollowUpState) -> WantedState:
     """Return the wanted state. A plan ends a metered-only subscription now; switching off, at its period's end."""
     if state.superfluous:
         return WantedState.CREDITED
+    if state.is_plan:
+        return WantedState.LEFT
     if state.plan_in_force:
         return WantedState.ENDED
     return WantedState.KEPT if state.switched_on else WantedState.ENDING
@@ -48,7 +54,7 @@ def wanted(state: FollowUpState) -> WantedState:
 
 def is_so(want: WantedState, *, is_over: bool, will_end: bool) -> bool:
     """Say whether a subscription has the wanted state; True if it is over, because then nothing can be changed."""
-    if is_over:
+    if is_over or want is WantedState.LEFT:
         return True
     if want is WantedState.KEPT:
         return not will_end

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from billing_svc.catalog import versions
 from billing_svc.platform import clock, errors
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
@@ -21,7 +22,7 @@ from billing_svc.platform.database import transactions
 from billing_svc.stripe import client, intents, prices, subscription_records
 from billing_svc.subscriptions.follow_ups import rules
 from billing_svc.subscriptions.records import apply_subscription, follow_up_queue, refresh_subscription
-from billing_svc.usage_export import charge_unbilled, export_now
+from billing_svc.usage_export import charge_unbilled, export_now, shared_meters
 
 _log = structlog.get_logger(__name__)
 
@@ -37,14 +38,12 @@ ORIGIN = audit_store.Origin("service")
 class _Case:
     """A follow-up, its subscription as just fetched, and the wanted state; `row` is None if nothing is stored.
 
-    `plan` is the account's plan, from a subscription that is not superfluous. `contested`: another write about the
-    subscription has an unknown outcome.
+    `contested`: another write about the subscription has an unknown outcome.
     """
 
     follow_up: follow_up_queue.FollowUp
     row: subscription_records.SubscriptionRecord | None
     wanted: rules.WantedState
-    plan: str | None
     contested: bool
 
     @property
@@ -59,6 +58,7 @@ class FollowUps:
     def __init__(
         self,
         database: transactions.Transactions,
+        catalogs: versions.CatalogCache,
         writes: intents.Requests,
         refresher: refresh_subscription.Refresher,
         flush: export_now.ExportNow,
@@ -66,6 +66,7 @@ class FollowUps:
         now: clock.Clock,
     ) -> None:
         self._database = database
+        self._catalogs = catalogs
         self._requests = writes
         self._refresher = refresher
         self._flush = flush
@@ -75,10 +76,10 @@ class FollowUps:
     async def do_due(self) -> int:
         """Run the due follow-ups; returns how many were taken. A follow-up that fails is tried again later.
 
-        The billing periods that moves have closed are settled too.
+        Subscriptions that have changed or ended are settled too.
         """
         now = self._clock.now()
-        taken = await self._unbilled_usage.settle_closed()
+        taken = await self._unbilled_usage.settle_due()
         for account_id, subscription_id in await self._database.read(
             lambda conn: follow_up_queue.due(conn, FOLLOW_UPS_MAX, now)
         ):
@@ -132,8 +133,6 @@ class FollowUps:
                 written.clear()
                 continue
             row = case.row
-            if row is not None and row.is_over and not await self._has_settled(case.follow_up, row):
-                return
             if row is None or rules.is_so(case.wanted, is_over=row.is_over, will_end=row.will_end):
                 await self._close(case)
                 return
@@ -153,19 +152,6 @@ class FollowUps:
         else:
             await self._database.run(lambda conn: follow_up_queue.close(conn, case.follow_up))
 
-    async def _has_settled(
-        self, follow_up: follow_up_queue.FollowUp, row: subscription_records.SubscriptionRecord
-    ) -> bool:
-        """Charge usage that no invoice charges, once that can be known; False while it is too early."""
-        if row.superfluous or row.ended_at is None:
-            return True  # the usage is charged by the subscription that stays
-        at = row.ended_at + charge_unbilled.SETTLED_AFTER
-        if self._clock.now() < at:
-            await self._database.run(lambda conn: follow_up_queue.defer(conn, follow_up, at))
-            return False
-        await self._unbilled_usage.settle(follow_up.account_id, row.subscription_id)
-        return True
-
     async def _write(self, case: _Case, row: subscription_records.SubscriptionRecord) -> None:
         if case.wanted in {rules.WantedState.ENDED, rules.WantedState.CREDITED}:
             await self._flush.flush(case.follow_up.account_id)
@@ -173,26 +159,36 @@ class FollowUps:
         intent = intents.Intent(case.follow_up.account_id, case.purpose, operation, params)
         try:
             if case.wanted is rules.WantedState.CREDITED:
-                await self._stop_metering(row, case.plan, intent)
+                await self._stop_metering(row, intent)
             await self._requests.perform(intent, _not_yet)
         except client.NotAtStripe:
             # It has ended already; the next fetch shows it.
             _log.info("duty_found_it_gone", subscription=row.subscription_id)
 
-    async def _stop_metering(
-        self, row: subscription_records.SubscriptionRecord, plan: str | None, intent: intents.Intent
-    ) -> None:
-        """Remove the metered prices from a superfluous subscription, if the remaining subscription has them too.
+    async def _stop_metering(self, row: subscription_records.SubscriptionRecord, intent: intents.Intent) -> None:
+        """Remove the metered prices from a superfluous subscription whose meters a remaining subscription bills too.
 
-        Meters add up by customer: the last invoice of this subscription would charge the same usage a second time.
+        Meters add up by customer: the last invoice of this subscription would charge the same usage a second time. The
+        usage of its other meters is charged by this invoice alone.
         """
         fetched = await self._refresher.fetch(row.subscription_id)
         price_ids = [item.price_id for item in fetched.items]
-        sold = await self._database.read(lambda conn: prices.sold_prices(conn, price_ids))
+
+        async def read(conn: AsyncConnection) -> tuple[dict[str, prices.SoldPrice], set[str]]:
+            held = await subscription_records.of_account(conn, row.account_id)
+            remaining = [one for one in held if one.customer_id == row.customer_id and not one.superfluous]
+            return await prices.sold_prices(conn, price_ids), {
+                name
+                for one in remaining
+                if one.is_giving
+                for name in await shared_meters.events_of(conn, self._catalogs, one)
+            }
+
+        sold, billed = await self._database.read(read)
         metered = [
             item.item_id
             for item in fetched.items
-            if item.price_id in sold and sold[item.price_id].meter and sold[item.price_id].plan == plan
+            if item.price_id in sold and sold[item.price_id].stripe_event_name in billed
         ]
         if not metered:
             return
@@ -226,6 +222,8 @@ def _call(row: subscription_records.SubscriptionRecord, wanted: rules.WantedStat
         case rules.WantedState.KEPT:
             kept = {"cancel_at_period_end": False} if row.cancel_at_period_end else {"cancel_at": ""}
             return "subscriptions.update", {**named, **kept}
+        case rules.WantedState.LEFT:
+            raise ValueError("a subscription that is left as it is needs no call")
 
 
 async def _read(conn: AsyncConnection, account_id: str, subscription_id: str, now: datetime) -> _Case | None:
@@ -237,10 +235,10 @@ async def _read(conn: AsyncConnection, account_id: str, subscription_id: str, no
     row = next((row for row in rows if row.subscription_id == subscription_id), None)
     state = rules.FollowUpState(
         superfluous=row is not None and row.superfluous,
+        is_plan=row is not None and row.is_plan,
         plan_in_force=any(record.gives_plan(now) for record in rows),
         switched_on=under == subscription_id,
     )
-    plan = next((record.plan for record in rows if record.gives_plan(now) and not record.superfluous), None)
     wanted = rules.wanted(state)
     # A subscription that is over cannot be changed by a late write.
     contested = (
@@ -248,7 +246,7 @@ async def _read(conn: AsyncConnection, account_id: str, subscription_id: str, no
         and not row.is_over
         and await intents.others_open(conn, account_id, subscription_id, _purpose(follow_up, wanted))
     )
-    return _Case(follow_up, row, wanted, plan, contested)
+    return _Case(follow_up, row, wanted, contested)
 
 
 def _purpose(follow_up: follow_up_queue.FollowUp, wanted: rules.WantedState) -> str:

@@ -7,8 +7,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing_svc.customers import store as customers_store
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
+from billing_svc.platform.findings import store as findings_store
 from billing_svc.stripe import prices, subscription_records
-from billing_svc.subscriptions.invoices import rules, store
+from billing_svc.subscriptions.invoices import rules, store, stuck_drafts
 from billing_svc.subscriptions.records import apply_subscription
 
 
@@ -37,6 +38,7 @@ async def apply(conn: AsyncConnection, fetched: rules.StripeInvoice, origin: aud
             "attempts": fetched.attempt_count,
         }
         await audit_store.append(conn, origin, account_id, "invoice.applied", changes, now)
+    await stuck_drafts.note(conn, account_id, fetched, now)
     return account_id
 
 
@@ -61,6 +63,7 @@ async def remove(
 ) -> str:
     """Delete the row of an invoice that Stripe has deleted; returns the account. Raises NotOurs."""
     account_id = await owner(conn, customer_id)
+    await findings_store.settle(conn, account_id, findings_store.Kind.DRAFT_STUCK, invoice_id, now)
     if await store.delete(conn, account_id, invoice_id):
         await audit_store.append(conn, origin, account_id, "invoice.removed", {"invoice": invoice_id}, now)
     return account_id

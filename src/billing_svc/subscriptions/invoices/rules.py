@@ -52,6 +52,12 @@ class StripeInvoice:
     lines: tuple[InvoiceLine, ...]
     # Stripe has more lines than these.
     has_more_lines: bool
+    # Of a draft: whether Stripe finalises it by itself, when, and why it could not.
+    auto_advance: bool = True
+    finalizes_at: datetime | None = None
+    finalization_error: str | None = None
+    # It is an invoice of late usage, made by this service.
+    is_of_usage: bool = False
 
 
 def from_stripe(data: object) -> StripeInvoice:
@@ -87,6 +93,10 @@ def from_stripe(data: object) -> StripeInvoice:
         pdf_url=parse.optional_text(fields.get("invoice_pdf")),
         lines=tuple(lines),
         has_more_lines=has_more_lines,
+        auto_advance=fields.get("auto_advance") in (True, 1),
+        finalizes_at=parse.readable_instant(fields.get("automatically_finalizes_at")),
+        finalization_error=_finalization_error(data),
+        is_of_usage=bool(parse.nested(data, "metadata", "usage_report")),
     )
 
 
@@ -124,6 +134,13 @@ def _line(line: parse.StripeFields, invoiced_at: datetime) -> InvoiceLine:
         ),
         product_id=_product_id(line),
     )
+
+
+def _finalization_error(data: object) -> str | None:
+    """Return why Stripe could not finalise a draft, as Stripe's code; None if it did not try."""
+    if parse.nested(data, "last_finalization_error") is None:
+        return None
+    return parse.optional_text(parse.nested(data, "last_finalization_error", "code")) or "unknown"
 
 
 def _subscription_id(data: object) -> str | None:

@@ -17,13 +17,12 @@ from billing_svc.stripe import prices, sold_items, subscription_records
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.records import (
     consequences,
-    follow_up_queue,
     items_as_sold,
     keep_history,
     note_findings,
     rules,
+    settlement,
 )
-from billing_svc.usage_export import charge_unbilled
 
 _log = structlog.get_logger(__name__)
 
@@ -108,8 +107,10 @@ async def apply(
         custom_price_id=offer.custom_price_id,
         missing_meters=" ".join(check.missing),
         extra_meters=" ".join(check.extra),
+        items_since=settlement.items_since(previous, offer.plan, [one.item.created for one in items.metered], now),
         **_pauses(fetched, previous, now),
     )
+    record = replace(record, settle_at=settlement.settle_at(previous, record, now))
     await _save(conn, await _with_pending_change(conn, record, fetched.next_phase), origin, now)
     await note_findings.note(conn, catalogs, record, items, check, now)
     return account_id
@@ -148,7 +149,9 @@ async def apply_standing(
         schedule_id=standing.schedule_id,
         **_pauses(standing, row, now),
     )
+    changed = replace(changed, settle_at=settlement.settle_at(row, changed, now))
     await _save(conn, changed, origin, now)
+    await note_findings.note_standing(conn, catalogs, changed, now)
     return account_id
 
 
@@ -182,11 +185,6 @@ async def _save(
         **({} if record.pause_reason is None else {"pause_reason": record.pause_reason}),
     }
     await audit_store.append(conn, origin, record.account_id, "subscription.applied", changes, now)
-    if record.ended_at is not None:
-        # After this time the follow-up checks that all usage was charged, also that of an earlier plan; it is not
-        # overdue before.
-        at = record.ended_at + charge_unbilled.SETTLED_AFTER
-        await follow_up_queue.add(conn, record.account_id, record.subscription_id, at, at)
     await consequences.apply(conn, origin, record.account_id, now)
 
 
@@ -216,14 +214,15 @@ async def _offer(
     Raises CannotApply.
     """
     is_metered_only = bool(items.metered) and all(item.price.is_metered for item in items.strangers)
-    has_lost_its_plan = previous is not None and previous.is_plan
-    if not items.bases and (has_lost_its_plan or not is_metered_only):
-        # The base item was removed, or replaced by an item that is not ours. As metered-only, it would lose its plan.
+    had_plan = previous is not None and previous.is_plan
+    if not items.bases and (had_plan or not is_metered_only):
+        # The base item was removed, or replaced by an item that is not ours. Treated as metered-only, the subscription
+        # would lose its plan, and the worker would end it.
         if previous is None:
             unknown = items.strangers[0].price_id
             message = f"price {unknown} of subscription {fetched.subscription_id} is from no catalog of ours"
             raise CannotApply(message, fetched)
-        left = items.metered[0].item if items.metered else None
+        billed = items.metered[0].item if items.metered else None
         return _Offer(
             previous.is_plan,
             previous.plan,
@@ -231,8 +230,8 @@ async def _offer(
             previous.custom_price_id,
             previous.catalog_version,
             previous.quantity,
-            previous.billing_period_start if left is None else left.period_start,
-            previous.billing_period_end if left is None else left.period_end,
+            previous.billing_period_start if billed is None else billed.period_start,
+            previous.billing_period_end if billed is None else billed.period_end,
         )
     sold = items.bases[0] if items.bases else items.metered[0]
     price, item = sold.price, sold.item

@@ -13,7 +13,7 @@ from billing_svc.metering.quota import periods
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.stripe import subscription_history, subscription_records
-from billing_svc.usage_export import accrual, charge_unbilled
+from billing_svc.usage_export import accrual
 
 
 def moved_at(
@@ -88,7 +88,6 @@ async def _end_stretch(
         catalog_version=previous.catalog_version,
         quantity=previous.quantity,
         overage_denied_from=previous.overage_denied_from,
-        settle_at=max(at, now) + charge_unbilled.SETTLED_AFTER,
     )
     await subscription_history.append(conn, stretch)
     await accounts_store.extend_history(conn, previous.account_id, until)

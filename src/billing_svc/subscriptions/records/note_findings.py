@@ -38,6 +38,22 @@ async def note(
         await shared_meters.note_end(conn, catalogs, row, now)
 
 
+async def note_standing(
+    conn: AsyncConnection,
+    catalogs: versions.CatalogCache,
+    applied: subscription_records.SubscriptionRecord,
+    now: datetime,
+) -> None:
+    """Write what is known of the findings of a subscription whose items cannot be read: its end settles them."""
+    if applied.is_over:
+        await store.settle(conn, applied.account_id, Kind.ITEMS_DIFFER, applied.subscription_id, now)
+        await store.settle(conn, applied.account_id, Kind.TWO_PLANS, applied.subscription_id, now)
+        if applied.superfluous:
+            await shared_meters.note_end(conn, catalogs, applied, now)
+    rows = await subscription_records.of_account(conn, applied.account_id)
+    await _note_two_subscriptions(conn, applied.account_id, rows, applied.customer_id, now)
+
+
 async def _note(
     conn: AsyncConnection,
     row: subscription_records.SubscriptionRecord,

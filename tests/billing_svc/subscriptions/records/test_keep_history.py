@@ -73,7 +73,6 @@ def test_trials_are_intervals_and_usage_of_an_ended_period_belongs_before_the_mo
         catalog_version=1,
         quantity=1,
         overage_denied_from=None,
-        settle_at=None,
     )
     record = replace(STORED, moved_at=moved_at, trial_end=_at("2026-03-20"), past=(past,))
     expected = {"2026-01-20": False, "2026-01-21": True, "2026-01-31": False, "2026-03-09": False}
