@@ -75,6 +75,7 @@ WRITERS = {
     "invoices": {"subscriptions.invoices.store"},
     "rate_windows": {"metering.quota.store"},
     "reader_accounts": set(),  # an operator writes it
+    "reconcile_passes": {"reconciliation.passes"},
     "reservations": {"metering.reservations.store"},
     "stripe_call_limits": {"stripe.call_limits"},
     "stripe_customers": {"customers.store"},

@@ -70,7 +70,7 @@ def test_everything_has_a_comment(elements: list[Element]) -> None:
 
 def test_every_rpc_says_how_to_retry_what_it_depends_on_and_what_to_do_when_down(elements: list[Element]) -> None:
     rpcs = [element for element in elements if element.kind == "rpc"]
-    assert len(rpcs) == 27
+    assert len(rpcs) == 28
     for rpc in rpcs:
         labels = re.findall(r"^ ?(Retry|Depends on|When down): \S", rpc.comment, re.MULTILINE)
         assert labels == ["Retry", "Depends on", "When down"], rpc.name
@@ -101,7 +101,7 @@ RPCS = {
     "SubscriptionService": "GetSubscription CreateCheckout CreatePortalSession SetPayAsYouGo ChangePlan "
     "CancelSubscription ResumeSubscription ListPlans PreviewCost ListInvoices ListAlerts AcknowledgeAlert",
     "AdminService": "ListAccounts GetAccount SetOverride RemoveOverride ListAllInvoices ListAuditEntries "
-    "ListStripeEvents ReplayStripeEvents",
+    "ListStripeEvents ListFindings ReplayStripeEvents",
     "StripeEventService": "AcceptStripeEvent",
 }
 

@@ -20,7 +20,7 @@ from billing_svc.platform.database import embedded, migrating, tables, transacti
 from billing_svc.platform.database import engine as engines
 from billing_svc.programs.dev import options, parts, programs
 from billing_svc.programs.supervision import children
-from billing_svc.reconciliation import reconcile
+from billing_svc.reconciliation import findings, reconcile
 from billing_svc.stripe import catalog_sync, client
 from tests import ports
 from tests.billing_svc.sandboxed import Sandbox
@@ -133,15 +133,16 @@ class World:
         found = await self.sandbox.call("GET", path, customer=customer, start_time=start, end_time=end)
         return int(sum(one["aggregated_value"] for one in found["data"]))
 
-    async def drifts(self) -> list[reconcile.Finding]:
+    async def drifts(self) -> list[findings.Finding]:
         """Compare with Stripe, as `billing-svc reconcile` does."""
         service = engines.create_engine(self.url)
         async with self.stripe() as stripe:
             database = transactions.Transactions(service)
             comparison = reconcile.Comparison(database, versions.CatalogCache(), stripe, self.clock)
-            found = await comparison.run(audit_store.Origin("operator:test"), None, fix=False)
+            origin = audit_store.Origin("operator:test")
+            found = await comparison.run(origin, reconcile.Scope(), reconcile.RunOptions())
         await service.dispose()
-        return found
+        return list(found.findings)
 
 
 @contextlib.asynccontextmanager

@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from billing.v1 import invoice_pb2 as billing_dot_v1_dot_invoice__pb2
+from billing.v1 import money_pb2 as billing_dot_v1_dot_money__pb2
 from billing.v1 import quota_pb2 as billing_dot_v1_dot_quota__pb2
 from billing.v1 import stripe_event_pb2 as billing_dot_v1_dot_stripe__event__pb2
 from billing.v1 import subscription_pb2 as billing_dot_v1_dot_subscription__pb2
@@ -30,53 +31,59 @@ from billing.v1 import usage_pb2 as billing_dot_v1_dot_usage__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62illing/v1/admin.proto\x12\nbilling.v1\x1a\x18\x62illing/v1/invoice.proto\x1a\x16\x62illing/v1/quota.proto\x1a\x1d\x62illing/v1/stripe_event.proto\x1a\x1d\x62illing/v1/subscription.proto\x1a\x16\x62illing/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x01\n\x13ListAccountsRequest\x12\x19\n\x11\x61\x63\x63ount_id_prefix\x18\x01 \x01(\t\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0e\x32\x12.billing.v1.Status\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"]\n\x14ListAccountsResponse\x12,\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x1a.billing.v1.AccountSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xab\x01\n\x0e\x41\x63\x63ountSummary\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x0csubscription\x18\x03 \x01(\x0b\x32\x18.billing.v1.Subscription\x12%\n\x05usage\x18\x04 \x03(\x0b\x32\x16.billing.v1.MeterUsage\"\'\n\x11GetAccountRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"\xe7\x01\n\x12GetAccountResponse\x12+\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1a.billing.v1.AccountSummary\x12\x1a\n\x12stripe_customer_id\x18\x02 \x01(\t\x12/\n\rsubscriptions\x18\x03 \x03(\x0b\x32\x18.billing.v1.Subscription\x12\'\n\toverrides\x18\x04 \x03(\x0b\x32\x14.billing.v1.Override\x12\x13\n\x0bopen_alerts\x18\x05 \x01(\x05\x12\x19\n\x11held_reservations\x18\x06 \x01(\x05\"\xc0\x01\n\x12SetOverrideRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\r\n\x05meter\x18\x02 \x01(\t\x12\x15\n\x08included\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\tunlimited\x18\x04 \x01(\x08\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04note\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x0b\n\t_included\"=\n\x13SetOverrideResponse\x12&\n\x08override\x18\x01 \x01(\x0b\x32\x14.billing.v1.Override\"N\n\x15RemoveOverrideRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\r\n\x05meter\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"?\n\x16RemoveOverrideResponse\x12%\n\x07removed\x18\x01 \x01(\x0b\x32\x14.billing.v1.Override\"\xd0\x01\n\x16ListAllInvoicesRequest\x12)\n\x06status\x18\x01 \x01(\x0e\x32\x19.billing.v1.InvoiceStatus\x12\x30\n\x0c\x63reated_from\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"Y\n\x17ListAllInvoicesResponse\x12%\n\x08invoices\x18\x01 \x03(\x0b\x32\x13.billing.v1.Invoice\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdc\x01\n\x17ListAuditEntriesRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x31\n\rhappened_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fhappened_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"\\\n\x18ListAuditEntriesResponse\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.billing.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xea\x01\n\nAuditEntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12/\n\x0bhappened_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x12\'\n\x06source\x18\x04 \x01(\x0e\x32\x17.billing.v1.AuditSource\x12\x0e\n\x06\x61\x63tion\x18\x05 \x01(\t\x12\x12\n\naccount_id\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12(\n\x07\x63hanges\x18\x08 \x03(\x0b\x32\x17.billing.v1.AuditChange\";\n\x0b\x41uditChange\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\x8a\x02\n\x17ListStripeEventsRequest\x12+\n\x05state\x18\x01 \x01(\x0e\x32\x1c.billing.v1.StripeEventState\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x11\n\tobject_id\x18\x03 \x01(\t\x12\x12\n\naccount_id\x18\x04 \x01(\t\x12\x31\n\rreceived_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0freceived_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"\\\n\x18ListStripeEventsResponse\x12\'\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.billing.v1.StripeEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf6\x01\n\x19ReplayStripeEventsRequest\x12\x11\n\tevent_ids\x18\x01 \x03(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.billing.v1.StripeEventState\x12\x31\n\rreceived_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0freceived_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07preview\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"<\n\x1aReplayStripeEventsResponse\x12\x10\n\x08replayed\x18\x01 \x01(\x05\x12\x0c\n\x04more\x18\x02 \x01(\x08*\x94\x01\n\x0b\x41uditSource\x12\x1c\n\x18\x41UDIT_SOURCE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41UDIT_SOURCE_RPC\x10\x01\x12\x18\n\x14\x41UDIT_SOURCE_COMMAND\x10\x02\x12\x1d\n\x19\x41UDIT_SOURCE_STRIPE_EVENT\x10\x03\x12\x18\n\x14\x41UDIT_SOURCE_SERVICE\x10\x04\x32\xd6\x05\n\x0c\x41\x64minService\x12Q\n\x0cListAccounts\x12\x1f.billing.v1.ListAccountsRequest\x1a .billing.v1.ListAccountsResponse\x12K\n\nGetAccount\x12\x1d.billing.v1.GetAccountRequest\x1a\x1e.billing.v1.GetAccountResponse\x12N\n\x0bSetOverride\x12\x1e.billing.v1.SetOverrideRequest\x1a\x1f.billing.v1.SetOverrideResponse\x12W\n\x0eRemoveOverride\x12!.billing.v1.RemoveOverrideRequest\x1a\".billing.v1.RemoveOverrideResponse\x12Z\n\x0fListAllInvoices\x12\".billing.v1.ListAllInvoicesRequest\x1a#.billing.v1.ListAllInvoicesResponse\x12]\n\x10ListAuditEntries\x12#.billing.v1.ListAuditEntriesRequest\x1a$.billing.v1.ListAuditEntriesResponse\x12]\n\x10ListStripeEvents\x12#.billing.v1.ListStripeEventsRequest\x1a$.billing.v1.ListStripeEventsResponse\x12\x63\n\x12ReplayStripeEvents\x12%.billing.v1.ReplayStripeEventsRequest\x1a&.billing.v1.ReplayStripeEventsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62illing/v1/admin.proto\x12\nbilling.v1\x1a\x18\x62illing/v1/invoice.proto\x1a\x16\x62illing/v1/money.proto\x1a\x16\x62illing/v1/quota.proto\x1a\x1d\x62illing/v1/stripe_event.proto\x1a\x1d\x62illing/v1/subscription.proto\x1a\x16\x62illing/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x01\n\x13ListAccountsRequest\x12\x19\n\x11\x61\x63\x63ount_id_prefix\x18\x01 \x01(\t\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0e\x32\x12.billing.v1.Status\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"]\n\x14ListAccountsResponse\x12,\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x1a.billing.v1.AccountSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xab\x01\n\x0e\x41\x63\x63ountSummary\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x0csubscription\x18\x03 \x01(\x0b\x32\x18.billing.v1.Subscription\x12%\n\x05usage\x18\x04 \x03(\x0b\x32\x16.billing.v1.MeterUsage\"\'\n\x11GetAccountRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"\xe7\x01\n\x12GetAccountResponse\x12+\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1a.billing.v1.AccountSummary\x12\x1a\n\x12stripe_customer_id\x18\x02 \x01(\t\x12/\n\rsubscriptions\x18\x03 \x03(\x0b\x32\x18.billing.v1.Subscription\x12\'\n\toverrides\x18\x04 \x03(\x0b\x32\x14.billing.v1.Override\x12\x13\n\x0bopen_alerts\x18\x05 \x01(\x05\x12\x19\n\x11held_reservations\x18\x06 \x01(\x05\"\xc0\x01\n\x12SetOverrideRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\r\n\x05meter\x18\x02 \x01(\t\x12\x15\n\x08included\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\tunlimited\x18\x04 \x01(\x08\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04note\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x0b\n\t_included\"=\n\x13SetOverrideResponse\x12&\n\x08override\x18\x01 \x01(\x0b\x32\x14.billing.v1.Override\"N\n\x15RemoveOverrideRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\r\n\x05meter\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"?\n\x16RemoveOverrideResponse\x12%\n\x07removed\x18\x01 \x01(\x0b\x32\x14.billing.v1.Override\"\xd0\x01\n\x16ListAllInvoicesRequest\x12)\n\x06status\x18\x01 \x01(\x0e\x32\x19.billing.v1.InvoiceStatus\x12\x30\n\x0c\x63reated_from\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"Y\n\x17ListAllInvoicesResponse\x12%\n\x08invoices\x18\x01 \x03(\x0b\x32\x13.billing.v1.Invoice\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"^\n\x13ListFindingsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"V\n\x14ListFindingsResponse\x12%\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x13.billing.v1.Finding\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc3\x01\n\x07\x46inding\x12\x12\n\nfinding_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x11\n\tobject_id\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12 \n\x05money\x18\x06 \x01(\x0b\x32\x11.billing.v1.Money\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsettled_by\x18\x08 \x01(\t\"\xdc\x01\n\x17ListAuditEntriesRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x31\n\rhappened_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fhappened_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"\\\n\x18ListAuditEntriesResponse\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.billing.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xea\x01\n\nAuditEntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12/\n\x0bhappened_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x12\'\n\x06source\x18\x04 \x01(\x0e\x32\x17.billing.v1.AuditSource\x12\x0e\n\x06\x61\x63tion\x18\x05 \x01(\t\x12\x12\n\naccount_id\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12(\n\x07\x63hanges\x18\x08 \x03(\x0b\x32\x17.billing.v1.AuditChange\";\n\x0b\x41uditChange\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\x8a\x02\n\x17ListStripeEventsRequest\x12+\n\x05state\x18\x01 \x01(\x0e\x32\x1c.billing.v1.StripeEventState\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x11\n\tobject_id\x18\x03 \x01(\t\x12\x12\n\naccount_id\x18\x04 \x01(\t\x12\x31\n\rreceived_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0freceived_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"\\\n\x18ListStripeEventsResponse\x12\'\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.billing.v1.StripeEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf6\x01\n\x19ReplayStripeEventsRequest\x12\x11\n\tevent_ids\x18\x01 \x03(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.billing.v1.StripeEventState\x12\x31\n\rreceived_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0freceived_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07preview\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"<\n\x1aReplayStripeEventsResponse\x12\x10\n\x08replayed\x18\x01 \x01(\x05\x12\x0c\n\x04more\x18\x02 \x01(\x08*\x94\x01\n\x0b\x41uditSource\x12\x1c\n\x18\x41UDIT_SOURCE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41UDIT_SOURCE_RPC\x10\x01\x12\x18\n\x14\x41UDIT_SOURCE_COMMAND\x10\x02\x12\x1d\n\x19\x41UDIT_SOURCE_STRIPE_EVENT\x10\x03\x12\x18\n\x14\x41UDIT_SOURCE_SERVICE\x10\x04\x32\xa9\x06\n\x0c\x41\x64minService\x12Q\n\x0cListAccounts\x12\x1f.billing.v1.ListAccountsRequest\x1a .billing.v1.ListAccountsResponse\x12K\n\nGetAccount\x12\x1d.billing.v1.GetAccountRequest\x1a\x1e.billing.v1.GetAccountResponse\x12N\n\x0bSetOverride\x12\x1e.billing.v1.SetOverrideRequest\x1a\x1f.billing.v1.SetOverrideResponse\x12W\n\x0eRemoveOverride\x12!.billing.v1.RemoveOverrideRequest\x1a\".billing.v1.RemoveOverrideResponse\x12Z\n\x0fListAllInvoices\x12\".billing.v1.ListAllInvoicesRequest\x1a#.billing.v1.ListAllInvoicesResponse\x12]\n\x10ListAuditEntries\x12#.billing.v1.ListAuditEntriesRequest\x1a$.billing.v1.ListAuditEntriesResponse\x12]\n\x10ListStripeEvents\x12#.billing.v1.ListStripeEventsRequest\x1a$.billing.v1.ListStripeEventsResponse\x12Q\n\x0cListFindings\x12\x1f.billing.v1.ListFindingsRequest\x1a .billing.v1.ListFindingsResponse\x12\x63\n\x12ReplayStripeEvents\x12%.billing.v1.ReplayStripeEventsRequest\x1a&.billing.v1.ReplayStripeEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'billing.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AUDITSOURCE']._serialized_start=2886
-  _globals['_AUDITSOURCE']._serialized_end=3034
-  _globals['_LISTACCOUNTSREQUEST']._serialized_start=208
-  _globals['_LISTACCOUNTSREQUEST']._serialized_end=345
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=347
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=440
-  _globals['_ACCOUNTSUMMARY']._serialized_start=443
-  _globals['_ACCOUNTSUMMARY']._serialized_end=614
-  _globals['_GETACCOUNTREQUEST']._serialized_start=616
-  _globals['_GETACCOUNTREQUEST']._serialized_end=655
-  _globals['_GETACCOUNTRESPONSE']._serialized_start=658
-  _globals['_GETACCOUNTRESPONSE']._serialized_end=889
-  _globals['_SETOVERRIDEREQUEST']._serialized_start=892
-  _globals['_SETOVERRIDEREQUEST']._serialized_end=1084
-  _globals['_SETOVERRIDERESPONSE']._serialized_start=1086
-  _globals['_SETOVERRIDERESPONSE']._serialized_end=1147
-  _globals['_REMOVEOVERRIDEREQUEST']._serialized_start=1149
-  _globals['_REMOVEOVERRIDEREQUEST']._serialized_end=1227
-  _globals['_REMOVEOVERRIDERESPONSE']._serialized_start=1229
-  _globals['_REMOVEOVERRIDERESPONSE']._serialized_end=1292
-  _globals['_LISTALLINVOICESREQUEST']._serialized_start=1295
-  _globals['_LISTALLINVOICESREQUEST']._serialized_end=1503
-  _globals['_LISTALLINVOICESRESPONSE']._serialized_start=1505
-  _globals['_LISTALLINVOICESRESPONSE']._serialized_end=1594
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=1597
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=1817
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=1819
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=1911
-  _globals['_AUDITENTRY']._serialized_start=1914
-  _globals['_AUDITENTRY']._serialized_end=2148
-  _globals['_AUDITCHANGE']._serialized_start=2150
-  _globals['_AUDITCHANGE']._serialized_end=2209
-  _globals['_LISTSTRIPEEVENTSREQUEST']._serialized_start=2212
-  _globals['_LISTSTRIPEEVENTSREQUEST']._serialized_end=2478
-  _globals['_LISTSTRIPEEVENTSRESPONSE']._serialized_start=2480
-  _globals['_LISTSTRIPEEVENTSRESPONSE']._serialized_end=2572
-  _globals['_REPLAYSTRIPEEVENTSREQUEST']._serialized_start=2575
-  _globals['_REPLAYSTRIPEEVENTSREQUEST']._serialized_end=2821
-  _globals['_REPLAYSTRIPEEVENTSRESPONSE']._serialized_start=2823
-  _globals['_REPLAYSTRIPEEVENTSRESPONSE']._serialized_end=2883
-  _globals['_ADMINSERVICE']._serialized_start=3037
-  _globals['_ADMINSERVICE']._serialized_end=3763
+  _globals['_AUDITSOURCE']._serialized_start=3292
+  _globals['_AUDITSOURCE']._serialized_end=3440
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=232
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=369
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=371
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=464
+  _globals['_ACCOUNTSUMMARY']._serialized_start=467
+  _globals['_ACCOUNTSUMMARY']._serialized_end=638
+  _globals['_GETACCOUNTREQUEST']._serialized_start=640
+  _globals['_GETACCOUNTREQUEST']._serialized_end=679
+  _globals['_GETACCOUNTRESPONSE']._serialized_start=682
+  _globals['_GETACCOUNTRESPONSE']._serialized_end=913
+  _globals['_SETOVERRIDEREQUEST']._serialized_start=916
+  _globals['_SETOVERRIDEREQUEST']._serialized_end=1108
+  _globals['_SETOVERRIDERESPONSE']._serialized_start=1110
+  _globals['_SETOVERRIDERESPONSE']._serialized_end=1171
+  _globals['_REMOVEOVERRIDEREQUEST']._serialized_start=1173
+  _globals['_REMOVEOVERRIDEREQUEST']._serialized_end=1251
+  _globals['_REMOVEOVERRIDERESPONSE']._serialized_start=1253
+  _globals['_REMOVEOVERRIDERESPONSE']._serialized_end=1316
+  _globals['_LISTALLINVOICESREQUEST']._serialized_start=1319
+  _globals['_LISTALLINVOICESREQUEST']._serialized_end=1527
+  _globals['_LISTALLINVOICESRESPONSE']._serialized_start=1529
+  _globals['_LISTALLINVOICESRESPONSE']._serialized_end=1618
+  _globals['_LISTFINDINGSREQUEST']._serialized_start=1620
+  _globals['_LISTFINDINGSREQUEST']._serialized_end=1714
+  _globals['_LISTFINDINGSRESPONSE']._serialized_start=1716
+  _globals['_LISTFINDINGSRESPONSE']._serialized_end=1802
+  _globals['_FINDING']._serialized_start=1805
+  _globals['_FINDING']._serialized_end=2000
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=2003
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=2223
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=2225
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=2317
+  _globals['_AUDITENTRY']._serialized_start=2320
+  _globals['_AUDITENTRY']._serialized_end=2554
+  _globals['_AUDITCHANGE']._serialized_start=2556
+  _globals['_AUDITCHANGE']._serialized_end=2615
+  _globals['_LISTSTRIPEEVENTSREQUEST']._serialized_start=2618
+  _globals['_LISTSTRIPEEVENTSREQUEST']._serialized_end=2884
+  _globals['_LISTSTRIPEEVENTSRESPONSE']._serialized_start=2886
+  _globals['_LISTSTRIPEEVENTSRESPONSE']._serialized_end=2978
+  _globals['_REPLAYSTRIPEEVENTSREQUEST']._serialized_start=2981
+  _globals['_REPLAYSTRIPEEVENTSREQUEST']._serialized_end=3227
+  _globals['_REPLAYSTRIPEEVENTSRESPONSE']._serialized_start=3229
+  _globals['_REPLAYSTRIPEEVENTSRESPONSE']._serialized_end=3289
+  _globals['_ADMINSERVICE']._serialized_start=3443
+  _globals['_ADMINSERVICE']._serialized_end=4252
 # @@protoc_insertion_point(module_scope)

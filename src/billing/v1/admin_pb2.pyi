@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from billing.v1 import invoice_pb2 as _invoice_pb2
+from billing.v1 import money_pb2 as _money_pb2
 from billing.v1 import quota_pb2 as _quota_pb2
 from billing.v1 import stripe_event_pb2 as _stripe_event_pb2
 from billing.v1 import subscription_pb2 as _subscription_pb2
@@ -430,6 +431,124 @@ class ListAllInvoicesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAllInvoicesResponse: _TypeAlias = ListAllInvoicesResponse  # noqa: Y015
+
+@_typing.final
+class ListFindingsRequest(_message.Message):
+    """Requests findings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Only findings of this account, 1 to 128 printable ASCII characters without spaces; default: all findings, also
+    those that concern no account.
+    """
+    kind: _builtins.str
+    """Only findings of this kind, 1 to 64 characters, as in Finding; default: all."""
+    page_size: _builtins.int
+    """Findings on a page, 1 to 500, default: 50."""
+    page_token: _builtins.str
+    """next_page_token of the page before, at most 512 bytes; default: the first page."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFindingsRequest: _TypeAlias = ListFindingsRequest  # noqa: Y015
+
+@_typing.final
+class ListFindingsResponse(_message.Message):
+    """A page of findings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page, with the same filters; empty on the last page."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """The oldest first."""
+
+    def __init__(
+        self,
+        *,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFindingsResponse: _TypeAlias = ListFindingsResponse  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    """Something that is wrong and waits for whatever settles it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDING_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    OBJECT_ID_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    MONEY_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    SETTLED_BY_FIELD_NUMBER: _builtins.int
+    finding_id: _builtins.str
+    """The finding's id, at most 64 characters."""
+    kind: _builtins.str
+    """What is wrong ("two_subscriptions", "usage: line"); the operations page lists the kinds, and kinds are added."""
+    account_id: _builtins.str
+    """The account; empty if somebody pays who belongs to none."""
+    object_id: _builtins.str
+    """The object at Stripe; of usage: meter, quota period, and report or meter at Stripe."""
+    detail: _builtins.str
+    """What is wrong, as a sentence for operators."""
+    settled_by: _builtins.str
+    """What settles it, as a sentence for operators."""
+    @_builtins.property
+    def money(self) -> _money_pb2.Money:
+        """The money that is wrong; unset if it is not known. Of usage: what is charged too little, negative: too much."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is open."""
+
+    def __init__(
+        self,
+        *,
+        finding_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        object_id: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        money: _money_pb2.Money | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        settled_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["money", b"money", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "detail", b"detail", "finding_id", b"finding_id", "kind", b"kind", "money", b"money", "object_id", b"object_id", "settled_by", b"settled_by", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
 
 @_typing.final
 class ListAuditEntriesRequest(_message.Message):

@@ -70,6 +70,11 @@ class AdminServiceStub:
                 request_serializer=billing_dot_v1_dot_admin__pb2.ListStripeEventsRequest.SerializeToString,
                 response_deserializer=billing_dot_v1_dot_admin__pb2.ListStripeEventsResponse.FromString,
                 _registered_method=True)
+        self.ListFindings = channel.unary_unary(
+                '/billing.v1.AdminService/ListFindings',
+                request_serializer=billing_dot_v1_dot_admin__pb2.ListFindingsRequest.SerializeToString,
+                response_deserializer=billing_dot_v1_dot_admin__pb2.ListFindingsResponse.FromString,
+                _registered_method=True)
         self.ReplayStripeEvents = channel.unary_unary(
                 '/billing.v1.AdminService/ReplayStripeEvents',
                 request_serializer=billing_dot_v1_dot_admin__pb2.ReplayStripeEventsRequest.SerializeToString,
@@ -160,6 +165,18 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFindings(self, request, context):
+        """Lists the open findings, the oldest first: what is wrong with money or records at Stripe, since when, and what
+        settles it. A finding closes when a comparison finds agreement, or when an operator closes it.
+
+        Retry: safe, it only reads.
+        Depends on: Postgres only.
+        When down: wait; nothing is lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReplayStripeEvents(self, request, context):
         """Makes the worker apply stored events again, by id, type, state or time. Safe for every event: the worker fetches
         the object's current state, so an old event cannot undo a newer state. Written to the audit log.
@@ -209,6 +226,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListStripeEvents,
                     request_deserializer=billing_dot_v1_dot_admin__pb2.ListStripeEventsRequest.FromString,
                     response_serializer=billing_dot_v1_dot_admin__pb2.ListStripeEventsResponse.SerializeToString,
+            ),
+            'ListFindings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFindings,
+                    request_deserializer=billing_dot_v1_dot_admin__pb2.ListFindingsRequest.FromString,
+                    response_serializer=billing_dot_v1_dot_admin__pb2.ListFindingsResponse.SerializeToString,
             ),
             'ReplayStripeEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ReplayStripeEvents,
@@ -406,6 +428,33 @@ class AdminService:
             '/billing.v1.AdminService/ListStripeEvents',
             billing_dot_v1_dot_admin__pb2.ListStripeEventsRequest.SerializeToString,
             billing_dot_v1_dot_admin__pb2.ListStripeEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFindings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/billing.v1.AdminService/ListFindings',
+            billing_dot_v1_dot_admin__pb2.ListFindingsRequest.SerializeToString,
+            billing_dot_v1_dot_admin__pb2.ListFindingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -84,6 +84,14 @@ class AdminServiceStub:
     Depends on: Postgres only.
     When down: wait; nothing is lost.
     """
+    ListFindings: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListFindingsRequest, _admin_pb2.ListFindingsResponse]
+    """Lists the open findings, the oldest first: what is wrong with money or records at Stripe, since when, and what
+    settles it. A finding closes when a comparison finds agreement, or when an operator closes it.
+
+    Retry: safe, it only reads.
+    Depends on: Postgres only.
+    When down: wait; nothing is lost.
+    """
     ReplayStripeEvents: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReplayStripeEventsRequest, _admin_pb2.ReplayStripeEventsResponse]
     """Makes the worker apply stored events again, by id, type, state or time. Safe for every event: the worker fetches
     the object's current state, so an old event cannot undo a newer state. Written to the audit log.
@@ -144,6 +152,14 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """
     ListStripeEvents: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListStripeEventsRequest, _admin_pb2.ListStripeEventsResponse]  # type: ignore[assignment]
     """Lists the inbox of Stripe's events, newest first.
+
+    Retry: safe, it only reads.
+    Depends on: Postgres only.
+    When down: wait; nothing is lost.
+    """
+    ListFindings: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListFindingsRequest, _admin_pb2.ListFindingsResponse]  # type: ignore[assignment]
+    """Lists the open findings, the oldest first: what is wrong with money or records at Stripe, since when, and what
+    settles it. A finding closes when a comparison finds agreement, or when an operator closes it.
 
     Retry: safe, it only reads.
     Depends on: Postgres only.
@@ -241,6 +257,19 @@ class AdminServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListStripeEventsResponse, _abc.Awaitable[_admin_pb2.ListStripeEventsResponse]]:
         """Lists the inbox of Stripe's events, newest first.
+
+        Retry: safe, it only reads.
+        Depends on: Postgres only.
+        When down: wait; nothing is lost.
+        """
+
+    def ListFindings(
+        self,
+        request: _admin_pb2.ListFindingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListFindingsResponse, _abc.Awaitable[_admin_pb2.ListFindingsResponse]]:
+        """Lists the open findings, the oldest first: what is wrong with money or records at Stripe, since when, and what
+        settles it. A finding closes when a comparison finds agreement, or when an operator closes it.
 
         Retry: safe, it only reads.
         Depends on: Postgres only.

@@ -62,6 +62,7 @@ ENTRIES: Mapping[str, Group | Open] = {
         "SetOverride",
         "RemoveOverride",
         "ListAllInvoices",
+        "ListFindings",
         "ListAuditEntries",
         "ListStripeEvents",
         "ReplayStripeEvents",

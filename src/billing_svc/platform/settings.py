@@ -70,6 +70,9 @@ class Settings(DatabaseSettings):
     # difference is for calls that a caller waits for.
     stripe_calls_per_second: Annotated[float, Field(alias="BILLING_STRIPE_CALLS_PER_SECOND", ge=1, le=1000)] = 20
 
+    # About how many reads a pass of the scheduled comparison makes; 0: there is no schedule.
+    reconcile_reads_max: Annotated[int, Field(alias="BILLING_RECONCILE_READS_MAX", ge=0, le=1_000_000)] = 2000
+
     stripe_api_base: Annotated[str | None, Field(alias="STRIPE_API_BASE")] = None
 
     success_url: Annotated[str, Field(alias="BILLING_CHECKOUT_SUCCESS_URL")]

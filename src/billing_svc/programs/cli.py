@@ -5,6 +5,7 @@
 import contextlib
 import importlib.metadata
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,6 +48,13 @@ def told() -> Iterator[None]:
     """Turn errors that a person can repair into a sentence on stderr and an exit code; a defect stays an exception."""
     try:
         yield
+    except common.Failed as failure:
+        explained = _explained(failure.__cause__)
+        if explained is None:
+            traceback.print_exception(failure.__cause__)
+        else:
+            typer.echo(f"billing-svc: {explained[0]}", err=True)
+        sys.exit(failure.code)
     except Exception as error:
         explained = _explained(error)
         if explained is None:
@@ -56,7 +64,7 @@ def told() -> Iterator[None]:
         sys.exit(code)
 
 
-def _explained(error: Exception) -> tuple[str, int] | None:
+def _explained(error: BaseException | None) -> tuple[str, int] | None:
     import sqlalchemy as sa
 
     from billing_svc.api.transport import serving

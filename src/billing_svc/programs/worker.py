@@ -19,6 +19,7 @@ from billing_svc.platform.findings import store as findings_store
 from billing_svc.platform.monitoring import http_port, metrics, readiness
 from billing_svc.platform.monitoring import store as monitoring_store
 from billing_svc.platform.settings import Settings
+from billing_svc.reconciliation import schedule
 from billing_svc.stripe import client, intents
 from billing_svc.subscriptions.follow_ups import run_follow_ups
 from billing_svc.subscriptions.records import refresh_subscription
@@ -45,6 +46,8 @@ PAYMENTS_POLL_SECONDS = 300.0
 PAYMENTS_COUNTED = timedelta(days=30)
 # A period that has ended is sealed and sent within about a second; an idle poll costs an index probe.
 USAGE_POLL_SECONDS = 0.5
+# A pass of the scheduled comparison begins within a minute of its time.
+RECONCILE_POLL_SECONDS = 60.0
 # The pause after a failed step, for example if Postgres cannot be reached.
 PAUSE_SECONDS = 1.0
 # How long a step under way may take after a stop: a call to Stripe and a transaction. Work that is cancelled then is
@@ -63,7 +66,8 @@ async def work(settings: Settings) -> None:
     ready = readiness.Readiness(transactions.Transactions(probed, readiness.ANSWER_SECONDS_MAX))
     metrics.watch_readiness(counted.registry, ready.is_ready)
     database = transactions.Transactions(pool)
-    stripe = client.Stripe.paced(settings, database, metrics.StripeRequests(counted.registry))
+    requests = metrics.StripeRequests(counted.registry)
+    stripe = client.Stripe.paced(settings, database, requests)
     catalogs, now = versions.CatalogCache(), clock.from_settings(settings)
     inbox = apply_events.Inbox(database, catalogs, stripe, now, livemode=settings.livemode)
 
@@ -87,6 +91,10 @@ async def work(settings: Settings) -> None:
         now,
     )
 
+    # With its own client, so that its reads can be counted apart.
+    comparing = client.Stripe.paced(settings, database, requests)
+    comparison = schedule.Schedule(database, catalogs, comparing, now, settings.reconcile_reads_max)
+
     async def open_gauges() -> int:
         return await database.run(lambda conn: open_periods.open_due(conn, catalogs, now.now()))
 
@@ -106,23 +114,30 @@ async def work(settings: Settings) -> None:
         counted.paid_invoices(await database.read(lambda conn: monitoring_store.paid_invoices(conn, since)))
         return 0
 
+    steps: dict[str, tuple[Callable[[], Awaitable[int]], float]] = {
+        "inbox": (inbox.apply_due, INBOX_POLL_SECONDS),
+        "duties": (follow_ups.do_due, FOLLOW_UPS_POLL_SECONDS),
+        "gauges": (open_gauges, GAUGES_POLL_SECONDS),
+        "holds": (expire_holds, HOLDS_POLL_SECONDS),
+        "bodies": (forget_bodies, BODIES_POLL_SECONDS),
+        "backlogs": (show_backlogs, BACKLOG_POLL_SECONDS),
+        "payments": (count_payments, PAYMENTS_POLL_SECONDS),
+        "sealing": (sealer.seal_due, USAGE_POLL_SECONDS),
+        "sending": (sender.send_due, USAGE_POLL_SECONDS),
+    }
+    if settings.reconcile_reads_max:
+        steps["reconcile"] = (comparison.go_on, RECONCILE_POLL_SECONDS)
     operators = http_port.app_of(counted.registry, ready.is_ready)
     try:
         async with http_port.answering(settings.monitoring_listen, operators), asyncio.TaskGroup() as loops:
             loops.create_task(ready.follow(stop))
-            loops.create_task(_loop("inbox", inbox.apply_due, INBOX_POLL_SECONDS, stop, counted))
-            loops.create_task(_loop("duties", follow_ups.do_due, FOLLOW_UPS_POLL_SECONDS, stop, counted))
-            loops.create_task(_loop("gauges", open_gauges, GAUGES_POLL_SECONDS, stop, counted))
-            loops.create_task(_loop("holds", expire_holds, HOLDS_POLL_SECONDS, stop, counted))
-            loops.create_task(_loop("bodies", forget_bodies, BODIES_POLL_SECONDS, stop, counted))
-            loops.create_task(_loop("backlogs", show_backlogs, BACKLOG_POLL_SECONDS, stop, counted))
-            loops.create_task(_loop("payments", count_payments, PAYMENTS_POLL_SECONDS, stop, counted))
-            loops.create_task(_loop("sealing", sealer.seal_due, USAGE_POLL_SECONDS, stop, counted))
-            loops.create_task(_loop("sending", sender.send_due, USAGE_POLL_SECONDS, stop, counted))
+            for name, (step, poll_seconds) in steps.items():
+                loops.create_task(_loop(name, step, poll_seconds, stop, counted))
             _log.info("working")
     finally:
         await database.drain()
         await stripe.close()
+        await comparing.close()
         await pool.dispose()
         await probed.dispose()
         _log.info("stopped")

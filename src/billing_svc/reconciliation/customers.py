@@ -9,7 +9,7 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables, transactions
-from billing_svc.reconciliation import objects
+from billing_svc.reconciliation import discrepancies
 from billing_svc.stripe import client
 from billing_svc.subscriptions.records import refresh_subscription
 from billing_svc.subscriptions.refusals import gone_customers
@@ -32,7 +32,7 @@ class CustomerReconciliation:
         refresher = refresh_subscription.Refresher(database, catalogs, stripe, now)
         self._gone_customers = gone_customers.GoneCustomers(database, stripe, refresher, now)
 
-    async def compare(self, account_id: str | None) -> list[objects.ObjectDiscrepancy]:
+    async def compare(self, account_id: str | None) -> list[discrepancies.ObjectDiscrepancy]:
         """Return the deleted customers of an account, or of all. Raises StripeAccountMismatch and StripeUnavailable."""
         linked = await self._database.read(lambda conn: _linked(conn, account_id))
         if account_id is None and linked:
@@ -40,12 +40,12 @@ class CustomerReconciliation:
             there = set(await self._stripe.customer_ids())
             linked = [(owner, customer_id) for owner, customer_id in linked if customer_id not in there]
         return [
-            objects.ObjectDiscrepancy(KIND, owner, customer_id, "was deleted at Stripe and is linked here")
+            discrepancies.ObjectDiscrepancy(KIND, owner, customer_id, "was deleted at Stripe and is linked here")
             for owner, customer_id in linked
             if await self._gone_customers.is_deleted(customer_id)
         ]
 
-    async def fix(self, differences: Sequence[objects.ObjectDiscrepancy], origin: audit_store.Origin) -> None:
+    async def fix(self, differences: Sequence[discrepancies.ObjectDiscrepancy], origin: audit_store.Origin) -> None:
         """Unlink the deleted customers, which also ends what they had."""
         for difference in differences:
             await self._gone_customers.unlink_if_deleted(difference.object_id, origin)

@@ -4,11 +4,11 @@ import enum
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from billing_svc.usage_export import charged_units, counters, rules, states
 
-# Older periods are paid and closed; a discrepancy in them was reported before.
+# Older periods are compared only if something in them is still open, or if an earlier instant is asked for.
 LOOKED_BACK = timedelta(days=100)
 # After a period's end: by then its invoice is final, and all sent events have arrived.
 SETTLED_AFTER = timedelta(hours=3)
@@ -28,6 +28,12 @@ class DiscrepancyKind(enum.StrEnum):
     UNREADABLE = "unreadable"  # an object at Stripe that the comparison needs cannot be read
 
 
+_REPAIRABLE = frozenset(
+    {DiscrepancyKind.UNSEALED, DiscrepancyKind.NOT_SENT, DiscrepancyKind.FAILED, DiscrepancyKind.UNINVOICED}
+)
+_REPAIRABLE_IF_TOO_LITTLE = frozenset({DiscrepancyKind.METER, DiscrepancyKind.LINE})
+
+
 @dataclass(frozen=True, slots=True)
 class UsageDiscrepancy:
     """A discrepancy of a counter; `ours` and `theirs` are units, for an invoice item minor units."""
@@ -41,8 +47,52 @@ class UsageDiscrepancy:
     detail: str
     event_name: str = ""
     report_id: str = ""
+    # The end of the counter's period, and the terms of its last write.
+    period_end: datetime | None = None
+    plan: str = ""
+    catalog_version: int = 0
     # Of LINE: the reports that no invoice charges.
     unbilled: tuple[str, ...] = ()
+
+    @property
+    def object_id(self) -> str:
+        """Return what the discrepancy is about: meter, quota period, and report or meter at Stripe."""
+        about = (self.meter, self.period_start.astimezone(UTC).isoformat(), self.report_id or self.event_name)
+        return " ".join(part for part in about if part)
+
+    def is_under_way(self, now: datetime) -> bool:
+        """Say whether the worker is about to settle it: it seals units of an open period every minute or so."""
+        return (
+            self.kind is DiscrepancyKind.UNSEALED
+            and self.period_end is not None
+            and now < self.period_end + SETTLED_AFTER
+        )
+
+    @property
+    def is_repairable(self) -> bool:
+        """Say whether `--fix` sends or charges something because of it."""
+        is_too_little = self.theirs < self.ours
+        return self.kind in _REPAIRABLE or (self.kind in _REPAIRABLE_IF_TOO_LITTLE and is_too_little)
+
+
+def period_of(object_id: str) -> datetime:
+    """Return the beginning of the quota period that an `object_id` names."""
+    return datetime.fromisoformat(object_id.split(" ")[1])
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectDiscrepancy:
+    """An object of Stripe's that differs from its row here; `detail` lists the differing columns, ours first.
+
+    `amount` is the money that is wrong, in minor units of `currency`, where it is known.
+    """
+
+    kind: str
+    account_id: str
+    object_id: str
+    detail: str
+    amount: int | None = None
+    currency: str | None = None
 
 
 def of(
@@ -57,7 +107,18 @@ def of(
 ) -> UsageDiscrepancy:
     """Return a discrepancy of a counter."""
     return UsageDiscrepancy(
-        kind, counter.account_id, counter.meter, counter.period_start, ours, theirs, detail, event_name, report_id
+        kind,
+        counter.account_id,
+        counter.meter,
+        counter.period_start,
+        ours,
+        theirs,
+        detail,
+        event_name,
+        report_id,
+        counter.period_end,
+        counter.plan,
+        counter.catalog_version,
     )
 
 

@@ -3,8 +3,7 @@
 A fetched object is applied in a transaction that is rolled back; what the row would have changed is the discrepancy.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,26 +16,17 @@ from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import tables, transactions
 from billing_svc.platform.findings import store as findings_store
+from billing_svc.reconciliation import discrepancies, store, strangers
 from billing_svc.stripe import client, leases, parse
 from billing_svc.stripe import subscriptions as stripe_subscriptions
 from billing_svc.subscriptions.invoices import apply_invoice, fetch_invoices
 from billing_svc.subscriptions.records import apply_subscription, refresh_subscription
 
-# Older invoices do not change any more.
+# Older invoices are compared only while they are draft or open here, or if an earlier instant is asked for.
 INVOICES_SINCE = timedelta(days=65)
 _COMPARING = audit_store.Origin("operator:reconcile")
 # The time of our last write is not a difference.
 _NOT_COMPARED = frozenset({"updated_at"})
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectDiscrepancy:
-    """A Stripe object whose row would change if it were applied; `detail` lists its differing columns, ours first."""
-
-    kind: str
-    account_id: str
-    object_id: str
-    detail: str
 
 
 class _Undone(Exception):
@@ -69,20 +59,51 @@ class ObjectReconciliation:
         self._clock = now
         self._refresher = refresh_subscription.Refresher(database, catalogs, stripe, now)
 
-    async def compare(self, account_id: str | None = None) -> list[ObjectDiscrepancy]:
-        """Return the discrepancies of an account, or of all. Raises StripeUnavailable and Unavailable."""
+    async def compare(self, account_id: str | None, since: datetime) -> list[discrepancies.ObjectDiscrepancy]:
+        """Return the discrepancies of an account, or of all. Raises StripeUnavailable and Unavailable.
+
+        Compared are all subscriptions, the invoices created from `since` on, and older ones that are not final here.
+        A comparison of all accounts also finds strangers who pay for a plan of ours.
+        """
         customers = await self._database.read(lambda conn: _customers(conn, account_id))
         subscriptions = await self._fetched(customers, account_id, self._stripe.every_subscription)
-        differences = await self._compare_subscriptions(subscriptions, account_id)
-        since = self._clock.now() - INVOICES_SINCE
+        ours = set(customers)
+        # An object without a readable customer may be ours too.
+        differences = await self._compare_subscriptions(
+            [data for data in subscriptions if _customer_of(data) in {None, *ours}], account_id
+        )
+        if account_id is None:
+            foreign = [data for data in subscriptions if _customer_of(data) not in {None, *ours}]
+            differences += await self._database.read(lambda conn: strangers.find(conn, foreign))
         invoices = await self._fetched(
             customers, account_id, lambda customer_id: self._stripe.every_invoice(customer_id, since)
         )
-        return differences + await self._compare_invoices(invoices, account_id, since)
+        invoices = [data for data in invoices if _customer_of(data) in {None, *ours}]
+        older, missing = await self._older_invoices(account_id, since, {parse.nested(data, "id") for data in invoices})
+        return differences + missing + await self._compare_invoices(invoices + older, account_id, since)
 
-    async def fix(self, differences: Sequence[ObjectDiscrepancy], origin: audit_store.Origin) -> None:
+    async def _older_invoices(
+        self, account_id: str | None, before: datetime, listed: Collection[object]
+    ) -> tuple[list[client.Data], list[discrepancies.ObjectDiscrepancy]]:
+        """Return Stripe's invoices that are older than the list and may be wrong, and those that Stripe lacks."""
+        fetched, missing = list[client.Data](), list[discrepancies.ObjectDiscrepancy]()
+        older = await self._database.read(lambda conn: store.older_invoices(conn, account_id, before))
+        for invoice_id, owner in older.items():
+            if invoice_id in listed:
+                continue
+            try:
+                fetched.append(await self._stripe.invoice(invoice_id))
+            except client.NotAtStripe:
+                if await self._database.read(lambda conn, at=invoice_id: _row(conn, tables.invoices, at)) is not None:  # type: ignore[misc]
+                    detail = "Stripe does not have it"
+                    missing.append(discrepancies.ObjectDiscrepancy("invoice", owner, invoice_id, detail))
+        return fetched, missing
+
+    async def fix(self, differences: Sequence[discrepancies.ObjectDiscrepancy], origin: audit_store.Origin) -> None:
         """Update the rows from Stripe; the next comparison reports rows that could not be updated."""
         for difference in differences:
+            if difference.kind == strangers.KIND:
+                continue  # whose plan it is, is a person's judgement
             try:
                 if difference.kind == "subscription":
                     await self._refresher.refresh(difference.object_id, origin)
@@ -103,16 +124,14 @@ class ObjectReconciliation:
         account_id: str | None,
         fetch: Callable[[str | None], Awaitable[list[client.Data]]],
     ) -> list[client.Data]:
-        """Return Stripe's objects that belong to our customers; for all accounts, with as few requests as possible."""
+        """Return Stripe's objects of some customers; for all accounts, those of strangers too, by the hundred."""
         if account_id is None:
-            ours = set(customers)
-            # An object without a readable customer may be ours too.
-            return [data for data in await fetch(None) if _customer_of(data) in {None, *ours}]
+            return await fetch(None)
         return [data for customer_id in customers for data in await fetch(customer_id)]
 
     async def _compare_subscriptions(
         self, fetched: Sequence[client.Data], account_id: str | None
-    ) -> list[ObjectDiscrepancy]:
+    ) -> list[discrepancies.ObjectDiscrepancy]:
         differences = []
         for data in fetched:
             try:
@@ -132,14 +151,14 @@ class ObjectReconciliation:
         known = await self._database.read(lambda conn: _living_subscriptions(conn, account_id))
         there = {parse.nested(data, "id") for data in fetched}
         return differences + [
-            ObjectDiscrepancy("subscription", owner, subscription_id, "Stripe does not list it")
+            discrepancies.ObjectDiscrepancy("subscription", owner, subscription_id, "Stripe does not list it")
             for owner, subscription_id in known
             if subscription_id not in there
         ]
 
     async def _compare_invoices(
         self, fetched: Sequence[client.Data], account_id: str | None, since: datetime
-    ) -> list[ObjectDiscrepancy]:
+    ) -> list[discrepancies.ObjectDiscrepancy]:
         differences = []
         for data in fetched:
             try:
@@ -155,14 +174,14 @@ class ObjectReconciliation:
         known = await self._database.read(lambda conn: _invoices_since(conn, account_id, since))
         there = {parse.nested(data, "id") for data in fetched}
         return differences + [
-            ObjectDiscrepancy("invoice", owner, invoice_id, "Stripe does not list it")
+            discrepancies.ObjectDiscrepancy("invoice", owner, invoice_id, "Stripe does not list it")
             for owner, invoice_id in known
             if invoice_id not in there
         ]
 
     async def _unreadable(
         self, kind: str, data: client.Data, error: errors.StripeObjectUnreadable
-    ) -> list[ObjectDiscrepancy]:
+    ) -> list[discrepancies.ObjectDiscrepancy]:
         """Return the row of an object that cannot be read; nothing if it belongs to another product's customer."""
         customer_id = _customer_of(data)
         object_id = parse.optional_text(parse.nested(data, "id")) or ""
@@ -175,9 +194,13 @@ class ObjectReconciliation:
             return None if row is None else str(row["account_id"])
 
         account_id = await self._database.read(owner)
-        return [] if account_id is None else [ObjectDiscrepancy(kind, account_id, object_id, error.message)]
+        return (
+            [] if account_id is None else [discrepancies.ObjectDiscrepancy(kind, account_id, object_id, error.message)]
+        )
 
-    async def _difference(self, kind: str, table: sa.Table, object_id: str, apply: _Apply) -> list[ObjectDiscrepancy]:
+    async def _difference(
+        self, kind: str, table: sa.Table, object_id: str, apply: _Apply
+    ) -> list[discrepancies.ObjectDiscrepancy]:
         async def work(conn: AsyncConnection) -> None:
             before = await _row(conn, table, object_id)
             account_id = await apply(conn)
@@ -187,14 +210,14 @@ class ObjectReconciliation:
             await self._database.run(work)
         except _Undone as found:
             detail = _detail(found.before, found.after)
-            return [ObjectDiscrepancy(kind, found.account_id, object_id, detail)] if detail else []
+            return [discrepancies.ObjectDiscrepancy(kind, found.account_id, object_id, detail)] if detail else []
         except apply_subscription.NotOurs:
             return []  # another product's subscription or invoice of our customer
         except errors.StripeObjectUnreadable as error:
-            return [ObjectDiscrepancy(kind, "", object_id, str(error))]
+            return [discrepancies.ObjectDiscrepancy(kind, "", object_id, str(error))]
         return []
 
-    async def _refresh_invoice(self, difference: ObjectDiscrepancy, origin: audit_store.Origin) -> None:
+    async def _refresh_invoice(self, difference: discrepancies.ObjectDiscrepancy, origin: audit_store.Origin) -> None:
         try:
             invoice = await fetch_invoices.complete(self._stripe, await self._stripe.invoice(difference.object_id))
         except client.NotAtStripe:

@@ -3,7 +3,7 @@
 `discrepancies` has the kinds of discrepancies, `repair` their repair.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,9 +14,10 @@ from billing_svc.catalog import versions
 from billing_svc.platform import clock, errors
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
-from billing_svc.reconciliation import discrepancies, repair
+from billing_svc.reconciliation import discrepancies, repair, store
 from billing_svc.stripe import client, parse, subscription_records
-from billing_svc.usage_export import billed_lines, charge_unbilled, charged_units, counters, rules, states, store
+from billing_svc.usage_export import billed_lines, charge_unbilled, charged_units, counters, rules, states
+from billing_svc.usage_export import store as reports_store
 
 ACCOUNTS_PAGE = 100
 # A line may charge reports of the quota period before the quota period in which it ends.
@@ -85,24 +86,47 @@ class UsageReconciliation:
         self._clock = now
         self._repair = repair.Repair(database, catalogs, stripe, now)
 
-    async def compare(self, account_ids: Sequence[str] | None = None) -> list[discrepancies.UsageDiscrepancy]:
-        """Return the discrepancies of some accounts, or of all. Raises StripeUnavailable and Unavailable."""
+    async def compare(
+        self,
+        account_ids: Sequence[str] | None = None,
+        since: datetime | None = None,
+        compared: Callable[[], None] = lambda: None,
+    ) -> list[discrepancies.UsageDiscrepancy]:
+        """Return the discrepancies of some accounts, or of all.
+
+        Compared are the quota periods that began at `since` or later, and the older ones that are not settled.
+        `compared` is called after each account. Raises StripeUnavailable and Unavailable.
+        """
+        since = since or self._clock.now() - discrepancies.LOOKED_BACK
+        account_ids = await self.accounts(since) if account_ids is None else account_ids
         meters = await self._stripe.meter_ids()
         found: list[discrepancies.UsageDiscrepancy] = []
-        for account_id in await self._accounts() if account_ids is None else account_ids:
-            found += await self._compare_account(account_id, meters)
+        for account_id in account_ids:
+            found += await self._compare_account(account_id, meters, since)
+            compared()
         return found
 
     async def fix(
-        self, found: Sequence[discrepancies.UsageDiscrepancy], origin: audit_store.Origin
+        self,
+        found: Sequence[discrepancies.UsageDiscrepancy],
+        origin: audit_store.Origin,
+        since: datetime | None = None,
+        did: Callable[[repair.Done], None] = lambda _done: None,
     ) -> list[discrepancies.UsageDiscrepancy]:
-        """Repair what can be repaired, and return the discrepancies that remain in the same accounts."""
-        accounts = list(dict.fromkeys(discrepancy.account_id for discrepancy in found))
-        await self._repair.mend(found, origin)
-        return await self.compare(accounts)
+        """Repair what can be repaired, and return the discrepancies that remain in the same accounts.
 
-    async def _accounts(self) -> list[str]:
-        since = self._clock.now() - discrepancies.LOOKED_BACK
+        `did` is told each thing that was done.
+        """
+        accounts = list(dict.fromkeys(discrepancy.account_id for discrepancy in found))
+        await self._repair.mend(found, origin, did)
+        return await self.compare(accounts, since)
+
+    async def accounts(self, since: datetime) -> list[str]:
+        """Return the accounts to compare, sorted: with usage to charge since an instant, or with unsettled usage."""
+        unsettled = await self._database.read(store.unsettled_accounts)
+        return sorted({*unsettled, *await self._billed_accounts(since)})
+
+    async def _billed_accounts(self, since: datetime) -> list[str]:
         found: list[str] = []
         while True:
             after = found[-1] if found else ""
@@ -113,23 +137,22 @@ class UsageReconciliation:
             if len(page) < ACCOUNTS_PAGE:
                 return found
 
-    async def _read(self, account_id: str) -> _AccountUsage:
-        since = self._clock.now() - discrepancies.LOOKED_BACK
-
+    async def _read(self, account_id: str, since: datetime) -> _AccountUsage:
         async def read(conn: AsyncConnection) -> _AccountUsage:
+            start = await store.compared_since(conn, account_id, since)
             return _AccountUsage(
                 account_id,
-                [counter for counter in await counters.billed(conn, account_id) if counter.period_start >= since],
-                await store.all_of_account(conn, account_id, since - _PERIOD_MAX),
+                [counter for counter in await counters.billed(conn, account_id) if counter.period_start >= start],
+                await reports_store.all_of_account(conn, account_id, start - _PERIOD_MAX),
                 await subscription_records.of_account(conn, account_id),
             )
 
         return await self._database.run(read)
 
     async def _compare_account(
-        self, account_id: str, meters: Mapping[str, Sequence[str]]
+        self, account_id: str, meters: Mapping[str, Sequence[str]], since: datetime
     ) -> list[discrepancies.UsageDiscrepancy]:
-        account_usage = await self._read(account_id)
+        account_usage = await self._read(account_id, since)
         now = self._clock.now()
         found: list[discrepancies.UsageDiscrepancy] = []
         for counter in account_usage.totals:
@@ -172,7 +195,7 @@ class UsageReconciliation:
         if not minutes:
             return []
         start, end = min(minutes), max(minutes) + _MINUTE
-        ours = await self._database.read(lambda conn: store.sent_between(conn, own[0], start, end))
+        ours = await self._database.read(lambda conn: reports_store.sent_between(conn, own[0], start, end))
         theirs = await self._stripe.meter_total(meter_ids, own[0].customer_id, start, end)
         # Events with an unknown outcome may have arrived.
         unknown = [
@@ -219,7 +242,7 @@ class UsageReconciliation:
                 min(report.period_start for report in account_usage.reports),
                 is_over=row.is_over,
             )
-        price_ids = await self._database.read(lambda conn: store.price_ids(conn, name))
+        price_ids = await self._database.read(lambda conn: reports_store.price_ids(conn, name))
         found = account_usage.lines[subscription_id]
         units = [charge_unbilled.sent_units(row, report, is_open=_is_open(row, report)) for report in sent]
         comparison = charged_units.compare(units, [line for key in price_ids for line in found.get(key, ())])
@@ -245,7 +268,7 @@ class UsageReconciliation:
                 found.append(
                     discrepancies.of(discrepancies.DiscrepancyKind.ITEM, counter, ours, theirs, detail, **about)
                 )
-            elif not item.get("invoice") and not store.will_be_invoiced(
+            elif not item.get("invoice") and not reports_store.will_be_invoiced(
                 _invoicing(item, account_usage.subscriptions), report.customer_id
             ):
                 detail = f"invoice item {report.invoice_item_id} is on no invoice, and no invoice will take it"

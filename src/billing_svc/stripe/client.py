@@ -69,6 +69,8 @@ class _HTTPClient(stripe.HTTPXClient):
     def __init__(self, requests: requests_made.RequestsMade) -> None:
         super().__init__(timeout=ATTEMPT_SECONDS_MAX)
         self._requests = requests
+        # Stripe rations reads.
+        self.reads = 0
 
     async def request_async(
         self,
@@ -77,6 +79,7 @@ class _HTTPClient(stripe.HTTPXClient):
         headers: Mapping[str, str],
         post_data: Any = None,  # noqa: ANN401 - the SDK's own
     ) -> requests_made.Answer:
+        self.reads += method.upper() == "GET"
         send = functools.partial(super().request_async, method, url, headers, post_data)
         return await self._requests.make(method, url, send)
 
@@ -176,6 +179,11 @@ class Stripe:
         requests = requests_made.RequestsMade(counted, limits)
         call_seconds_max = CALL_SECONDS_MAX + call_limits.WAIT_SECONDS_MAX
         return cls(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base, call_seconds_max, requests)
+
+    @property
+    def reads(self) -> int:
+        """Return how many reads this client has made, with the SDK's repeats."""
+        return self._http.reads
 
     async def close(self) -> None:
         """Close the connections."""

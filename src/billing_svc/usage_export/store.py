@@ -18,6 +18,11 @@ OPEN_MAX = 200
 
 _REPORTS = tables.usage_reports
 _PRICES = tables.stripe_prices
+# Literals, so that Postgres can use the partial indexes.
+_IS_UNSETTLED = sa.or_(
+    _REPORTS.c.state.in_([sa.literal_column(f"'{state}'") for state in states.OPEN]),
+    _REPORTS.c.state == sa.literal_column("'failed'"),
+)
 
 _UNITS = _REPORTS.c.to_units - _REPORTS.c.from_units
 _COLUMNS = select_list.columns(rules.UsageReport, _REPORTS)
@@ -252,6 +257,26 @@ async def find(conn: AsyncConnection, account_id: str, report_id: str) -> rules.
     query = sa.select(*_COLUMNS).where(_REPORTS.c.account_id == account_id, _REPORTS.c.report_id == report_id)
     row = (await conn.execute(query)).one_or_none()
     return None if row is None else _report(row)
+
+
+async def unsettled_accounts(conn: AsyncConnection) -> list[str]:
+    """Return the accounts with reports of any age that the worker still has to act on, or that failed."""
+    return list((await conn.execute(sa.select(_REPORTS.c.account_id).distinct().where(_IS_UNSETTLED))).scalars())
+
+
+async def unsettled_since(conn: AsyncConnection, account_id: str) -> datetime | None:
+    """Return the beginning of the account's earliest period with such a report."""
+    first = sa.func.min(_REPORTS.c.period_start)
+    start: datetime | None = await conn.scalar(
+        sa.select(first).where(_REPORTS.c.account_id == account_id, _IS_UNSETTLED)
+    )
+    return start
+
+
+async def changed_accounts(conn: AsyncConnection, since: datetime) -> list[str]:
+    """Return the accounts with reports that were made or settled since an instant. Scans the table."""
+    has_changed = sa.or_(_REPORTS.c.sealed_at >= since, _REPORTS.c.closed_at >= since)
+    return list((await conn.execute(sa.select(_REPORTS.c.account_id).distinct().where(has_changed))).scalars())
 
 
 def _total(column: sa.ColumnElement[int], where: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:

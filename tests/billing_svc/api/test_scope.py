@@ -23,6 +23,7 @@ WITHOUT_ITS_GROUP = {"AcceptStripeEvent"}
 OF_ALL_ACCOUNTS = {
     "ListAccounts",
     "ListAllInvoices",
+    "ListFindings",
     "ListAuditEntries",
     "ListStripeEvents",
     "ReplayStripeEvents",

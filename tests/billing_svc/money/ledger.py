@@ -145,7 +145,8 @@ class Ledger(dealing.Dealing):
         """Return what `billing-svc reconcile` would print; with `fix`, what remains after `--fix`."""
         billing = self.world.billing
         comparison = reconcile.Comparison(billing.transactions, self.catalogs, self.world.stripe, billing.clock)
-        return [(one.kind, one.detail) for one in await comparison.run(ORIGIN, self.account_id, fix=fix)]
+        outcome = await comparison.run(ORIGIN, reconcile.Scope(self.account_id), reconcile.RunOptions(fix=fix))
+        return [(one.kind, one.detail) for one in outcome.findings]
 
     async def as_told(self) -> tuple[object, ...]:
         """Return what `GetSubscription` says of the plan subscription."""

@@ -63,7 +63,8 @@ async def test_every_base_item_is_found_on_whichever_page(tiers: Ledger) -> None
     await tiers.work()
     assert (await tiers.told()).plan == "big"
     comparison = reconcile.Comparison(world.billing.transactions, tiers.catalogs, world.stripe, world.billing.clock)
-    assert [one.kind for one in await comparison.run(ORIGIN, None, fix=False)] == ["items_differ", "two_plans"]
+    outcome = await comparison.run(ORIGIN, reconcile.Scope(), reconcile.RunOptions())
+    assert [one.kind for one in outcome.findings] == ["items_differ", "two_plans"]
     await tiers.change(plan="small")
     assert (await tiers.told()).plan == "small"
     world.sandbox.faults.app = whole

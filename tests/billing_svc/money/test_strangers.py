@@ -32,7 +32,8 @@ async def differences(world: World) -> list[tuple[str, str]]:
     comparison = reconcile.Comparison(
         world.billing.transactions, versions.CatalogCache(), world.stripe, world.billing.clock
     )
-    return [(one.kind, one.detail) for one in await comparison.run(ORIGIN, None, fix=False)]
+    outcome = await comparison.run(ORIGIN, reconcile.Scope(), reconcile.RunOptions())
+    return [(one.kind, one.detail) for one in outcome.findings]
 
 
 async def test_it_is_ignored_with_its_invoices(ledger: Ledger) -> None:

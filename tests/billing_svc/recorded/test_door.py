@@ -164,7 +164,8 @@ async def test_reconcile_gives_a_row_to_what_it_cannot_read_and_compares_the_res
     comparison = objects.ObjectReconciliation(
         door.billing.transactions, versions.CatalogCache(), stripe, door.billing.clock
     )
-    found = {one.object_id: (one.account_id, one.detail) for one in await comparison.compare()}
+    since = door.billing.clock.now() - objects.INVOICES_SINCE
+    found = {one.object_id: (one.account_id, one.detail) for one in await comparison.compare(None, since)}
     assert found["sub_wrong"] == ("org_1", "subscription sub_wrong: items is null, not an object")
     assert found["in_wrong"][0] == "org_1"
     assert found["in_wrong"][1].startswith("invoice in_wrong: total is 10.5, not a whole number")
@@ -172,8 +173,9 @@ async def test_reconcile_gives_a_row_to_what_it_cannot_read_and_compares_the_res
     assert found["in_new"] == ("org_1", "is not stored here")
     assert set(found) == {"sub_wrong", "sub_ours", "in_wrong", "in_new"}
     door.stripe.objects["/v1/billing/meters"] = [{"id": "mtr_1"}]
-    rows = await reconcile.Comparison(
+    door.stripe.objects["/v1/customers"] = [{"id": shapes.CUSTOMER}]
+    outcome = await reconcile.Comparison(
         door.billing.transactions, versions.CatalogCache(), stripe, door.billing.clock
-    ).run(ORIGIN, None, fix=True)
-    assert {"sub_wrong", "in_wrong"} <= {row.about for row in rows}
+    ).run(ORIGIN, reconcile.Scope(), reconcile.RunOptions(fix=True))
+    assert {"sub_wrong", "in_wrong"} <= {row.about for row in outcome.findings}
     await stripe.close()

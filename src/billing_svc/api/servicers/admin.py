@@ -6,6 +6,7 @@ from billing.v1 import admin_pb2, admin_pb2_grpc
 from billing_svc.api import account_overview, interceptors
 from billing_svc.api.conversions import admin
 from billing_svc.api.conversions import audit as audit_conversions
+from billing_svc.api.conversions import findings as findings_conversions
 from billing_svc.api.conversions import invoices as invoices_conversions
 from billing_svc.api.conversions import overrides as overrides_conversions
 from billing_svc.api.conversions import quota as quota_conversions
@@ -18,6 +19,7 @@ from billing_svc.platform import clock
 from billing_svc.platform.accounts import store as accounts_store
 from billing_svc.platform.audit import store as audit_store
 from billing_svc.platform.database import transactions
+from billing_svc.platform.findings import store as findings_store
 from billing_svc.subscriptions.invoices import store as invoices_store
 
 
@@ -87,6 +89,14 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         now = self._clock.now()
         replayed = await self._database.run(lambda conn: replay_events.run(conn, replay, origin, now))
         return events_conversions.to_proto_replayed(replayed)
+
+    async def ListFindings(
+        self, request: admin_pb2.ListFindingsRequest, context: interceptors.Context
+    ) -> admin_pb2.ListFindingsResponse:
+        """List the open findings, the oldest first."""
+        choice, page = findings_conversions.from_proto_list(request)
+        rows = await self._database.read(lambda conn: findings_store.list_page(conn, choice, page.after, page.size + 1))
+        return findings_conversions.to_proto_list(rows, page)
 
     async def ListAuditEntries(
         self, request: admin_pb2.ListAuditEntriesRequest, context: interceptors.Context

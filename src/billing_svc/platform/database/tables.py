@@ -703,6 +703,31 @@ stripe_call_limits = sa.Table(
     sa.Column("free_at", _INSTANT, nullable=False),
 )
 
+# The worker's scheduled comparison with Stripe: a single row, with the pass under way or the last one.
+reconcile_passes = sa.Table(
+    "reconcile_passes",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    # The holder of the highest number works on the pass, until `leased_until`.
+    sa.Column("fence", sa.BigInteger, nullable=False),
+    sa.Column("leased_until", _INSTANT, nullable=False),
+    # A pass is due: the next one, or the rest of one that has used its reads.
+    sa.Column("due_at", _INSTANT, nullable=False),
+    sa.Column("began_at", _INSTANT, nullable=False),
+    # Null while a pass is under way.
+    sa.Column("ended_at", _INSTANT),
+    # When the last pass that compared everything began; null before the first.
+    sa.Column("full_began_at", _INSTANT),
+    sa.Column("is_full", sa.Boolean, nullable=False),
+    # Compared is what has changed since then.
+    sa.Column("changed_since", _INSTANT, nullable=False),
+    sa.Column("objects_compared", sa.Boolean, nullable=False),
+    # The last account whose usage was compared.
+    sa.Column("after_account", sa.Text, nullable=False),
+    # The reads since the pass began, or went on after a pause.
+    sa.Column("reads", sa.BigInteger, nullable=False),
+)
+
 # A row for each mutation that is not usage, written in the mutation's transaction.
 audit_log = sa.Table(
     "audit_log",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
     from rich.console import Console
+    from rich.progress import Progress
 
     from billing_svc.platform.clock import Clock
     from billing_svc.platform.database.transactions import Transactions
@@ -31,6 +32,25 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 
 class Refusal(Exception):
     """The command cannot be carried out; the message tells the user what to do."""
+
+
+class Failed(Exception):
+    """A command failed whose exit status tells failures apart; `__cause__` is what went wrong."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+
+@contextlib.contextmanager
+def failing_with(code: int) -> Iterator[None]:
+    """Give every failure inside this exit status, also a defect of ours."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        raise Failed(code) from error
 
 
 def refuse(sentence: str) -> Never:
@@ -110,16 +130,37 @@ def show(message: "Message") -> None:
     typer.echo(shown.to_json(message))
 
 
+class Bar:
+    """A progress bar with counts; shows nothing without a terminal."""
+
+    def __init__(self, progress: "Progress | None", what: str, unit: str) -> None:
+        self._progress = progress
+        self._unit = unit
+        self._task = None if progress is None else progress.add_task(what, total=None, unit=unit)
+
+    def show(self, done: int, total: int) -> None:
+        """Show how much is done."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
+
+    def pause(self) -> None:
+        """Stop drawing, so that a question can be asked."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
 @contextlib.contextmanager
-def progress(what: str) -> Iterator[None]:
-    """Show on a terminal that work is under way; show nothing elsewhere."""
+def progress_bar(what: str, unit: str) -> Iterator[Bar]:
+    """Show on a terminal how much of some work is done; show nothing elsewhere."""
     if not sys.stderr.isatty():
-        yield
+        yield Bar(None, what, unit)
         return
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status(what):
-        yield
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
+        yield Bar(progress, what, unit)
 
 
 def console() -> "Console":

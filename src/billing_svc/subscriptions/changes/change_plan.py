@@ -150,7 +150,8 @@ class PlanChanges:
         held = rules.Held(row.plan, row.price, row.quantity, row.catalog_version, sold, row.custom_price_id)
         choice = rules.choose(order, held, await self._catalogs.get(conn, version), version)
         # The present choice is valid if there is something to undo: a pending change, or items that are not as sold.
-        is_as_sold = not await findings_store.open_about(conn, row.account_id, row.subscription_id)
+        noted = await findings_store.open_about(conn, row.account_id, row.subscription_id)
+        is_as_sold = findings_store.OF_ITEMS.isdisjoint(noted)
         if choice.is_of(held) and is_as_sold and not (order.at_period_end and row.pending_plan is not None):
             message = f"the account has {row.plan} at this price and quantity already"
             raise errors.PlanUnchanged(message, {"plan": row.plan, "price": row.price})

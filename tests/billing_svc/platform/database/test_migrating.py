@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from billing_svc.platform.database import embedded, engine, migrating, tables
 from tests import ports
 
-_HEAD = "0012"
+_HEAD = "0014"
 
 
 def _connect(url: str) -> sa.Connection:
