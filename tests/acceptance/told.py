@@ -98,6 +98,7 @@ async def _make_prices(conn: AsyncConnection, catalogs: versions.CatalogCache, v
             "price": one.price,
             "meter": one.meter,
             "pay_as_you_go": one.pay_as_you_go,
+            "stripe_event_name": one.lookup_key if one.meter else None,
             "is_current": True,
             "created_at": now,
         }

@@ -194,7 +194,7 @@ async def test_a_fault_at_each_statement_of_applying_an_event_is_made_up_for(
         account_id = f"org_{at}"
         known = {event["id"] for event in await world.events("customer.subscription.")}
         await world.subscribe(account_id)
-        (event,) = (one for one in await world.events("customer.subscription.") if one["id"] not in known)
+        event = next(one for one in await world.events("customer.subscription.") if one["id"] not in known)
         await world.deliver(event)
         engine = world.billing.transactions._engine  # noqa: SLF001 - as above
         faulty = injecting.Faulty(engine, rng.choice(faults), at, lasting=rng.random() < 0.5)

@@ -155,7 +155,7 @@ def invoiced(
     counter: counters.UnreportedCounter,
     own: Sequence[rules.UsageReport],
     sent: Sequence[rules.UsageReport],
-    comparison: charged_units.Comparison,
+    comparison: charged_units.UnitsComparison,
 ) -> list[UsageDiscrepancy]:
     """Return the difference between a counter's reports and what the invoices charge.
 

@@ -18,6 +18,7 @@ _SETTLED_BY = {
     Kind.CUSTOMER: f"{_FIX} unlinks it",
     Kind.SUBSCRIPTION: f"{_FIX} takes Stripe's state; what cannot be read has to be mended at Stripe",
     Kind.INVOICE: f"{_FIX} takes Stripe's state; what cannot be read has to be mended at Stripe",
+    Kind.REPAYMENT: f"{_FIX} takes Stripe's state",
     Kind.STRANGER: "write the account's id into the customer's metadata at Stripe, or cancel it there and pay it back",
     Kind.USAGE_UNSEALED: f"the worker seals it; {_FIX} does so at once",
     Kind.USAGE_SLICES: "a defect of ours: compare usage_counters with usage_reports",

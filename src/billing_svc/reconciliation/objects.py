@@ -293,7 +293,10 @@ def _detail(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -
 def _short(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat(timespec="seconds")
-    return "other" if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        kinds = [one[0] for one in value if isinstance(one, tuple)]  # of findings
+        return ", ".join(kinds) if kinds else "other" if value else "none"
+    return str(value)
 
 
 def _customer_of(data: client.Data) -> str | None:

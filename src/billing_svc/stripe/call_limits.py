@@ -23,7 +23,7 @@ AHEAD_SECONDS_MAX = 5.0
 # Then a waiting caller gives up. A lease of a Stripe object (30 seconds) must outlast this, the call and a transaction.
 WAIT_SECONDS_MAX = 10.0
 # Stripe admits 25 a second for each endpoint; the rest is left to the calls that a caller of the service waits for.
-ENDPOINT_CALLS_PER_SECOND = 20.0
+ENDPOINT_CALLS_PER_SECOND = 20
 # Stripe admits 1,000 a second here.
 _UNLIMITED_ENDPOINTS = frozenset({"POST /v1/billing/meter_events"})
 _ALL = "all"
@@ -102,8 +102,9 @@ class _CallLimit:
         }
 
         async def reserve(conn: AsyncConnection) -> float:
-            return float((await conn.execute(_RESERVE, values)).scalar_one())
+            seconds: float = (await conn.execute(_RESERVE, values)).scalar_one()
+            return seconds
 
         wait_seconds = await self._database.run(reserve)
-        first = asyncio.get_running_loop().time() + max(0.0, wait_seconds)
+        first = asyncio.get_running_loop().time() + max(0, wait_seconds)
         self._reserved.extend(first + n * self._interval_seconds for n in range(calls))

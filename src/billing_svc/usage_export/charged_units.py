@@ -62,7 +62,7 @@ class Surplus:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class UnitsComparison:
     """The result: what became of each report that is not open, and what is charged too much."""
 
     reports: dict[str, ReportCharge]
@@ -87,7 +87,7 @@ class _Span:
         return all(line.state is not ChargeState.WAITING for line in self.lines)
 
 
-def compare(sent: Sequence[SentUnits], lines: Iterable[Line]) -> Comparison:
+def compare(sent: Sequence[SentUnits], lines: Iterable[Line]) -> UnitsComparison:
     """Return what became of the reports of one meter of a subscription; `sent` is in the order of sending."""
     spans = _spans(lines)
     uncovered: list[SentUnits] = []
@@ -98,7 +98,7 @@ def compare(sent: Sequence[SentUnits], lines: Iterable[Line]) -> Comparison:
             holding[-1].reports.append(report)
         elif not report.is_open:
             uncovered.append(report)
-    result = Comparison({}, [])
+    result = UnitsComparison({}, [])
     # Stripe makes no line for a sum of 0.
     is_nothing = sum(report.units for report in uncovered) == 0
     for report in uncovered:
@@ -122,7 +122,7 @@ def _spans(lines: Iterable[Line]) -> list[_Span]:
     return spans
 
 
-def _compare_span(span: _Span, result: Comparison) -> None:
+def _compare_span(span: _Span, result: UnitsComparison) -> None:
     charged, lost = span.sum(ChargeState.CHARGED), span.sum(ChargeState.LOST)
     sent = sum(report.units for report in span.reports)
     missing = max(0, sent) - charged - lost  # Stripe bills nothing for a negative sum

@@ -136,7 +136,7 @@ async def test_a_subscription_whose_prices_are_not_what_stripe_holds_is_not_move
     assert move.refusal.removesuffix("; ChangePlan with newest_catalog moves it, with the new prices") == reason
     refused = await apply(billing, move)
     assert refused is not None
-    assert refused.refusal == reason
+    assert refused.refusal == move.refusal
     assert (await check(billing, "org_1", "runs")).catalog_version == 1
 
 

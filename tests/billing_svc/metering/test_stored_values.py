@@ -227,6 +227,7 @@ async def test_a_decision_reads_each_fact_from_its_column(engine: AsyncEngine, p
         await conn.execute(sa.insert(tables.subscriptions).values(subscription))
         past = {"account_id": "org_1", "is_plan": True, "billing_period_start": _at(15)}
         past |= dataclasses.asdict(PAST_STRETCH)
+        del past["missing_meters"]  # of the present items; a past stretch lacks none
         await conn.execute(sa.insert(tables.subscription_history).values(past))
         await conn.execute(
             sa.insert(tables.account_overrides).values(account_id="org_1", meter="runs", **dataclasses.asdict(OVERRIDE))

@@ -43,6 +43,8 @@ async def test_what_was_used_before_and_in_a_pause_is_charged_once_or_forgiven(
     # The end of the subscription settles what no invoice charges: nothing is left.
     await ledger.cancel()
     await ledger.advance(days=1)
-    assert await ledger.differences() == []
+    # Since the pause is over, the draft that it kept waits for a person.
+    stuck = [("invoice", "findings: none is draft_stuck at Stripe")] if behavior == "keep_as_draft" else []
+    assert await ledger.differences() == stuck
     totals = {one["id"]: one["total"] for one in await ledger.world.sandbox.all("/v1/invoices")}
     assert sum(totals.values()) == 2000 + 2150 + 2250

@@ -57,7 +57,9 @@ async def test_when_stripe_gives_up_the_plan_is_lost_and_what_was_used_is_asked_
     assert beyond > 4
     await ledger.advance(days=33)
     assert await ledger.charged_by_meters() == beyond * RUN
-    assert [kind for kind, _ in await ledger.differences()] == []
+    # The draft that an unpaid subscription leaves behind charges nobody.
+    expected = {"canceled": [], "unpaid": ["draft_stuck"]}[ends]
+    assert [kind for kind, _ in await ledger.differences()] == expected
 
 
 async def test_ended_in_the_dashboard_without_a_last_invoice(ledger: Ledger) -> None:

@@ -164,6 +164,7 @@ async def test_reconcile_gives_a_row_to_what_it_cannot_read_and_compares_the_res
     comparison = objects.ObjectReconciliation(
         door.billing.transactions, versions.CatalogCache(), stripe, door.billing.clock
     )
+    door.stripe.objects["/v1/charges"] = []
     since = door.billing.clock.now() - objects.INVOICES_SINCE
     found = {one.object_id: (one.account_id, one.detail) for one in await comparison.compare(None, since)}
     assert found["sub_wrong"] == ("org_1", "subscription sub_wrong: items is null, not an object")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from billing_svc.stripe.invoice_charges import ChargeState
-from billing_svc.usage_export.charged_units import Comparison, Line, ReportCharge, SentUnits, compare
+from billing_svc.usage_export.charged_units import Line, ReportCharge, SentUnits, UnitsComparison, compare
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 CHARGED, LOST, FORGIVEN, WAITING = ChargeState.CHARGED, ChargeState.LOST, ChargeState.FORGIVEN, ChargeState.WAITING
@@ -24,7 +24,7 @@ def sent(*reports: tuple[float, int]) -> list[SentUnits]:
     return [SentUnits(f"r{number}", at(day), units) for number, (day, units) in enumerate(reports, 1)]
 
 
-def unbilled(found: Comparison) -> dict[str, int]:
+def unbilled(found: UnitsComparison) -> dict[str, int]:
     return {key: charge.unbilled for key, charge in found.reports.items() if charge.unbilled}
 
 

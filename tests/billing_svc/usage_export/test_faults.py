@@ -363,7 +363,7 @@ async def test_a_meter_that_lost_units_is_shown_and_mended(world: World, worker:
     await worker.catch_up()
     # As if Stripe had lost it without an error report: its timestamp is moved to a minute that the meter has no event
     # of.
-    stamped = tables.usage_reports.c.reported_for - timedelta(minutes=5)
+    stamped = tables.usage_reports.c.reported_for + timedelta(minutes=5)
     await world.execute(sa.update(tables.usage_reports).values(reported_for=stamped))
     await worker.advance(timedelta(minutes=20))
     (drift,) = await drifts(world)

@@ -92,6 +92,7 @@ async def test_a_draft_released_by_hand_becomes_final_after_the_delay(billing: B
 
 async def test_a_draft_of_a_subscription_that_is_canceled_is_not_finalised(billing: Billing) -> None:
     draft = await renewed(billing)
+    await billing.advance(60)
     await billing.api.subscriptions.cancel_async(str(draft.parent.subscription_details.subscription))  # type: ignore[union-attr]
     await billing.advance(4 * DAY)
     assert await status(billing, draft) == "draft"

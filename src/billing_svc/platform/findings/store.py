@@ -31,6 +31,7 @@ class Kind(enum.StrEnum):
     CUSTOMER = "customer"  # a linked customer was deleted at Stripe
     SUBSCRIPTION = "subscription"  # a subscription's row differs from Stripe's object, or the object cannot be read
     INVOICE = "invoice"  # the same of an invoice
+    REPAYMENT = "repayment"  # an invoice's refunds or disputes differ from those at Stripe
     STRANGER = "stranger"  # somebody pays for a plan of ours, and belongs to no account
     USAGE_UNSEALED = "usage: unsealed"  # billable units are in no usage report
     USAGE_SLICES = "usage: slices"  # reports do not add up to the accrued units
@@ -46,7 +47,7 @@ class Kind(enum.StrEnum):
 # A change of plan puts these right.
 OF_ITEMS = frozenset({Kind.ITEMS_DIFFER, Kind.TWO_PLANS})
 # Opened and closed by comparisons only.
-COMPARED_OBJECTS = frozenset({Kind.CUSTOMER, Kind.SUBSCRIPTION, Kind.INVOICE, Kind.STRANGER})
+COMPARED_OBJECTS = frozenset({Kind.CUSTOMER, Kind.SUBSCRIPTION, Kind.INVOICE, Kind.REPAYMENT, Kind.STRANGER})
 COMPARED_USAGE = frozenset(kind for kind in Kind if kind.startswith("usage: "))
 
 

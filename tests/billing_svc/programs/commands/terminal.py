@@ -1,5 +1,6 @@
 """Commands as people run them: processes with an environment, an output and an exit status."""
 
+import atexit
 import functools
 import json
 import os
@@ -68,7 +69,7 @@ _ONE_AT_A_TIME = threading.Lock()
 @functools.cache
 def _forking() -> subprocess.Popen[str]:
     """Start the process that forks; it ends with this process, which holds its standard input."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "tests.billing_svc.programs.commands.forks"],
         cwd=ROOT,
         # The commands' log sets this before they import gRPC, which here is imported already.
@@ -78,6 +79,8 @@ def _forking() -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+    atexit.register(process.communicate)
+    return process
 
 
 def refusal(*arguments: str, env: dict[str, str] | None = None, code: int = 1) -> str:
