@@ -52,9 +52,9 @@ class MeterState:
         counter = replace(counter, level=self.facts.level)
         return rules.raise_peak(self.allowance(under, under.period.start), counter)
 
-    def allowance(self, under: terms.EffectiveTerms, at: datetime) -> terms.Allowance:
+    def allowance(self, under: terms.EffectiveTerms, at: datetime, used_at: datetime | None = None) -> terms.Allowance:
         """Return the meter's allowance under some terms, with the account's override."""
-        return under.allowance(self.meter, self.facts.override, at)
+        return under.allowance(self.meter, self.facts.override, at, used_at)
 
     def units(self, under: terms.EffectiveTerms, quantity: int) -> int:
         """Return a quantity in the meter's units; an operation has the cost of the catalog version that was sold."""

@@ -133,10 +133,15 @@ class EffectiveTerms:
         """Say whether a payment is overdue; the plan stays in force meanwhile."""
         return self.subscription is not None and self.subscription.status == "past_due"
 
-    def allowance(self, meter: str, override: Override | None, at: datetime) -> Allowance:
-        """Return the allowance of a meter at `at`. An override is for the whole account, not for each seat."""
+    def allowance(
+        self, meter: str, override: Override | None, at: datetime, used_at: datetime | None = None
+    ) -> Allowance:
+        """Return the allowance of a meter at `at`. An override is for the whole account, not for each seat.
+
+        `used_at`: when the usage happened, if not at `at`. What was used before a pause at Stripe is charged.
+        """
         limit = self.plan.limit(meter, pay_as_you_go=self.pay_as_you_go)
-        if limit is not None and self._is_overage_denied(at):
+        if limit is not None and self._is_overage_denied(used_at or at):
             limit = limit.without_overage
         if override is not None and override.holds(at):
             return Allowance(

@@ -42,14 +42,16 @@ class TargetPeriod:
     allowance: terms.Allowance
     key: counters_store.CounterKey
     is_gauge: bool
+    used_at: datetime
 
     @classmethod
     def at(
-        cls, known: lookup.MeterState, under: terms.EffectiveTerms, now: datetime, *, is_gauge: bool
+        cls, known: lookup.MeterState, under: terms.EffectiveTerms, now: datetime, used_at: datetime, *, is_gauge: bool
     ) -> "TargetPeriod":
-        """Return the period that the terms name."""
+        """Return the period that the terms name; usage from before it counts as usage of now."""
         key = (known.asked.account_id, known.meter, under.period.start)
-        return cls(known, under, known.allowance(under, now), key, is_gauge)
+        used_at = used_at if used_at >= under.period.start else now
+        return cls(known, under, known.allowance(under, now, used_at), key, is_gauge, used_at)
 
     @property
     def gauge_key(self) -> gauges_store.GaugeKey:

@@ -103,7 +103,7 @@ def _place(
             if account_state.created_at is None:
                 account_state = replace(account_state, created_at=accounts_rules.signup(now))
             under = rules.terms_of_event(account_state, found.catalogs, counts_at, now)
-            target = batch_ledger.TargetPeriod.at(found, under, now, is_gauge=is_gauge)
+            target = batch_ledger.TargetPeriod.at(found, under, now, counts_at, is_gauge=is_gauge)
             targets[id(found), counts_at] = target
         one = batch_ledger.PlacedEvent(n, event, occurred_at, target)
         # Rows of gauges are created before their events are decided. The first event of an unknown account must create
@@ -220,7 +220,7 @@ async def _keep_terms(
         if row.overridden
         else None
     )
-    target.allowance = target.under.allowance(target.known.meter, override, now)
+    target.allowance = target.under.allowance(target.known.meter, override, now, target.used_at)
 
 
 def _repeated(event: rules.NewEvent, sent: rules.SentEvent, recorded: rules.RecordedEvent) -> batch_ledger.EventOutcome:
