@@ -64,9 +64,6 @@ async def test_an_upgrade_and_a_cancellation_charge_each_unit_once(tiers: Ledger
 async def test_what_is_recorded_while_the_plan_changes_is_charged_by_the_terms_that_it_was_recorded_under(
     tiers: Ledger,
 ) -> None:
-    # Without the lag: with it, the settlement can leave a report to `reconcile` that was sent in the second before the
-    # change (a finding `usage: line`, which --fix charges).
-    await tiers.world.sandbox.control("POST", "delays", {"meters": 0})
     bounds = await period(tiers)
     await tiers.use("runs", 100)
     await tiers.advance(days=3)
