@@ -9,8 +9,8 @@ from tests.billing_svc.sandboxed import World
 METER_LAG_SECONDS = 20
 
 
-# BILLING_METERS_LAG=1 adds the lag. With it, the settlement can leave a report to `reconcile` that was sent in the second
-# before a change (a finding `usage: line`, which --fix charges): not every run is green yet.
+# BILLING_METERS_LAG=1 adds the lag. With it, the settlement can leave a report to `reconcile` that was sent just before
+# a change (a finding `usage: line`, which --fix charges): not every run is green yet.
 @pytest.fixture(params=["meters_count_at_once", *(["meters_lag"] if os.environ.get("BILLING_METERS_LAG") else [])])
 async def each_meter_lag(request: pytest.FixtureRequest, world: World) -> None:
     """Runs a test once with meters that count at once, and once with meters that lag, as Stripe's do."""
