@@ -176,7 +176,7 @@ class LateUsage:
         return 1
 
     async def _invoice(self, lease: leases.Lease, first: rules.UsageReport) -> int:
-        """Put all items that wait for it, of the first report's customer, on an invoice."""
+        """Invoice the items of all due reports of the first report's customer, on one invoice."""
         waiting = await self._due(first.account_id, states.ReportState.ITEMISED)
         invoiced = await self._invoices.invoice(
             first, [report for report in waiting if report.customer_id == first.customer_id]
